@@ -1,0 +1,62 @@
+# Everything sets itself up in .venv; the second time that takes a moment.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+# The CPU build of torch first and exactly: a plain `torch` brings gigabytes of CUDA. Where a GPU is wanted,
+# `make install TORCH=torch`.
+TORCH ?= torch==2.13.0
+RUNS ?= runs
+
+.PHONY: install demo demo-incompressibility test test-slow check format bench docs bundled curves clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 24
+
+.venv/installed: pyproject.toml
+	@test -d .venv || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (about a minute the first time)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" 2> >(grep -v "is ignored: it is neither" >&2)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]" 2> >(grep -v "is ignored: it is neither" >&2)
+	@touch $@
+
+install: .venv/installed ## install the package and its development tools into .venv
+
+demo: install ## DDPO on the bundled model, in minutes on a CPU: simple pictures
+	$(BIN)/tastemaker train ddpo-compressibility
+
+demo-incompressibility: install ## the same with the opposite reward: busy pictures
+	$(BIN)/tastemaker train ddpo-incompressibility
+
+test: install ## all tests that need no GPU and no long time
+	$(BIN)/python -m pytest -q
+
+test-slow: install ## the longer tests: full-size Stable Diffusion, the judge's validation
+	$(BIN)/python -m pytest -q -m slow
+
+check: install ## linter, formatter and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install ## formats the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## seconds a round and by phase, on the bundled model
+	$(BIN)/python benchmarks/round.py
+
+docs: install ## measures the bundled model by the judge, and checks that public things are documented
+	$(BIN)/python scripts/bundled/measure.py
+	$(BIN)/python scripts/docs_coverage.py
+
+bundled: install ## makes the bundled model and its judge again, from nothing (about two hours on 2 cores)
+	$(BIN)/python scripts/bundled/build.py all --work build/bundled
+	$(BIN)/python scripts/bundled/judge.py --work build/bundled
+	$(BIN)/python scripts/bundled/ship.py --work build/bundled
+
+curves: install ## the figures of docs/ddpo.md: two estimators, two rewards, three seeds
+	$(BIN)/python benchmarks/curves.py
+
+clean: ## removes what the build made
+	rm -rf .venv build .pytest_cache .ruff_cache

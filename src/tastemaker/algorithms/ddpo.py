@@ -1,0 +1,62 @@
+"""DDPO: denoising as a decision process, trained with policy gradients (methods.md §2; DDPO paper §4.3, A.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tastemaker.types import Metrics, Rollout, Rows, Task
+
+
+@dataclass(frozen=True)
+class DDPO:
+    """Denoising diffusion policy optimisation.
+
+    `is`: the importance-sampled, clipped estimator (Eq. 4 of the paper as implemented in A.1), several updates
+    a round. `sf`: the score function (REINFORCE; Eq. 3), which is unbiased for one update a round only.
+    """
+
+    name: ClassVar[str] = "ddpo"
+    needs: ClassVar[Literal["rollouts"]] = "rollouts"
+
+    estimator: Literal["is", "sf"] = "is"
+    """`is`: importance-sampled and clipped. `sf`: score function, for one update a round."""
+    clip: float = 1e-4
+    """Clip range of the ratio of mean (per-element) probabilities, as in the paper (methods.md §1.2)."""
+
+    def __post_init__(self) -> None:
+        if self.clip <= 0:
+            raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the paper has 1e-4)")
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each picture and each kept step of the rollout: B * W rows."""
+        from tastemaker.types import all_rows
+
+        return all_rows(rollout)
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N rows, unreduced, and per-row metrics [N].
+
+        The network runs once for all rows, guided with the weight used in sampling (methods.md §1.4).
+        """
+        from tastemaker import losses
+
+        step = rows.transitions()
+        logp = task.log_prob(step)
+        log_ratio = logp - step.logp
+        ratio = log_ratio.exp()
+        if self.estimator == "sf":
+            loss = losses.score_function(logp, step.advantage)
+        else:
+            loss = losses.clipped_surrogate(ratio, step.advantage, self.clip)
+        off = (ratio.detach() - 1).abs()
+        return loss, {
+            "ratio_deviation": off,
+            "clip_fraction": (off > self.clip).float(),
+            "approx_kl": 0.5 * log_ratio.detach().square(),
+        }

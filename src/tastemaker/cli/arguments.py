@@ -1,0 +1,136 @@
+"""Flags from dataclasses through tyro, with every mistake turned into one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import itertools
+import re
+from typing import Any, NoReturn, TypeVar, cast, get_origin
+
+import tyro
+
+from tastemaker.errors import ConfigError
+from tastemaker.training.reflection import dataclass_members, field_types, union_members
+
+T = TypeVar("T")
+
+_ASSIGNMENT = re.compile(r"^(--)?([A-Za-z_][\w-]*(?:\.[\w-]+)*)=(.*)$", re.DOTALL)
+# tyro passes on what Python says of a value, which means little to those who do not program.
+_REWORDED = (
+    (r"Error parsing (--\S+): could not convert string to float: (.*)", r"\1 is \2, expected a number"),
+    (r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)", r"\1 is \2, expected a whole number"),
+    (r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \[(.*?)\].*", r"\1 is \3, expected \2"),
+    (r"Error parsing (--\S+): Could not parse arguments \[(.*)\] into .*", r"\1 cannot be \2"),
+    (r"expected \{None\}\|INT", "expected a whole number or None"),
+    (r"expected \{None\}\|FLOAT", "expected a number or None"),
+    (r"invalid choice (.+) for argument '(--\S+)'. Expected one of \((.*?),?\)", r"\2 cannot be \1; known: \3"),
+    (r"Missing value for argument '(\S+)'. Expected 1 values", r"\1 needs a value"),
+    (r"Missing value for argument '(\S+)'. Expected (\d+) values", r"\1 needs \2 values"),
+)
+
+
+def parse(cls: type[T], words: list[str], verb: str, default: T | None = None) -> T:
+    """The dataclass `cls` from command-line words. Exits after `--help`; raises ConfigError for wrong words."""
+    heard = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(heard):
+            # The tuple's first type follows from `default`, which tyro's overloads do not say for an optional one.
+            args, unknown = cast(
+                "tuple[T, list[str]]",
+                tyro.cli(cls, args=words, prog=f"tastemaker {verb}", default=default, return_unknown_args=True),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_sentence(heard.getvalue(), verb)) from None
+    if unknown:
+        _refuse(unknown[0], list(flag_types(cls)), verb)
+    return args
+
+
+def flag_types(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of a dataclass's flags with their types; a field annotated with `arg(name="")` adds no prefix."""
+    found: dict[str, Any] = {}
+    for name, hint in field_types(cls).items():
+        marks = getattr(hint, "__metadata__", ())
+        if tyro.conf.Positional in marks:
+            continue
+        path = prefix if "" in [getattr(mark, "name", None) for mark in marks] else f"{prefix}{name}"
+        members = dataclass_members(hint)
+        for member in members:
+            found |= flag_types(member, f"{path}." if path else "")
+        if not members:
+            found[path] = hint
+    return found
+
+
+def split_assignments(words: list[str], types: dict[str, Any]) -> list[str]:
+    """Rewrites `optimizer.lr=1e-4`, with or without dashes before it, to the flag and its values."""
+    rewritten: list[str] = []
+    for i, word in enumerate(words):
+        match = _ASSIGNMENT.match(word)
+        name = match[2].replace("-", "_") if match else ""
+        # A word after a flag is that flag's value, as in `--reward a=b`, unless it names a setting.
+        is_value = i > 0 and words[i - 1].startswith("--") and "=" not in words[i - 1]
+        if match is None or (name not in types and (match[1] or is_value)):
+            rewritten.append(word)
+        else:
+            rewritten += _flag(name, match[3], types.get(name))
+    return rewritten
+
+
+def nearest_flags(name: str, known: list[str]) -> str:
+    """A hint: the flags closest to `name` in full or in their last part, so that `lr` finds `optimizer.lr`."""
+    name = name.replace("-", "_")
+
+    def likeness(flag: str) -> float:
+        last = difflib.SequenceMatcher(None, name.rpartition(".")[2], flag.rpartition(".")[2]).ratio()
+        full = difflib.SequenceMatcher(None, name, flag).ratio()
+        # Nearly as good as in full: `sampling.clip` is meant to be `sampling.` something first.
+        return max(full, 0.9 * last)
+
+    scores = {flag: likeness(flag) for flag in known}
+    best = max(scores.values())
+    if best < 0.6:
+        return ""
+    close = [f"--{flag.replace('_', '-')}" for flag, score in scores.items() if score == best]
+    return f"did you mean {' or '.join(close[:3])}?"
+
+
+def _flag(name: str, value: str, hint: Any) -> list[str]:
+    flag = f"--{name}"
+    member = next((m for m in union_members(hint) if m is not type(None)), None)
+    if get_origin(member) is tuple:
+        values = [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
+        return [flag, *values]
+    if member is bool and value.lower() in ("true", "false"):
+        section, _, last = name.rpartition(".")
+        return [flag if value.lower() == "true" else f"--{section + '.' if section else ''}no_{last}"]
+    if value.lower() in ("none", "null") and type(None) in union_members(hint):
+        return [flag, "None"]
+    return [flag, value]
+
+
+def _refuse(word: str, known: list[str], verb: str) -> NoReturn:
+    if not word.startswith("-"):
+        raise ConfigError(f"unexpected {word!r}; see `tastemaker {verb} --help`")
+    flag = word.partition("=")[0]
+    hint = nearest_flags(flag.lstrip("-"), known)
+    raise ConfigError(f"unknown flag {flag}; {hint or f'see `tastemaker {verb} --help`'}")
+
+
+def _sentence(box: str, verb: str) -> str:
+    """What stands between the first two rules of the box that tyro draws around an error."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│| ") for line in box.splitlines()]
+    # The box's top bears a title. Where the terminal cannot show its lines, a dashed rule follows it.
+    content = itertools.dropwhile(_is_rule, lines[1:])
+    text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), content))
+    for pattern, replacement in _REWORDED:
+        text = re.sub(pattern, replacement, text)
+    return f"{text.strip().rstrip('.')} (see `tastemaker {verb} --help`)"
+
+
+def _is_rule(line: str) -> bool:
+    return len(line) >= 10 and set(line) <= set("─-╭╮╰╯")

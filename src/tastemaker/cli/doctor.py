@@ -1,0 +1,164 @@
+"""`tastemaker doctor`: what is installed and what is missing. Needs no package beside Python's own to run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tastemaker.cli.folders import RUNS
+from tastemaker.errors import ConfigError
+from tastemaker.models.bundled import ASSETS
+
+PYTHON = (3, 10)
+REQUIRED = {
+    "torch": "2.4",
+    "diffusers": "0.36",
+    "transformers": "5.3",
+    "peft": "0.17",
+    "accelerate": "1.10",
+    "safetensors": "0.5",
+    "numpy": "1.26",
+    "pillow": "10",
+    "jinja2": "3.1",
+    "matplotlib": "3.9",
+    "pyyaml": "6",
+    "rich": "13.7",
+    "tyro": "1.0",
+}
+"""Packages without which tastemaker does not work, with the oldest version that will do: pyproject.toml's (a test)."""
+EXTRAS = {
+    "tensorboard": "curves in TensorBoard (trackers=tensorboard)",
+    "wandb": "curves in Weights & Biases (trackers=wandb)",
+    "trackio": "curves in trackio (trackers=trackio)",
+    "bitsandbytes": "8-bit Adam on CUDA",
+}
+ROOM_GB = 5
+"""Less free disk than this may not hold the checkpoints of a larger model."""
+
+_HELP = """usage: tastemaker doctor
+
+Shows what is installed and what is missing, a line each, and how to mend it. Uses no network.
+Exit code 0, or 1 where something required is missing."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding: `ok`, `missing` (required), or `absent` and `low` (which still work)."""
+
+    state: str
+    what: str
+    mend: str = ""
+
+
+def run(words: list[str]) -> int:
+    """Runs the verb."""
+    if words:
+        if words[0] not in ("-h", "--help"):
+            raise ConfigError(f"unexpected {words[0]!r}: doctor takes no arguments")
+        print(_HELP)
+        return 0
+    missing = 0
+    for line in findings():
+        missing += line.state == "missing"
+        print(f"{line.state:8} {line.what}" + (f"\n{'':8} -> {line.mend}" if line.mend else ""), flush=True)
+    if missing:
+        print(f"\n{missing} required {'thing is' if missing == 1 else 'things are'} missing.")
+    return 1 if missing else 0
+
+
+def findings() -> Iterator[Line]:
+    """All that is looked at, in the order in which it is shown."""
+    yield _python()
+    yield from (package(name, oldest) for name, oldest in REQUIRED.items())
+    yield device()
+    yield from (extra(name, purpose) for name, purpose in EXTRAS.items())
+    yield assets(ASSETS / "bundled")
+    yield from folder(RUNS)
+
+
+def _python() -> Line:
+    wanted = ".".join(map(str, PYTHON))
+    what = f"python {platform.python_version()} at {sys.executable}"
+    if sys.version_info >= PYTHON:
+        return Line("ok", what)
+    return Line("missing", f"{what}, but {wanted} or newer is needed", f"install Python {wanted}")
+
+
+def package(name: str, oldest: str) -> Line:
+    """A required package: installed and new enough, or not."""
+    mend = f"pip install '{name}>={oldest}'"
+    found = _version(name)
+    if found is None:
+        return Line("missing", f"{name} (needs {oldest} or newer)", mend)
+    if _numbers(found) < _numbers(oldest):
+        return Line("missing", f"{name} {found} is too old: needs {oldest} or newer", mend)
+    return Line("ok", f"{name} {found}")
+
+
+def extra(name: str, purpose: str) -> Line:
+    """A package that some setting asks for."""
+    found = _version(name)
+    if found is None:
+        return Line("absent", f"{name}, optional: {purpose}", f"pip install {name}")
+    return Line("ok", f"{name} {found}")
+
+
+def device() -> Line:
+    """What torch would compute on."""
+    try:
+        import torch
+    except Exception as error:  # a broken install raises ImportError, OSError and others
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return Line("missing", f"device: torch cannot be imported: {reason}", "install torch again")
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        name = torch.cuda.get_device_name(0)
+        return Line("ok", f"device: cuda, {torch.cuda.device_count()} x {name}, {memory:.0f} GiB")
+    if torch.backends.mps.is_available():
+        return Line("ok", "device: mps")
+    return Line("ok", f"device: cpu, {torch.get_num_threads()} threads (fine for the bundled model)")
+
+
+def assets(path: Path) -> Line:
+    """The bundled model: a diffusers pipeline with weights."""
+    if not (path / "model_index.json").is_file() or not any(path.rglob("*.safetensors")):
+        return Line("missing", f"bundled model at {path}", "install tastemaker again, or build it with `make bundled`")
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return Line("ok", f"bundled model, {size / 2**20:.0f} MiB, at {path}")
+
+
+def folder(runs: Path) -> Iterator[Line]:
+    """Whether runs can be written, and how much room they have."""
+    place = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            yield Line("ok", f"{runs}{os.sep} can be written (in {place})")
+    except OSError as error:
+        mend = "go to a folder of your own, or give --out DIR"
+        yield Line("missing", f"{place} cannot be written: {error.strerror or error}", mend)
+    free = shutil.disk_usage(place).free / 2**30
+    if free >= ROOM_GB:
+        yield Line("ok", f"disk: {free:.0f} GiB free")
+    else:
+        yield Line("low", f"disk: only {free:.1f} GiB free", "make room: checkpoints of a large model need more")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: 2.13.0+cpu is (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(map(int, match[0].split("."))) if match else ()

@@ -1,0 +1,45 @@
+"""Run folders, as the verbs name, find and refuse them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from tastemaker.errors import ConfigError, nearest
+from tastemaker.training.folders import check_new_folder
+
+RUNS = Path("runs")
+
+
+def next_free(stem: str) -> Path:
+    """The first of runs/<stem>-1, runs/<stem>-2, ... that does not exist."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("several processes run together, and each would choose its own folder: give --out DIR")
+    return next(path for n in itertools.count(1) if not (path := RUNS / f"{stem}-{n}").exists())
+
+
+def require_unused(out: Path) -> Path:
+    """`out`, if it is new or an empty folder and can be written. Raises ConfigError otherwise, before torch loads."""
+    # Under torchrun the first process may already have written here when a later one looks.
+    if os.environ.get("RANK", "0") != "0":
+        return out
+    if is_run(out):
+        raise ConfigError(f"{out} holds a run: go on with it by `tastemaker resume {out}`, or give another --out")
+    check_new_folder(out)
+    return out
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run has been started in this folder."""
+    return (path / "config.yaml").is_file()
+
+
+def require_run(path: Path) -> Path:
+    """`path`, if a run has been started there. Raises ConfigError with the nearest run otherwise."""
+    if is_run(path):
+        return path
+    runs = [str(run) for run in sorted(RUNS.glob("*")) if is_run(run)]
+    hint = f"; {nearest(str(path), runs)}" if runs else "; start one with `tastemaker train`"
+    reason = "has no config.yaml, so it is not a run" if path.exists() else "does not exist"
+    raise ConfigError(f"{path} {reason}{hint}")

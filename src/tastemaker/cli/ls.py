@@ -1,0 +1,96 @@
+"""`tastemaker ls`: what there is, a line each. Reads registries only, so that it stays fast."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from tastemaker.cli.arguments import parse
+from tastemaker.errors import ConfigError, nearest
+
+MODELS = {
+    "bundled": "small model that ships with tastemaker, for trying things out on a laptop",
+    "FOLDER or OWNER/NAME": "any diffusers StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), local or on the hub",
+}
+
+
+@dataclass(frozen=True)
+class LsArgs:
+    """Lists presets, algorithms, rewards, prompts and models: all of them, or one kind."""
+
+    kind: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[KIND]", help_behavior_hint="")] = None
+    """presets, algorithms, rewards, prompts or models; all when left out."""
+
+
+def _presets() -> dict[str, str]:
+    from tastemaker.training.presets import PRESETS
+
+    return {name: preset.summary for name, preset in PRESETS.items()}
+
+
+def _algorithms() -> dict[str, str]:
+    from tastemaker.algorithms.registry import ALGORITHMS, summary
+
+    return {name: summary(algorithm) for name, algorithm in ALGORITHMS.items()}
+
+
+def _rewards() -> dict[str, str]:
+    from tastemaker.rewards.registry import BUILTIN, installed
+
+    others = {name: f"from an installed package: {target}" for name, target in installed().items()}
+    return {name: entry.summary for name, entry in BUILTIN.items()} | others
+
+
+def _prompts() -> dict[str, str]:
+    from tastemaker.prompts import BUILTIN
+
+    return {name: f"{prompts.summary} ({prompts.count} prompts)" for name, prompts in BUILTIN.items()}
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "presets": _presets,
+    "algorithms": _algorithms,
+    "rewards": _rewards,
+    "prompts": _prompts,
+    "models": lambda: MODELS,
+}
+
+
+def run(words: list[str]) -> int:
+    """Runs the verb."""
+    kind = parse(LsArgs, words, "ls").kind
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"unknown kind {kind!r}; {nearest(kind, list(KINDS))}")
+    lists = {name: entries() for name, entries in KINDS.items() if kind in (None, name)}
+    show = _table if sys.stdout.isatty() else _columns
+    show(lists)
+    return 0
+
+
+def _columns(lists: dict[str, dict[str, str]]) -> None:
+    for title, entries in lists.items():
+        indent = "  " if len(lists) > 1 else ""
+        if indent:
+            print(f"{title}:")
+        width = max(map(len, entries), default=0)
+        for name, summary in entries.items():
+            print(f"{indent}{name:{width}}  {summary}")
+
+
+def _table(lists: dict[str, dict[str, str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    for title, entries in lists.items():
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=box.SIMPLE)
+        table.add_column(no_wrap=True, style="cyan")
+        table.add_column()
+        for name, summary in entries.items():
+            table.add_row(Text(name), Text(summary))
+        Console().print(table)

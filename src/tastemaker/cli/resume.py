@@ -1,0 +1,37 @@
+"""`tastemaker resume`: goes on with a run from its last checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tastemaker.cli.arguments import parse
+from tastemaker.cli.folders import require_run
+from tastemaker.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ResumeArgs:
+    """Goes on with a run from its last checkpoint, as if it had never stopped."""
+
+    folder: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    """The run's folder."""
+    rounds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the run's own)")] = None
+    """New total number of rounds, those already done included."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the verb."""
+    args = parse(ResumeArgs, words, "resume")
+    if args.folder is None:
+        raise ConfigError("give the folder of a run, as in `tastemaker resume runs/ddpo-compressibility-1`")
+    if args.rounds is not None and args.rounds < 1:
+        raise ConfigError(f"--rounds is {args.rounds}, but must be greater than 0")
+    folder = require_run(args.folder)
+    from tastemaker.training.run import resume
+
+    resume(folder, args.rounds)
+    return 0

@@ -1,0 +1,98 @@
+"""`tastemaker sample`: pictures for prompts, from a model with or without what a run trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tastemaker.cli.arguments import parse
+from tastemaker.cli.folders import is_run, next_free, require_unused
+from tastemaker.errors import ConfigError
+from tastemaker.prompts import load_prompts
+from tastemaker.training.config import Config, Sampling
+from tastemaker.training.reflection import require_finite
+
+
+@dataclass(frozen=True)
+class SampleArgs:
+    """Makes pictures for prompts and a sheet that shows them all.
+
+    With --adapter RUN, what is left out is taken from the run: model, steps, guidance and eta.
+    """
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: bundled)")] = None
+    """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
+    adapter: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """A run, or a folder with an adapter; the model as it is when left out."""
+    prompt: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
+    ] = ()
+    """A prompt; may be given several times."""
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="")] = None
+    """A built-in list (`tastemaker ls prompts`), or a .txt or .jsonl file, instead of --prompt."""
+    n: int = 4
+    """Pictures of each prompt."""
+    seed: int = 0
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)")] = None
+    """Denoising steps."""
+    guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 5)")] = None
+    """Classifier-free guidance weight."""
+    eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
+    """Weight of the noise added at each step."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/sample-<n>)")] = None
+    """Folder of the pictures."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the verb."""
+    args = parse(SampleArgs, words, "sample")
+    prompts = _prompts(args)
+    model, sampling = _settings(args)
+    out = require_unused(args.out or next_free("sample"))
+    from tastemaker.evaluation.samples import write_samples
+
+    sheet = write_samples(
+        model=model,
+        adapter=str(args.adapter) if args.adapter else None,
+        prompts=prompts,
+        n=args.n,
+        seed=args.seed,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        eta=sampling.eta,
+        out=out,
+    )
+    print(sheet)
+    return 0
+
+
+def _prompts(args: SampleArgs) -> tuple[str, ...]:
+    if bool(args.prompt) == bool(args.prompts):
+        raise ConfigError('give prompts by --prompt "..." or by --prompts LIST, and not by both')
+    return load_prompts(args.prompts).prompts if args.prompts else args.prompt
+
+
+def _settings(args: SampleArgs) -> tuple[str, Sampling]:
+    """Model and sampler settings: as given, else the run's, else a config's defaults."""
+    base = Config()
+    if args.adapter is not None and not args.adapter.is_dir():
+        raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder")
+    # The adapter's own folder lies in the run that trained it.
+    for folder in (args.adapter, args.adapter.parent) if args.adapter is not None else ():
+        if is_run(folder):
+            from tastemaker.training.configfile import load_config
+
+            base = load_config(folder / "config.yaml", base)
+            break
+    given = {"steps": args.steps, "guidance": args.guidance, "eta": args.eta}
+    sampling = replace(base.sampling, **{name: value for name, value in given.items() if value is not None})
+    require_finite(sampling, "--")
+    for name, value, low in (("n", args.n, 1), ("steps", sampling.steps, 1), ("eta", sampling.eta, 0)):
+        if value < low:
+            raise ConfigError(f"--{name} is {value}, but must be at least {low}")
+    if sampling.steps > 1000:
+        raise ConfigError(f"--steps is {sampling.steps}, but the schedule has only 1000 of them")
+    return args.model or base.model, sampling

@@ -1,0 +1,37 @@
+"""The errors that a person can mend. The command line prints their text as one sentence and exits with `exit_code`."""
+
+
+class TastemakerError(Exception):
+    """Base of all errors that say what was given, what was expected and how to mend it."""
+
+    exit_code = 2
+
+
+class ConfigError(TastemakerError):
+    """A setting, preset, file or folder that cannot be used as given."""
+
+
+class PromptError(TastemakerError):
+    """Prompts that cannot be read."""
+
+
+class ModelError(TastemakerError):
+    """A model that cannot be loaded, or is not of a family known here."""
+
+
+class RewardError(TastemakerError):
+    """A reward that cannot be found, raises, or answers with something else than one finite number per image."""
+
+
+class DivergedError(TastemakerError):
+    """Training that produced a loss or gradient which is not finite; raised before the weights are touched."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """A hint for error messages: the known name closest to `name`, or all of them when none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"

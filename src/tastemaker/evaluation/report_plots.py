@@ -1,0 +1,224 @@
+"""The report's plots: what is drawn, and the sentence below each that tells a newcomer how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from tastemaker.evaluation.report_data import PHASES, Run, base_scale, number, seconds_by_phase, series
+from tastemaker.evaluation.report_svg import (
+    COLOURS,
+    INK,
+    MUTED,
+    Look,
+    Plot,
+    curve,
+    evaluation_dots,
+    finish,
+    look,
+    panels,
+    scale_y,
+    share_axis,
+    styled,
+)
+
+DONE = "rounds of training done"
+
+
+def run_plots(run: Run) -> list[Plot]:
+    """The plots of one run, without those that the run has no numbers for."""
+    with styled():
+        made = [draw(run) for draw in (_reward, _judge, _ratio, _update, _seconds, _diversity)]
+    return [plot for plot in made if plot is not None]
+
+
+def compare_plots(runs: Sequence[Run]) -> list[Plot]:
+    """Curves of several runs laid over each other; the page names them, with a swatch each."""
+    sentence = "Each line is one run's training pictures and each dot one of its evaluations"
+    shown = (
+        ("Reward in base standard deviations", "reward/base_stds", "base std",
+         f"{sentence}; 0 is the base model's mean reward, and 1 is one standard deviation of its pictures above it."),
+        ("Reward", "reward/mean", "reward",
+         f"{sentence}, in the reward's own units, which only runs with the same reward share."),
+        ("Judge", "judge/correct", "judged correct",
+         f"{sentence}; the height is the share of pictures that show what the prompt says, by an independent judge."),
+        ("Diversity", "diversity", "diversity",
+         f"{sentence}; the height tells how much pictures of one prompt differ from each other."),
+    )  # fmt: skip
+    with styled():
+        made = [_overlay(runs, *plot) for plot in shown]
+    return [plot for plot in made if plot is not None]
+
+
+def _measured(axis: Axes, run: Run, key: str, style: Look) -> bool:
+    """A line of training pictures and dots of evaluations; whether there was either.
+
+    Round r draws its pictures before it trains, so they belong to the model after r - 1 rounds.
+    """
+    x, y = series(run.rounds, "round", key, shift=-1)
+    at, evaluated = series(run.evaluations, "evaluation", f"eval/{key}")
+    if x:
+        curve(axis, x, y, style.line, "training pictures" if style.labelled else None, style.dashes)
+    if at:
+        evaluation_dots(axis, at, evaluated, style.dots, "evaluation" if style.labelled else None)
+    return bool(x or at)
+
+
+def _reward(run: Run) -> Plot | None:
+    figure, (axis,) = panels()
+    _spread(axis, run)
+    if not _measured(axis, run, "reward/mean", Look(COLOURS[0])):
+        return None
+    axis.set_ylabel("reward")
+    scale = base_scale(run)
+    if scale is not None:
+        _right_axis(axis, *scale)
+    return finish(
+        figure, [axis], DONE, "Reward",
+        "How much the reward likes each round's pictures, with the spread from picture to picture; dots are "
+        "evaluations on fixed prompts and seeds, and the right axis counts standard deviations of the base "
+        "model's pictures from their mean.",
+    )  # fmt: skip
+
+
+def _right_axis(axis: Axes, mean: float, std: float) -> None:
+    """The same reward, counted in standard deviations of the base model's pictures from their mean."""
+
+    def to_stds(reward: ArrayLike) -> np.ndarray:
+        return (np.asarray(reward) - mean) / std
+
+    def from_stds(stds: ArrayLike) -> np.ndarray:
+        return np.asarray(stds) * std + mean
+
+    right = axis.secondary_yaxis("right", functions=(to_stds, from_stds))
+    right.set_ylabel("base std")
+    right.spines["right"].set_visible(False)
+
+
+def _spread(axis: Axes, run: Run) -> None:
+    """Bands from the worst to the best picture of a round, and one standard deviation about its mean."""
+    keys = ("round", "reward/mean", "reward/std", "reward/min", "reward/max")
+    rows = [[number(record, key) for key in keys] for record in run.rounds]
+    rows = [[value for value in row if value is not None] for row in rows if None not in row]
+    if not rows:
+        return
+    if len(rows) == 1:  # a band needs a width
+        rows = [[rows[0][0] + side, *rows[0][1:]] for side in (-0.1, 0.1)]
+    at = [row[0] - 1 for row in rows]
+    bands = (
+        ("worst to best", 0.09, [row[3] for row in rows], [row[4] for row in rows]),
+        ("± 1 std", 0.20, [row[1] - row[2] for row in rows], [row[1] + row[2] for row in rows]),
+    )
+    for label, alpha, low, high in bands:
+        axis.fill_between(at, low, high, color=COLOURS[0], alpha=alpha, linewidth=0, label=label)
+
+
+def _judge(run: Run) -> Plot | None:
+    figure, (top, bottom) = panels(2)
+    if not _measured(bottom, run, "judge/correct", Look(COLOURS[2])):
+        return None
+    _measured(top, run, "reward/base_stds", Look(COLOURS[0], labelled=False))
+    top.set_ylabel("reward, base std")
+    share_axis(bottom, "judged correct")
+    return finish(
+        figure, [top, bottom], DONE, "Reward and judge",
+        "The reward (top) should rise while the share of pictures that show what the prompt says, by a judge that "
+        "training never sees (bottom), holds: where they part, the model games the reward.",
+    )  # fmt: skip
+
+
+def _ratio(run: Run) -> Plot | None:
+    curves = {
+        name: series(run.rounds, "round", f"ratio_deviation/{key}")
+        for name, key in (("max", "max"), ("mean", "mean"), ("first update", "first"))
+    }
+    clipped = series(run.rounds, "round", "clip_fraction")
+    if not clipped[0] and not any(x for x, _ in curves.values()):
+        return None
+    figure, (top, bottom) = panels(2, (3, 2))
+    for (name, (x, y)), colour, style in zip(curves.items(), (*COLOURS[1::-1], MUTED), ("-", "-", ":"), strict=True):
+        if any(y):
+            curve(top, x, y, colour, name, style)
+    algorithm = run.config.get("algorithm")
+    clip = number(algorithm, "clip") if isinstance(algorithm, dict) else None
+    if clip:
+        top.axhline(clip, color=INK, linewidth=0.9, linestyle="--", label="clip range")
+    scale_y(top, [value for _, y in curves.values() for value in y])
+    top.set_ylabel("|ratio − 1|")
+    curve(bottom, *clipped, COLOURS[4])
+    share_axis(bottom, "clipped")
+    return finish(
+        figure, [top, bottom], "round", "Size of the policy's steps",
+        "How far a round's updates moved the probability of its own pictures (top; the first update should start "
+        "near 0), and how many of the ratios were cut off for moving too far (bottom).",
+    )  # fmt: skip
+
+
+def _update(run: Run) -> Plot | None:
+    kl, norm = (series(run.rounds, "round", key) for key in ("approx_kl", "grad_norm"))
+    if not kl[0] and not norm[0]:
+        return None
+    figure, (top, bottom) = panels(2)
+    for axis, (x, y), colour, label in (
+        (top, kl, COLOURS[0], "approx. KL"),
+        (bottom, norm, COLOURS[3], "gradient norm"),
+    ):
+        curve(axis, x, y, colour)
+        scale_y(axis, y)
+        axis.set_ylabel(label)
+    return finish(
+        figure, [top, bottom], "round", "Stability of the updates",
+        "How far the model moved within a round, as an approximate KL divergence (top), and how long its gradient "
+        "was before clipping (bottom): spikes mean that training shakes, and a smaller learning rate calms it.",
+    )  # fmt: skip
+
+
+def _seconds(run: Run) -> Plot | None:
+    spent = {int(record["round"]): seconds_by_phase(record) for record in run.rounds}
+    if not any(sum(phases.values()) for phases in spent.values()):
+        return None
+    span = range(min(spent), max(spent) + 1)
+    edges = [n - 0.5 for n in (*span, span.stop)]
+    figure, (axis,) = panels()
+    floor = [0.0] * len(span)
+    for phase, colour in zip((*PHASES, "other"), (*COLOURS[:5], MUTED), strict=True):
+        top = [below + spent.get(n, {}).get(phase, 0.0) for n, below in zip(span, floor, strict=True)]
+        if sum(top) > sum(floor) * 1.002:
+            axis.stairs(top, edges, baseline=floor, fill=True, color=colour, linewidth=0, alpha=0.85, label=phase)
+        floor = top
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("seconds a round")
+    return finish(
+        figure, [axis], "round", "Where the time goes",
+        "Seconds spent in each phase of a round, stacked: drawing pictures, scoring them, training on them, and "
+        "now and then evaluating and saving.",
+    )  # fmt: skip
+
+
+def _diversity(run: Run) -> Plot | None:
+    figure, (axis,) = panels()
+    if not _measured(axis, run, "diversity", Look(COLOURS[0])):
+        return None
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("diversity")
+    return finish(
+        figure, [axis], DONE, "Diversity",
+        "How much pictures of one prompt differ from each other: a fall towards 0 means that the model draws the "
+        "same picture again and again.",
+    )  # fmt: skip
+
+
+def _overlay(runs: Sequence[Run], title: str, key: str, label: str, caption: str) -> Plot | None:
+    figure, (axis,) = panels()
+    drawn = False
+    for index, run in enumerate(runs):
+        drawn |= _measured(axis, run, key, look(index))
+    if not drawn:
+        return None
+    axis.set_ylabel(label)
+    if key == "judge/correct":
+        share_axis(axis, label)
+    return finish(figure, [axis], DONE, title, caption)

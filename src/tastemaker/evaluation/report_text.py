@@ -1,0 +1,152 @@
+"""Numbers as the report prints them, and what it says about a run in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tastemaker.evaluation.report_data import Run, number, seconds_by_phase, series
+
+REWARD_ALARM = 1.0  # base standard deviations up, together with ...
+JUDGE_ALARM = 0.15  # ... this share of pictures down, means that the reward is being gamed
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A measurement of the base model and of the latest one, None where it was not taken, as numbers and as text."""
+
+    before: float | None
+    after: float | None
+    texts: tuple[str, str]
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The headline of one run."""
+
+    name: str
+    model: str
+    reward_name: str
+    algorithm: str
+    prompts: str
+    reward: Change
+    stds: Change
+    judge: Change
+    diversity: Change
+    evaluated: bool
+    """Whether the changes are of the evaluation's fixed pictures, rather than of training pictures."""
+    rounds: int
+    planned: int | None
+    duration: str
+    queries: str
+    notes: tuple[str, ...]
+    config: str
+    command: str
+    env: tuple[tuple[str, str], ...]
+
+    @property
+    def stds_text(self) -> str:
+        return tidy_number(self.stds.difference, sign=True)
+
+    @property
+    def parted(self) -> bool:
+        """Whether the reward rose while the judge's share of right pictures fell."""
+        up, down = self.stds.difference, self.judge.difference
+        return up is not None and down is not None and up > REWARD_ALARM and down < -JUDGE_ALARM
+
+
+def summarise(run: Run, name: str) -> Summary:
+    algorithm = run.config.get("algorithm")
+    queries = series(run.rounds, "round", "reward_queries")[1]
+    planned = number(run.config, "rounds")
+    return Summary(
+        name=name,
+        model=str(run.config.get("model") or ""),
+        reward_name=str(run.config.get("reward") or ""),
+        algorithm=str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "").upper(),
+        prompts=str(run.config.get("prompts") or ""),
+        reward=_change(run, "reward/mean"),
+        stds=_change(run, "reward/base_stds"),
+        judge=_change(run, "judge/correct", percent=True),
+        diversity=_change(run, "diversity"),
+        evaluated=len(run.evaluations) > 1,
+        rounds=int(run.rounds[-1]["round"]) if run.rounds else 0,
+        planned=None if planned is None else int(planned),
+        duration=_duration(sum(sum(seconds_by_phase(record).values()) for record in run.rounds)),
+        queries=f"{max(queries):,.0f}" if queries else DASH,
+        notes=run.notes,
+        config=run.config_text.strip(),
+        command=str(run.env.get("command") or ""),
+        env=tuple((str(key), _plain(value)) for key, value in run.env.items() if key != "command"),
+    )
+
+
+def _change(run: Run, key: str, percent: bool = False) -> Change:
+    """From the base model to the latest one: by evaluations if there are two, else by training pictures.
+
+    The two are never mixed, for their prompts differ. Round 1 draws its pictures before any update, so they are
+    the base model's as well.
+    """
+    text = percent_number if percent else tidy_number
+    evaluated = series(run.evaluations, "evaluation", f"eval/{key}")
+    trained = series(run.rounds, "round", key)
+    for start, (at, values) in ((0, evaluated), (1, trained)):
+        if len(values) > 1 and at[0] == start:
+            return Change(values[0], values[-1], (text(values[0]), text(values[-1])))
+    only = (evaluated[1] or trained[1] or [None])[0]
+    return Change(only, None, (text(only), DASH))
+
+
+def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Settings in which the runs' configs differ: the dotted key, and its value in each run."""
+    flat = [dict(_flatten(run.config)) for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    rows = [(key, [settings.get(key, DASH) for settings in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _flatten(config: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in config.items():
+        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", _plain(value))]
+    return rows
+
+
+def tidy_number(value: float | None, sign: bool = False) -> str:
+    """About three significant figures, with a real minus sign; a dash where there is no number."""
+    if value is None:
+        return DASH
+    size = abs(value)
+    if size >= 1e7 or 0 < size < 0.095:
+        form = ".2g"
+    else:
+        form = ",.0f" if size >= 1000 else ".1f" if size >= 100 else ".2f"
+    return format(value, ("+" if sign else "") + form).replace("-", "−")
+
+
+def percent_number(value: float | None) -> str:
+    return DASH if value is None else f"{value:.0%}"
+
+
+def rounds_label(rounds: int) -> str:
+    return "base model" if rounds == 0 else f"after {rounds:,} round{'' if rounds == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds <= 0:
+        return DASH
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,121 @@
+"""Pictures on disk: fixed grids of a run, contact sheets, and `tastemaker sample`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tastemaker.errors import ConfigError
+from tastemaker.process import Grid
+from tastemaker.rewards.jpeg import to_bytes
+from tastemaker.sample import batches, sample
+from tastemaker.types import Draw, Model
+
+
+@torch.no_grad()
+def pictures(
+    model: Model, draw: Draw, grid: Grid, guidance: float, eta: float, batch: int, on_step: Callable[[], None] = lambda: None
+) -> Tensor:
+    """Pictures [B,3,H,W] in [0,1] on the CPU for a draw."""
+    parts = []
+    for part in batches(len(draw), batch):
+        chosen = draw.select(part)
+        rollout = sample(model, model.encode(chosen.prompts, guidance), chosen, grid, eta, on_step=on_step)
+        parts.append(model.decode(rollout.x0).float().cpu())
+    return torch.cat(parts)
+
+
+def to_pil(x: Tensor) -> list[Image.Image]:
+    """Pictures [B,3,H,W] in [0,1] as PIL images."""
+    return [Image.fromarray(picture) for picture in to_bytes(x).numpy()]
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int, cell: int | None = None, gap: int = 4) -> Image.Image:
+    """Images in rows of `columns`; small ones are enlarged without smoothing to `cell` pixels."""
+    cell = cell or max(96, images[0].width)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (cell + gap) - gap, rows * (cell + gap) - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        method = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
+        sheet.paste(image.resize((cell, cell), method), (column * (cell + gap), row * (cell + gap)))
+    return sheet
+
+
+def save_grid(
+    run: Path, round: int, x: Tensor, draw: Draw, reward: Tensor, correct: Sequence[bool | None]
+) -> None:
+    """samples/round-NNNN of a run: the pictures, and samples.json with prompt, seed, reward and verdict of each."""
+    final = run / f"samples/round-{round:04d}"
+    temporary = final.with_name(f".tmp-{final.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    entries = []
+    for index, image in enumerate(to_pil(x)):
+        name = f"{index:03d}.png"
+        image.save(temporary / name)
+        entries.append(
+            {
+                "file": name, "prompt": draw.prompts[index], "seed": draw.sample_index[index],
+                "reward": reward[index].item(), "correct": correct[index],
+            }
+        )  # fmt: skip
+    (temporary / "samples.json").write_text(json.dumps({"round": round, "samples": entries}, indent=1), encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+
+
+def find_adapter(adapter: str | Path) -> Path:
+    """The folder with adapter weights: given itself, or as a run. Raises ConfigError where there is none."""
+    from tastemaker.models.lora import WEIGHTS
+
+    for folder in (Path(adapter), Path(adapter) / "adapter"):
+        if (folder / WEIGHTS).is_file():
+            return folder
+    raise ConfigError(f"there is no adapter in {adapter}: expected a run, or a folder with {WEIGHTS}")
+
+
+def write_samples(
+    *,
+    model: str,
+    adapter: str | None,
+    prompts: Sequence[str],
+    n: int,
+    seed: int,
+    steps: int,
+    guidance: float,
+    eta: float,
+    out: Path,
+) -> Path:
+    """Samples `n` pictures of each prompt into a new folder, and returns the path of their contact sheet.
+
+    Raises ConfigError where the folder is in use or the adapter missing, ModelError where the model does not load.
+    """
+    from tastemaker.models import load_model
+    from tastemaker.training.folders import new_folder
+
+    found = find_adapter(adapter) if adapter else None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    door = load_model(model, "fp32" if device == "cpu" else "fp16", device)
+    if found:
+        door.pipeline.load_lora_weights(found)
+    rows = [(place, index) for place in range(len(prompts)) for index in range(n)]
+    draw = Draw(
+        seed, 0, tuple(prompts[place] for place, _ in rows), tuple(place for place, _ in rows), tuple(i for _, i in rows)
+    )
+    x = pictures(door, draw, door.process.grid(steps), guidance, eta, batch=16)
+    with new_folder(out) as folder:
+        images = to_pil(x)
+        for (place, index), image in zip(rows, images, strict=True):
+            image.save(folder / f"{place:03d}-{index:02d}.png")
+        contact_sheet(images, columns=n).save(folder / "sheet.png")
+        listing = [{"file": f"{p:03d}-{i:02d}.png", "prompt": prompts[p], "seed": i} for p, i in rows]
+        (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
+    return out / "sheet.png"

@@ -1,0 +1,19 @@
+"""Families of models behind one narrow door."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from tastemaker.models.latent_unet import LatentUNet
+
+
+def load_model(source: str, precision: str = "fp32", device: torch.device | str = "cpu") -> LatentUNet:
+    """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError."""
+    from tastemaker.models.bundled import bundled_pipeline
+    from tastemaker.models.latent_unet import LatentUNet, load_pipeline
+
+    pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
+    return LatentUNet(pipeline, precision, device)

@@ -1,0 +1,200 @@
+"""Stable Diffusion 1.x and 2.x, and everything else that diffusers loads as a StableDiffusionPipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+# transformers 5 warns once for each image processor that it would rather take from torchvision, which is not
+# needed here and has no CPU build; diffusers' pipelines import those names whether or not they use them.
+_verbosity = transformers.logging.get_verbosity()
+transformers.logging.set_verbosity_error()
+import diffusers  # noqa: E402
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline  # noqa: E402
+
+transformers.logging.set_verbosity(_verbosity)
+
+from tastemaker.errors import ModelError  # noqa: E402
+from tastemaker.models.lora import adapters_off, add_lora, save_lora  # noqa: E402
+from tastemaker.models.tuning import Tuning  # noqa: E402
+from tastemaker.process import Grid, Prediction, variance_preserving, x0_from  # noqa: E402
+from tastemaker.types import Cond  # noqa: E402
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class SchedulerProcess:
+    """The process that a pipeline's scheduler config describes: any beta schedule, spacing and prediction type."""
+
+    scheduler: DDIMScheduler
+
+    @property
+    def prediction(self) -> Prediction:
+        return self.scheduler.config["prediction_type"]
+
+    def grid(self, steps: int) -> Grid:
+        """DDIM's steps, as diffusers spaces them: from t to t - 1000 // steps, the last to the final alpha."""
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps)
+        config, cumulative = scheduler.config, scheduler.alphas_cumprod
+        times = scheduler.timesteps.long()
+        previous = times - config["num_train_timesteps"] // steps
+        after = torch.where(previous >= 0, cumulative[previous.clamp(min=0)], scheduler.final_alpha_cumprod)
+        clip = config["clip_sample_range"] if config["clip_sample"] else None
+        return variance_preserving(times, cumulative[times], after, clip)
+
+    def x0(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Estimate of x_0 [N,*D] from the network's output at training times t [N]."""
+        cumulative = self.scheduler.alphas_cumprod.to(x.device)[t].reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
+        return x0_from(prediction, x, cumulative.sqrt(), (1 - cumulative).sqrt(), self.prediction)
+
+
+class LatentUNet:
+    """A StableDiffusionPipeline behind the narrow door of `types.Model`."""
+
+    def __init__(self, pipeline: Any, precision: str = "fp32", device: torch.device | str = "cpu") -> None:
+        self.pipeline = pipeline
+        self.device = torch.device(device)
+        self.dtype = DTYPES[precision]
+        pipeline.vae.requires_grad_(False).eval()
+        pipeline.text_encoder.requires_grad_(False).eval()
+        pipeline.unet.requires_grad_(False).eval()
+        with _quiet():
+            # The VAE stays in float32: it is a small part of the work, and overflows in float16 for SD 2.x.
+            pipeline.vae.to(self.device, torch.float32)
+            pipeline.text_encoder.to(self.device, self.dtype)
+            pipeline.unet.to(self.device, self.dtype)
+        self.network: nn.Module = pipeline.unet
+        self.process = SchedulerProcess(DDIMScheduler.from_config(pipeline.scheduler.config))
+        if self.process.scheduler.config["thresholding"]:
+            raise ModelError("the model's scheduler asks for dynamic thresholding, which has no Gaussian likelihood here")
+        side = pipeline.unet.config.sample_size
+        self.latent_shape = (pipeline.unet.config.in_channels, side, side)
+        self.tuned: Tuning | None = None
+        self._text: dict[str, Tensor] = {}
+
+    @property
+    def scale(self) -> int:
+        """Pixels to a side of one latent element."""
+        return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+
+    def resize(self, pixels: int) -> None:
+        """Makes pictures of pixels x pixels from now on. Raises ModelError where the latents would not fit."""
+        multiple = self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+        if pixels <= 0 or pixels % multiple:
+            raise ModelError(f"sampling.size is {pixels}, but this model needs a multiple of {multiple}")
+        side = pixels // self.scale
+        self.latent_shape = (self.latent_shape[0], side, side)
+
+    def tune(self, tuning: Tuning, seed: int = 0) -> None:
+        """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
+        unet = self.pipeline.unet
+        if tuning.mode == "lora":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                add_lora(unet, tuning.rank, tuning.alpha, tuning.targets)
+        else:
+            unet.to(torch.float32).requires_grad_(True)
+        if tuning.gradient_checkpointing:
+            # diffusers recomputes only in training mode, which has no other effect: these U-Nets have no dropout.
+            unet.enable_gradient_checkpointing()
+            unet.train()
+        self.tuned = tuning
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.pipeline.unet.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
+        """Text states [B,L,C] of the prompts, computed once for each different prompt."""
+        missing = [prompt for prompt in dict.fromkeys([*prompts, ""]) if prompt not in self._text]
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
+            states, _ = self.pipeline.encode_prompt(part, self.device, 1, do_classifier_free_guidance=False)
+            self._text.update(zip(part, states.float(), strict=True))
+        text = torch.stack([self._text[prompt] for prompt in prompts])
+        return Cond(text, self._text[""].unsqueeze(0), guidance)
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Guided estimate of x_0 [N,*D] in float32, from one pass over both halves of the guidance."""
+        if cond.guidance == 1:
+            return self.process.x0(self._predict(x, t, cond.text), x, t)
+        empty = cond.empty.expand_as(cond.text)
+        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([empty, cond.text]))
+        unconditional, conditional = both.chunk(2)
+        return self.process.x0(unconditional + cond.guidance * (conditional - unconditional), x, t)
+
+    def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        half = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+            return self.network(x, t, encoder_hidden_states=text, return_dict=False)[0].float()
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Pictures [N,3,H,W] in [0,1]."""
+        vae = self.pipeline.vae
+        return (vae.decode(x0 / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the adapters are off. Raises ModelError for a fully tuned model, which keeps no copy."""
+        if self.tuned is None:
+            return nullcontext()
+        if self.tuned.mode == "full":
+            raise ModelError("the whole U-Net was tuned and no copy of the base model kept: use tuning.mode = lora")
+        return adapters_off(self.pipeline.unet)
+
+    def save(self, folder: Path) -> None:
+        """Writes what was trained: an adapter for `load_lora_weights`, or the U-Net for `from_pretrained`."""
+        if self.tuned is not None and self.tuned.mode == "full":
+            self.pipeline.unet.save_pretrained(folder / "unet")
+        else:
+            save_lora(self.pipeline.unet, folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries' bars and notes about optional parts off a user's screen."""
+    libraries = (diffusers.utils.logging, transformers.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()
+
+
+def load_pipeline(source: str) -> Any:
+    """A StableDiffusionPipeline in float32 from a folder or the hub. Raises ModelError in one sentence."""
+    local = Path(source).expanduser()
+    if local.exists() and not (local / "model_index.json").is_file():
+        raise ModelError(f"{source} has no model_index.json: expected a folder written by a diffusers pipeline")
+    if not local.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise ModelError(f"there is no model at {source}: give `bundled`, a folder, or a hub name like owner/name")
+    try:
+        with _quiet():
+            config = DiffusionPipeline.load_config(str(local) if local.exists() else source)
+            kind = config.get("_class_name") if isinstance(config, dict) else None
+            if kind != "StableDiffusionPipeline":
+                raise ModelError(f"{source} is a {kind}; this version trains StableDiffusionPipeline (SD 1.x and 2.x)")
+            return StableDiffusionPipeline.from_pretrained(
+                str(local) if local.exists() else source,
+                safety_checker=None, requires_safety_checker=False,
+                feature_extractor=None, image_encoder=None,
+            )  # fmt: skip
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"cannot load the model {source}: {type(error).__name__}: {reason}") from error

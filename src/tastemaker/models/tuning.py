@@ -1,0 +1,23 @@
+"""Which weights learn; free of torch, since the command line reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Which weights learn."""
+
+    mode: Literal["lora", "full"] = "lora"
+    """`lora`: low-rank adapters in the U-Net. `full`: the whole U-Net."""
+    rank: int = 4
+    alpha: float | None = None
+    """Scale of the adapters' output is alpha / rank; alpha = rank when left out."""
+    targets: tuple[str, ...] = ATTENTION
+    """Names of the linear layers that get an adapter; the default is every attention projection."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""

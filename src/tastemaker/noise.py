@@ -1,0 +1,34 @@
+"""Counter-based random numbers: each draw depends on its place alone (design.md §4.6).
+
+NumPy's Philox is keyed by (run seed, round) and its counter starts at (step, sample, prompt), so a picture's
+noise is the same whatever the batch size, the number of processes, or what was drawn before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CHOICES = 2**63
+"""Counter word of draws that belong to a round and not to a picture."""
+
+
+def generator(seed: int, round: int, *place: int) -> np.random.Generator:
+    """A generator for one place in a round; `place` holds up to three non-negative counters."""
+    counter = [0, *place, *([0] * (3 - len(place)))]
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, round % 2**64], counter=counter))
+
+
+def choices(seed: int, round: int, purpose: int) -> np.random.Generator:
+    """A generator for a round's own decisions (which prompts, which order), apart from all pictures' noise."""
+    return generator(seed, round, purpose, _CHOICES)
+
+
+def normal(shape: Sequence[int], seed: int, round: int, prompt: int, sample: int, step: int) -> Tensor:
+    """Standard normal float32 noise of one picture at one step, on the CPU."""
+    values = generator(seed, round, step, sample, prompt).standard_normal(math.prod(shape), dtype=np.float32)
+    return torch.from_numpy(values).view(*shape)

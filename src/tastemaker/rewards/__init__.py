@@ -1,0 +1,1 @@
+"""Rewards: plain functions of pictures and prompts."""

@@ -1,0 +1,41 @@
+"""JPEG size as a reward: what can be compressed well, or badly (DDPO §5.1, A.4; methods.md §9)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tastemaker.rewards.contract import reward
+
+QUALITY = 95
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Pictures [B,3,H,W] in [0,1] as uint8 [B,H,W,3], rounded as the public PyTorch code does."""
+    return (x.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def jpeg_kilobytes(x: Tensor) -> Tensor:
+    """Size [B] of each picture as a JPEG of quality 95, in kB of 1000 bytes."""
+    sizes = []
+    for picture in to_bytes(x).numpy():
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, format="JPEG", quality=QUALITY)
+        sizes.append(buffer.tell() / 1000)
+    return torch.tensor(sizes)
+
+
+@reward()
+def jpeg_compressibility(x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Minus the size of the JPEG in kB."""
+    return -jpeg_kilobytes(x)
+
+
+@reward()
+def jpeg_incompressibility(x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The size of the JPEG in kB."""
+    return jpeg_kilobytes(x)

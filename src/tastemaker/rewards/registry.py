@@ -1,0 +1,66 @@
+"""Rewards by name: the built-in ones, entry points of other packages, and `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tastemaker.errors import RewardError, nearest
+
+if TYPE_CHECKING:
+    from tastemaker.rewards.contract import Reward
+
+GROUP = "tastemaker.rewards"
+"""Entry-point group in which another package names its rewards."""
+
+
+@dataclass(frozen=True)
+class RewardEntry:
+    """Where a built-in reward lives, without importing it."""
+
+    target: str
+    summary: str
+
+
+BUILTIN = {
+    "jpeg-compressibility": RewardEntry(
+        "tastemaker.rewards.jpeg:jpeg_compressibility", "minus the JPEG size in kB (quality 95): simple pictures"
+    ),
+    "jpeg-incompressibility": RewardEntry(
+        "tastemaker.rewards.jpeg:jpeg_incompressibility", "the JPEG size in kB (quality 95): busy pictures"
+    ),
+}
+
+
+def installed() -> dict[str, str]:
+    """Names and targets of the rewards that other installed packages offer."""
+    return {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def load_reward(name: str) -> Reward:
+    """The reward of this name. Raises RewardError where there is none or its module does not import."""
+    target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
+    if ":" not in target:
+        raise RewardError(f"unknown reward {name!r}: {nearest(name, [*BUILTIN, *installed()])} (or give `module:function`)")
+    return _import(target, name)
+
+
+def _import(target: str, name: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    # A console script does not look in the folder it is started from, where a user's own module lies.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's own module may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RewardError(f"the reward {name!r} cannot be imported: module {module_name!r}: {reason}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RewardError(f"module {module_name!r} has no function {attribute!r}; {nearest(attribute, known)}")
+    return function

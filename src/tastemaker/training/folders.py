@@ -1,0 +1,40 @@
+"""Run folders: nothing is overwritten, and nothing half-made is left under a final name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tastemaker.errors import ConfigError
+
+
+def check_new_folder(out: Path) -> None:
+    """Raises ConfigError where `out` is in use, or where it could not be made. Leaves nothing behind."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"the output folder {out} exists already: give another with --out, or remove it")
+    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    probe = parent / f".tastemaker-{os.getpid()}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {parent}: {error.strerror}; give another output folder with --out") from error
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well and disappears when it does not."""
+    check_new_folder(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".tmp-{out.name}-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.exists():
+            out.rmdir()
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

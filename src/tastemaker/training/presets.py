@@ -1,0 +1,137 @@
+"""Configs to start from, by name. Flags and files change single settings of them. Nothing here imports torch.
+
+The DDPO paper used the whole U-Net at a learning rate of 1e-5, its public PyTorch code LoRA at 3e-4: both are
+here (methods.md §10, row 10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.models.tuning import Tuning
+from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named config with one line on what it does and one on where its numbers come from."""
+
+    config: Config
+    summary: str
+    source: str
+
+
+def _reward(config: Config, reward: str) -> Config:
+    return replace(config, reward=reward)
+
+
+def _score_function(config: Config) -> Config:
+    """One update a round: the score function is unbiased only for pictures of the current weights."""
+    algorithm = replace(config.algorithm, estimator="sf")
+    return replace(config, algorithm=algorithm, optimizer=replace(config.optimizer, updates=1))
+
+
+BUNDLED = Config(
+    model="bundled",
+    prompts="bundled-single",
+    reward="jpeg-compressibility",
+    rounds=20,
+    algorithm=DDPO(estimator="is", clip=1e-2),
+    advantage=Advantage(buffer=16, min_count=16),
+    sampling=Sampling(steps=20, eta=1.0, guidance=5.0, samples=64, per_prompt=8, batch=64),
+    optimizer=Optimizer(lr=1e-2, updates=4, rows=64),
+    tuning=Tuning(mode="lora", rank=4),
+    evaluation=Evaluation(every=5),
+)
+
+PAPER = Config(
+    model="CompVis/stable-diffusion-v1-4",
+    prompts="imagenet-animals",
+    reward="jpeg-compressibility",
+    rounds=200,
+    algorithm=DDPO(estimator="is", clip=1e-4),
+    advantage=Advantage(normalise="per-prompt", buffer=16, min_count=16, clip=5.0),
+    sampling=Sampling(steps=50, eta=1.0, guidance=5.0, samples=256, per_prompt=1, batch=8),
+    optimizer=Optimizer(
+        lr=1e-5,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=1e-4,
+        clip_norm=1.0,
+        updates=4,
+        inner_epochs=1,
+        rows=8,
+        timestep_fraction=1.0,
+    ),
+    tuning=Tuning(mode="full", gradient_checkpointing=True),
+)
+
+PUBLIC_CODE = replace(
+    PAPER,
+    rounds=100,
+    optimizer=replace(PAPER.optimizer, lr=3e-4, rows=4),
+    tuning=Tuning(mode="lora", rank=4),
+)
+
+_BUNDLED_SOURCE = "measured on the bundled model: research/bundled-model.md"
+_PAPER_SOURCE = (
+    "DDPO paper A.1, A.5, A.6 and §6.1 (methods.md §2.2). Not in the paper: advantage clip 5 and statistics 16/16, "
+    "of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"
+)
+_PUBLIC_SOURCE = (
+    "ddpo-pytorch's config/dgx.py over config/base.py (methods.md §1.6, §2.2), in float32 where that code has fp16"
+)
+
+PRESETS: dict[str, Preset] = {
+    "ddpo-compressibility": Preset(
+        _reward(BUNDLED, "jpeg-compressibility"),
+        "bundled model, simple pictures, in minutes on a laptop",
+        _BUNDLED_SOURCE,
+    ),
+    "ddpo-incompressibility": Preset(
+        _reward(BUNDLED, "jpeg-incompressibility"),
+        "bundled model, busy pictures, in minutes on a laptop",
+        _BUNDLED_SOURCE,
+    ),
+    "ddpo-compressibility-sf": Preset(
+        _score_function(_reward(BUNDLED, "jpeg-compressibility")),
+        "bundled model, simple pictures, score function (one update a round)",
+        _BUNDLED_SOURCE,
+    ),
+    "ddpo-incompressibility-sf": Preset(
+        _score_function(_reward(BUNDLED, "jpeg-incompressibility")),
+        "bundled model, busy pictures, score function (one update a round)",
+        _BUNDLED_SOURCE,
+    ),
+    "ddpo-compressibility-sd14": Preset(
+        _reward(PAPER, "jpeg-compressibility"),
+        "Stable Diffusion 1.4, simple pictures, whole U-Net: the paper's settings",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-incompressibility-sd14": Preset(
+        _reward(PAPER, "jpeg-incompressibility"),
+        "Stable Diffusion 1.4, busy pictures, whole U-Net: the paper's settings",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-compressibility-sd14-sf": Preset(
+        _score_function(_reward(PAPER, "jpeg-compressibility")),
+        "Stable Diffusion 1.4, simple pictures, score function: the paper's settings",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-incompressibility-sd14-sf": Preset(
+        _score_function(_reward(PAPER, "jpeg-incompressibility")),
+        "Stable Diffusion 1.4, busy pictures, score function: the paper's settings",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-compressibility-sd14-lora": Preset(
+        _reward(PUBLIC_CODE, "jpeg-compressibility"),
+        "Stable Diffusion 1.4, simple pictures, LoRA: the public PyTorch code's settings",
+        _PUBLIC_SOURCE,
+    ),
+    "ddpo-incompressibility-sd14-lora": Preset(
+        _reward(PUBLIC_CODE, "jpeg-incompressibility"),
+        "Stable Diffusion 1.4, busy pictures, LoRA: the public PyTorch code's settings",
+        _PUBLIC_SOURCE,
+    ),
+}

@@ -1,0 +1,34 @@
+"""Shared fixtures: one small random checkpoint for the whole session."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+for folder in ("", "invariants"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
+
+import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Small tensors are slower on more threads, and results are the same on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion on disk."""
+    return tiny.folder(tmp_path_factory.mktemp("model") / "sd")
+
+
+@pytest.fixture
+def model():
+    """The small Stable Diffusion behind our door, not yet tuned."""
+    from tastemaker.models.latent_unet import LatentUNet
+
+    return LatentUNet(tiny.pipeline())

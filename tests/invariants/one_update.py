@@ -1,0 +1,67 @@
+"""One round in float64, and the gradients of its first update. As a script: `one_update.py config.yaml out`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tastemaker.models import load_model
+from tastemaker.training import loop, run
+from tastemaker.training.checkpoint import State
+from tastemaker.training.config import Config
+from tastemaker.training.configfile import load_config
+
+
+def double(*arguments: Any) -> Any:
+    """The model with its U-Net in float64, where sums in another order agree to more digits than the test asks for."""
+    model = load_model(*arguments)
+    model.pipeline.unet.double()
+
+    def predict(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return model.network(x.double(), t, encoder_hidden_states=text.double(), return_dict=False)[0]
+
+    model._predict = predict  # type: ignore[method-assign]
+    return model
+
+
+def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Gradients of the round's first update by parameter name, and the round's record."""
+    with mock.patch.object(run, "load_model", double):
+        session = run._session(config, run._accelerator(config, folder), State())
+    session.display.interactive = False
+    # Adapters start with B = 0, where A has no gradient: give B values so that every gradient is tested.
+    random = torch.Generator().manual_seed(7)
+    for name, parameter in sorted(session.model.trainable().items()):
+        if "lora_B" in name:
+            parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
+    captured: dict[str, Tensor] = {}
+    accumulate = loop.accumulate
+
+    def capture(*arguments: Any) -> float:
+        norm = accumulate(*arguments)
+        if not captured:
+            captured.update({name: p.grad.clone() for name, p in session.model.trainable().items()})
+        return norm
+
+    with mock.patch.object(loop, "accumulate", capture):
+        record = loop.one_round(session)
+    return captured, record
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = sys.argv[2]
+    gradients, metrics = first_gradients(load_config(Path(sys.argv[1]), Config()), Path(out))
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    if rank == 0:
+        save_file(gradients, f"{out}.safetensors")
+        Path(f"{out}.json").write_text(json.dumps(metrics))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

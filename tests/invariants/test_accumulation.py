@@ -1,0 +1,77 @@
+"""One update's gradient is the same however its rows are cut, and on however many processes."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from one_update import first_gradients
+from safetensors.torch import load_file
+
+from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
+from tastemaker.training.configfile import dump_config
+
+SCRIPT = Path(__file__).parent / "one_update.py"
+
+
+def config(checkpoint, **optimizer):
+    return Config(
+        model=str(checkpoint), prompts="ddpo-animals", rounds=1,
+        sampling=Sampling(steps=5, samples=8, per_prompt=2, batch=3, guidance=5.0),
+        advantage=Advantage(normalise="round"),
+        optimizer=Optimizer(**({"lr": 1e-3, "updates": 2, "rows": 40, "clip_norm": 1e9} | optimizer)),
+        evaluation=Evaluation(prompts=1, per_prompt=2),
+    )  # fmt: skip
+
+
+def two_processes(tmp_path, settings):
+    """Gradients of the first update of a round on two processes that talk through gloo."""
+    file, out = tmp_path / "config.yaml", tmp_path / "two"
+    file.write_text(dump_config(settings))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, str(SCRIPT), str(file), str(out)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())
+
+
+def distance(one, two):
+    assert one.keys() == two.keys()
+    a, b = (torch.cat([g[name].flatten().double() for name in one]) for g in (one, two))
+    assert a.norm() > 0
+    return ((a - b).norm() / a.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, checkpoint):
+    return first_gradients(config(checkpoint), tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 20])
+def test_every_split_into_micro_batches_gives_the_same_gradient(tmp_path, checkpoint, whole, rows):
+    split, _ = first_gradients(config(checkpoint, rows=rows), tmp_path)
+    assert distance(whole[0], split) < 1e-6
+
+
+def test_two_processes_give_the_same_gradient_and_rewards(tmp_path, checkpoint, whole):
+    two, record = two_processes(tmp_path, config(checkpoint))
+    assert distance(whole[0], two) < 1e-6
+    for key in ("reward/mean", "reward/std", "reward/min", "reward/max", "reward_queries", "advantage/std"):
+        assert record[key] == pytest.approx(whole[1][key], abs=1e-6), key
+
+
+def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, checkpoint, whole):
+    settings = config(checkpoint, timestep_fraction=0.4)
+    one, _ = first_gradients(settings, tmp_path)
+    two, _ = two_processes(tmp_path, settings)
+    assert distance(one, two) < 1e-6
+    assert distance(whole[0], one) > 1e-3  # other rows, so another gradient
+
+
+def test_the_test_can_fail(tmp_path, checkpoint, whole):
+    other, _ = first_gradients(replace(config(checkpoint), seed=1), tmp_path)
+    assert distance(whole[0], other) > 1e-3

@@ -1,0 +1,118 @@
+"""Adapters: off is the base model, at first they change nothing, and diffusers loads what was saved."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from tastemaker.errors import ModelError
+from tastemaker.evaluation.samples import pictures
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.tuning import Tuning
+from tastemaker.types import Draw
+
+DRAW = Draw(0, 1, ("a cat", "two dogs"), (0, 1), (0, 0))
+
+
+def trained(tuning):
+    model = LatentUNet(tiny.pipeline())
+    model.tune(tuning)
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
+    return model
+
+
+def shown(model):
+    return pictures(model, DRAW, model.process.grid(5), 5.0, 1.0, batch=2)
+
+
+def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
+    base = shown(LatentUNet(tiny.pipeline()))
+    fresh = LatentUNet(tiny.pipeline())
+    fresh.tune(Tuning())
+    assert torch.equal(shown(fresh), base)
+    model = trained(Tuning())
+    assert (shown(model) - base).abs().max() > 0.01
+    with model.reference():
+        assert torch.equal(shown(model), base)
+    assert (shown(model) - base).abs().max() > 0.01
+
+
+def test_default_targets_are_the_attention_projections_of_methods_md():
+    """4 projections of 2 attentions in each transformer block, rank 4: A is [4, in], B is [out, 4] (methods.md §1.6)."""
+    model = LatentUNet(tiny.pipeline())
+    model.tune(Tuning())
+    blocks = sum(name.endswith("attn2.to_k") for name, _ in model.pipeline.unet.named_modules() if "lora" not in name)
+    assert len(model.trainable()) == blocks * 2 * 4 * 2
+    # Per block of width 16 with text width 16: 8 layers with 4 * (16 + 16) parameters each.
+    assert sum(p.numel() for p in model.trainable().values()) == blocks * 8 * 4 * 32
+
+
+def test_stable_diffusion_has_the_published_number_of_adapter_parameters():
+    """797,184 for SD 1.x (methods.md §1.6; AlignProp §4.1 says 800K), from its public configuration."""
+    from diffusers import UNet2DConditionModel
+
+    from tastemaker.models.lora import add_lora
+    from tastemaker.models.tuning import ATTENTION
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        add_lora(unet, 4, None, ATTENTION)
+    assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == 797_184
+    assert sum(p.numel() for p in unet.parameters() if not p.requires_grad) == 859_520_964
+
+
+def test_wrong_targets_are_named():
+    with pytest.raises(ModelError, match=r"tuning.targets is \['to_x'\].*to_k"):
+        LatentUNet(tiny.pipeline()).tune(Tuning(targets=("to_x",)))
+
+
+def test_a_fully_tuned_model_has_no_reference():
+    model = trained(Tuning(mode="full"))
+    assert len(model.trainable()) == len(list(model.pipeline.unet.parameters()))
+    with pytest.raises(ModelError, match="no copy"):
+        model.reference()
+
+
+@pytest.mark.parametrize("tuning", [Tuning(), Tuning(rank=2, alpha=6.0), Tuning(mode="full")], ids=["lora", "alpha", "full"])
+def test_a_fresh_process_with_diffusers_alone_gives_the_same_pictures(tmp_path, tuning):
+    """alpha = 3 rank would be lost if the adapter's metadata were (peers.md §1: others failed this)."""
+    model = trained(tuning)
+    expected = shown(model)
+    tiny.folder(tmp_path / "base")
+    model.save(tmp_path / "saved")
+    noises = torch.stack([DRAW.noise(step, (4, 8, 8)) for step in range(6)])
+    torch.save(noises, tmp_path / "noises.pt")
+    load = "pipe.load_lora_weights(f'{root}/saved')"
+    if tuning.mode == "full":
+        load = "pipe.unet = UNet2DConditionModel.from_pretrained(f'{root}/saved/unet')"
+    script = textwrap.dedent(f"""
+        import torch
+        from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+        from diffusers.schedulers import scheduling_ddim
+        root = {str(tmp_path)!r}
+        torch.set_num_threads(1)
+        pipe = StableDiffusionPipeline.from_pretrained(f"{{root}}/base", safety_checker=None)
+        {load}
+        noises = iter(torch.load(f"{{root}}/noises.pt", weights_only=True))
+        first = next(noises)
+        scheduling_ddim.randn_tensor = lambda *a, **k: next(noises)
+        images = pipe({list(DRAW.prompts)!r}, num_inference_steps=5, guidance_scale=5.0, eta=1.0, height=32, width=32,
+                      latents=first).images
+        for i, image in enumerate(images):
+            image.save(f"{{root}}/{{i}}.png")
+        assert "tastemaker" not in __import__("sys").modules
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for index in range(2):
+        theirs = np.asarray(Image.open(tmp_path / f"{index}.png")).astype(int)
+        ours = (expected[index].permute(1, 2, 0) * 255).round().numpy().astype(int)
+        assert np.abs(theirs - ours).max() <= 1

@@ -1,0 +1,150 @@
+"""The sampler: the pictures of diffusers' own pipeline, the ratio of 1, and noise that depends on its place alone."""
+
+import pytest
+import tiny
+import torch
+
+from tastemaker import losses, noise
+from tastemaker.evaluation.samples import pictures
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.tuning import Tuning
+from tastemaker.process import transition
+from tastemaker.sample import sample
+from tastemaker.types import Cond, Draw, Task, all_rows, concat
+
+PROMPTS = ("a cat", "two dogs", "a cat", "fish")
+
+
+def draw(seed=0, round=1, prompts=PROMPTS):
+    return Draw(seed, round, prompts, tuple(range(len(prompts))), (0,) * len(prompts))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_same_noise_gives_the_pictures_of_diffusers_pipeline(eta, guidance, prediction, monkeypatch):
+    pipeline = tiny.pipeline(prediction_type=prediction)
+    model, chosen = LatentUNet(pipeline), draw()
+    ours = pictures(model, chosen, model.process.grid(10), guidance, eta, batch=4)
+    noises = iter([chosen.noise(step + 1, (4, 8, 8)) for step in range(10)])
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *a, **k: next(noises))
+    theirs = pipeline(
+        list(PROMPTS), num_inference_steps=10, guidance_scale=guidance, eta=eta, height=32, width=32,
+        latents=chosen.noise(0, (4, 8, 8)), output_type="pt",
+    ).images  # fmt: skip
+    assert ours.std() > 0.01  # a grey picture would agree too
+    assert (ours - theirs).abs().max() < 1e-3
+
+
+def rollout_and_task(model, chosen, batch=4, steps=10):
+    grid = model.process.grid(steps)
+    cond = model.encode(chosen.prompts, 5.0)
+    parts = []
+    for start in range(0, len(chosen), batch):
+        rows = list(range(start, min(start + batch, len(chosen))))
+        some = chosen.select(rows)
+        parts.append(sample(model, model.encode(some.prompts, 5.0), some, grid, 1.0, grid.stochastic(1.0)))
+    rollout = concat(parts)
+    from dataclasses import replace
+
+    rollout = replace(rollout, reward=torch.zeros(len(chosen)), advantage=torch.ones(len(chosen)))
+    return rollout, Task(model, grid, 1.0, cond.empty, 5.0)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_ratio_is_one_right_after_sampling(model, batch):
+    """In one batch or row by row, whatever batch the pictures were sampled in."""
+    model.tune(Tuning())
+    rollout, task = rollout_and_task(model, draw(), batch)
+    rows = all_rows(rollout)
+    with torch.no_grad():
+        for size in (1, 7, len(rows)):
+            for start in range(0, len(rows), size):
+                part = rows.select(slice(start, start + size))
+                ratio = (task.log_prob(part.transitions()) - part.transitions().logp).exp()
+                assert (ratio - 1).abs().max() < 1e-6
+
+
+def test_kept_steps_are_the_chain_itself(model):
+    rollout, task = rollout_and_task(model, draw())
+    assert rollout.latents.shape == (4, 11, 4, 8, 8)
+    assert rollout.latents.dtype == rollout.logp.dtype == torch.float32
+    torch.testing.assert_close(rollout.latents[:, -1], rollout.x0)
+    torch.testing.assert_close(rollout.latents[:, 0], draw().noise(0, (4, 8, 8)))
+    # The stored log-probability is that of the noise which was drawn: -z^2/2 - ln std - ln sqrt(2 pi), averaged.
+    std = task.grid.std(1.0)
+    for step in range(10):
+        z = draw().noise(step + 1, (4, 8, 8)).double()
+        expected = (-(z**2) / 2).flatten(1).mean(1) - std[step].log() - 0.9189385332
+        torch.testing.assert_close(rollout.logp[:, step].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_keeps_only_its_own_steps(model):
+    chosen, grid = draw(), model.process.grid(10)
+    whole, _ = rollout_and_task(model, chosen)
+    cond = model.encode(chosen.prompts, 5.0)
+    part = sample(model, cond, chosen, grid, 1.0, keep=[6, 7, 8])
+    assert part.steps.tolist() == [6, 7, 8]
+    torch.testing.assert_close(part.latents, whole.latents[:, 6:10], atol=0, rtol=0)
+    torch.testing.assert_close(part.logp, whole.logp[:, 6:9], atol=0, rtol=0)
+
+
+def test_noise_depends_on_its_place_alone():
+    four, one = draw().noise(3, (4, 8, 8)), draw().select([2]).noise(3, (4, 8, 8))
+    assert torch.equal(four[2:3], one)
+    places = [(0, 1, 0, 0, 0), (1, 1, 0, 0, 0), (0, 2, 0, 0, 0), (0, 1, 1, 0, 0), (0, 1, 0, 1, 0), (0, 1, 0, 0, 1)]
+    drawn = [noise.normal((256,), *place) for place in places]
+    for i, a in enumerate(drawn):
+        for b in drawn[i + 1 :]:
+            assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.3
+    everything = torch.cat([noise.normal((4096,), 0, 1, p, 0, 0) for p in range(50)])
+    assert everything.mean().abs() < 0.01
+    assert (everything.std() - 1).abs() < 0.01
+
+
+def test_guidance_by_hand(model, monkeypatch):
+    """eps_u = 1, eps_c = 2, w = 5: 1 + 5 (2 - 1) = 6; and with w = 1 only the conditional half is computed."""
+    sizes = []
+
+    def predict(x, t, text):
+        sizes.append(len(x))
+        half = torch.full_like(x, 2.0)
+        if len(x) == 4:
+            half[:2] = 1.0
+        return half
+
+    monkeypatch.setattr(model, "_predict", predict)
+    cond = model.encode(["a cat", "a dog"], 5.0)
+    x, t = torch.zeros(2, 4, 8, 8), torch.tensor([500, 500])
+    a = model.process.scheduler.alphas_cumprod[500]
+    expected = -((1 - a) / a).sqrt()
+    assert model.denoise(x, t, cond)[0, 0, 0, 0].item() == pytest.approx(6 * expected.item(), rel=1e-6)
+    unguided = model.denoise(x, t, Cond(cond.text, cond.empty, 1.0))
+    assert unguided[0, 0, 0, 0].item() == pytest.approx(2 * expected.item(), rel=1e-6)
+    assert sizes == [4, 2]
+
+
+def test_log_prob_has_the_gradient_of_finite_differences(model):
+    """In float64 through the whole of guidance, x_0 estimate, transition and log-density."""
+    model.pipeline.unet.double()
+    parameter = next(iter(model.pipeline.unet.conv_out.parameters())).requires_grad_()
+    grid = model.process.grid(10)
+    random = torch.Generator().manual_seed(0)
+    x, x_next = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64, generator=random).unbind()
+    cond = Cond(*(state.double() for state in (model.encode(["a cat"], 5.0).text, model.encode(["a"], 5.0).empty)), 5.0)
+    predict = lambda x, t, text: model.network(x, t, encoder_hidden_states=text, return_dict=False)[0]  # noqa: E731
+    model._predict = predict
+    step = torch.tensor([5])
+
+    def log_prob():
+        mean, std = transition(x, model.denoise(x, grid.times[step], cond), grid, step, 1.0)
+        return losses.gaussian_logp(x_next, mean, std).sum()
+
+    (gradient,) = torch.autograd.grad(log_prob(), parameter)
+    place, h = (0, 3, 1, 1), 1e-6
+    with torch.no_grad():
+        parameter[place] += h
+        above = log_prob()
+        parameter[place] -= 2 * h
+        below = log_prob()
+    assert gradient[place].item() == pytest.approx(((above - below) / (2 * h)).item(), rel=1e-5)

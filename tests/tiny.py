@@ -1,0 +1,55 @@
+"""Small genuine diffusers pipelines with random weights, built on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def tokenizer(length: int = 16) -> CLIPTokenizer:
+    words = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=length)
+
+
+def pipeline(seed: int = 0, **scheduler: Any) -> StableDiffusionPipeline:
+    """A Stable Diffusion with 8x8 latents and 32x32 pictures, in float32."""
+    torch.manual_seed(seed)
+    tokens = tokenizer()
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=16, bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id,
+        )
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=2, norm_num_groups=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, sample_size=32, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+    )  # fmt: skip
+    settings = {
+        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+        "set_alpha_to_one": False, "steps_offset": 1,
+    }  # fmt: skip
+    made = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokens, unet=unet, scheduler=DDIMScheduler(**(settings | scheduler)),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def folder(path: Path, seed: int = 0, **scheduler: Any) -> Path:
+    """`pipeline` saved as a checkpoint."""
+    pipeline(seed, **scheduler).save_pretrained(path)
+    return path

@@ -1,0 +1,253 @@
+"""The command line as a stranger meets it: help, mistakes, and what reaches the functions behind the verbs."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tastemaker
+from tastemaker.cli.arguments import flag_types, nearest_flags, split_assignments
+from tastemaker.cli.main import VERBS, main
+from tastemaker.cli.train import TrainArgs, read
+from tastemaker.training.config import Config
+from tastemaker.training.configfile import dump_config
+from tastemaker.training.presets import PRESETS
+
+SOURCE = Path(tastemaker.__file__).parent.parent
+PRESET = "ddpo-compressibility"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("TASTEMAKER_DEBUG", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def start(*words: str, code: str = "pass") -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, with warnings as errors; `code` runs after it."""
+    program = f"import sys; from tastemaker.cli.main import main; code = main(sys.argv[1:]); {code}; sys.exit(code)"
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    command = [sys.executable, "-W", "error", "-c", program, *words]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def make_run(folder: Path, config: Config | None = None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(dump_config(config or Config()), encoding="utf-8")
+    return folder
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["ls"], ["train", "nothing"]])
+def test_torch_stays_out_of_help_lists_and_mistakes(words: list[str]):
+    code = "assert 'torch' not in sys.modules, 'torch'; assert 'diffusers' not in sys.modules"
+    done = start(*words, code=code)
+    assert done.returncode == (2 if "nothing" in words else 0), done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["train", PRESET, "--help"]])
+def test_help_takes_less_than_three_tenths_of_a_second(words: list[str]):
+    def seconds() -> float:
+        # Time on the processor, which other work on the machine does not lengthen as it does the clock's.
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert start(*words).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])
+def test_help_names_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {verb} " in out for verb in VERBS)
+    assert main(["train", "--help"]) == 0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tastemaker {tastemaker.__version__}\n"
+
+
+def test_help_of_train_shows_the_defaults_of_the_preset():
+    bundled, paper = start("train", PRESET, "--help").stdout, start("train", f"{PRESET}-sd14", "--help").stdout
+    assert "Learning rate. (default: 0.01)" in bundled
+    assert "Learning rate. (default: 1e-05)" in paper
+    assert "Rounds of sampling and training. (default: 200)" in paper
+
+
+# ---------------------------------------------------------------- mistakes
+
+MISTAKES = [
+    (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
+    (["train"], "give a preset (`tastemaker ls presets`) or --config FILE"),
+    (["train", "optimizer.lr=1"], "give a preset (`tastemaker ls presets`) or --config FILE"),
+    (["train", "ddpo-compresibility"], "unknown preset 'ddpo-compresibility'; did you mean 'ddpo-compressibility'?"),
+    (["train", "--seed", "3", "ddpo-compresibility"], "did you mean 'ddpo-compressibility'?"),
+    (["train", "run.yaml"], "a file is given as `--config run.yaml`"),
+    (["train", "--config", "run.yaml"], "run.yaml cannot be read: No such file or directory"),
+    (["train", PRESET, "--config", "run.yaml"], "give a preset or --config, not both"),
+    (["train", PRESET, "other"], "unexpected 'other'; see `tastemaker train --help`"),
+    (
+        ["train", PRESET, "--sampling.guidence", "3"],
+        "unknown flag --sampling.guidence; did you mean --sampling.guidance?",
+    ),
+    (["train", PRESET, "sampling.guidence=3"], "unknown flag --sampling.guidence; did you mean --sampling.guidance?"),
+    (["train", PRESET, "--lr", "3"], "unknown flag --lr; did you mean --optimizer.lr?"),
+    (["train", PRESET, "--clip", "3"], "did you mean --algorithm.clip or --advantage.clip?"),
+    (["train", PRESET, "--xyzzy"], "unknown flag --xyzzy; see `tastemaker train --help`"),
+    (["train", PRESET, "--rounds", "many"], "--rounds is 'many', expected a whole number (see"),
+    (["train", PRESET, "optimizer.lr=fast"], "--optimizer.lr is 'fast', expected a number (see"),
+    (["train", PRESET, "--sampling.size", "big"], "--sampling.size is 'big', expected a whole number or None (see"),
+    (["train", PRESET, "--precision", "fp31"], "--precision cannot be 'fp31'; known: 'fp32', 'bf16', 'fp16' (see"),
+    (["train", PRESET, "--optimizer.betas", "0.9"], "--optimizer.betas needs 2 values (see"),
+    (["train", PRESET, "--optimizer.betas", "0.9", "x"], "--optimizer.betas cannot be '0.9', 'x' (see"),
+    (["train", PRESET, "--seed"], "--seed needs a value (see"),
+    (["train", PRESET, "--rounds", "0"], "rounds is 0, but must be greater than 0"),
+    (["train", PRESET, "--algorithm.clip", "0"], "algorithm.clip is 0.0, but must be greater than 0"),
+    (["train", PRESET, "--optimizer.lr", "nan"], "optimizer.lr is nan, but must be finite"),
+    (["train", PRESET, "--out", "used"], "used"),
+    (["train", PRESET, "--out", "a-run"], "a-run holds a run: go on with it by `tastemaker resume a-run`"),
+    (["resume"], "give the folder of a run"),
+    (["resume", "runs/b"], "runs/b does not exist; did you mean 'runs/a'?"),
+    (["resume", "used"], "used has no config.yaml, so it is not a run; "),
+    (["resume", "a-run", "--rounds", "0"], "--rounds is 0, but must be greater than 0"),
+    (["report"], "give the folder of a run"),
+    (["report", "runs/b"], "runs/b does not exist; did you mean 'runs/a'?"),
+    (["report", "a-run", "--out", "x.html"], "--out is for a comparison of several runs"),
+    (["sample"], "give prompts by --prompt"),
+    (["sample", "--prompt", "a", "--prompts", "b"], "and not by both"),
+    (["sample", "--promt", "a"], "unknown flag --promt; did you mean --prompt?"),
+    (["sample", "--prompts", "bundled-singel"], "unknown prompts 'bundled-singel'"),
+    (["sample", "--prompt", "a", "--n", "0"], "--n is 0, but must be at least 1"),
+    (["sample", "--prompt", "a", "--eta", "nan"], "--eta is nan, but must be finite"),
+    (["sample", "--prompt", "a", "--steps", "1001"], "--steps is 1001, but the schedule has only 1000"),
+    (["sample", "--prompt", "a", "--adapter", "none"], "--adapter is none, but there is no such folder"),
+    (["ls", "preset"], "unknown kind 'preset'; did you mean 'presets'?"),
+    (["doctor", "--fast"], "unexpected '--fast': doctor takes no arguments"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_mistakes_are_one_line_and_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    make_run(Path("a-run"))
+    make_run(Path("runs/a"))
+    Path("used/by").mkdir(parents=True)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("tastemaker: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_mistakes_read_the_same_without_unicode():
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "tastemaker.cli.main", "train", PRESET, "--rounds", "many"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stderr == "tastemaker: --rounds is 'many', expected a whole number (see `tastemaker train --help`)\n"
+
+
+def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("TASTEMAKER_DEBUG", "1")
+    assert main(["trian"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("tastemaker: unknown verb 'trian'; did you mean 'train'?\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    program = "import sys; from tastemaker.cli.main import main; sys.exit(main(['ls']))"
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run([sys.executable, "-c", program], stdout=write_end, stderr=subprocess.PIPE, env=environment)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# ---------------------------------------------------------------- flags
+
+
+def test_flags_change_single_settings_of_the_preset():
+    args, stem = read([PRESET, "--optimizer.lr", "1e-4", "--sampling.per-prompt=4", "--trackers", "wandb", "trackio"])
+    base = PRESETS[PRESET].config
+    assert stem == PRESET
+    assert args.settings.optimizer.lr == 1e-4
+    assert args.settings.optimizer.updates == base.optimizer.updates
+    assert args.settings.sampling.per_prompt == 4
+    assert args.settings.trackers == ("wandb", "trackio")
+
+
+def test_no_flags_are_the_preset_itself():
+    for name, preset in PRESETS.items():
+        assert read([name])[0].settings == preset.config
+
+
+def test_assignments():
+    words = [
+        PRESET,
+        "optimizer.lr=1e-4",
+        "rounds=3",
+        "optimizer.betas=[0.8, 0.9]",
+        "tuning.gradient_checkpointing=true",
+    ]
+    settings = read([*words, "tuning.targets=to_q", "--checkpoint-every=2"])[0].settings
+    assert (settings.optimizer.lr, settings.rounds, settings.optimizer.betas) == (1e-4, 3, (0.8, 0.9))
+    assert settings.tuning.gradient_checkpointing
+    assert settings.tuning.targets == ("to_q",)
+    assert settings.checkpoint_every == 2
+    lora = read([f"{PRESET}-sd14", "tuning.gradient_checkpointing=false", "sampling.size=null"])[0].settings
+    assert not lora.tuning.gradient_checkpointing
+    assert lora.sampling.size is None
+
+
+def test_assignments_leave_values_of_flags_alone():
+    types_ = flag_types(TrainArgs)
+    assert split_assignments(["--reward", "a=b"], types_) == ["--reward", "a=b"]
+    assert split_assignments(["--prompts", "runs/a=b.txt"], types_) == ["--prompts", "runs/a=b.txt"]
+    assert split_assignments(["p", "reward=a=b"], types_) == ["p", "--reward", "a=b"]
+
+
+def test_preset_may_follow_the_flags():
+    args, stem = read(["--seed", "3", PRESET])
+    assert (stem, args.settings.seed, args.settings.rounds) == (PRESET, 3, PRESETS[PRESET].config.rounds)
+
+
+def test_flags_go_over_the_file_and_the_file_over_its_preset():
+    Path("my.run.yaml").write_text(f"preset: {PRESET}-sd14\nrounds: 7\nseed: 8\n")
+    for words in (["--config", "my.run.yaml"], ["--config=my.run.yaml"]):
+        args, stem = read([*words, "--seed", "9"])
+        assert stem == "my.run"
+        assert (args.settings.rounds, args.settings.seed) == (7, 9)
+        assert args.settings.model == "CompVis/stable-diffusion-v1-4"
+
+
+def test_every_setting_has_a_flag():
+    known = flag_types(TrainArgs)
+    assert {"config", "out", "rounds", "optimizer.lr", "algorithm.clip", "tuning.targets"} <= set(known)
+    assert "preset" not in known
+    assert "settings.rounds" not in known
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("guidance", "did you mean --sampling.guidance?"),
+        ("optimiser.lr", "did you mean --optimizer.lr?"),
+        ("sampling.step", "did you mean --sampling.steps?"),
+        ("checkpoint-evry", "did you mean --checkpoint-every?"),
+        ("qqq", ""),
+    ],
+)
+def test_nearest_flags(name: str, hint: str):
+    assert nearest_flags(name, list(flag_types(TrainArgs))) == hint
