@@ -144,12 +144,12 @@ def make_run(folder: Path, records: list[dict[str, Any]], samples: tuple[int, ..
     return folder
 
 
-def usual(folder: Path, **more: Any) -> Path:
+def usual(folder: Path, samples: tuple[int, ...] = (0, 2, 4), tail: str = "") -> Path:
     """Four rounds with evaluations of the base model and after rounds 2 and 4."""
     rounds = [round_record(n, -2 + 0.25 * n) for n in range(1, 5)]
     evaluations = [evaluation_record(0, -2.0, 0.9), evaluation_record(2, -1.5, 0.85), evaluation_record(4, -1.0, 0.8)]
     order = [evaluations[0], *rounds[:2], evaluations[1], *rounds[2:], evaluations[2]]
-    return make_run(folder, order, **({"samples": (0, 2, 4)} | more))
+    return make_run(folder, order, samples, tail)
 
 
 def decoded(uri: str) -> Image.Image:
@@ -190,6 +190,14 @@ def test_headline_falls_back_on_training_pictures(tmp_path):
     page = Page(write_report(run))
     assert page.value("Reward") == "−2.00→−1.75"
     assert page.value("In base standard deviations") == "+0.50"
+
+
+def test_headline_takes_no_later_model_for_the_base_model(tmp_path):
+    """Where the base model's evaluation is missing, round 1, which the base model drew, stands in."""
+    late = [evaluation_record(2, -1.5), evaluation_record(3, -1.0)]
+    rounds = [round_record(1, -2.0), round_record(2, -1.75)]
+    assert Page(write_report(make_run(tmp_path / "a", late + rounds))).value("Reward") == "−2.00→−1.75"
+    assert Page(write_report(make_run(tmp_path / "b", late))).value("Reward") == "–"
 
 
 def test_before_and_after_pictures_are_the_files_pixel_for_pixel(page):
@@ -326,6 +334,7 @@ def test_plots_have_titles_captions_text_and_links(page):
     assert "clip range" in [e["text"].strip() for e in page.inside(figures[2], "text")]
     links = [e["attrs"]["xlink:href"] for e in page.inside(figures[0], "a")]
     assert links == ["#after-0", "#after-2", "#after-4"]
+    assert not [link for link in page.all("a") if "target" in link["attrs"]]  # they act on the page itself
     assert "var(--c0)" in page.source
     assert "DejaVu" not in page.source
 
@@ -445,8 +454,8 @@ def test_a_missing_damaged_or_outside_picture_is_a_blank(tmp_path):
 
 
 def test_base_scale_is_solved_from_both_units(tmp_path):
-    scale = base_scale(read_run(usual(tmp_path / "run")))
-    assert scale == pytest.approx((BASE_MEAN, BASE_STD))
+    run = make_run(tmp_path / "run", [round_record(1, -1.5), round_record(2, -1.0)])
+    assert base_scale(read_run(run)) == pytest.approx((BASE_MEAN, BASE_STD))
     flat = make_run(tmp_path / "flat", [round_record(1, -2.0), round_record(2, -2.0)])
     assert base_scale(read_run(flat)) is None
 

@@ -107,12 +107,12 @@ def seconds_by_phase(record: Record) -> dict[str, float]:
     """Seconds of each phase of a round, and of `other` work: what seconds/round holds beyond its phases.
 
     Evaluating and saving come after the round, so a trainer may or may not count them in seconds/round: they are
-    taken to be in it only where it leaves room for them.
+    taken to be in it where it leaves room for them, give or take the clock's jitter.
     """
     spent = {phase: number(record, f"seconds/{phase}") or 0.0 for phase in PHASES}
     rest = (number(record, "seconds/round") or 0.0) - spent["sample"] - spent["score"] - spent["train"]
     late = spent["evaluate"] + spent["save"]
-    return spent | {"other": max(0.0, rest - late if rest >= late else rest)}
+    return spent | {"other": max(0.0, rest - late if rest >= 0.9 * late else rest)}
 
 
 def _text(path: Path) -> str:

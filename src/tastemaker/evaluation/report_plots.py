@@ -18,6 +18,7 @@ from tastemaker.evaluation.report_svg import (
     curve,
     evaluation_dots,
     finish,
+    from_zero,
     look,
     panels,
     scale_y,
@@ -186,10 +187,10 @@ def _seconds(run: Run) -> Plot | None:
     floor = [0.0] * len(span)
     for phase, colour in zip((*PHASES, "other"), (*COLOURS[:5], MUTED), strict=True):
         top = [below + spent.get(n, {}).get(phase, 0.0) for n, below in zip(span, floor, strict=True)]
-        if sum(top) > sum(floor) * 1.002:
+        if top != floor:
             axis.stairs(top, edges, baseline=floor, fill=True, color=colour, linewidth=0, alpha=0.85, label=phase)
         floor = top
-    axis.set_ylim(bottom=0)
+    from_zero(axis)
     axis.set_ylabel("seconds a round")
     return finish(
         figure, [axis], "round", "Where the time goes",
@@ -202,7 +203,7 @@ def _diversity(run: Run) -> Plot | None:
     figure, (axis,) = panels()
     if not _measured(axis, run, "diversity", Look(COLOURS[0])):
         return None
-    axis.set_ylim(bottom=0)
+    from_zero(axis)
     axis.set_ylabel("diversity")
     return finish(
         figure, [axis], DONE, "Diversity",
@@ -221,4 +222,6 @@ def _overlay(runs: Sequence[Run], title: str, key: str, label: str, caption: str
     axis.set_ylabel(label)
     if key == "judge/correct":
         share_axis(axis, label)
+    if key == "diversity":
+        from_zero(axis)
     return finish(figure, [axis], DONE, title, caption)

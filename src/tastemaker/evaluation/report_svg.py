@@ -121,6 +121,12 @@ def share_axis(axis: Axes, label: str) -> None:
     axis.set_ylabel(label)
 
 
+def from_zero(axis: Axes) -> None:
+    """Starts the axis at 0, with room for the highest dot."""
+    highest = axis.dataLim.ymax
+    axis.set_ylim(0, 1.06 * highest if highest > 0 else 1)
+
+
 def scale_y(axis: Axes, values: Sequence[float]) -> None:
     """Logarithmic where the values above zero span more than an order of magnitude; plain numbers elsewhere."""
     positive = [value for value in values if value > 0]

@@ -95,13 +95,15 @@ def _change(run: Run, key: str, percent: bool = False) -> Change:
     the base model's as well.
     """
     text = percent_number if percent else tidy_number
-    evaluated = series(run.evaluations, "evaluation", f"eval/{key}")
-    trained = series(run.rounds, "round", key)
-    for start, (at, values) in ((0, evaluated), (1, trained)):
-        if len(values) > 1 and at[0] == start:
-            return Change(values[0], values[-1], (text(values[0]), text(values[-1])))
-    only = (evaluated[1] or trained[1] or [None])[0]
-    return Change(only, None, (text(only), DASH))
+    sources = (
+        (0, series(run.evaluations, "evaluation", f"eval/{key}")),
+        (1, series(run.rounds, "round", key)),
+    )
+    of_base = [values for start, (at, values) in sources if at and at[0] == start]
+    chosen = next((values for values in of_base if len(values) > 1), of_base[0] if of_base else [])
+    before = chosen[0] if chosen else None
+    after = chosen[-1] if len(chosen) > 1 else None
+    return Change(before, after, (text(before), text(after)))
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
