@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor
@@ -32,7 +31,7 @@ CAPTIONS_PER_DRAWING = 3
 MAX_TOKENS = 24
 DRAWINGS = 100_000
 VAE_STEPS, VAE_BATCH, VAE_LR = 10_000, 16, 2e-3
-UNET_STEPS, UNET_BATCH, UNET_LR = 7_500, 64, 1e-3
+UNET_STEPS, UNET_BATCH, UNET_LR = 6_300, 64, 1e-3
 CAPTION_DROPOUT, MIN_SNR, EMA_DECAY = 0.12, 5.0, 0.999
 
 
@@ -97,8 +96,11 @@ class Stage:
         self.step += 1
         if self.step % 100 == 0:
             speed = (time.time() - self.started) / (self.step - self.first)
-            print(f"{self.path.stem} {self.step}/{self.steps} loss {np.mean(self.losses[-100:]):.4f} "
-                  f"{(self.steps - self.step) * speed / 60:.1f} min left", flush=True)
+            print(
+                f"{self.path.stem} {self.step}/{self.steps} loss {np.mean(self.losses[-100:]):.4f} "
+                f"{(self.steps - self.step) * speed / 60:.1f} min left",
+                flush=True,
+            )
         if self.step % 500 == 0 or self.step == self.steps:
             self.save()
 
@@ -163,7 +165,7 @@ def new_tokenizer(work: Path) -> CLIPTokenizer:
                 merges.append(pair)
                 vocabulary.append("".join(pair))
             pieces = [*pieces[:-2], "".join(pair)]
-    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(
         vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges, model_max_length=MAX_TOKENS
     )
@@ -193,7 +195,8 @@ def new_scheduler() -> DDIMScheduler:
     """Stable Diffusion's schedule, to the letter."""
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon", timestep_spacing="leading",
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon",
+        timestep_spacing="leading",
     )  # fmt: skip
 
 

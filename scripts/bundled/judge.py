@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from build import DRAWINGS, SIZE, load_pictures, new_vae, to_unit
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
+from build import DRAWINGS, SIZE, load_pictures, new_vae, to_unit
 from tastemaker.drawings import Scene, render, sample_scene
 from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, TEXTURES, relation_of
 from tastemaker.evaluation.judge import CELLS, JudgeNet, see
@@ -37,7 +37,9 @@ def blob(picture: Image.Image, rng: random.Random, big: bool) -> Image.Image:
     side = 4 * SIZE
     large = picture.resize((side, side), Image.Resampling.NEAREST)
     radius = rng.uniform(0.14, 0.34) if big else rng.uniform(0.07, 0.12)
-    cx, cy = (rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7)) if big else (rng.choice((0.12, 0.88)), rng.choice((0.12, 0.88)))
+    cx, cy = (
+        (rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7)) if big else (rng.choice((0.12, 0.88)), rng.choice((0.12, 0.88)))
+    )
     waves = [(k, rng.uniform(0.12, 0.30), rng.uniform(0, 6.3)) for k in rng.sample((2, 3, 4, 5), 2)]
     outline = []
     for i in range(48):
@@ -93,7 +95,10 @@ def targets(all_scenes: list[Scene]) -> dict[str, Tensor]:
             for (dy, dx), value in spread.items():
                 y, x = min(max(row + dy, 0), CELLS - 1), min(max(column + dx, 0), CELLS - 1)
                 heat[n, kind, y, x] = max(heat[n, kind, y, x].item(), value)
-                maps["colour"][n, y, x], maps["texture"][n, y, x] = colours.index(thing.colour), TEXTURES.index(thing.texture)
+                maps["colour"][n, y, x], maps["texture"][n, y, x] = (
+                    colours.index(thing.colour),
+                    TEXTURES.index(thing.texture),
+                )
                 radius[n, y, x] = math.log(thing.radius)
     ground = torch.tensor([colours.index(s.ground) for s in all_scenes])
     pattern = torch.tensor([PATTERNS.index(s.pattern) for s in all_scenes])
@@ -125,7 +130,9 @@ def train(work: Path) -> JudgeNet:
     for step in range(steps):
         rows = torch.randint(0, SCENES, (BATCH,))
         x = pictures[rows].float() / 255
-        x = (x + 0.03 * torch.randn(BATCH, 1, 1, 1) + 0.02 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(x)).clamp(0, 1)
+        x = (x + 0.03 * torch.randn(BATCH, 1, 1, 1) + 0.02 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(x)).clamp(
+            0, 1
+        )
         value = loss(network(x), {name: column[rows] for name, column in truth.items()})
         optimizer.zero_grad()
         value.backward()
@@ -166,8 +173,9 @@ def agree(truth: Scene, seen: Scene) -> dict[str, list[bool]]:
         left.remove(nearest)
         matched.append(nearest)
     for attribute in ("kind", "colour", "texture", "size"):
-        checks[attribute] = [getattr(a, attribute) == getattr(b, attribute) for a, b in zip(truth.things, matched, strict=True)
-                             if attribute != "size" or len(truth.things) == 1]  # fmt: skip
+        if attribute != "size" or len(truth.things) == 1:
+            pairs = zip(truth.things, matched, strict=True)
+            checks[attribute] = [getattr(wanted, attribute) == getattr(found, attribute) for wanted, found in pairs]
     if len(truth.things) == 2:
         checks["relation"] = [relation_of(*truth.things) == relation_of(*matched)]
     return checks
@@ -181,7 +189,10 @@ def main() -> None:
     network = train(work)
     table = validate(network, work)
     (work / "judge").mkdir(exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, work / "judge/judge.safetensors")
+    save_file(
+        {name: value.half().contiguous() for name, value in network.state_dict().items()},
+        work / "judge/judge.safetensors",
+    )
     (work / "judge/validation.json").write_text(json.dumps(table, indent=1))
     print(json.dumps(table, indent=1), f"\njudge took {(time.time() - started) / 60:.1f} minutes")
 

@@ -1,6 +1,6 @@
 """How well the bundled model follows prompts, by the judge: docs/bundled-model.md's table and pictures.
 
-    python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/bundled-model.json]
+python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/bundled-model.json]
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ SHOWN = [
     "an orange triangle", "a black tree", "a striped purple star", "a big green heart", "a small red fish",
     "a yellow house on a striped blue background", "a white fish on a checkered red background",
     "two red hearts", "three orange fish", "four blue squares", "a red star on the left of a blue circle",
-    "a green tree above a yellow house", "a purple fish below a white heart", "a black triangle on the right of an orange star",
+    "a green tree above a yellow house", "a purple fish below a white heart",
+    "a black triangle on the right of an orange star",
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Puts a finished build into the package: the pipeline, the judge, and what they weigh.
 
-    python scripts/bundled/ship.py --work build/bundled
+python scripts/bundled/ship.py --work build/bundled
 """
 
 from __future__ import annotations

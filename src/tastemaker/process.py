@@ -47,7 +47,7 @@ class Grid:
 
 def rows(values: Tensor, step: Tensor | int, like: Tensor) -> Tensor:
     """values[step] with the device and number of dimensions of `like` [N,*D]: [N,1,..] or [1,1,..]."""
-    chosen = values.to(like.device)[step].to(like.dtype)
+    chosen = values.to(like.device, like.dtype)[step]
     return chosen.reshape(-1, *[1] * (like.ndim - 1))
 
 

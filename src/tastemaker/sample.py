@@ -23,9 +23,10 @@ def sample(
 ) -> Rollout:
     """Samples B = len(draw) pictures' latents, and keeps the transitions of the contiguous steps `keep`.
 
-    x_T is standard normal, as all diffusers' DDIM pipelines start. The noise comes from the draw's own counters. A kept step must have noise (Grid.stochastic), since a
-    deterministic one has no likelihood. Latents and log-probabilities are float32 whatever the network runs in,
-    so that the ratio right after sampling is 1 (methods.md §1.3).
+    x_T is standard normal, as all diffusers' DDIM pipelines start. The noise comes from the draw's own counters.
+    A kept step must have noise (Grid.stochastic), since a deterministic one has no likelihood. Latents are stored
+    in float32 whatever the network runs in, and the log-probability is that of the latent as stored, so that the
+    ratio right after sampling is 1 (methods.md §1.3).
     """
     device = model.device
     x = draw.noise(0, model.latent_shape, device)
@@ -34,11 +35,12 @@ def sample(
     for step in range(len(grid)):
         time = grid.times[step].to(device).expand(len(draw))
         x0 = model.denoise(x, time, cond)
-        mean, std = transition(x, x0, grid, step, eta)
+        mean, std = transition(x.to(x0.dtype), x0, grid, step, eta)
         x_next = mean + std * draw.noise(step + 1, model.latent_shape, device) if step in noisy else mean
+        x_next = x_next.to(x.dtype)
         if step in keep:
             latents.append(x)
-            logp.append(gaussian_logp(x_next, mean, std))
+            logp.append(gaussian_logp(x_next, mean, std).to(x.dtype))
         if keep and step == keep[-1]:
             latents.append(x_next)
         x = x_next

@@ -163,18 +163,26 @@ class Process(Protocol):
 class Model(Protocol):
     """A narrow door to a text-to-image model; keep it narrow."""
 
-    process: Process
     network: nn.Module
     """What is trained. The loop puts the wrapped (distributed) module here, and only it is ever called."""
     latent_shape: tuple[int, ...]
     device: torch.device
+
+    @property
+    def process(self) -> Process:
+        """The noising process that the network was trained on."""
+        ...
 
     def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
         """Text states, cached by prompt."""
         ...
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Estimate of x_0, [N,*D] in float32, guidance included; t [N] holds training times."""
+        """Estimate of x_0, [N,*D], guidance included; t [N] holds training times.
+
+        In float64: near the picture a step's noise is small, and rounding the estimate to float32 would move the
+        log-probability by as much as the ratio may be off before the first update.
+        """
         ...
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -201,7 +209,7 @@ class Task:
         """Mean log-probability per element [N] of the rows' transitions under the model as it is now."""
         cond = Cond(rows.text, self.empty, self.guidance)
         x0 = self.model.denoise(rows.x, self.grid.times.to(rows.step.device)[rows.step], cond)
-        mean, std = transition(rows.x, x0, self.grid, rows.step, self.eta)
+        mean, std = transition(rows.x.to(x0.dtype), x0, self.grid, rows.step, self.eta)
         return losses.gaussian_logp(rows.x_next, mean, std)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tastemaker.models import load_model
-from tastemaker.training import loop, run
+from tastemaker.training import loop, run, update
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import load_config
@@ -34,7 +34,7 @@ def double(*arguments: Any) -> Any:
 def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Gradients of the round's first update by parameter name, and the round's record."""
     with mock.patch.object(run, "load_model", double):
-        session = run._session(config, run._accelerator(config, folder), State())
+        session = run.start(config, folder, State())
     session.display.interactive = False
     # Adapters start with B = 0, where A has no gradient: give B values so that every gradient is tested.
     random = torch.Generator().manual_seed(7)
@@ -42,7 +42,7 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
     captured: dict[str, Tensor] = {}
-    accumulate = loop.accumulate
+    accumulate = update.accumulate
 
     def capture(*arguments: Any) -> float:
         norm = accumulate(*arguments)
@@ -50,7 +50,7 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
             captured.update({name: p.grad.clone() for name, p in session.model.trainable().items()})
         return norm
 
-    with mock.patch.object(loop, "accumulate", capture):
+    with mock.patch.object(update, "accumulate", capture):
         record = loop.one_round(session)
     return captured, record
 

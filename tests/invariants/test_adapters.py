@@ -6,10 +6,10 @@ import textwrap
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 
+import tiny
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.samples import pictures
 from tastemaker.models.latent_unet import LatentUNet
@@ -46,7 +46,7 @@ def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
 
 
 def test_default_targets_are_the_attention_projections_of_methods_md():
-    """4 projections of 2 attentions in each transformer block, rank 4: A is [4, in], B is [out, 4] (methods.md §1.6)."""
+    """4 projections of 2 attentions a block, rank 4: A is [4, in], B is [out, 4] (methods.md §1.6)."""
     model = LatentUNet(tiny.pipeline())
     model.tune(Tuning())
     blocks = sum(name.endswith("attn2.to_k") for name, _ in model.pipeline.unet.named_modules() if "lora" not in name)
@@ -81,7 +81,9 @@ def test_a_fully_tuned_model_has_no_reference():
         model.reference()
 
 
-@pytest.mark.parametrize("tuning", [Tuning(), Tuning(rank=2, alpha=6.0), Tuning(mode="full")], ids=["lora", "alpha", "full"])
+@pytest.mark.parametrize(
+    "tuning", [Tuning(), Tuning(rank=2, alpha=6.0), Tuning(mode="full")], ids=["lora", "alpha", "full"]
+)
 def test_a_fresh_process_with_diffusers_alone_gives_the_same_pictures(tmp_path, tuning):
     """alpha = 3 rank would be lost if the adapter's metadata were (peers.md §1: others failed this)."""
     model = trained(tuning)

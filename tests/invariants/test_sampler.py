@@ -1,9 +1,9 @@
 """The sampler: the pictures of diffusers' own pipeline, the ratio of 1, and noise that depends on its place alone."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from tastemaker import losses, noise
 from tastemaker.evaluation.samples import pictures
 from tastemaker.models.latent_unet import LatentUNet

@@ -114,7 +114,9 @@ def test_predictions_by_hand():
     assert x0_from(torch.tensor([0.4]), x, alpha, sigma, "v_prediction").item() == pytest.approx(1.0)
     assert x0_from(torch.tensor([1.0]), x, alpha, sigma, "sample").item() == pytest.approx(1.0)
     # Flow: alpha 0.2, sigma 0.8: x = 0.2 + 1.6 = 1.8; v = eps - x_0 = 1; x - sigma v = 1.0.
-    assert x0_from(torch.tensor([1.0]), torch.tensor([1.8]), torch.tensor(0.2), sigma, "flow").item() == pytest.approx(1.0)
+    assert x0_from(torch.tensor([1.0]), torch.tensor([1.8]), torch.tensor(0.2), sigma, "flow").item() == pytest.approx(
+        1.0
+    )
 
 
 def test_flow_step_with_full_noise_forgets_the_old_noise():

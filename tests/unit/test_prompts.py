@@ -29,7 +29,7 @@ def test_imagenet_animals_are_classes_0_to_397():
 
 
 def test_bundled_lists_are_of_the_judges_grammar_and_balanced():
-    for name in ("bundled-single", "bundled-attributes", "bundled-count", "bundled-pair"):
+    for name in ("bundled-eight", "bundled-single", "bundled-attributes", "bundled-count", "bundled-pair"):
         requests = [parse(prompt) for prompt in load_prompts(name).prompts]
         assert all(requests), name
         kinds = [thing.kind for request in requests for thing in request.things]

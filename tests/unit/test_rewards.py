@@ -87,7 +87,7 @@ def test_a_wrong_answer_is_refused_in_one_sentence(answer, message):
 def test_unknown_rewards_name_the_nearest():
     with pytest.raises(RewardError, match="did you mean 'jpeg-compressibility'"):
         load_reward("jpeg-compresibility")
-    with pytest.raises(RewardError, match="cannot be imported.*no_such_module"):
+    with pytest.raises(RewardError, match=r"cannot be imported.*no_such_module"):
         load_reward("no_such_module:f")
 
 

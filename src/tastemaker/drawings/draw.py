@@ -115,7 +115,9 @@ def _details(pen: ImageDraw.ImageDraw, kind: str, x: float, y: float, r: float, 
     if kind == "tree":
         pen.rectangle((x - 0.17 * r, y + 0.34 * r, x + 0.17 * r, y + 1.0 * r), fill=(116, 74, 40))
     if kind == "house":
-        pen.polygon([(x - 1.0 * r, y - 0.12 * r), (x, y - 1.0 * r), (x + 1.0 * r, y - 0.12 * r)], fill=_shade(colour, 0.45))
+        pen.polygon(
+            [(x - 1.0 * r, y - 0.12 * r), (x, y - 1.0 * r), (x + 1.0 * r, y - 0.12 * r)], fill=_shade(colour, 0.45)
+        )
         pen.rectangle((x - 0.2 * r, y + 0.36 * r, x + 0.2 * r, y + 0.92 * r), fill=_shade(colour, 0.45))
     if kind == "fish":
         eye = (20, 20, 24) if max(colour) >= 80 else (244, 244, 240)

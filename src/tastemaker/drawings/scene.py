@@ -116,7 +116,9 @@ def _with_article(phrase: str) -> str:
 
 _SINGULAR = {_plural(kind): kind for kind in KINDS} | {kind: kind for kind in KINDS}
 _COLOUR = "|".join(COLOURS)
-_THING = rf"(?:(small|big) )?(?:(striped|solid) )?(?:({_COLOUR}) )?({'|'.join(sorted(_SINGULAR, key=len, reverse=True))})"
+_THING = (
+    rf"(?:(small|big) )?(?:(striped|solid) )?(?:({_COLOUR}) )?({'|'.join(sorted(_SINGULAR, key=len, reverse=True))})"
+)
 _CAPTION = re.compile(
     rf"^(?:an? |(two|three|four) )?{_THING}"
     rf"(?: ({'|'.join(RELATIONS)}|and) an? {_THING})?"
@@ -190,8 +192,18 @@ def _pair(rng: random.Random, ground: str) -> tuple[Thing, Thing]:
 
 _CORNERS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))
 _LAYOUTS = {
-    2: (((0.27, 0.5), (0.73, 0.5)), ((0.5, 0.27), (0.5, 0.73)), ((0.29, 0.29), (0.71, 0.71)), ((0.71, 0.29), (0.29, 0.71))),
-    3: (((0.5, 0.25), (0.25, 0.72), (0.75, 0.72)), ((0.25, 0.28), (0.75, 0.28), (0.5, 0.75)), _CORNERS[:3], _CORNERS[1:]),
+    2: (
+        ((0.27, 0.5), (0.73, 0.5)),
+        ((0.5, 0.27), (0.5, 0.73)),
+        ((0.29, 0.29), (0.71, 0.71)),
+        ((0.71, 0.29), (0.29, 0.71)),
+    ),
+    3: (
+        ((0.5, 0.25), (0.25, 0.72), (0.75, 0.72)),
+        ((0.25, 0.28), (0.75, 0.28), (0.5, 0.75)),
+        _CORNERS[:3],
+        _CORNERS[1:],
+    ),
     4: (_CORNERS,),
 }
 
@@ -219,12 +231,14 @@ def request_for(rng: random.Random, scene: Scene) -> Request:
     """A request that `scene` fulfils, naming what is in it with the usual chances."""
     pair = len({(thing.kind, thing.colour) for thing in scene.things}) > 1
     things = scene.things if pair else scene.things[:1]
-    wanted = [_wanted(rng, thing, single=len(scene.things) == 1, keep_colour=0.95 if pair else 0.88) for thing in things]
+    wanted = [
+        _wanted(rng, thing, single=len(scene.things) == 1, keep_colour=0.95 if pair else 0.88) for thing in things
+    ]
     request = Request(tuple(wanted), count=1 if pair else len(scene.things))
     if pair and rng.random() < 0.8:
         request = replace(request, relation=relation_of(*scene.things[:2]))
     if rng.random() < 0.6:
-        named = scene.pattern != "plain" and rng.random() < 0.92 or rng.random() < 0.2
+        named = (scene.pattern != "plain" and rng.random() < 0.92) or rng.random() < 0.2
         request = replace(request, ground=scene.ground, pattern=scene.pattern if named else None)
     return request
 

@@ -17,7 +17,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, TEXTURES, Request, Scene, Thing, Wanted, parse, relation_of
+from tastemaker.drawings.scene import (
+    COLOURS,
+    KINDS,
+    PATTERNS,
+    TEXTURES,
+    Request,
+    Scene,
+    Thing,
+    Wanted,
+    parse,
+    relation_of,
+)
 from tastemaker.errors import ModelError
 
 SIDE, CELLS = 32, 16
@@ -44,7 +55,9 @@ class JudgeNet(nn.Module):
         )
         self.joint = nn.Sequential(_block(6 * width, 4 * width), _block(4 * width, 4 * width))
         self.heads = nn.Conv2d(4 * width, len(KINDS) + len(COLOURS) + len(TEXTURES) + 1, 1)
-        self.scene = nn.Sequential(nn.Linear(8 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, len(COLOURS) + len(PATTERNS)))
+        self.scene = nn.Sequential(
+            nn.Linear(8 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, len(COLOURS) + len(PATTERNS))
+        )
         nn.init.constant_(self.heads.bias[: len(KINDS)], -4.0)  # type: ignore[index]  # objects are rare
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -67,7 +80,9 @@ class JudgeNet(nn.Module):
 def load_judge() -> JudgeNet:
     """The network that ships with the package. Raises ModelError where the installation lacks it."""
     if not WEIGHTS.is_file():
-        raise ModelError(f"the judge is missing at {WEIGHTS}: install tastemaker again, or build it with `make bundled`")
+        raise ModelError(
+            f"the judge is missing at {WEIGHTS}: install tastemaker again, or build it with `make bundled`"
+        )
     network = JudgeNet()
     network.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
     return network.eval().requires_grad_(False)
@@ -124,10 +139,9 @@ def compare(request: Request, scene: Scene) -> Verdict:
     """Holds a scene against a request. Two objects are matched in the order that agrees best."""
     wanted = request.things * request.count if request.template == "count" else request.things
     attributes = {"count": len(scene.things) == len(wanted)}
-    if request.template == "pair":
-        orders = list(permutations(scene.things, 2)) or [scene.things]
-    else:
-        orders = [scene.things]
+    orders: list[tuple[Thing, ...]] = [scene.things]
+    if request.template == "pair" and len(scene.things) >= 2:
+        orders = list(permutations(scene.things, 2))
     found = max((_match(wanted, order, request) for order in orders), key=lambda match: sum(match.values()))
     attributes |= found
     if request.ground:
@@ -156,4 +170,3 @@ def judge(x: Tensor, prompts: Sequence[str], network: JudgeNet | None = None) ->
         return [None] * len(prompts)
     scenes = see(x, network)
     return [None if r is None else compare(r, s) for r, s in zip(requests, scenes, strict=True)]
-

@@ -115,6 +115,7 @@ def evaluation_dots(axis: Axes, x: Sequence[float], y: Sequence[float], colour: 
 
 
 def share_axis(axis: Axes, label: str) -> None:
+    """An axis for shares in [0, 1], in per cent."""
     axis.set_ylim(-0.03, 1.03)
     axis.set_yticks([0, 0.5, 1])
     axis.yaxis.set_major_formatter(PercentFormatter(1))

@@ -63,6 +63,7 @@ class Summary:
 
 
 def summarise(run: Run, name: str) -> Summary:
+    """The headline figures of a run."""
     algorithm = run.config.get("algorithm")
     queries = series(run.rounds, "round", "reward_queries")[1]
     planned = number(run.config, "rounds")

@@ -21,7 +21,13 @@ from tastemaker.types import Draw, Model
 
 @torch.no_grad()
 def pictures(
-    model: Model, draw: Draw, grid: Grid, guidance: float, eta: float, batch: int, on_step: Callable[[], None] = lambda: None
+    model: Model,
+    draw: Draw,
+    grid: Grid,
+    guidance: float,
+    eta: float,
+    batch: int,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Pictures [B,3,H,W] in [0,1] on the CPU for a draw."""
     parts = []
@@ -49,9 +55,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, cell: int | None 
     return sheet
 
 
-def save_grid(
-    run: Path, round: int, x: Tensor, draw: Draw, reward: Tensor, correct: Sequence[bool | None]
-) -> None:
+def save_grid(run: Path, round: int, x: Tensor, draw: Draw, reward: Tensor, correct: Sequence[bool | None]) -> None:
     """samples/round-NNNN of a run: the pictures, and samples.json with prompt, seed, reward and verdict of each."""
     final = run / f"samples/round-{round:04d}"
     temporary = final.with_name(f".tmp-{final.name}")
@@ -67,19 +71,21 @@ def save_grid(
                 "reward": reward[index].item(), "correct": correct[index],
             }
         )  # fmt: skip
-    (temporary / "samples.json").write_text(json.dumps({"round": round, "samples": entries}, indent=1), encoding="utf-8")
+    (temporary / "samples.json").write_text(
+        json.dumps({"round": round, "samples": entries}, indent=1), encoding="utf-8"
+    )
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
 
 
 def find_adapter(adapter: str | Path) -> Path:
-    """The folder with adapter weights: given itself, or as a run. Raises ConfigError where there is none."""
+    """The folder with trained weights: given itself, or as a run. Raises ConfigError where there is none."""
     from tastemaker.models.lora import WEIGHTS
 
-    for folder in (Path(adapter), Path(adapter) / "adapter"):
-        if (folder / WEIGHTS).is_file():
+    for folder in (Path(adapter), Path(adapter) / "adapter", Path(adapter) / "model"):
+        if (folder / WEIGHTS).is_file() or (folder / "unet").is_dir():
             return folder
-    raise ConfigError(f"there is no adapter in {adapter}: expected a run, or a folder with {WEIGHTS}")
+    raise ConfigError(f"there is no adapter in {adapter}: expected a finished run, or a folder with {WEIGHTS}")
 
 
 def write_samples(
@@ -105,10 +111,14 @@ def write_samples(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     door = load_model(model, "fp32" if device == "cpu" else "fp16", device)
     if found:
-        door.pipeline.load_lora_weights(found)
+        door.apply(found)
     rows = [(place, index) for place in range(len(prompts)) for index in range(n)]
     draw = Draw(
-        seed, 0, tuple(prompts[place] for place, _ in rows), tuple(place for place, _ in rows), tuple(i for _, i in rows)
+        seed,
+        0,
+        tuple(prompts[place] for place, _ in rows),
+        tuple(place for place, _ in rows),
+        tuple(i for _, i in rows),
     )
     x = pictures(door, draw, door.process.grid(steps), guidance, eta, batch=16)
     with new_folder(out) as folder:

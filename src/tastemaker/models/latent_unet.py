@@ -22,7 +22,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline 
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.models.lora import adapters_off, add_lora, save_lora  # noqa: E402
+from tastemaker.models.lora import WEIGHTS, adapters_off, add_lora, save_lora  # noqa: E402
 from tastemaker.models.tuning import Tuning  # noqa: E402
 from tastemaker.process import Grid, Prediction, variance_preserving, x0_from  # noqa: E402
 from tastemaker.types import Cond  # noqa: E402
@@ -75,7 +75,9 @@ class LatentUNet:
         self.network: nn.Module = pipeline.unet
         self.process = SchedulerProcess(DDIMScheduler.from_config(pipeline.scheduler.config))
         if self.process.scheduler.config["thresholding"]:
-            raise ModelError("the model's scheduler asks for dynamic thresholding, which has no Gaussian likelihood here")
+            raise ModelError(
+                "the model's scheduler asks for dynamic thresholding, which has no Gaussian likelihood here"
+            )
         side = pipeline.unet.config.sample_size
         self.latent_shape = (pipeline.unet.config.in_channels, side, side)
         self.tuned: Tuning | None = None
@@ -125,13 +127,13 @@ class LatentUNet:
         return Cond(text, self._text[""].unsqueeze(0), guidance)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Guided estimate of x_0 [N,*D] in float32, from one pass over both halves of the guidance."""
+        """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
         if cond.guidance == 1:
-            return self.process.x0(self._predict(x, t, cond.text), x, t)
+            return self.process.x0(self._predict(x, t, cond.text).double(), x.double(), t)
         empty = cond.empty.expand_as(cond.text)
-        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([empty, cond.text]))
+        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([empty, cond.text])).double()
         unconditional, conditional = both.chunk(2)
-        return self.process.x0(unconditional + cond.guidance * (conditional - unconditional), x, t)
+        return self.process.x0(unconditional + cond.guidance * (conditional - unconditional), x.double(), t)
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         half = self.dtype != torch.float32
@@ -150,6 +152,14 @@ class LatentUNet:
         if self.tuned.mode == "full":
             raise ModelError("the whole U-Net was tuned and no copy of the base model kept: use tuning.mode = lora")
         return adapters_off(self.pipeline.unet)
+
+    def apply(self, folder: Path) -> None:
+        """Puts on what `save` wrote: an adapter, or the whole U-Net."""
+        if (folder / WEIGHTS).is_file():
+            self.pipeline.load_lora_weights(folder)
+        else:
+            unet = type(self.pipeline.unet).from_pretrained(folder / "unet")
+            self.pipeline.unet.load_state_dict(unet.state_dict())
 
     def save(self, folder: Path) -> None:
         """Writes what was trained: an adapter for `load_lora_weights`, or the U-Net for `from_pretrained`."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import nn
 
@@ -26,9 +26,9 @@ def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str
     """
     network.requires_grad_(False)
     names = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    config = LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, init_lora_weights="gaussian", target_modules=list(targets)
-    )  # pyright: ignore[reportArgumentType]
+    # peft annotates lora_alpha as int, but multiplies by it: any number will do.
+    scale: Any = rank if alpha is None else alpha
+    config = LoraConfig(r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=list(targets))
     try:
         network.add_adapter(config)
     except ValueError as error:

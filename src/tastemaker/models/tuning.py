@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tastemaker.errors import ConfigError
+
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -15,9 +17,16 @@ class Tuning:
     mode: Literal["lora", "full"] = "lora"
     """`lora`: low-rank adapters in the U-Net. `full`: the whole U-Net."""
     rank: int = 4
+    """Rank of the adapters."""
     alpha: float | None = None
     """Scale of the adapters' output is alpha / rank; alpha = rank when left out."""
     targets: tuple[str, ...] = ATTENTION
     """Names of the linear layers that get an adapter; the default is every attention projection."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        if self.mode == "lora" and not self.targets:
+            raise ConfigError(
+                "tuning.targets is empty: name at least one layer, such as to_q, or use tuning.mode = full"
+            )

@@ -50,7 +50,7 @@ class PromptList:
 
 @cache
 def _data() -> dict[str, dict]:
-    return json.loads(files(__package__).joinpath("lists.json").read_text(encoding="utf-8"))["lists"]
+    return json.loads(files("tastemaker.prompts").joinpath("lists.json").read_text(encoding="utf-8"))["lists"]
 
 
 def _from_data(name: str) -> Callable[[], tuple[str, ...]]:
@@ -59,6 +59,12 @@ def _from_data(name: str) -> Callable[[], tuple[str, ...]]:
 
 def _single() -> tuple[str, ...]:
     return tuple(Request((Wanted(kind, colour),)).caption() for kind in KINDS for colour in COLOURS)
+
+
+def _eight() -> tuple[str, ...]:
+    """Every kind and every colour once."""
+    kinds, colours = list(KINDS), list(COLOURS)
+    return tuple(Request((Wanted(kind, colours[(3 * n) % 8]),)).caption() for n, kind in enumerate(kinds))
 
 
 def _attributes() -> tuple[str, ...]:
@@ -97,6 +103,7 @@ def _pair() -> tuple[str, ...]:
 
 BUILTIN: dict[str, PromptList] = {
     "bundled-single": PromptList("[colour] [object]: every pair that the bundled model knows", _single),
+    "bundled-eight": PromptList("eight of them: each object and each colour once", _eight),
     "bundled-attributes": PromptList("one object with a ground, texture or size to obey (bundled model)", _attributes),
     "bundled-count": PromptList("[number] [colour] [objects], two to four (bundled model)", _count),
     "bundled-pair": PromptList("[object] on the left of [object] and its kin (bundled model)", _pair),
@@ -115,7 +122,9 @@ def load_prompts(source: str) -> PromptSet:
         return PromptSet(prompts, (1.0,) * len(prompts))
     path = Path(source).expanduser()
     if path.suffix not in (".txt", ".jsonl"):
-        raise PromptError(f"unknown prompts {source!r}: {nearest(source, list(BUILTIN))} (or give a .txt or .jsonl file)")
+        raise PromptError(
+            f"unknown prompts {source!r}: {nearest(source, list(BUILTIN))} (or give a .txt or .jsonl file)"
+        )
     lines = [(number, line.strip()) for number, line in enumerate(_read(path).splitlines(), 1) if line.strip()]
     if not lines:
         raise PromptError(f"the prompt file {path} is empty: expected a prompt a line")
@@ -131,7 +140,9 @@ def _read(path: Path) -> str:
     except FileNotFoundError as error:
         raise PromptError(f"there is no prompt file {path}") from error
     except UnicodeDecodeError as error:
-        raise PromptError(f"the prompt file {path} is not UTF-8 (byte {error.start} cannot be read): save it as UTF-8") from error
+        raise PromptError(
+            f"the prompt file {path} is not UTF-8 (byte {error.start} cannot be read): save it as UTF-8"
+        ) from error
     except OSError as error:
         raise PromptError(f"cannot read the prompt file {path}: {error.strerror}") from error
 

@@ -23,7 +23,9 @@ class Reward(Protocol):
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
-def reward(*, differentiable: bool = False, space: Literal["image", "latent"] = "image") -> Callable[[Function], Function]:
+def reward(
+    *, differentiable: bool = False, space: Literal["image", "latent"] = "image"
+) -> Callable[[Function], Function]:
     """Marks a function as a reward: whether it has a gradient, and whether it wants pictures or latents."""
 
     def mark(function: Function) -> Function:

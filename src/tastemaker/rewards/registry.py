@@ -45,7 +45,9 @@ def load_reward(name: str) -> Reward:
     """The reward of this name. Raises RewardError where there is none or its module does not import."""
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
     if ":" not in target:
-        raise RewardError(f"unknown reward {name!r}: {nearest(name, [*BUILTIN, *installed()])} (or give `module:function`)")
+        raise RewardError(
+            f"unknown reward {name!r}: {nearest(name, [*BUILTIN, *installed()])} (or give `module:function`)"
+        )
     return _import(target, name)
 
 

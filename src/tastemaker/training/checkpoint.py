@@ -59,9 +59,7 @@ def save(folder: Path, state: State, weights: dict[str, nn.Parameter], optimizer
     return final
 
 
-def load(
-    folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> State:
+def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
     """Puts the newest checkpoint of a run into `weights` and `optimizer`, and returns its state.
 
     Raises ConfigError where there is none, or where its weights are not those of this model.

@@ -55,8 +55,11 @@ class Optimizer:
     lr: float = 1e-5
     """Learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running means of the gradient and of its square."""
     eps: float = 1e-8
+    """AdamW's guard against division by zero."""
     weight_decay: float = 1e-4
+    """AdamW's weight decay."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; longer ones are shortened to it."""
     updates: int = 4
@@ -94,6 +97,7 @@ class Config:
     rounds: int = 100
     """Rounds of sampling and training."""
     seed: int = 0
+    """Of prompts, noise and new adapters; the same seed gives the same run."""
     algorithm: DDPO = field(default_factory=DDPO)
     advantage: Advantage = field(default_factory=Advantage)
     sampling: Sampling = field(default_factory=Sampling)
@@ -125,7 +129,9 @@ class Config:
             if s.samples % count:
                 raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")
         if s.eta <= 0:
-            raise ConfigError(f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)")
+            raise ConfigError(
+                f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
+            )
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
         if not 0 < o.timestep_fraction <= 1:

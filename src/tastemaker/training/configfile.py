@@ -139,6 +139,7 @@ class _Reader:
         return repr(text) if _kind(node) == "str" else text or "empty"
 
     def mismatch(self, node: Node, where: str, expected: str) -> NoReturn:
+        """Raises ConfigError for a value of the wrong kind."""
         given = self.shown(node)
         if isinstance(node, ScalarNode) and _kind(node) in _GIVEN:
             given += f" ({_GIVEN[_kind(node)]})"

@@ -21,7 +21,9 @@ def check_new_folder(out: Path) -> None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise ConfigError(f"cannot write to {parent}: {error.strerror}; give another output folder with --out") from error
+        raise ConfigError(
+            f"cannot write to {parent}: {error.strerror}; give another output folder with --out"
+        ) from error
 
 
 @contextmanager

@@ -34,15 +34,15 @@ def _score_function(config: Config) -> Config:
 
 BUNDLED = Config(
     model="bundled",
-    prompts="bundled-single",
+    prompts="bundled-eight",
     reward="jpeg-compressibility",
     rounds=20,
     algorithm=DDPO(estimator="is", clip=1e-2),
-    advantage=Advantage(buffer=16, min_count=16),
+    advantage=Advantage(buffer=32, min_count=16),
     sampling=Sampling(steps=20, eta=1.0, guidance=5.0, samples=64, per_prompt=8, batch=64),
     optimizer=Optimizer(lr=1e-2, updates=4, rows=64),
     tuning=Tuning(mode="lora", rank=4),
-    evaluation=Evaluation(every=5),
+    evaluation=Evaluation(every=5, prompts=8, per_prompt=8),
 )
 
 PAPER = Config(

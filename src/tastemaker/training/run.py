@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,9 +28,10 @@ from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import dump_config, load_config
 from tastemaker.training.folders import check_new_folder, new_folder
-from tastemaker.training.loop import Evaluation, Session, evaluate, one_round
+from tastemaker.training.loop import Evaluation, evaluate, one_round
 from tastemaker.training.progress import Display
-from tastemaker.training.tracking import append_metrics, environment, truncate_metrics
+from tastemaker.training.session import Session
+from tastemaker.training.tracking import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.types import Task
 
 INTERRUPTED = 130
@@ -48,15 +50,15 @@ def train(config: Config, out: Path, *, command: str) -> None:
     Raises a TastemakerError, with no folder left behind, where a setting, model, prompt or reward is wrong; the
     reward is tried on the base model's pictures first.
     """
-    accelerator = _accelerator(config, out)
-    if accelerator.is_main_process:
-        check_new_folder(out)
-    session = _session(config, accelerator, State())
+    check_new_folder(out)
+    session = start(config, out, State())
+    accelerator = session.accelerator
     with session.display:
         # Every process evaluates the base model: each needs its rewards' mean and deviation.
         base = evaluate(session)
         session.state.base_mean = base.reward.mean().item()
         session.state.base_std = base.reward.std(correction=0).item()
+        session.seconds.clear()
         if accelerator.is_main_process:
             with new_folder(out) as folder:
                 (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -75,8 +77,8 @@ def resume(run: Path, rounds: int | None) -> None:
     config = load_config(run / "config.yaml", Config())
     if rounds is not None:
         config = replace(config, rounds=rounds)
-    accelerator = _accelerator(config, run)
-    session = _session(config, accelerator, State())
+    session = start(config, run, State())
+    accelerator = session.accelerator
     parameters = session.model.trainable()
     session.state = checkpoint.load(run, parameters, _plain(session.optimizer))
     if session.state.round >= config.rounds:
@@ -90,10 +92,15 @@ def resume(run: Path, rounds: int | None) -> None:
         _train(session, run)
 
 
+def start(config: Config, out: Path, state: State) -> Session:
+    """A session without a folder: everything that `config` names, checked, loaded and ready for its first round."""
+    return _session(config, _accelerator(config, out), state)
+
+
 def _accelerator(config: Config, out: Path) -> Accelerator:
     device = torch.cuda.is_available()
     mixed = "fp16" if config.precision == "fp16" else "no"
-    trackers = list(config.trackers) or None
+    trackers: Any = list(config.trackers) or None
     try:
         return Accelerator(mixed_precision=mixed, log_with=trackers, project_dir=out / "trackers", cpu=not device)
     except (ValueError, ImportError) as error:
@@ -105,7 +112,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     world, part = accelerator.num_processes, config.sampling.samples // config.optimizer.updates
     if part % world:
         raise ConfigError(
-            f"an update has {part} samples (sampling.samples / optimizer.updates), which {world} processes do not divide"
+            f"an update has {part} samples (sampling.samples / optimizer.updates), "
+            f"which {world} processes do not divide"
         )
     display = Display(config.rounds, state.round, accelerator.is_main_process)
     display.say(f"loading {config.model}")
@@ -140,12 +148,14 @@ def _train(session: Session, folder: Path) -> None:
         accelerator.init_trackers("tastemaker", config={"config": dump_config(config)})
     with _stop_on_interrupt(session) as stop:
         while state.round < config.rounds and not stop:
+            began = time.perf_counter()
             record = one_round(session)
             last = state.round == config.rounds or bool(stop)
             due = last or state.round % config.evaluation.every == 0
             evaluation = evaluate(session) if due and accelerator.is_main_process else None
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
+                record |= timings(session, began)
                 _finish_round(session, folder, record, evaluation, last)
     if accelerator.is_main_process:
         _write_adapter(session, folder)
@@ -154,19 +164,33 @@ def _train(session: Session, folder: Path) -> None:
     if config.trackers:
         accelerator.end_training()
     if stop and state.round < config.rounds:
-        raise Interrupted(f"stopped after round {state.round} of {config.rounds}; go on with: tastemaker resume {folder}")
+        raise Interrupted(
+            f"stopped after round {state.round} of {config.rounds}; go on with: tastemaker resume {folder}"
+        )
+
+
+def timings(session: Session, began: float) -> dict[str, float]:
+    """Seconds of the round that ends now, and of its parts, which are counted from zero again.
+
+    A record is on disk before its checkpoint, so that a kill between the two loses neither: the seconds of saving
+    stand in the record of the round after.
+    """
+    parts = {f"seconds/{name}": value for name, value in session.seconds.items()}
+    session.seconds.clear()
+    return {"seconds/round": time.perf_counter() - began, **parts}
 
 
 def _finish_round(session: Session, folder: Path, record: dict, evaluation: Evaluation | None, last: bool) -> None:
     state = session.state
-    record["seconds/evaluate"] = session.seconds["evaluate"]
     append_metrics(folder / "metrics.jsonl", record)
     if session.config.trackers:
         session.accelerator.log({k: v for k, v in record.items() if k != "round"}, step=state.round)
     if evaluation is not None:
         _record_evaluation(session, folder, evaluation)
     if last or state.round % session.config.checkpoint_every == 0:
+        begin = time.perf_counter()
         _save(session, folder)
+        session.seconds["save"] += time.perf_counter() - begin
     session.display.round_done(record)
 
 
@@ -191,7 +215,11 @@ def _write_adapter(session: Session, folder: Path) -> None:
 def _card(config: Config, grids: int) -> str:
     lora = config.tuning.mode == "lora"
     base = "tastemaker.models.bundled.bundled_pipeline()" if config.model == "bundled" else repr(config.model)
-    load = "pipe.load_lora_weights('adapter')" if lora else "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')"
+    load = (
+        "pipe.load_lora_weights('adapter')"
+        if lora
+        else "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')"
+    )
     return (
         f"# {config.reward} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
         f"`{config.prompts}`; settings in config.yaml, figures in metrics.jsonl, {grids} grids of the same prompts and "
@@ -202,8 +230,7 @@ def _card(config: Config, grids: int) -> str:
 
 
 def _summary(session: Session, folder: Path, report: Path) -> str:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    evaluations = [line for line in lines if "evaluation" in line]
+    evaluations = [line for line in read_metrics(folder / "metrics.jsonl") if "evaluation" in line]
     first, final = evaluations[0], evaluations[-1]
     text = (
         f"{session.config.reward}: {first['eval/reward/mean']:.3f} -> {final['eval/reward/mean']:.3f} "

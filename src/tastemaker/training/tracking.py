@@ -49,16 +49,20 @@ def append_metrics(path: Path, record: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def truncate_metrics(path: Path, round: int) -> None:
-    """Drops the records of rounds after `round`, which a resumed run will write again."""
-    kept = []
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole records; a last line that a killed run left torn is no record."""
+    records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
+            records.append(json.loads(line))
         except json.JSONDecodeError:
-            continue  # the line that was being written when the run was killed
-        if record.get("round", record.get("evaluation", 0)) <= round:
-            kept.append(line)
+            break
+    return records
+
+
+def truncate_metrics(path: Path, round: int) -> None:
+    """Drops the records of rounds after `round`, which a resumed run will write again."""
+    kept = [record for record in read_metrics(path) if record.get("round", record.get("evaluation", 0)) <= round]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     os.replace(temporary, path)

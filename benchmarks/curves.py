@@ -1,0 +1,101 @@
+"""Both estimators of DDPO on both JPEG rewards, three seeds each: the curves of docs/ddpo.md.
+
+    python benchmarks/curves.py [--rounds N] [--seeds 3] [--work build/curves]
+
+Two runs at a time, one thread each. A run that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+REWARDS = ("compressibility", "incompressibility")
+ESTIMATORS = {"is": "", "sf": "-sf"}
+LABELS = {"is": "DDPO-IS", "sf": "DDPO-SF"}
+COLOURS = {"is": "#0b6e99", "sf": "#d1495b"}
+
+
+def run(work: Path, reward: str, estimator: str, seed: int, rounds: int | None) -> Path:
+    """One run, unless it is there; returns its folder."""
+    folder = work / f"{reward}-{estimator}-{seed}"
+    if (folder / "report.html").is_file():
+        return folder
+    preset = f"ddpo-{reward}{ESTIMATORS[estimator]}"
+    words = [sys.executable, "-m", "tastemaker.cli.main", "train", preset, "--seed", str(seed), "--out", str(folder)]
+    words += ["--rounds", str(rounds)] if rounds else []
+    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
+    print(folder, done.stdout.splitlines()[-2], flush=True)
+    return folder
+
+
+def records(folder: Path) -> tuple[list[dict], list[dict]]:
+    """Rounds and evaluations of a run."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "round" in line], [line for line in lines if "evaluation" in line]
+
+
+def plot(work: Path, folders: dict[tuple[str, str, int], Path], out: Path) -> dict[str, dict[str, float]]:
+    """Reward by round with the range over seeds, and the judge below it; returns the final figures."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    table = {}
+    for column, reward in enumerate(REWARDS):
+        for estimator in ESTIMATORS:
+            runs = [records(path) for (r, e, _), path in folders.items() if (r, e) == (reward, estimator)]
+            for row, key in enumerate(("reward/base_stds", "judge/correct")):
+                values = np.array([[record[key] for record in rounds] for rounds, _ in runs])
+                x, colour = np.arange(values.shape[1]), COLOURS[estimator]
+                axes[row][column].plot(x, values.mean(0), color=colour, label=LABELS[estimator])
+                axes[row][column].fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
+            last = [evaluations[-1] for _, evaluations in runs]
+            table[f"{reward} {LABELS[estimator]}"] = {
+                "seeds": len(runs),
+                "base stds, mean": round(float(np.mean([e["eval/reward/base_stds"] for e in last])), 2),
+                "base stds, lowest": round(float(np.min([e["eval/reward/base_stds"] for e in last])), 2),
+                "base stds, highest": round(float(np.max([e["eval/reward/base_stds"] for e in last])), 2),
+                "judge before": round(float(np.mean([e[0]["eval/judge/correct"] for _, e in runs])), 3),
+                "judge after": round(float(np.mean([e["eval/judge/correct"] for e in last])), 3),
+            }
+        axes[0][column].set_title(f"JPEG {reward}")
+        axes[1][column].set(ylim=(0, 1.02), xlabel="rounds of training done")
+    axes[0][0].set_ylabel("reward, in base standard deviations")
+    axes[1][0].set_ylabel("shows the prompt (judge)")
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False)
+    figure.savefig(out.with_suffix(".svg"))
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("build/curves"))
+    parser.add_argument("--out", type=Path, default=Path("docs/ddpo-curves"))
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    keys = [(r, e, seed) for seed in range(arguments.seeds) for r in REWARDS for e in ESTIMATORS]
+    with ThreadPoolExecutor(2) as pool:
+        paths = pool.map(lambda key: run(arguments.work, *key, arguments.rounds), keys)
+        folders = dict(zip(keys, paths, strict=True))
+    table = plot(arguments.work, folders, arguments.out)
+    arguments.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    print(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""A run while it goes on: what its rounds work with."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tastemaker.prompts import PromptSet
+from tastemaker.rewards.contract import Reward
+from tastemaker.training.checkpoint import State
+from tastemaker.training.config import Config
+from tastemaker.training.progress import Display
+from tastemaker.types import Task
+from tastemaker.windows import Whole, Window
+
+
+@dataclass
+class Session:
+    """A run while it goes on."""
+
+    config: Config
+    accelerator: Accelerator
+    model: Any
+    optimizer: torch.optim.Optimizer
+    reward: Reward
+    prompts: PromptSet
+    task: Task
+    state: State
+    display: Display
+    window: Window = field(default_factory=Whole)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[None]:
+        """Shows a bar and takes the time of one part of a round, without what it waited for rewards."""
+        start, waited = time.perf_counter(), self.seconds["score"]
+        with self.display.phase(name, total):
+            yield
+        self.seconds[name] += time.perf_counter() - start - (self.seconds["score"] - waited)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inside it the bare network is called: a distributed wrapper would wait for the other processes."""
+        wrapped = self.model.network
+        self.model.network = self.accelerator.unwrap_model(wrapped)
+        try:
+            yield
+        finally:
+            self.model.network = wrapped

@@ -1,0 +1,118 @@
+"""Whole runs on a small random model, through the command line: what they leave behind, resuming, stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from tastemaker.cli.main import main
+
+SETTINGS = [
+    "--prompts", "ddpo-animals", "--rounds", "3", "--checkpoint-every", "1", "sampling.steps=4", "sampling.samples=8",
+    "sampling.per_prompt=2", "sampling.batch=8", "optimizer.updates=2", "optimizer.rows=16", "optimizer.lr=1e-3",
+    "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2",
+]  # fmt: skip
+
+
+def words(checkpoint, out, *more):
+    return ["train", "ddpo-compressibility", "--model", str(checkpoint), "--out", str(out), *SETTINGS, *more]
+
+
+def metrics(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if not k.startswith("seconds/")} for record in records]
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(words(checkpoint, run)) == 0
+    return run
+
+
+def test_a_run_leaves_what_design_md_promises(finished):
+    for name in ("config.yaml", "env.json", "metrics.jsonl", "report.html", "README.md", "adapter", "checkpoints"):
+        assert (finished / name).exists(), name
+    assert not list(finished.rglob(".tmp*"))
+    assert [r["round"] for r in metrics(finished) if "round" in r] == [1, 2, 3]
+    assert [r["evaluation"] for r in metrics(finished) if "evaluation" in r] == [0, 2, 3]
+    grids = sorted(path.name for path in (finished / "samples").iterdir())
+    assert grids == ["round-0000", "round-0002", "round-0003"]
+    prompts = [
+        [s["prompt"] for s in json.loads((finished / f"samples/{g}/samples.json").read_text())["samples"]]
+        for g in grids
+    ]
+    assert prompts[0] == prompts[1] == prompts[2]
+
+
+def test_the_ratio_is_one_before_the_first_update_of_every_round(finished):
+    for record in metrics(finished):
+        if "round" in record:
+            assert record["ratio_deviation/first"] < 1e-6
+            assert record["ratio_deviation/max"] > 1e-6  # after an update it no longer is
+
+
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(finished, checkpoint, tmp_path):
+    assert main(words(checkpoint, tmp_path / "cut", "--rounds", "1")) == 0
+    # What a kill in the middle of a write leaves: a torn line, which resuming drops.
+    with (tmp_path / "cut/metrics.jsonl").open("a") as file:
+        file.write('{"round": 2, "reward/me')
+    assert main(["resume", str(tmp_path / "cut"), "--rounds", "3"]) == 0
+    for name in ("weights", "optimizer"):
+        one = load_file(finished / f"checkpoints/step-000003/{name}.safetensors")
+        two = load_file(tmp_path / f"cut/checkpoints/step-000003/{name}.safetensors")
+        assert one.keys() == two.keys()
+        assert all(one[key].equal(two[key]) for key in one), name
+    rounds = lambda run: [record for record in metrics(run) if "round" in record]  # noqa: E731
+    # The one-round run evaluated its last model as well, which the whole run did not, and counts those queries.
+    strip = lambda records: [{k: v for k, v in r.items() if k != "reward_queries"} for r in records]  # noqa: E731
+    assert strip(rounds(finished)) == strip(rounds(tmp_path / "cut"))
+
+
+def test_ctrl_c_finishes_the_round_saves_and_says_how_to_go_on(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    arguments = words(checkpoint, run, "--rounds", "500")
+    script = f"import sys; from tastemaker.cli.main import main; sys.exit(main({arguments!r}))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()[1][-2000:]
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    output, errors = child.communicate(timeout=120)
+    assert child.returncode == 130, errors[-2000:]
+    assert "stopping after this round" in output
+    done = max(record["round"] for record in metrics(run) if "round" in record)
+    assert f"stopped after round {done} of 500; go on with: tastemaker resume {run}" in errors
+    assert (run / "report.html").exists()
+    assert (run / f"checkpoints/step-{done:06d}/state.json").exists()
+    assert main(["resume", str(run), "--rounds", str(done + 1)]) == 0
+    assert max(record["round"] for record in metrics(run) if "round" in record) == done + 1
+
+
+def test_tensorboard_gets_the_metrics(checkpoint, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(words(checkpoint, tmp_path / "run", "--rounds", "1", "--trackers", "tensorboard")) == 0
+    (events,) = (tmp_path / "run/trackers").rglob("events.out.tfevents*")
+    log = EventAccumulator(str(events.parent)).Reload()
+    (record,) = [r for r in metrics(tmp_path / "run") if "round" in r]
+    assert log.Scalars("reward/mean")[0].value == pytest.approx(record["reward/mean"])
+
+
+def test_the_score_function_and_the_whole_network(checkpoint, tmp_path):
+    more = ["algorithm.estimator=sf", "optimizer.updates=1", "--tuning.mode", "full", "--rounds", "1"]
+    assert main(words(checkpoint, tmp_path / "run", *more)) == 0
+    assert (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").exists()
