@@ -54,6 +54,8 @@ class Optimizer:
 
     lr: float = 1e-5
     """Learning rate."""
+    warmup: int = 0
+    """Updates over which the learning rate rises from 0; Adam's first steps are as long as the rate allows."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of AdamW's running means of the gradient and of its square."""
     eps: float = 1e-8
@@ -68,6 +70,8 @@ class Optimizer:
     """Passes over a round's samples."""
     rows: int = 8
     """Rows (one sample at one step) in one forward pass on one device; changes speed and memory, not the gradient."""
+    first_steps: int | None = None
+    """Train only this many steps of each picture, counted from the noise; all of them when left out."""
     timestep_fraction: float = 1.0
     """Share of each sample's steps that is trained, drawn at random, in (0, 1]."""
 
@@ -125,6 +129,12 @@ class Config:
         for name, value in positive.items():
             if value <= 0:
                 raise ConfigError(f"{name} is {value}, but must be greater than 0")
+        if o.first_steps is not None and not 0 < o.first_steps <= s.steps:
+            raise ConfigError(
+                f"optimizer.first_steps is {o.first_steps}, but must lie between 1 and sampling.steps, {s.steps}"
+            )
+        if o.warmup < 0:
+            raise ConfigError(f"optimizer.warmup is {o.warmup}, but must not be negative")
         for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": o.updates}.items():
             if s.samples % count:
                 raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")

@@ -18,14 +18,19 @@ _PROMPTS, _ORDER, _STEPS = 0, 1, 2**41
 
 
 def draw_round(prompts: PromptSet, seed: int, round: int, samples: int, per_prompt: int) -> Draw:
-    """`samples` pictures: prompts drawn by weight with replacement, `per_prompt` of each, in shuffled order.
+    """`samples` pictures: prompts drawn by weight, `per_prompt` of each, in shuffled order.
+
+    The draw is systematic: every prompt comes as often as its weight says, rounded up or down at random so that
+    its expectation is exact. A list as long as the draw comes once and whole, and a longer one without repeats.
+    Independent draws would let rounds differ in their prompts, and so in their mean reward, by chance alone.
 
     The order is that of training: an update takes the next pictures of it. It is settled here, before sampling,
     so that each process can sample just the pictures that it will train on, whatever the number of processes.
     """
-    chosen = noise.choices(seed, round, _PROMPTS).choice(
-        len(prompts), size=samples // per_prompt, p=np.asarray(prompts.probabilities)
-    )
+    rng, count = noise.choices(seed, round, _PROMPTS), samples // per_prompt
+    shuffled = rng.permutation(len(prompts))
+    edges = np.cumsum(np.asarray(prompts.probabilities)[shuffled])
+    chosen = shuffled[np.searchsorted(edges / edges[-1], (rng.random() + np.arange(count)) / count)]
     order = noise.choices(seed, round, _ORDER).permutation(samples)
     drawn: dict[int, int] = {}
     rows: list[tuple[int, int]] = []

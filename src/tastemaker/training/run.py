@@ -33,6 +33,7 @@ from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
 from tastemaker.training.tracking import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.types import Task
+from tastemaker.windows import First, Whole
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -134,7 +135,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         empty=model.encode([""], config.sampling.guidance).empty,
         guidance=config.sampling.guidance,
     )
-    return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display)
+    window = Whole() if o.first_steps is None else First(o.first_steps)
+    return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, window)
 
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:

@@ -30,10 +30,20 @@ def update(session: Session, rows: Rows, draw: Draw, kept: int) -> dict[str, flo
             pictures = range(number * size, (number + 1) * size)
             chosen = update_rows(rows, pictures, kept, draw, options.timestep_fraction)
             norm = accumulate(session, chosen, tally)
+            set_rate(session, len(tally.norms))
             session.optimizer.step()
             session.optimizer.zero_grad()
             tally.norms.append(norm)
     return tally.means(session.accelerator)
+
+
+def set_rate(session: Session, done: int) -> None:
+    """The learning rate of the next update: `done` updates of this round came before it, and all earlier rounds."""
+    options = session.config.optimizer
+    count = session.state.round * options.updates * options.inner_epochs + done
+    rate = options.lr * min(1.0, (count + 1) / (options.warmup + 1))
+    for group in session.optimizer.param_groups:
+        group["lr"] = rate
 
 
 def accumulate(session: Session, rows: Rows, tally: Tally) -> float:
