@@ -30,7 +30,19 @@ def run(work: Path, reward: str, estimator: str, seed: int, rounds: int | None) 
     if (folder / "report.html").is_file():
         return folder
     preset = f"ddpo-{reward}{ESTIMATORS[estimator]}"
-    words = [sys.executable, "-m", "tastemaker.cli.main", "train", preset, "--seed", str(seed), "--out", str(folder)]
+    words = [
+        sys.executable,
+        "-m",
+        "tastemaker.cli.main",
+        "train",
+        preset,
+        "--seed",
+        str(seed),
+        "--out",
+        str(folder),
+        "--evaluation.every",
+        "100",
+    ]
     words += ["--rounds", str(rounds)] if rounds else []
     done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
@@ -90,7 +102,7 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     keys = [(r, e, seed) for seed in range(arguments.seeds) for r in REWARDS for e in ESTIMATORS]
     with ThreadPoolExecutor(2) as pool:
-        paths = pool.map(lambda key: run(arguments.work, *key, arguments.rounds), keys)
+        paths = pool.map(lambda key: run(arguments.work, key[0], key[1], key[2], arguments.rounds), keys)
         folders = dict(zip(keys, paths, strict=True))
     table = plot(arguments.work, folders, arguments.out)
     arguments.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")

@@ -25,14 +25,15 @@ class Whole:
 
 @dataclass(frozen=True)
 class First:
-    """The first `count` steps, which settle what a picture shows.
+    """The first steps of the chain, a share of those that have a likelihood, which settle what a picture shows.
 
     The last steps add little noise, so their log-probabilities react most to the network (methods.md §1.1: c/sigma
     is -5.4 at the step before last of 20, -0.85 at the first), while what they add hardly moves the reward: in the
     sum over steps they are mostly variance.
     """
 
-    count: int
+    share: float
 
     def steps(self, candidates: Sequence[int], round: int) -> list[int]:
-        return list(candidates)[: self.count]
+        # `round` is the parameter of the protocol here, hence no call of the built-in of that name.
+        return list(candidates)[: max(1, int(self.share * len(candidates) + 0.5))]

@@ -51,8 +51,10 @@ def test_default_targets_are_the_attention_projections_of_methods_md():
     model.tune(Tuning())
     blocks = sum(name.endswith("attn2.to_k") for name, _ in model.pipeline.unet.named_modules() if "lora" not in name)
     assert len(model.trainable()) == blocks * 2 * 4 * 2
-    # Per block of width 16 with text width 16: 8 layers with 4 * (16 + 16) parameters each.
-    assert sum(p.numel() for p in model.trainable().values()) == blocks * 8 * 4 * 32
+    # A block of width C and text width 16 has 4 (14 C + 2 * 16) parameters: 1024 at C = 16 (three blocks), 1920 at
+    # C = 32 (the middle one).
+    assert blocks == 4
+    assert sum(p.numel() for p in model.trainable().values()) == 3 * 1024 + 1920
 
 
 def test_stable_diffusion_has_the_published_number_of_adapter_parameters():

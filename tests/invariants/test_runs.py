@@ -106,7 +106,7 @@ def test_tensorboard_gets_the_metrics(checkpoint, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert main(words(checkpoint, tmp_path / "run", "--rounds", "1", "--trackers", "tensorboard")) == 0
-    (events,) = (tmp_path / "run/trackers").rglob("events.out.tfevents*")
+    (events,) = (tmp_path / "run/trackers/tastemaker").glob("events.out.tfevents*")
     log = EventAccumulator(str(events.parent)).Reload()
     (record,) = [r for r in metrics(tmp_path / "run") if "round" in r]
     assert log.Scalars("reward/mean")[0].value == pytest.approx(record["reward/mean"])

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 _verbosity = transformers.logging.get_verbosity()
 transformers.logging.set_verbosity_error()
 import diffusers  # noqa: E402
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline  # noqa: E402
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: E402
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline  # noqa: E402
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
 
 transformers.logging.set_verbosity(_verbosity)
 
@@ -28,6 +30,13 @@ from tastemaker.process import Grid, Prediction, variance_preserving, x0_from  #
 from tastemaker.types import Cond  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def ddim(config: Any) -> DDIMScheduler:
+    """A DDIM scheduler with the schedule, spacing and prediction type of any diffusers scheduler's config."""
+    scheduler = DDIMScheduler.from_config(config)
+    assert isinstance(scheduler, DDIMScheduler)
+    return scheduler
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class SchedulerProcess:
 
     def grid(self, steps: int) -> Grid:
         """DDIM's steps, as diffusers spaces them: from t to t - 1000 // steps, the last to the final alpha."""
-        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler = ddim(self.scheduler.config)
         scheduler.set_timesteps(steps)
         config, cumulative = scheduler.config, scheduler.alphas_cumprod
         times = scheduler.timesteps.long()
@@ -73,7 +82,7 @@ class LatentUNet:
             pipeline.text_encoder.to(self.device, self.dtype)
             pipeline.unet.to(self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
-        self.process = SchedulerProcess(DDIMScheduler.from_config(pipeline.scheduler.config))
+        self.process = SchedulerProcess(ddim(pipeline.scheduler.config))
         if self.process.scheduler.config["thresholding"]:
             raise ModelError(
                 "the model's scheduler asks for dynamic thresholding, which has no Gaussian likelihood here"

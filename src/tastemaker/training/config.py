@@ -70,8 +70,8 @@ class Optimizer:
     """Passes over a round's samples."""
     rows: int = 8
     """Rows (one sample at one step) in one forward pass on one device; changes speed and memory, not the gradient."""
-    first_steps: int | None = None
-    """Train only this many steps of each picture, counted from the noise; all of them when left out."""
+    first_share: float = 1.0
+    """Share of each picture's steps that may be trained, counted from the noise, in (0, 1]; 1 is all of them."""
     timestep_fraction: float = 1.0
     """Share of each sample's steps that is trained, drawn at random, in (0, 1]."""
 
@@ -129,10 +129,6 @@ class Config:
         for name, value in positive.items():
             if value <= 0:
                 raise ConfigError(f"{name} is {value}, but must be greater than 0")
-        if o.first_steps is not None and not 0 < o.first_steps <= s.steps:
-            raise ConfigError(
-                f"optimizer.first_steps is {o.first_steps}, but must lie between 1 and sampling.steps, {s.steps}"
-            )
         if o.warmup < 0:
             raise ConfigError(f"optimizer.warmup is {o.warmup}, but must not be negative")
         for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": o.updates}.items():
@@ -144,5 +140,6 @@ class Config:
             )
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
-        if not 0 < o.timestep_fraction <= 1:
-            raise ConfigError(f"optimizer.timestep_fraction is {o.timestep_fraction}, but must lie in (0, 1]")
+        for name, share in {"timestep_fraction": o.timestep_fraction, "first_share": o.first_share}.items():
+            if not 0 < share <= 1:
+                raise ConfigError(f"optimizer.{name} is {share}, but must lie in (0, 1]")

@@ -36,13 +36,13 @@ BUNDLED = Config(
     model="bundled",
     prompts="bundled-eight",
     reward="jpeg-compressibility",
-    rounds=20,
+    rounds=10,
     algorithm=DDPO(estimator="is", clip=1e-2),
     advantage=Advantage(buffer=32, min_count=16),
     sampling=Sampling(steps=20, eta=1.0, guidance=5.0, samples=64, per_prompt=8, batch=64),
-    optimizer=Optimizer(lr=1e-2, updates=4, rows=64),
+    optimizer=Optimizer(lr=1e-2, updates=4, rows=64, first_share=0.8),
     tuning=Tuning(mode="lora", rank=4),
-    evaluation=Evaluation(every=5, prompts=8, per_prompt=8),
+    evaluation=Evaluation(every=2, prompts=8, per_prompt=8),
 )
 
 PAPER = Config(
@@ -74,7 +74,7 @@ PUBLIC_CODE = replace(
     tuning=Tuning(mode="lora", rank=4),
 )
 
-_BUNDLED_SOURCE = "measured on the bundled model: research/bundled-model.md"
+_BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"
 _PAPER_SOURCE = (
     "DDPO paper A.1, A.5, A.6 and §6.1 (methods.md §2.2). Not in the paper: advantage clip 5 and statistics 16/16, "
     "of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"

@@ -135,7 +135,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         empty=model.encode([""], config.sampling.guidance).empty,
         guidance=config.sampling.guidance,
     )
-    window = Whole() if o.first_steps is None else First(o.first_steps)
+    window = Whole() if o.first_share == 1 else First(o.first_share)
     return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, window)
 
 
