@@ -20,8 +20,7 @@ from tastemaker.prompts import load_prompts
 from tastemaker.types import Draw
 
 STEPS, GUIDANCE, ETA = 20, 5.0, 1.0
-LISTS = {"bundled-single": 8, "bundled-attributes": 3, "bundled-count": 3, "bundled-pair": 3}
-"""Lists, and pictures of each of their prompts: 512, 576, 576 and 672."""
+LISTS = ("bundled-single", "bundled-attributes", "bundled-count", "bundled-pair")
 SHOWN = [
     "a red star", "a blue circle", "a yellow fish", "a green house", "a purple heart", "a white square",
     "an orange triangle", "a black tree", "a striped purple star", "a big green heart", "a small red fish",
@@ -51,13 +50,13 @@ def table(verdicts: list[Verdict]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--each", type=int, help="pictures of each prompt, instead of 8 and 3")
+    parser.add_argument("--each", type=int, default=1, help="pictures of each prompt")
     parser.add_argument("--out", type=Path, default=Path("docs/bundled-model.json"))
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     grid, result = model.process.grid(STEPS), {}
-    for name, each in LISTS.items():
-        chosen = draw(list(load_prompts(name).prompts), arguments.each or each)
+    for name in LISTS:
+        chosen = draw(list(load_prompts(name).prompts), arguments.each)
         x = pictures(model, chosen, grid, GUIDANCE, ETA, batch=64)
         verdicts = [verdict for verdict in judge(x, chosen.prompts) if verdict is not None]
         result[name] = {"pictures": len(verdicts), **table(verdicts)}
