@@ -56,7 +56,7 @@ bundled: install ## makes the bundled model and its judge again, from nothing (a
 	$(BIN)/python scripts/bundled/ship.py --work build/bundled
 
 curves: install ## the figures of docs/ddpo.md: two estimators, two rewards, three seeds
-	$(BIN)/python benchmarks/curves.py
+	$(BIN)/python benchmarks/curves.py --rounds 6
 
 clean: ## removes what the build made
 	rm -rf .venv build .pytest_cache .ruff_cache
