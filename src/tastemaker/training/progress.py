@@ -89,7 +89,7 @@ class Display:
             done = int(record["round"])
             each = (time.monotonic() - self.started) / max(1, done - self.done_at_start)
             left = each * (self.rounds - done)
-            self.say(f"{'  '.join(cells)}  left {left / 60:.0f}:{left % 60:02.0f}")
+            self.say(f"{'  '.join(cells)}  left {int(left) // 60}:{int(left) % 60:02d}")
             sys.stdout.flush()
 
     def _render(self) -> Group:
