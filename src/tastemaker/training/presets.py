@@ -26,11 +26,6 @@ def _reward(config: Config, reward: str) -> Config:
     return replace(config, reward=reward)
 
 
-def _busy(config: Config) -> Config:
-    """The opposite reward rises more slowly: pictures of this world are far from as busy as they could be."""
-    return replace(_reward(config, "jpeg-incompressibility"), rounds=16)
-
-
 def _score_function(config: Config) -> Config:
     """One update a round: the score function is unbiased only for pictures of the current weights."""
     algorithm = replace(config.algorithm, estimator="sf")
@@ -95,7 +90,7 @@ PRESETS: dict[str, Preset] = {
         _BUNDLED_SOURCE,
     ),
     "ddpo-incompressibility": Preset(
-        _busy(BUNDLED),
+        _reward(BUNDLED, "jpeg-incompressibility"),
         "bundled model, busy pictures, in minutes on a laptop",
         _BUNDLED_SOURCE,
     ),
@@ -105,7 +100,7 @@ PRESETS: dict[str, Preset] = {
         _BUNDLED_SOURCE,
     ),
     "ddpo-incompressibility-sf": Preset(
-        _score_function(_busy(BUNDLED)),
+        _score_function(_reward(BUNDLED, "jpeg-incompressibility")),
         "bundled model, busy pictures, score function (one update a round)",
         _BUNDLED_SOURCE,
     ),
