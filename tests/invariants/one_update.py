@@ -17,6 +17,7 @@ from tastemaker.training import loop, run, update
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import load_config
+from tastemaker.training.processes import process_group
 
 
 def double(*arguments: Any) -> Any:
@@ -55,13 +56,15 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     return captured, record
 
 
-if __name__ == "__main__":
+def main(file: str, out: str) -> None:
+    """Saves the gradients and the record from the first process."""
     torch.set_num_threads(1)
-    out = sys.argv[2]
-    gradients, metrics = first_gradients(load_config(Path(sys.argv[1]), Config()), Path(out))
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    if rank == 0:
+    gradients, metrics = first_gradients(load_config(Path(file), Config()), Path(out))
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         save_file(gradients, f"{out}.safetensors")
         Path(f"{out}.json").write_text(json.dumps(metrics))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with process_group():
+        main(*sys.argv[1:])

@@ -29,6 +29,7 @@ from tastemaker.training.config import Config
 from tastemaker.training.configfile import dump_config, load_config
 from tastemaker.training.folders import check_new_folder, new_folder
 from tastemaker.training.loop import Evaluation, evaluate, one_round
+from tastemaker.training.processes import process_group
 from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
 from tastemaker.training.tracking import append_metrics, environment, read_metrics, truncate_metrics
@@ -52,6 +53,11 @@ def train(config: Config, out: Path, *, command: str) -> None:
     reward is tried on the base model's pictures first.
     """
     check_new_folder(out)
+    with process_group():
+        _begin(config, out, command)
+
+
+def _begin(config: Config, out: Path, command: str) -> None:
     session = start(config, out, State())
     accelerator = session.accelerator
     with session.display:
@@ -78,6 +84,11 @@ def resume(run: Path, rounds: int | None) -> None:
     config = load_config(run / "config.yaml", Config())
     if rounds is not None:
         config = replace(config, rounds=rounds)
+    with process_group():
+        _go_on(config, run)
+
+
+def _go_on(config: Config, run: Path) -> None:
     session = start(config, run, State())
     accelerator = session.accelerator
     parameters = session.model.trainable()
