@@ -23,6 +23,16 @@ class RewardError(TastemakerError):
     """A reward that cannot be found, raises, or answers with something else than one finite number per image."""
 
 
+class CheckpointError(TastemakerError):
+    """A checkpoint that is missing, damaged, or of another run than the one that is to go on."""
+
+
+class StorageError(TastemakerError):
+    """A disk that does not take what a run has to write; what it held before is untouched."""
+
+    exit_code = 4
+
+
 class DivergedError(TastemakerError):
     """Training that produced a loss or gradient which is not finite; raised before the weights are touched."""
 

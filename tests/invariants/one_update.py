@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tastemaker.models import load_model
-from tastemaker.training import loop, run, update
+from tastemaker.training import loop, setup, update
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import load_config
@@ -34,8 +34,8 @@ def double(*arguments: Any) -> Any:
 
 def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Gradients of the round's first update by parameter name, and the round's record."""
-    with mock.patch.object(run, "load_model", double):
-        session = run.start(config, folder, State())
+    with mock.patch.object(setup, "load_model", double):
+        session = setup.start(config, folder, State())
     session.display.interactive = False
     # Adapters start with B = 0, where A has no gradient: give B values so that every gradient is tested.
     random = torch.Generator().manual_seed(7)

@@ -98,7 +98,7 @@ def test_a_reward_that_breaks_later_keeps_the_work(capsys, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     arguments = [
         "train", "ddpo-compressibility", "--model", str(checkpoint), "--reward", "later_taste:taste", *QUICK,
-        "--rounds", "5", "--checkpoint-every", "1", "evaluation.every=1", "--out", str(tmp_path / "run"),
+        "--rounds", "5", "--checkpoint.every", "1", "evaluation.every=1", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     assert main(arguments) == 2
     assert "returned nan" in capsys.readouterr().err

@@ -201,11 +201,11 @@ def test_assignments():
         "optimizer.betas=[0.8, 0.9]",
         "tuning.gradient_checkpointing=true",
     ]
-    settings = read([*words, "tuning.targets=to_q", "--checkpoint-every=2"])[0].settings
+    settings = read([*words, "tuning.targets=to_q", "--checkpoint.every=2"])[0].settings
     assert (settings.optimizer.lr, settings.rounds, settings.optimizer.betas) == (1e-4, 3, (0.8, 0.9))
     assert settings.tuning.gradient_checkpointing
     assert settings.tuning.targets == ("to_q",)
-    assert settings.checkpoint_every == 2
+    assert settings.checkpoint.every == 2
     lora = read([f"{PRESET}-sd14", "tuning.gradient_checkpointing=false", "sampling.size=null"])[0].settings
     assert not lora.tuning.gradient_checkpointing
     assert lora.sampling.size is None
@@ -245,7 +245,7 @@ def test_every_setting_has_a_flag():
         ("guidance", "did you mean --sampling.guidance?"),
         ("optimiser.lr", "did you mean --optimizer.lr?"),
         ("sampling.step", "did you mean --sampling.steps?"),
-        ("checkpoint-evry", "did you mean --checkpoint-every?"),
+        ("checkpoint.evry", "did you mean --checkpoint.every?"),
         ("qqq", ""),
     ],
 )

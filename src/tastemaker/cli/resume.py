@@ -21,6 +21,8 @@ class ResumeArgs:
     """The run's folder."""
     rounds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: the run's own)")] = None
     """New total number of rounds, those already done included."""
+    allow_inexact: bool = False
+    """Go on although settings, versions, hardware or the number of processes have changed."""
 
 
 def run(words: list[str]) -> int:
@@ -33,5 +35,5 @@ def run(words: list[str]) -> int:
     folder = require_run(args.folder)
     from tastemaker.training.run import resume
 
-    resume(folder, args.rounds)
+    resume(folder, args.rounds, allow_inexact=args.allow_inexact)
     return 0

@@ -1,25 +1,29 @@
 """Checkpoints: everything that the next round depends on, as safetensors and JSON, in place only when whole.
 
-Noise comes from counters, so a run's position is its round number; there is no random state to save.
+Noise comes from counters and the learning rate from the number of updates done, so a run's position is its round
+number; there is no random state and no schedule to save.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from tastemaker.errors import ConfigError
+from tastemaker.errors import CheckpointError
+from tastemaker.training import disk
+from tastemaker.training.config import Checkpoints
+from tastemaker.training.manifest import Damaged, seal, unseal
 
-KEEP = 2
-"""Newest checkpoints kept; all but the newest exist for the case that its disk block dies."""
+WEIGHTS, OPTIMIZER, STATE = FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 
 
 @dataclass
@@ -29,6 +33,7 @@ class State:
     round: int = 0
     """Rounds done."""
     reward_queries: int = 0
+    """Pictures scored for training so far."""
     base_mean: float = 0.0
     """Mean of the base model's rewards on the evaluation pictures."""
     base_std: float = 1.0
@@ -37,60 +42,137 @@ class State:
     """Each prompt's ring buffer."""
 
 
-def save(folder: Path, state: State, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Path:
-    """Writes checkpoints/step-NNNNNN under the run's folder, then drops the oldest beyond `KEEP`."""
+@dataclass(frozen=True)
+class Training:
+    """What a checkpoint is taken of and put back into, besides the state."""
+
+    weights: Mapping[str, nn.Parameter]
+    """The trainable parameters by name."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    """Of float16 training."""
+
+
+def save(folder: Path, state: State, training: Training, facts: Mapping[str, Any], keep: Checkpoints) -> Path:
+    """Writes checkpoints/step-NNNNNN under the run's folder, and when it is on disk drops those not to be kept.
+
+    `facts` (training/exactness.py) are what a resumed run is compared with. Raises OSError where the disk
+    does not take it; the checkpoints that were there still are.
+    """
     checkpoints = folder / "checkpoints"
     final = checkpoints / f"step-{state.round:06d}"
     temporary = checkpoints / f".tmp-{final.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, temporary / "weights.safetensors")
-    tensors, numbers = _optimizer_state(optimizer)
-    save_file(tensors, temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"state": vars(state), "optimizer": numbers}), encoding="utf-8")
-    for file in temporary.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    tensors, numbers = _optimizer_state(training.optimizer)
+    scaler = training.scaler.state_dict() if training.scaler is not None else None
+    content = {"state": vars(state), "optimizer": numbers, "scaler": scaler}
+    files = {
+        WEIGHTS: serialise({name: p.detach().cpu().contiguous() for name, p in training.weights.items()}),
+        OPTIMIZER: serialise(tensors),
+        STATE: json.dumps(content, indent=1).encode(),
+    }
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for leftover in checkpoints.glob(".*-step-*"):
+        rmtree(leftover)
+    temporary.mkdir()
+    seal(temporary, files, facts)
     if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    for old in sorted(checkpoints.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old)
+        disk.remove(final)
+    disk.move(temporary, final)
+    for old in _found(checkpoints)[: -keep.keep]:
+        if not keep.keep_every or _round(old) % keep.keep_every:
+            disk.remove(old)
     return final
 
 
-def load(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
-    """Puts the newest checkpoint of a run into `weights` and `optimizer`, and returns its state.
+def load(folder: Path, training: Training) -> tuple[State, dict[str, Any], list[str]]:
+    """Puts the newest whole checkpoint of a run into `training`.
 
-    Raises ConfigError where there is none, or where its weights are not those of this model.
+    Returns its state, its facts, and a line on each newer checkpoint that was found damaged and passed over.
+    Raises CheckpointError where there is none, or where it is not one of this model.
     """
-    found = sorted((folder / "checkpoints").glob("step-*"))
-    if not found:
-        raise ConfigError(f"{folder} has no checkpoint to go on from: start it again with `tastemaker train`")
-    saved = load_file(found[-1] / "weights.safetensors")
-    if saved.keys() != weights.keys():
-        raise ConfigError(f"{found[-1]} holds other weights than this run trains: was config.yaml changed?")
+    path, files, facts, notes = newest(folder)
+    try:
+        saved, slots = parse(files[WEIGHTS]), parse(files[OPTIMIZER])
+        content = json.loads(files[STATE])
+        state, numbers, scale = State(**content["state"]), content["optimizer"], content["scaler"]
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is whole, but not of a kind that this version reads: {error}") from error
+    _check(path, saved, slots, training.weights)
+    if (scale is None) != (training.scaler is None):
+        raise CheckpointError(f"{path} was written in another precision: float16 has a loss scale, and others none")
     with torch.no_grad():
-        for name, parameter in weights.items():
+        for name, parameter in training.weights.items():
             parameter.copy_(saved[name])
-    content = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
-    _restore_optimizer(optimizer, load_file(found[-1] / "optimizer.safetensors"), content["optimizer"])
-    return State(**content["state"])
+    _restore_optimizer(training.optimizer, slots, numbers)
+    if training.scaler is not None:
+        training.scaler.load_state_dict(scale)
+    return state, facts, notes
+
+
+def newest(folder: Path) -> tuple[Path, dict[str, bytes], dict[str, Any], list[str]]:
+    """The newest checkpoint whose every bit is as written: its path, files, facts, and notes on those passed over.
+
+    Raises CheckpointError where no checkpoint is whole.
+    """
+    notes: list[str] = []
+    for path in reversed(_found(folder / "checkpoints")):
+        try:
+            files, facts = unseal(path)
+            missing = [name for name in FILES if name not in files]
+            if missing:
+                raise Damaged(f"it has no {' and no '.join(missing)}")
+        except Damaged as error:
+            notes.append(f"{path} is damaged and was passed over: {error}")
+            continue
+        return path, files, facts, notes
+    found = "; ".join(notes) or "there is none"
+    raise CheckpointError(f"{folder} has no checkpoint to go on from ({found}): start it again with `tastemaker train`")
+
+
+def saved_round(folder: Path) -> int:
+    """The round of the newest checkpoint, -1 where there is none; without reading it."""
+    return max((_round(path) for path in _found(folder / "checkpoints")), default=-1)
+
+
+def _found(checkpoints: Path) -> list[Path]:
+    numbered = [path for path in checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(numbered, key=_round)
+
+
+def _round(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _check(path: Path, saved: Mapping[str, Tensor], slots: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    wrong = sorted(saved.keys() ^ weights.keys())
+    if wrong:
+        raise CheckpointError(
+            f"{path} holds other weights than this run trains ({wrong[0]} and {len(wrong) - 1} more): "
+            "was config.yaml changed?"
+        )
+    for name, parameter in weights.items():
+        if saved[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{path}: {name} has the shape {list(saved[name].shape)}, but this run's has "
+                f"{list(parameter.shape)}: was config.yaml changed?"
+            )
+    # Before the first update an optimizer has no state; after it, one for every parameter.
+    indices = {name.partition(".")[0] for name in slots}
+    if indices and len(indices) != len(weights):
+        raise CheckpointError(f"{path} has optimizer state for {len(indices)} of {len(weights)} parameters")
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, slots in state["state"].items()
-        for name, value in slots.items()
-    }
-    return tensors, {"groups": state["param_groups"]}
+    slots = [(f"{i}.{name}", value) for i, values in state["state"].items() for name, value in values.items()]
+    tensors = {name: value.detach().cpu().contiguous() for name, value in slots if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in slots if not isinstance(value, Tensor)}
+    return tensors, {"groups": state["param_groups"], "numbers": numbers}
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    slots: dict[int, dict[str, Any]] = {}
+    for name, value in (tensors | rest["numbers"]).items():
         index, _, slot = name.partition(".")
         slots.setdefault(int(index), {})[slot] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": numbers["groups"]})
+    optimizer.load_state_dict({"state": slots, "param_groups": rest["groups"]})

@@ -89,6 +89,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """When a run saves itself, and how much of that it keeps."""
+
+    every: int = 1
+    """Rounds between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept: should the newest be damaged, the one before it is used."""
+    keep_every: int = 0
+    """Checkpoints of rounds divisible by this are kept for good; 0 keeps none for good."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -110,8 +122,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
-    checkpoint_every: int = 10
-    """Rounds between checkpoints."""
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
     trackers: tuple[str, ...] = ()
     """Any of tensorboard, wandb, trackio; metrics.jsonl is always written."""
 
@@ -124,13 +135,15 @@ class Config:
             "optimizer.clip_norm": o.clip_norm, "tuning.rank": self.tuning.rank, "evaluation.every": e.every,
             "evaluation.prompts": e.prompts, "evaluation.per_prompt": e.per_prompt,
             "advantage.buffer": self.advantage.buffer, "advantage.min_count": self.advantage.min_count,
-            "advantage.clip": self.advantage.clip, "checkpoint_every": self.checkpoint_every,
+            "advantage.clip": self.advantage.clip, "checkpoint.every": self.checkpoint.every,
+            "checkpoint.keep": self.checkpoint.keep,
         }  # fmt: skip
         for name, value in positive.items():
             if value <= 0:
                 raise ConfigError(f"{name} is {value}, but must be greater than 0")
-        if o.warmup < 0:
-            raise ConfigError(f"optimizer.warmup is {o.warmup}, but must not be negative")
+        for name, value in {"optimizer.warmup": o.warmup, "checkpoint.keep_every": self.checkpoint.keep_every}.items():
+            if value < 0:
+                raise ConfigError(f"{name} is {value}, but must not be negative")
         for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": o.updates}.items():
             if s.samples % count:
                 raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")

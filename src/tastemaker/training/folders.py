@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tastemaker.errors import ConfigError
+from tastemaker.errors import ConfigError, StorageError
+from tastemaker.training import disk
 
 
 def check_new_folder(out: Path) -> None:
@@ -31,12 +33,23 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well and disappears when it does not."""
     check_new_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out)
     temporary = out.with_name(f".tmp-{out.name}-{os.getpid()}")
     temporary.mkdir()
     try:
         yield temporary
         if out.exists():
             out.rmdir()
-        os.replace(temporary, out)
+        disk.move(temporary, out)
+    except OSError as error:
+        raise StorageError(f"cannot make the run folder {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Takes away what killed processes left of the same folder; what one that lives is filling stays."""
+    for leftover in out.parent.glob(f".tmp-{glob.escape(out.name)}-*"):
+        owner = leftover.name.rpartition("-")[2]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(leftover, ignore_errors=True)

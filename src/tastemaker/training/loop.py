@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,15 +86,18 @@ def share_correct(correct: Sequence[bool | None], name: str) -> dict[str, float]
     return {name: sum(known) / len(known)} if known else {}
 
 
-def collect(session: Session, draw: Draw, keep: Sequence[int]) -> tuple[Rollout, Tensor, Tensor]:
-    """Samples a draw in batches; a batch is scored while the next one is sampled.
+def collect(
+    session: Session, draw: Draw, keep: Sequence[int], between: Callable[[], None] = lambda: None
+) -> tuple[Rollout, Tensor, Tensor]:
+    """Samples a draw in batches; a batch is scored while the next one is sampled. Calls `between` before each.
 
     Gives the rollout, the pictures [B,3,H,W] and the rewards [B], both on the CPU.
     """
     sampling, model = session.config.sampling, session.model
     parts, pictures, answers = [], [], []
-    with ThreadPoolExecutor(max_workers=1) as scorer:
+    with _scorer() as scorer:
         for places in batches(len(draw), sampling.batch):
+            between()
             chosen = draw.select(places)
             step = lambda: session.display.advance(len(places))  # noqa: B023, E731
             cond = model.encode(chosen.prompts, sampling.guidance)
@@ -105,8 +109,17 @@ def collect(session: Session, draw: Draw, keep: Sequence[int]) -> tuple[Rollout,
         start = time.perf_counter()
         rewards = [answer.result() for answer in answers]
         session.seconds["score"] += time.perf_counter() - start
-    session.state.reward_queries += len(draw)
     return concat(parts), torch.cat(pictures), torch.cat(rewards)
+
+
+@contextmanager
+def _scorer() -> Iterator[ThreadPoolExecutor]:
+    """One thread, as rewards need not bear more; after an error the pictures that still wait are not scored."""
+    scorer = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield scorer
+    finally:
+        scorer.shutdown(cancel_futures=True)
 
 
 def one_round(session: Session) -> dict[str, Any]:
@@ -118,17 +131,17 @@ def one_round(session: Session) -> dict[str, Any]:
     mine = share(len(draw), config.optimizer.updates, accelerator.process_index, world)
     keep = session.window.steps(session.task.grid.stochastic(sampling.eta), number)
     with session.phase("sample", len(mine) * sampling.steps), session.inference():
-        rollout, pictures, own_reward = collect(session, draw.select(mine), keep)
+        rollout, pictures, own_reward = collect(session, draw.select(mine), keep, session.stop.check)
+    session.stop.check()
     reward = gathered(accelerator, own_reward, len(draw), config.optimizer.updates)
     advantage = advantages(session, draw.prompts, reward)
     rollout = replace(rollout, reward=own_reward.to(rollout.logp), advantage=advantage[mine].to(rollout.logp))
     correct = verdicts(session, pictures, draw.select(mine).prompts)
     rows = config.algorithm.prepare(session.task, rollout)
-    updates = config.optimizer.updates * config.optimizer.inner_epochs
     with session.phase("train", len(rows) * config.optimizer.inner_epochs):
         metrics = update(session, rows, draw.select(mine), len(keep))
     session.state.round = number
-    session.state.reward_queries += (world - 1) * len(mine)
+    session.state.reward_queries += len(draw)
     return {
         "round": number,
         "reward/mean": reward.mean().item(),
@@ -140,7 +153,6 @@ def one_round(session: Session) -> dict[str, Any]:
         "diversity": diversity(pictures, draw.select(mine).prompts),
         "advantage/std": advantage.std(correction=0).item(),
         **metrics,
-        "updates": updates,
         "reward_queries": session.state.reward_queries,
     }
 

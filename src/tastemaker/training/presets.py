@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.models.tuning import Tuning
-from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
+from tastemaker.training.config import Advantage, Checkpoints, Config, Evaluation, Optimizer, Sampling
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ PAPER = Config(
         timestep_fraction=1.0,
     ),
     tuning=Tuning(mode="full", gradient_checkpointing=True),
+    checkpoint=Checkpoints(every=10),
 )
 
 PUBLIC_CODE = replace(
@@ -72,6 +73,7 @@ PUBLIC_CODE = replace(
     rounds=100,
     optimizer=replace(PAPER.optimizer, lr=3e-4, rows=4),
     tuning=Tuning(mode="lora", rank=4),
+    checkpoint=Checkpoints(),
 )
 
 _BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"

@@ -17,6 +17,7 @@ from tastemaker.rewards.contract import Reward
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.progress import Display
+from tastemaker.training.stopping import Stop
 from tastemaker.types import Task
 from tastemaker.windows import Whole, Window
 
@@ -34,6 +35,7 @@ class Session:
     task: Task
     state: State
     display: Display
+    stop: Stop
     window: Window = field(default_factory=Whole)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 

@@ -13,19 +13,26 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from tastemaker.training import disk
+
 PACKAGES = ("tastemaker", "torch", "diffusers", "transformers", "peft", "accelerate", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a run's numbers depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
 
 
 def environment(command: str, accelerator: Accelerator) -> dict[str, Any]:
     """Versions and hardware that a run's numbers depend on."""
     import torch
 
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
     return {
         "command": command,
         "python": platform.python_version(),
@@ -34,19 +41,16 @@ def environment(command: str, accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        **versions,
+        **versions(),
     }
 
 
 def append_metrics(path: Path, record: Mapping[str, Any]) -> None:
-    """One JSON object a line, finite numbers only, on disk before the call returns."""
+    """One JSON object a line, finite numbers only, on disk before the call returns. Raises OSError."""
     for name, value in record.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"metric {name} is {value}")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    disk.append(path, (json.dumps(record) + "\n").encode())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -63,6 +67,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def truncate_metrics(path: Path, round: int) -> None:
     """Drops the records of rounds after `round`, which a resumed run will write again."""
     kept = [record for record in read_metrics(path) if record.get("round", record.get("evaluation", 0)) <= round]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    disk.exchange(path, "".join(json.dumps(record) + "\n" for record in kept).encode())

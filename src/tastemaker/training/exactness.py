@@ -1,0 +1,52 @@
+"""What a resumed run must share with the run before it, so that both give the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tastemaker.training.config import Config
+from tastemaker.training.tracking import versions
+
+FREE = ("rounds", "trackers", "checkpoint")
+"""Settings that change no weight and no figure, and may differ."""
+
+
+def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
+    """Settings, versions and hardware that results depend on in their last bit, as JSON."""
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "config": _flat(settings),
+        "versions": versions(),
+        "processes": accelerator.num_processes,
+        "device": torch.cuda.get_device_name(accelerator.device) if cuda else str(accelerator.device.type),
+        # How sums are cut among threads and vector lanes decides their last bit on a CPU.
+        "threads": 0 if cuda else torch.get_num_threads(),
+        "cpu": "" if cuda else torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, one entry a fact, as in `torch 2.12.0 -> 2.13.0`."""
+    before, after = _flat(then), _flat(now)
+    names = [*before, *(name for name in after if name not in before)]
+    return [
+        f"{name.removeprefix('config.').removeprefix('versions.')} {before.get(name)} -> {after.get(name)}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

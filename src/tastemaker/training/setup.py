@@ -1,0 +1,75 @@
+"""From a config to a session: everything that it names, checked, loaded and ready for its first round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+
+from tastemaker.errors import ConfigError
+from tastemaker.models import load_model
+from tastemaker.prompts import load_prompts
+from tastemaker.rewards.registry import load_reward
+from tastemaker.training.checkpoint import State
+from tastemaker.training.config import Config
+from tastemaker.training.progress import Display
+from tastemaker.training.session import Session
+from tastemaker.training.stopping import Stop
+from tastemaker.types import Task
+from tastemaker.windows import First, Whole
+
+
+def start(config: Config, out: Path, state: State) -> Session:
+    """A session without a folder. Raises a TastemakerError where a setting, model, prompt or reward is wrong."""
+    return _session(config, _accelerator(config, out), state)
+
+
+def _accelerator(config: Config, out: Path) -> Accelerator:
+    device = torch.cuda.is_available()
+    mixed = "fp16" if config.precision == "fp16" else "no"
+    trackers: Any = list(config.trackers) or None
+    try:
+        made = Accelerator(mixed_precision=mixed, log_with=trackers, project_dir=out / "trackers", cpu=not device)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"cannot use the trackers {list(config.trackers)}: {error}") from error
+    if made.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(
+            f"accelerate was told to shard the model ({made.distributed_type.value}), which this version cannot save "
+            "or resume: choose plain data parallelism in `accelerate config`; adapters fit on one card"
+        )
+    return made
+
+
+def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
+    prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
+    world, part = accelerator.num_processes, config.sampling.samples // config.optimizer.updates
+    if part % world:
+        raise ConfigError(
+            f"an update has {part} samples (sampling.samples / optimizer.updates), "
+            f"which {world} processes do not divide"
+        )
+    display = Display(config.rounds, state.round, accelerator.is_main_process)
+    display.say(f"loading {config.model}")
+    set_seed(config.seed)
+    model = load_model(config.model, config.precision, accelerator.device)
+    if config.sampling.size is not None:
+        model.resize(config.sampling.size)
+    model.tune(config.tuning, config.seed)
+    o = config.optimizer
+    optimizer = torch.optim.AdamW(
+        model.trainable().values(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay
+    )
+    model.network, optimizer = accelerator.prepare(model.network, optimizer)
+    task = Task(
+        model=model,
+        grid=model.process.grid(config.sampling.steps),
+        eta=config.sampling.eta,
+        empty=model.encode([""], config.sampling.guidance).empty,
+        guidance=config.sampling.guidance,
+    )
+    window = Whole() if o.first_share == 1 else First(o.first_share)
+    stop = Stop(accelerator)
+    return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window)
