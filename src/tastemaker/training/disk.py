@@ -48,6 +48,15 @@ def remove(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
+def tidy(folder: Path) -> None:
+    """Takes away what a killed process left half-made under the folder."""
+    for leftover in [*folder.rglob(".tmp-*"), *folder.rglob(".old-*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def _put(path: Path, data: bytes, flags: int) -> None:
     handle = os.open(path, flags, 0o666)
     try:

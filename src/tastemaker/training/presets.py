@@ -29,18 +29,18 @@ def _reward(config: Config, reward: str) -> Config:
 def _score_function(config: Config) -> Config:
     """One update a round: the score function is unbiased only for pictures of the current weights."""
     algorithm = replace(config.algorithm, estimator="sf")
-    return replace(config, algorithm=algorithm, optimizer=replace(config.optimizer, updates=1))
+    return replace(config, algorithm=algorithm, optimizer=replace(config.optimizer, updates=1, warmup=0))
 
 
 BUNDLED = Config(
     model="bundled",
     prompts="bundled-eight",
     reward="jpeg-compressibility",
-    rounds=10,
+    rounds=8,
     algorithm=DDPO(estimator="is", clip=1e-2),
     advantage=Advantage(buffer=32, min_count=16),
-    sampling=Sampling(steps=20, eta=1.0, guidance=5.0, samples=64, per_prompt=8, batch=64),
-    optimizer=Optimizer(lr=1e-2, updates=4, rows=64, first_share=0.8),
+    sampling=Sampling(steps=20, eta=1.0, guidance=5.0, samples=128, per_prompt=16, batch=64),
+    optimizer=Optimizer(lr=1e-2, warmup=8, updates=4, rows=64, first_share=0.8),
     tuning=Tuning(mode="lora", rank=4),
     evaluation=Evaluation(every=2, prompts=8, per_prompt=8),
 )

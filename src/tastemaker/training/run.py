@@ -95,6 +95,7 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
         session.display.say(note)
     if accelerator.is_main_process:
         with _storing(run):
+            disk.tidy(run)
             disk.exchange(run / "config.yaml", dump_config(config).encode())
             truncate_metrics(run / "metrics.jsonl", done)
     accelerator.wait_for_everyone()
