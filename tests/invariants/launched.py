@@ -1,0 +1,37 @@
+"""The command line as torchrun starts it: `launched.py [--unsynchronised | --die-in-round N] train ...`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from unittest import mock
+
+import torch
+from accelerate import Accelerator
+
+from tastemaker.cli.main import main
+from tastemaker.training import loop
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    words = sys.argv[1:]
+    patches = []
+    if words[0] == "--unsynchronised":
+        # What a trainer does that forgets to wrap its network: every process trains by itself.
+        words = words[1:]
+        patches.append(mock.patch.object(Accelerator, "prepare", lambda self, *parts: parts))
+        patches.append(mock.patch.object(Accelerator, "no_sync", mock.MagicMock()))
+    if words[0] == "--die-in-round":
+        number, words = int(words[1]), words[2:]
+        update = loop.update
+
+        def dying(session, *arguments):
+            if session.state.round + 1 == number and session.accelerator.process_index == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return update(session, *arguments)
+
+        patches.append(mock.patch.object(loop, "update", dying))
+    for patch in patches:
+        patch.start()
+    sys.exit(main(words))

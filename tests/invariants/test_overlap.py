@@ -1,0 +1,50 @@
+"""Rewards that take time are computed while the next pictures are sampled."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from tastemaker.training import loop, setup
+from tastemaker.training.checkpoint import State
+from tastemaker.training.config import Config, Evaluation, Optimizer, Sampling
+
+BATCHES, SECONDS = 8, 0.15
+
+
+def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
+    """Wall time of a round in which sampling a batch takes `SECONDS` or more, and rewarding it `wait`."""
+    config = Config(
+        model=str(checkpoint), prompts="ddpo-animals", rounds=1,
+        sampling=Sampling(steps=3, samples=2 * BATCHES, per_prompt=2, batch=2),
+        optimizer=Optimizer(updates=2, rows=24), evaluation=Evaluation(prompts=1, per_prompt=2),
+    )  # fmt: skip
+    session = setup.start(config, tmp_path, State())
+
+    def slow(x, prompts):
+        time.sleep(wait)
+        return x.mean((1, 2, 3))
+
+    session = replace(session, reward=slow)
+    original = loop.sample
+
+    def sampled(*arguments, **named):
+        begin = time.perf_counter()
+        rollout = original(*arguments, **named)
+        time.sleep(max(0.0, SECONDS - (time.perf_counter() - begin)))
+        return rollout
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "sample", sampled)
+        begin = time.perf_counter()
+        loop.one_round(session)
+        return time.perf_counter() - begin, session.seconds["score"]
+
+
+def test_a_reward_as_slow_as_sampling_adds_at_most_fifteen_percent(checkpoint, tmp_path, monkeypatch):
+    quick, _ = seconds_of_a_round(checkpoint, tmp_path, monkeypatch, 0.0)
+    slow, waited = seconds_of_a_round(checkpoint, tmp_path, monkeypatch, SECONDS)
+    assert slow <= 1.15 * quick
+    assert quick > BATCHES * SECONDS
+    # Only the last batch has nothing to overlap with; one after another would have waited eight times as long.
+    assert 0.5 * SECONDS < waited < 2 * SECONDS

@@ -1,0 +1,163 @@
+"""A run on several processes is the run on one; one that dies ends the others; signals reach all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tastemaker.cli.main import main
+
+SCRIPT = Path(__file__).parent / "launched.py"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+SETTINGS = [
+    "--prompts", "ddpo-animals", "--rounds", "3", "sampling.steps=4", "sampling.samples=16", "sampling.per_prompt=4",
+    "sampling.batch=2", "optimizer.updates=2", "optimizer.rows=8", "optimizer.lr=1e-3", "evaluation.every=3",
+    "evaluation.prompts=2", "evaluation.per_prompt=2", "advantage.min_count=2",
+]  # fmt: skip
+
+
+def words(checkpoint, out, *more):
+    return ["train", "ddpo-compressibility", "--model", str(checkpoint), "--out", str(out), *SETTINGS, *more]
+
+
+def launch(count, arguments):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return subprocess.Popen(
+        [sys.executable, *(torchrun if count > 1 else []), str(SCRIPT), *arguments],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child, code=0, seconds=120):
+    output, errors = child.communicate(timeout=seconds)
+    assert child.returncode == code, errors[-3000:]
+    return output, errors
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(run):
+    return load_file(run / "checkpoints/step-000003/weights.safetensors")
+
+
+def distance(one, two):
+    a, b = (torch.cat([w[name].flatten().double() for name in sorted(w)]) for w in (one, two))
+    return ((a - b).norm() / a.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert main(words(checkpoint, run)) == 0
+    return run
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_same_weights_rewards_and_statistics_after_three_rounds(alone, checkpoint, tmp_path, count):
+    run = tmp_path / "run"
+    output, _ = finish(launch(count, words(checkpoint, run)))
+    assert output.count("loading") == 1  # one process speaks
+    assert distance(weights(alone), weights(run)) < 1e-5
+    one, many = (json.loads((r / "checkpoints/step-000003/state.json").read_text())["state"] for r in (alone, run))
+    assert one["past_rewards"] == many["past_rewards"]
+    assert one["reward_queries"] == many["reward_queries"] == 48
+    for a, b in zip(metrics(alone), metrics(run), strict=True):
+        for key in ("round", "reward/mean", "reward/std", "reward/min", "reward/max", "advantage/std"):
+            assert a.get(key) == b.get(key), key
+
+
+def test_gradients_that_are_not_synchronised_would_be_noticed(alone, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    finish(launch(2, ["--unsynchronised", *words(checkpoint, run)]))
+    assert distance(weights(alone), weights(run)) > 1e-3
+
+
+def test_a_process_that_dies_ends_the_others_with_the_reason(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    child = launch(2, ["--die-in-round", "2", *words(checkpoint, run, "--rounds", "1000")])
+    begin = time.monotonic()
+    while not (run / "metrics.jsonl").exists():
+        assert time.monotonic() - begin < 60
+        time.sleep(0.05)
+    begin = time.monotonic()
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode != 0
+    assert "Signal 9 (SIGKILL)" in errors, errors[-3000:]
+    assert time.monotonic() - begin < 60
+    assert (run / "checkpoints/step-000001").is_dir()
+
+
+def wait_for_rounds(run, count, child):
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or len(metrics(run)) <= count:
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()[1][-2000:]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(alone, checkpoint, tmp_path, count):
+    run = tmp_path / "run"
+    child = launch(count, words(checkpoint, run, "--rounds", "500", "checkpoint.every=1000"))
+    wait_for_rounds(run, 1, child)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=60)
+    done = max(record["round"] for record in metrics(run) if "round" in record)
+    assert f"stopped by SIGTERM after round {done} of 500; saved up to round {done}; go on with: " in errors
+    if count == 1:
+        assert child.returncode == 75, errors
+    assert (run / f"checkpoints/step-{done:06d}").is_dir()
+    if done > 2:
+        pytest.skip("the machine was too slow to stop it within three rounds")
+    resumed = ["resume", str(run), "--rounds", "3"]
+    if count == 1:
+        assert main(resumed) == 0
+        one, two = weights(alone), weights(run)
+        assert all(one[name].equal(two[name]) for name in one)
+    else:
+        finish(launch(count, resumed))
+        assert distance(weights(alone), weights(run)) < 1e-5
+
+
+def test_another_number_of_processes_or_version_is_refused_unless_asked_for(
+    alone, checkpoint, tmp_path, monkeypatch, capsys
+):
+    from tastemaker.training import exactness
+
+    run = tmp_path / "run"
+    assert main(words(checkpoint, run, "--rounds", "1")) == 0
+    versions = exactness.versions()
+    monkeypatch.setattr(exactness, "versions", lambda: versions | {"torch": "9.9.9"})
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("lr: 0.001", "lr: 0.002"))
+    capsys.readouterr()
+    assert main(["resume", str(run), "--rounds", "3"]) == 2
+    errors = capsys.readouterr().err
+    assert f"torch {versions['torch']} -> 9.9.9" in errors
+    assert "optimizer.lr 0.001 -> 0.002" in errors
+    assert "--allow-inexact" in errors
+    assert len(metrics(run)) == 3  # untouched
+    assert main(["resume", str(run), "--rounds", "3", "--allow-inexact"]) == 0
+    assert "not as it was: optimizer.lr 0.001 -> 0.002" in capsys.readouterr().out
+    assert distance(weights(alone), weights(run)) > 1e-6
+
+
+def test_another_number_of_processes_is_refused(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    assert main(words(checkpoint, run, "--rounds", "1")) == 0
+    _, errors = finish(launch(2, ["resume", str(run), "--rounds", "3"]), code=1)
+    assert "processes 1 -> 2" in errors
