@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def standardise(reward: Tensor, eps: float = 1e-8) -> Tensor:
-    """(r - mean) / (std + eps) over the whole round, [B]; population std (methods.md §1.7)."""
+    """(r - mean) / (std + eps) over the whole round, [B]; population std."""
     return (reward - reward.mean()) / (reward.std(correction=0) + eps)
 
 
 @dataclass
 class PromptStatistics:
-    """Running statistics of each prompt's rewards (DDPO §4.4 and A.1; methods.md §1.7).
+    """Running statistics of each prompt's rewards (DDPO §4.4 and A.1).
 
     A ring buffer for each prompt. The new rewards enter first; then a prompt with fewer than `min_count` of them
     is normalised with the whole round's mean and std, and every other with its own.

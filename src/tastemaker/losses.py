@@ -15,7 +15,7 @@ def gaussian_logp(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "
 
     `mean` averages over the elements of a latent, as DDPO and nearly all public code do, and `sum` is the joint
     log-probability (thesis §5.3). Clip ranges belong to one of them: a ratio within 1e-4 under `mean` is a joint
-    ratio within exp(1e-4 D), for SD at 512 pixels (D = 16384) about [0.19, 5.2] (methods.md §1.2).
+    ratio within exp(1e-4 D), for SD at 512 pixels (D = 16384) about [0.19, 5.2].
     """
     per_element = -((x - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
     flat = per_element.flatten(1)
@@ -33,7 +33,7 @@ def score_function(logp: Tensor, advantage: Tensor) -> Tensor:
 
 
 def gaussian_kl(mean: Tensor, mean_ref: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Exact KL [N] between two Gaussians [N,*D] of the same std (methods.md §1.1)."""
+    """Exact KL [N] between two Gaussians [N,*D] of the same std: |mean difference|^2 / (2 std^2)."""
     per_element = (mean - mean_ref) ** 2 / (2 * std**2)
     flat = per_element.flatten(1)
     return flat.mean(dim=1) if reduction == "mean" else flat.sum(dim=1)

@@ -35,7 +35,7 @@ class Grid:
         """Standard deviation [T] of each step's noise; 0 where a step is deterministic.
 
         std = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2) for a step from t to s, which for
-        variance-preserving processes is DDIM's sigma (DDIM paper, Eq. 16; methods.md §1.1).
+        variance-preserving processes is DDIM's sigma (DDIM paper, Eq. 16).
         """
         ratio = (self.alpha * self.sigma_next) / (self.alpha_next * self.sigma)
         return eta * self.sigma_next * (1 - ratio**2).clamp(min=0).sqrt()
@@ -55,7 +55,7 @@ def x0_from(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: P
     """A network's output as an estimate of x_0. Shapes [N,*D]; alpha and sigma broadcast.
 
     `v_prediction` is v = alpha eps - sigma x_0 (Salimans and Ho 2022, App. D); `flow` is v = eps - x_0 with
-    alpha = 1 - sigma (methods.md §8).
+    alpha = 1 - sigma.
     """
     if kind == "epsilon":
         return (x - sigma * prediction) / alpha

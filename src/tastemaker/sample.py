@@ -26,7 +26,7 @@ def sample(
     x_T is standard normal, as all diffusers' DDIM pipelines start. The noise comes from the draw's own counters.
     A kept step must have noise (Grid.stochastic), since a deterministic one has no likelihood. Latents are stored
     in float32 whatever the network runs in, and the log-probability is that of the latent as stored, so that the
-    ratio right after sampling is 1 (methods.md §1.3).
+    ratio right after sampling is 1.
     """
     device = model.device
     x = draw.noise(0, model.latent_shape, device)

@@ -1,7 +1,8 @@
 """The few types that everything goes through.
 
 Letters in shapes: B pictures, T sampler steps, W trained steps (W <= T), N rows (one picture at one step),
-D the shape of one latent, L tokens, C channels of the text states. Symbols follow methods.md §0.
+D the shape of one latent, L tokens, C channels of the text states. x_t is
+a noisy latent, x_0 a clean one, t a timestep, lp a log-probability, w the guidance weight.
 """
 
 from __future__ import annotations

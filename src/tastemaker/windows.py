@@ -27,9 +27,9 @@ class Whole:
 class First:
     """The first steps of the chain, a share of those that have a likelihood, which settle what a picture shows.
 
-    The last steps add little noise, so their log-probabilities react most to the network (methods.md §1.1: c/sigma
-    is -5.4 at the step before last of 20, -0.85 at the first), while what they add hardly moves the reward: in the
-    sum over steps they are mostly variance.
+    The last steps add little noise, so their log-probabilities react most to the network (c/sigma is
+    -5.4 at the step before last of 20, -0.85 at the first), while what they add hardly moves the reward: in the sum
+    over steps they are mostly variance.
     """
 
     share: float

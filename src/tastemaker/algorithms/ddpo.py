@@ -1,4 +1,4 @@
-"""DDPO: denoising as a decision process, trained with policy gradients (methods.md §2; DDPO paper §4.3, A.1)."""
+"""DDPO: denoising as a decision process, trained with policy gradients (DDPO paper §4.3, A.1)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DDPO:
     estimator: Literal["is", "sf"] = "is"
     """`is`: importance-sampled and clipped. `sf`: score function, for one update a round."""
     clip: float = 1e-4
-    """Clip range of the ratio of mean (per-element) probabilities, as in the paper (methods.md §1.2)."""
+    """Clip range of the ratio of mean (per-element) probabilities, as in the paper (A.5)."""
 
     def __post_init__(self) -> None:
         if self.clip <= 0:
@@ -42,7 +42,7 @@ class DDPO:
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N].
 
-        The network runs once for all rows, guided with the weight used in sampling (methods.md §1.4).
+        The network runs once for all rows, guided with the weight used in sampling (DDPO paper B.1).
         """
         from tastemaker import losses
 

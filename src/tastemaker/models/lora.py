@@ -21,7 +21,7 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
     """Freezes `network` and gives the named linear layers an adapter: B A alpha / rank, with B = 0 at first.
 
-    A is drawn from N(0, (1/rank)^2) (peft's "gaussian"), as in the public DDPO code (methods.md §1.6). Raises
+    A is drawn from N(0, (1/rank)^2) (peft's "gaussian"), as in the public DDPO code. Raises
     ModelError where no layer has one of the names.
     """
     network.requires_grad_(False)

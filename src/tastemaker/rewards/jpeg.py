@@ -1,4 +1,4 @@
-"""JPEG size as a reward: what can be compressed well, or badly (DDPO §5.1, A.4; methods.md §9)."""
+"""JPEG size as a reward: what can be compressed well, or badly (DDPO §5.1, A.4)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Configs to start from, by name. Flags and files change single settings of them. Nothing here imports torch.
 
 The DDPO paper used the whole U-Net at a learning rate of 1e-5, its public PyTorch code LoRA at 3e-4: both are
-here (methods.md §10, row 10).
+here.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ PUBLIC_CODE = replace(
 
 _BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"
 _PAPER_SOURCE = (
-    "DDPO paper A.1, A.5, A.6 and §6.1 (methods.md §2.2). Not in the paper: advantage clip 5 and statistics 16/16, "
+    "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: advantage clip 5 and statistics 16/16, "
     "of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"
 )
 _PUBLIC_SOURCE = (
-    "ddpo-pytorch's config/dgx.py over config/base.py (methods.md §1.6, §2.2), in float32 where that code has fp16"
+    "ddpo-pytorch's config/dgx.py over config/base.py, in float32 where that code has fp16"
 )
 
 PRESETS: dict[str, Preset] = {
