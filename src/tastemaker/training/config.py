@@ -68,6 +68,8 @@ class Optimizer:
     """Optimizer steps a round (for one inner epoch); must divide `sampling.samples`."""
     inner_epochs: int = 1
     """Passes over a round's samples."""
+    eight_bit: bool = False
+    """Keep AdamW's state in 8 bits (bitsandbytes): a quarter of its memory, which matters for whole networks."""
     rows: int = 8
     """Rows (one sample at one step) in one forward pass on one device; changes speed and memory, not the gradient."""
     first_share: float = 1.0
@@ -86,6 +88,16 @@ class Evaluation:
     """Number of prompts, taken evenly from the run's list."""
     per_prompt: int = 4
     """Pictures of each."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Ways to be faster that change results in their last digits. A run says what each of them did."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, and again for each new shape."""
+    tf32: bool = False
+    """Let Nvidia cards from Ampere on multiply float32 matrices with 10 bits of mantissa."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,7 @@ class Config:
     evaluation: Evaluation = field(default_factory=Evaluation)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
+    speed: Speed = field(default_factory=Speed)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     trackers: tuple[str, ...] = ()
     """Any of tensorboard, wandb, trackio; metrics.jsonl is always written."""

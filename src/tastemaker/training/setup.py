@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
+from torch import nn
 
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config
+from tastemaker.training.config import Config, Speed
 from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
 from tastemaker.training.stopping import Stop
@@ -58,10 +59,9 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
     model.tune(config.tuning, config.seed)
-    o = config.optimizer
-    optimizer = torch.optim.AdamW(
-        model.trainable().values(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay
-    )
+    optimizer = _optimizer(config, list(model.trainable().values()))
+    for line in _speed(config.speed, model.network, accelerator.device):
+        display.say(line)
     model.network, optimizer = accelerator.prepare(model.network, optimizer)
     task = Task(
         model=model,
@@ -70,6 +70,34 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         empty=model.encode([""], config.sampling.guidance).empty,
         guidance=config.sampling.guidance,
     )
-    window = Whole() if o.first_share == 1 else First(o.first_share)
+    share = config.optimizer.first_share
+    window = Whole() if share == 1 else First(share)
     stop = Stop(accelerator)
     return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window)
+
+
+def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    o = config.optimizer
+    if not o.eight_bit:
+        return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            f"optimizer.eight_bit needs bitsandbytes ({error}): pip install bitsandbytes, or leave it off"
+        ) from error
+    return AdamW8bit(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+
+
+def _speed(speed: Speed, network: nn.Module, device: torch.device) -> list[str]:
+    """Turns on what is asked for, and says what that does here."""
+    lines = []
+    if speed.tf32:
+        torch.set_float32_matmul_precision("high")
+        able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        lines.append("TF32: matrix products" if able else f"TF32: no effect, this device ({device.type}) has none")
+    if speed.compile:
+        # In place: parameter names, adapters and checkpoints stay what they are.
+        network.compile()
+        lines.append("torch.compile: the network is compiled at its first passes, which takes minutes")
+    return lines
