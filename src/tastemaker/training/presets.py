@@ -34,7 +34,7 @@ def _score_function(config: Config) -> Config:
 
 def _gentle(config: Config) -> Config:
     """A picture has few ways to be busier, and many to be simpler that its prompt does not survive."""
-    return replace(config, rounds=7, optimizer=replace(config.optimizer, lr=6e-3, warmup=4))
+    return replace(config, rounds=6, optimizer=replace(config.optimizer, lr=6e-3, warmup=4))
 
 
 BUNDLED = Config(
