@@ -43,8 +43,8 @@ format: install ## formats the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## seconds a round and by phase, on the bundled model
-	$(BIN)/python benchmarks/round.py
+bench: install ## speed, memory and overhead of the demo, and where a round's time goes
+	$(BIN)/tastemaker bench ddpo-compressibility
 
 docs: install ## measures the bundled model by the judge, and checks that public things are documented
 	$(BIN)/python scripts/bundled/measure.py

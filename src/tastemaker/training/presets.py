@@ -86,9 +86,7 @@ _PAPER_SOURCE = (
     "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: advantage clip 5 and statistics 16/16, "
     "of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"
 )
-_PUBLIC_SOURCE = (
-    "ddpo-pytorch's config/dgx.py over config/base.py, in float32 where that code has fp16"
-)
+_PUBLIC_SOURCE = "ddpo-pytorch's config/dgx.py over config/base.py, in float32 where that code has fp16"
 
 PRESETS: dict[str, Preset] = {
     "ddpo-compressibility": Preset(

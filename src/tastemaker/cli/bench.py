@@ -1,0 +1,104 @@
+"""`tastemaker bench`: how fast a run's settings are here, and how much of a round is not the network's own time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from tastemaker.cli.arguments import flag_types, parse, split_assignments
+from tastemaker.cli.train import _base, _named
+from tastemaker.errors import ConfigError, nearest
+from tastemaker.training.config import Config
+from tastemaker.training.presets import PRESETS
+from tastemaker.training.reflection import require_finite
+
+if TYPE_CHECKING:
+    from tastemaker.training.bench import Bench
+
+
+@dataclass(frozen=True)
+class BenchArgs:
+    """Measures speed, memory and overhead of a model and its settings, and where a round's time goes.
+
+    Takes the preset or file and the settings of `tastemaker train`. Runs 2 x repeats + 1 rounds; leaves no run folder.
+    """
+
+    preset: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[PRESET]", help_behavior_hint="")] = None
+    """A name from `tastemaker ls presets`."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """A YAML file instead of a preset."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Prints one JSON object and nothing else."""
+    repeats: int = 5
+    """Rounds measured; the overhead is their median."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def run(words: list[str]) -> int:
+    """Runs the verb. What the run itself says goes to stderr."""
+    args, name = read(words)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("bench measures one process: start it without accelerate launch or torchrun")
+    with contextlib.redirect_stdout(sys.stderr):
+        from tastemaker.training.bench import bench
+
+        result = bench(args.settings, args.repeats, say=print)
+    print(json.dumps({"name": name} | asdict(result), indent=1) if args.json else text(name, result))
+    return 0
+
+
+def read(words: list[str]) -> tuple[BenchArgs, str]:
+    """The arguments, and the name of the preset or file."""
+    words = split_assignments(words, flag_types(BenchArgs))
+    preset, file = _named(words)
+    if preset and file:
+        raise ConfigError("give a preset or --config, not both; a file may name its preset by `preset: NAME`")
+    args = parse(BenchArgs, words, "bench", BenchArgs(settings=_base(preset, file)))
+    if args.preset != preset:
+        raise ConfigError(f"unexpected {args.preset!r}; {nearest(str(args.preset), list(PRESETS))}")
+    if not preset and not file:
+        raise ConfigError("give a preset (`tastemaker ls presets`) or --config FILE")
+    if args.repeats < 1:
+        raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
+    require_finite(args.settings)
+    return args, preset or Path(file or "").stem
+
+
+def text(name: str, found: Bench) -> str:
+    """What is printed for people."""
+    s, m = found.settings, found.machine
+    memory = "of tensors on the GPU" if m["device"] != "cpu" else "of the process, loading included"
+    lines = [
+        f"{name}: {s['model']} at {s['pixels']} px, {s['precision']}, {s['tuning']}; "
+        f"{m['device']}, {m['threads']} threads, torch {m['torch']}",
+        f"a round: {s['samples']} pictures of {s['steps']} steps in batches of {s['batch']}, "
+        f"{s['trained_rows']} rows trained in batches of {s['rows']}, {s['updates']} updates",
+        "",
+        f"sampling     {found.images_per_second:.4g} images/s",
+        f"training     {found.rows_per_second:.4g} rows/s",
+        f"peak memory  {found.peak_memory_gib:.2f} GiB ({memory})",
+        f"round        {found.wall:.3f} s ({min(found.walls):.3f} to {max(found.walls):.3f})",
+        f"floor        {found.floor:.3f} s (the network calls of a round alone)",
+        f"overhead     {found.overhead:.3f} (median of {len(found.walls)}; "
+        f"{min(found.overheads):.3f} to {max(found.overheads):.3f})",
+        "",
+        f"{'phase':30}{'seconds':>9}{'share':>8}",
+    ]
+    whole = sum(found.phases.values())
+    lines += [f"{phase:30}{value:9.3f}{value / whole:8.1%}" for phase, value in found.phases.items()]
+    lines += ["", f"{'traced rounds':30}{'seconds':>9}{'floor':>9}{'rest':>9}{'rest/floor':>12}"]
+    whole = sum(found.floor_parts.values())
+    for part, value in found.parts.items():
+        bare = found.floor_parts.get(part, 0.0)
+        shown = f"{bare:9.3f}" if part in found.floor_parts else " " * 9
+        lines.append(f"{part:30}{value:9.3f}{shown}{value - bare:9.3f}{(value - bare) / whole:12.1%}")
+    total = sum(found.parts.values())
+    lines.append(f"{'all':30}{total:9.3f}{whole:9.3f}{total - whole:9.3f}{total / whole - 1:12.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,206 @@
+"""What `tastemaker bench` measures: rounds against the bare network's own time, and where the rest of them goes.
+
+floor = the network calls that a round needs, made by themselves; overhead = wall / floor (design.md §5).
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tastemaker.sample import batches
+from tastemaker.training import loop
+from tastemaker.training.checkpoint import State
+from tastemaker.training.config import Config
+from tastemaker.training.session import Session
+from tastemaker.training.setup import start
+from tastemaker.training.trace import FORWARD, OTHER, PARTS, TRAIN, clock, traced_round
+
+CALLS = 4
+"""Bare calls of each shape, before a round and again after it: a single one is too noisy to stand for many."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Network calls of one round: how many of each number of rows, guidance's second half counted in."""
+
+    forward: dict[int, int]
+    backward: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds that the network calls of one round take by themselves."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured. Times in seconds a round."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    images_per_second: float
+    """Pictures sampled, text encoded and VAE decoded included."""
+    rows_per_second: float
+    """Rows (one picture at one step) trained, the optimizer's steps included."""
+    peak_memory_gib: float
+    """On a CPU of the whole process, loading included; on a GPU of its tensors."""
+    wall: float
+    floor: float
+    overhead: float
+    """The median of `overheads`, as `wall` and `floor` are of theirs."""
+    walls: list[float]
+    floors: list[float]
+    overheads: list[float]
+    phases: dict[str, float]
+    """The run's own phases, as in metrics.jsonl, and `other`; medians."""
+    parts: dict[str, float]
+    """Where the seconds of traced rounds go, by PARTS; means, so that they sum to the traced round."""
+    floor_parts: dict[str, float]
+    """The floor's share of the two network parts; means."""
+
+
+def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text: None) -> Bench:
+    """Measures `repeats` rounds of a run, which leaves nothing behind, after a round to warm up.
+
+    A repeat is a traced round, bare calls, a plain round and bare calls again: what the machine does besides meets
+    both sides of the ratio alike, and the tracing (which makes a GPU wait) is no part of it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = start(config, Path(folder), State())
+        loop.one_round(session)
+        calls, device = needed_calls(session), session.accelerator.device
+        walls, floors, phases, parts, memory = [], [], [], [], 0.0
+        for number in range(repeats):
+            parts.append(traced_round(session))
+            # Of the rounds alone: the bare calls come later. Two rounds, since Adam has no moments in the first one.
+            memory = memory or peak_memory(device)
+            before = measure_floor(session, calls)
+            wall, phase = plain_round(session)
+            after = measure_floor(session, calls)
+            walls.append(wall)
+            phases.append(phase)
+            floors.append(
+                Floor((before.forward + after.forward) / 2, (before.backward + after.backward) / 2),
+            )
+            say(f"repeat {number + 1} of {repeats}: {wall:.2f} s, floor {floors[-1].total:.2f} s")
+        return _summary(session, calls, memory, walls, floors, phases, parts)
+
+
+def needed_calls(session: Session) -> Calls:
+    """The calls that a round cannot do without, at the batch sizes of its config. From the settings, not observed."""
+    s, o = session.config.sampling, session.config.optimizer
+    double = 1 if s.guidance == 1 else 2
+    kept = len(session.window.steps(session.task.grid.stochastic(s.eta), session.state.round + 1))
+    trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
+    forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
+    backward = Counter(double * len(part) for part in batches(s.samples // o.updates * trained, o.rows))
+    return Calls(
+        {rows: count * s.steps for rows, count in forward.items()},
+        {rows: count * o.updates * o.inner_epochs for rows, count in backward.items()},
+    )
+
+
+def measure_floor(session: Session, calls: Calls) -> Floor:
+    """Seconds of a round's network calls alone, each shape's from the mean of CALLS bare calls."""
+    forward = sum(count * _bare_seconds(session, rows, grad=False) for rows, count in calls.forward.items())
+    backward = sum(count * _bare_seconds(session, rows, grad=True) for rows, count in calls.backward.items())
+    session.optimizer.zero_grad()
+    return Floor(forward, backward)
+
+
+def _bare_seconds(session: Session, rows: int, grad: bool) -> float:
+    """Mean seconds of a network call [rows,*D], with its backward pass where `grad`."""
+    model, device = session.model, session.accelerator.device
+    network = session.accelerator.unwrap_model(model.network)
+    x = torch.randn(rows, *model.latent_shape, device=device)
+    t = session.task.grid.times.to(device)[torch.arange(rows, device=device) % len(session.task.grid)]
+    text = session.task.empty.repeat(rows, 1, 1)
+    half = model.dtype != torch.float32
+    begin = 0.0
+    for number in range(CALLS + 1):
+        if number == 1:  # the one before finds the memory and is not counted
+            begin = clock(device)
+        with torch.set_grad_enabled(grad):
+            with torch.autocast(device.type, model.dtype) if half else nullcontext():
+                out = network(x, t, encoder_hidden_states=text, return_dict=False)[0]
+            if grad:
+                out.float().sum().backward()
+    return (clock(device) - begin) / CALLS
+
+
+def plain_round(session: Session) -> tuple[float, dict[str, float]]:
+    """Seconds of one round, and of its phases as the run itself counts them."""
+    session.seconds.clear()
+    begin = clock(session.accelerator.device)
+    loop.one_round(session)
+    wall = clock(session.accelerator.device) - begin
+    phases = dict(session.seconds)
+    return wall, phases | {OTHER: wall - sum(phases.values())}
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: on a GPU the most that tensors took, elsewhere the most that the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _summary(
+    session: Session,
+    calls: Calls,
+    memory: float,
+    walls: list[float],
+    floors: list[Floor],
+    phases: list[dict[str, float]],
+    parts: list[dict[str, float]],
+) -> Bench:
+    config, device = session.config, session.accelerator.device
+    s, o = config.sampling, config.optimizer
+    double = 1 if s.guidance == 1 else 2
+    rows = sum(size * count for size, count in calls.backward.items()) // double
+    median = {name: statistics.median(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
+    totals = [floor.total for floor in floors]
+    overheads = [wall / floor for wall, floor in zip(walls, totals, strict=True)]
+    return Bench(
+        settings={
+            "model": config.model, "algorithm": config.algorithm.name, "reward": config.reward,
+            "precision": config.precision, "tuning": config.tuning.mode, "compile": config.speed.compile,
+            "gradient_checkpointing": config.tuning.gradient_checkpointing,
+            "pixels": session.model.latent_shape[-1] * session.model.scale, "samples": s.samples, "steps": s.steps,
+            "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
+            "updates": o.updates * o.inner_epochs, "repeats": len(walls),
+        },
+        machine={
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        },
+        images_per_second=s.samples / median["sample"], rows_per_second=rows / median["train"],
+        peak_memory_gib=memory, wall=statistics.median(walls), floor=statistics.median(totals),
+        overhead=statistics.median(overheads), walls=walls, floors=totals, overheads=overheads, phases=median,
+        parts={name: statistics.fmean(part[name] for part in parts) for name in PARTS},
+        floor_parts={
+            FORWARD: statistics.fmean(floor.forward for floor in floors),
+            TRAIN: statistics.fmean(floor.backward for floor in floors),
+        },
+    )  # fmt: skip

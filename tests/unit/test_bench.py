@@ -1,0 +1,281 @@
+"""`tastemaker bench`: what the floor counts, where traced seconds go, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tastemaker import losses, sample, types
+from tastemaker.cli import bench as verb
+from tastemaker.cli.main import main
+from tastemaker.training import bench, loop, setup, trace
+from tastemaker.training.checkpoint import State
+from tastemaker.training.presets import PRESETS
+from tastemaker.training.session import Session
+from tastemaker.training.setup import start
+from tastemaker.training.trace import FORWARD, PARTS, TRAIN
+
+PRESET = "ddpo-compressibility"
+# Batches that do not divide: 6 pictures by 4, and 3 of each update with 3 of 4 steps trained, 9 rows by 4.
+SMALL = (
+    "sampling.samples=6", "sampling.per_prompt=3", "sampling.batch=4", "sampling.steps=4", "optimizer.updates=2",
+    "optimizer.rows=4", "optimizer.first_share=0.75", "optimizer.lr=1e-4",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+@pytest.fixture
+def words(checkpoint: Path) -> list[str]:
+    return [PRESET, "--model", str(checkpoint), *SMALL]
+
+
+@pytest.fixture
+def session(words: list[str], tmp_path: Path) -> Session:
+    return start(verb.read(words)[0].settings, tmp_path, State())
+
+
+class Recorder:
+    """Counts the network's calls by their rows, as the run really makes them."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.forward: dict[int, int] = {}
+        self.backward: dict[int, int] = {}
+        network.register_forward_pre_hook(self._note)
+
+    def _note(self, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        book = self.backward if torch.is_grad_enabled() else self.forward
+        book[len(inputs[0])] = book.get(len(inputs[0]), 0) + 1
+
+
+# ---------------------------------------------------------------- the floor
+
+
+def test_the_floor_counts_the_calls_of_a_round_by_hand(session: Session):
+    # Sampling: 4 steps x batches of 4 and 2 pictures. Training: 2 updates x (4, 4, 1) rows. Guidance doubles the rows.
+    assert bench.needed_calls(session) == bench.Calls({8: 4, 4: 4}, {8: 4, 2: 2})
+
+
+@pytest.mark.parametrize(
+    ("guidance", "fraction", "epochs"), [(5.0, 1.0, 1), (1.0, 1.0, 2), (5.0, 0.5, 1)], ids=["demo", "plain", "part"]
+)
+def test_a_round_makes_no_other_calls_than_the_floor_s(
+    words: list[str], tmp_path: Path, guidance: float, fraction: float, epochs: int
+):
+    settings = verb.read(words)[0].settings
+    settings = replace(
+        settings,
+        sampling=replace(settings.sampling, guidance=guidance),
+        optimizer=replace(settings.optimizer, timestep_fraction=fraction, inner_epochs=epochs),
+    )
+    session = start(settings, tmp_path, State())
+    recorder = Recorder(session.model.network)
+    loop.one_round(session)
+    assert bench.needed_calls(session) == bench.Calls(recorder.forward, recorder.backward)
+
+
+def test_the_floor_is_the_bare_call_times_its_count(session: Session):
+    """A network that takes 30 ms longer: 8 calls without gradient, 6 with."""
+    recorder = Recorder(session.model.network)
+    session.model.network.register_forward_pre_hook(lambda *_: time.sleep(0.03))
+    found = bench.measure_floor(session, bench.needed_calls(session))
+    assert 8 * 0.03 <= found.forward < 2.5 * 8 * 0.03
+    assert 6 * 0.03 <= found.backward < 4 * 6 * 0.03
+    assert found.total == found.forward + found.backward
+    # Each shape several times, whatever its count, and one to warm up.
+    assert recorder.forward == {8: bench.CALLS + 1, 4: bench.CALLS + 1}
+    assert recorder.backward == {8: bench.CALLS + 1, 2: bench.CALLS + 1}
+
+
+def test_the_floor_leaves_weights_gradients_and_the_round_alone(session: Session):
+    before = {name: p.detach().clone() for name, p in session.model.trainable().items()}
+    bench.measure_floor(session, bench.needed_calls(session))
+    for name, parameter in session.model.trainable().items():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+    assert session.state.round == 0
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def test_seconds_go_to_the_innermost_part_and_sum_to_the_whole():
+    clocked = trace.Trace(torch.device("cpu"))
+    begin = time.perf_counter()
+    with clocked.part("outer"):
+        time.sleep(0.02)
+        with clocked.part("inner"):
+            time.sleep(0.03)
+        with clocked.part("outer again"):
+            clocked.become("renamed")
+            time.sleep(0.01)
+    whole = time.perf_counter() - begin
+    assert clocked.seconds["inner"] >= 0.03
+    assert clocked.seconds["renamed"] >= 0.01
+    assert 0.02 <= clocked.seconds["outer"] <= whole - 0.04
+    assert sum(clocked.seconds.values()) == pytest.approx(whole, abs=1e-3)
+
+
+def test_another_thread_s_parts_are_not_the_round_s():
+    clocked = trace.Trace(torch.device("cpu"))
+
+    def work() -> None:
+        with clocked.part("elsewhere"):
+            time.sleep(0.01)
+
+    with clocked.part("here"):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert set(clocked.seconds) == {"here"}
+
+
+SLOW = 0.02
+
+
+def test_what_is_slow_is_found_in_its_part(session: Session, monkeypatch: pytest.MonkeyPatch):
+    """What a round calls takes longer by a known time; were it counted to another part, its own would lack it."""
+    places = [
+        ("VAE decode", session.model, "decode", 2),
+        ("text encoding", session.model, "encode", 2),
+        ("noise", types.Draw, "noise", 2 * 4 + 2),  # x_T and each step, for two batches
+        ("log-prob and scheduler maths", sample, "transition", 2 * 4),
+        ("log-prob and scheduler maths", losses, "clipped_surrogate", 2 * 3),
+        ("optimizer step", session.optimizer, "step", 2),
+        ("optimizer step", session.optimizer, "zero_grad", 2),
+        ("scoring (waited for)", session, "reward", 1),
+        ("judge", loop, "judge", 1),
+        ("other", loop, "advantages", 1),
+    ]
+    slept = dict.fromkeys(PARTS, 0.0)
+    for part, owner, name, calls in places:
+        monkeypatch.setattr(owner, name, slowed(getattr(owner, name)))
+        slept[part] += calls * SLOW
+    # The judge knows the bundled model alone.
+    session.config = replace(session.config, model="bundled")
+    begin = time.perf_counter()
+    found = trace.traced_round(session)
+    whole = time.perf_counter() - begin
+    assert list(found) == list(PARTS)
+    assert {part for part in PARTS if found[part] < slept[part]} == set()
+    assert sum(found.values()) == pytest.approx(whole, abs=0.75 * SLOW)
+
+
+def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(SLOW)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def test_a_network_s_forward_and_backward_are_told_apart_from_the_maths(session: Session):
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):  # type: ignore[override]
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):  # type: ignore[override]
+            time.sleep(SLOW)
+            return grad
+
+    # Inside the network's call: its last layer has a slow backward pass, its first a slow forward one.
+    session.model.network.conv_out.register_forward_hook(lambda _, inputs, out: Slow.apply(out))
+    session.model.network.conv_in.register_forward_pre_hook(lambda *_: time.sleep(SLOW))
+    found = trace.traced_round(session)
+    assert found[FORWARD] >= 8 * SLOW * 0.9
+    assert found[TRAIN] >= 2 * 6 * SLOW * 0.9
+    assert found["log-prob and scheduler maths"] < 6 * SLOW
+
+
+def test_tracing_puts_everything_back(session: Session):
+    owners: tuple[Any, ...] = (
+        session.model, session.accelerator, session.optimizer, loop, types.Draw, type(session.config.algorithm),
+    )  # fmt: skip
+    before = [dict(vars(owner)) for owner in owners]
+    trace.traced_round(session)
+    for owner, old in zip(owners, before, strict=True):
+        changed = {key for key in vars(owner) | old if vars(owner).get(key) is not old.get(key)}
+        names = {"sample", "judge", "decode", "encode", "_predict", "step", "zero_grad", "backward", "noise", "loss"}
+        assert not changed & names
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def test_json_is_one_object_with_medians_of_what_it_lists(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def talkative(x: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        print("scoring!")
+        return x.mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(setup, "load_reward", lambda name: talkative)
+    monkeypatch.setattr(bench, "CALLS", 1)
+    assert main(["bench", *words, "--json", "--repeats", "3"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert "scoring!" in err
+    assert "repeat 3 of 3" in err
+    assert list(Path.cwd().iterdir()) == []
+
+    name = found.pop("name")
+    assert name == PRESET
+    assert found["overheads"] == [w / f for w, f in zip(found["walls"], found["floors"], strict=True)]
+    for key in ("wall", "floor", "overhead"):
+        assert found[key] == sorted(found[f"{key}s"])[1]
+    assert found["settings"]["trained_rows"] == 18
+    assert found["images_per_second"] == pytest.approx(6 / found["phases"]["sample"])
+    assert found["rows_per_second"] == pytest.approx(18 / found["phases"]["train"])
+    assert 0.1 < found["peak_memory_gib"] < 8
+    assert set(found["parts"]) == set(PARTS)
+    assert all(value >= 0 for value in found["parts"].values())
+
+    text = verb.text(name, bench.Bench(**found))
+    for part in (*PARTS, "images/s", "rows/s", "GiB", "sample", "train"):
+        assert part in text
+    assert f"overhead     {found['overhead']:.3f} (median of 3" in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["bench"], "give a preset (`tastemaker ls presets`) or --config FILE"),
+        (["bench", PRESET, "--repeats", "0"], "--repeats is 0, but must be greater than 0"),
+        (["bench", PRESET, "--out", "x"], "unknown flag --out"),
+        (["bench", PRESET, "--optimizer.lr", "nan"], "optimizer.lr is nan, but must be finite"),
+        (["bench", "ddpo-compresibility"], "did you mean 'ddpo-compressibility'?"),
+        (["bench", PRESET, "--config", "x.yaml"], "give a preset or --config, not both"),
+    ],
+)
+def test_mistakes(wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(wrong) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["bench", PRESET]) == 2
+    assert "bench measures one process" in capsys.readouterr().err
+
+
+def test_flags_change_the_preset():
+    args, name = verb.read([PRESET, "optimizer.rows=8", "--repeats", "2", "--json"])
+    base = PRESETS[PRESET].config
+    assert (name, args.repeats, args.json) == (PRESET, 2, True)
+    assert args.settings == replace(base, optimizer=replace(base.optimizer, rows=8))
