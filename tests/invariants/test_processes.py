@@ -19,9 +19,10 @@ from tastemaker.cli.main import main
 SCRIPT = Path(__file__).parent / "launched.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 SETTINGS = [
-    "--prompts", "ddpo-animals", "--rounds", "3", "sampling.steps=4", "sampling.samples=16", "sampling.per_prompt=4",
-    "sampling.batch=2", "optimizer.updates=2", "optimizer.rows=8", "optimizer.lr=1e-3", "evaluation.every=3",
-    "evaluation.prompts=2", "evaluation.per_prompt=2", "advantage.min_count=2",
+    "--reward", "smooth:redness", "--prompts", "ddpo-animals", "--rounds", "3", "sampling.steps=4",
+    "sampling.samples=16", "sampling.per_prompt=4", "sampling.batch=2", "optimizer.updates=2", "optimizer.rows=8",
+    "optimizer.lr=1e-3", "evaluation.every=3", "evaluation.prompts=2", "evaluation.per_prompt=2",
+    "advantage.min_count=2",
 ]  # fmt: skip
 
 
@@ -73,11 +74,15 @@ def test_the_same_weights_rewards_and_statistics_after_three_rounds(alone, check
     assert output.count("loading") == 1  # one process speaks
     assert distance(weights(alone), weights(run)) < 1e-5
     one, many = (json.loads((r / "checkpoints/step-000003/state.json").read_text())["state"] for r in (alone, run))
-    assert one["past_rewards"] == many["past_rewards"]
+    assert one["past_rewards"].keys() == many["past_rewards"].keys()
+    for prompt, rewards in one["past_rewards"].items():
+        assert rewards == pytest.approx(many["past_rewards"][prompt], abs=1e-6), prompt
     assert one["reward_queries"] == many["reward_queries"] == 48
     for a, b in zip(metrics(alone), metrics(run), strict=True):
         for key in ("round", "reward/mean", "reward/std", "reward/min", "reward/max", "advantage/std"):
-            assert a.get(key) == b.get(key), key
+            # Until the first update nothing depends on how sums are cut; after it, their last digits do.
+            wanted = a.get(key) if a.get("round", 1) == 1 else pytest.approx(a[key], abs=1e-5)
+            assert b.get(key) == wanted, key
 
 
 def test_gradients_that_are_not_synchronised_would_be_noticed(alone, checkpoint, tmp_path):

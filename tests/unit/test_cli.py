@@ -80,7 +80,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 def test_help_of_train_shows_the_defaults_of_the_preset():
     bundled, paper = start("train", PRESET, "--help").stdout, start("train", f"{PRESET}-sd14", "--help").stdout
-    assert "Learning rate. (default: 0.01)" in bundled
+    assert "Learning rate. (default: 0.006)" in bundled
     assert "Learning rate. (default: 1e-05)" in paper
     assert "Rounds of sampling and training. (default: 200)" in paper
 
