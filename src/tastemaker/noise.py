@@ -15,6 +15,8 @@ from torch import Tensor
 
 _CHOICES = 2**63
 """Counter word of draws that belong to a round and not to a picture."""
+_DIFFUSED = 2**42
+"""Step counters of noise that is added to a finished picture, apart from the sampler's."""
 
 
 def generator(seed: int, round: int, *place: int) -> np.random.Generator:
@@ -32,3 +34,13 @@ def normal(shape: Sequence[int], seed: int, round: int, prompt: int, sample: int
     """Standard normal float32 noise of one picture at one step, on the CPU."""
     values = generator(seed, round, step, sample, prompt).standard_normal(math.prod(shape), dtype=np.float32)
     return torch.from_numpy(values).view(*shape)
+
+
+def diffused(
+    shape: Sequence[int], times: range, seed: int, round: int, prompt: int, sample: int, place: int, epoch: int
+) -> tuple[int, Tensor]:
+    """A time out of `times` and standard normal noise, for the forward process from one picture."""
+    step = _DIFFUSED + (epoch << 20) + place
+    rng = generator(seed, round, step, sample, prompt)
+    time = times[int(rng.integers(len(times)))]
+    return time, torch.from_numpy(rng.standard_normal(math.prod(shape), dtype=np.float32)).view(*shape)

@@ -66,6 +66,13 @@ def x0_from(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: P
     return prediction
 
 
+def output_scale(alpha: Tensor, sigma: Tensor, kind: Prediction) -> Tensor:
+    """|d output / d x_0| [N] at fixed x, the inverse of what `x0_from` does to the network's output."""
+    if kind == "epsilon":
+        return alpha / sigma
+    return torch.ones_like(sigma) if kind == "sample" else 1 / sigma
+
+
 def transition(x: Tensor, x0: Tensor, grid: Grid, step: Tensor | int, eta: float) -> tuple[Tensor, Tensor]:
     """Mean [N,*D] and standard deviation [N,1,..] of the policy p(x_next | x) at a sampler step.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from tastemaker.losses import gaussian_logp
+from tastemaker.losses import Reduction, gaussian_logp
 from tastemaker.process import Grid, transition
 from tastemaker.types import Cond, Draw, Model, Rollout
 
@@ -20,31 +21,45 @@ def sample(
     eta: float,
     keep: Sequence[int] = (),
     on_step: Callable[[], None] = lambda: None,
+    reduction: Reduction = "mean",
+    quiet_outside: bool = False,
 ) -> Rollout:
     """Samples B = len(draw) pictures' latents, and keeps the transitions of the contiguous steps `keep`.
 
     x_T is standard normal, as all diffusers' DDIM pipelines start. The noise comes from the draw's own counters.
-    A kept step must have noise (Grid.stochastic), since a deterministic one has no likelihood. Latents are stored
-    in float32 whatever the network runs in, and the log-probability is that of the latent as stored, so that the
-    ratio right after sampling is 1.
+    A kept step must have noise (Grid.stochastic), since a deterministic one has no likelihood; with
+    `quiet_outside` no other step has noise (MixGRPO). Latents are stored in float32 whatever the network runs in, and
+    the log-probability is that of the latent as stored, so that the ratio right after sampling is 1.
+
+    Pictures that share a root are one until the first kept step, where they branch: the network is asked once for each
+    root before it (B2-DiffuRL §3.3). Without kept steps they never branch.
     """
     device = model.device
-    x = draw.noise(0, model.latent_shape, device)
+    roots, root = draw.roots()
+    branches = len(roots) < len(draw)
+    whole, now, told = draw, roots, cond.select(_first(root, device)) if branches else cond
+    x = now.noise(0, model.latent_shape, device)
     latents, logp = [], []
     noisy = set(grid.stochastic(eta))
     for step in range(len(grid)):
-        time = grid.times[step].to(device).expand(len(draw))
-        x0 = model.denoise(x, time, cond)
-        mean, std = transition(x.to(x0.dtype), x0, grid, step, eta)
-        x_next = mean + std * draw.noise(step + 1, model.latent_shape, device) if step in noisy else mean
+        if branches and keep and step == keep[0]:
+            x, now, told = x[torch.tensor(root, device=device)], whole, cond
+        time = grid.times[step].to(device).expand(len(now))
+        x0 = model.denoise(x, time, told)
+        quiet = quiet_outside and step not in keep
+        mean, std = transition(x.to(x0.dtype), x0, grid, step, 0.0 if quiet else eta)
+        random = step in noisy and not quiet
+        x_next = mean + std * now.noise(step + 1, model.latent_shape, device) if random else mean
         x_next = x_next.to(x.dtype)
         if step in keep:
             latents.append(x)
-            logp.append(gaussian_logp(x_next, mean, std).to(x.dtype))
+            logp.append(gaussian_logp(x_next, mean, std, reduction).to(x.dtype))
         if keep and step == keep[-1]:
             latents.append(x_next)
         x = x_next
         on_step()
+    if branches and not keep:
+        x = x[torch.tensor(root, device=device)]
     empty = x.new_empty(len(draw), 0)
     return Rollout(
         latents=torch.stack(latents, dim=1) if latents else empty,
@@ -53,6 +68,11 @@ def sample(
         x0=x,
         text=cond.text,
     )
+
+
+def _first(root: Sequence[int], device: torch.device) -> Tensor:
+    """[R] the first picture of each root, given each picture's root, which are numbered by first appearance."""
+    return torch.tensor([root.index(number) for number in range(max(root) + 1)], device=device)
 
 
 def batches(count: int, size: int) -> list[range]:

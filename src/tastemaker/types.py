@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -48,13 +48,34 @@ class Draw:
     """B places of the prompts in the run's list."""
     sample_index: tuple[int, ...]
     """B counts: which picture of its prompt this is in the round."""
+    root_index: tuple[int, ...] = ()
+    """B sample indices: whose noise a picture shares until it branches off. Empty where none branches."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> Draw:
         pick = lambda values: tuple(values[i] for i in indices)  # noqa: E731
-        return Draw(self.seed, self.round, pick(self.prompts), pick(self.prompt_index), pick(self.sample_index))
+        roots = pick(self.root_index) if self.root_index else ()
+        return Draw(self.seed, self.round, pick(self.prompts), pick(self.prompt_index), pick(self.sample_index), roots)
+
+    def roots(self) -> tuple[Draw, list[int]]:
+        """The R different roots as pictures of their own, and for each of the B pictures which of them it has."""
+        keys = list(zip(self.prompt_index, self.root_index or self.sample_index, strict=True))
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        chosen = [first[key] for key in order]
+        found = self.select(chosen)
+        roots = Draw(
+            self.seed, self.round, found.prompts, found.prompt_index, tuple(keys[place][1] for place in chosen)
+        )
+        return roots, [order[key] for key in keys]
+
+    def groups(self) -> list[int]:
+        """[B] numbers of groups: pictures of one root where any branches, else pictures of one prompt."""
+        keys = list(zip(self.prompt_index, self.root_index or (0,) * len(self), strict=True))
+        order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        return [order[key] for key in keys]
 
     def noise(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Standard normal noise [B,*shape] of one step; step 0 is x_T, step i + 1 the noise of sampler step i."""
@@ -80,7 +101,13 @@ class Rollout:
     reward: Tensor | None = None
     """[B]"""
     advantage: Tensor | None = None
-    """[B]"""
+    """[B]; for regressions (RWR) the weights."""
+    group: Tensor | None = None
+    """[B] int64: equal for pictures that are compared with each other, those of one root or one prompt."""
+    selected: Tensor | None = None
+    """[B] bool: the pictures that are learned from; all where it is None."""
+    draw: Draw | None = None
+    """The B pictures' places, on which further noise may depend."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,22 @@ class Transitions:
 
 
 @dataclass(frozen=True)
+class Noised:
+    """Rows of denoising methods: a clean latent, and the noise and time at which the network is asked about it."""
+
+    x0: Tensor
+    """[N,*D]"""
+    noise: Tensor
+    """[N,*D]"""
+    t: Tensor
+    """[N] int64 training times."""
+    weight: Tensor
+    """[N]: the picture's advantage, or its weight in a regression."""
+    text: Tensor
+    """[N,L,C]"""
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows of a rollout by place, so that latents and text states are copied for one micro-batch at a time."""
 
@@ -109,34 +152,91 @@ class Rows:
     picture: Tensor
     """[N] which picture of the rollout."""
     place: Tensor
-    """[N] which of its kept steps, 0 to W-1."""
+    """[N] which of its kept steps, 0 to W-1; for denoising methods a count of its noises."""
+    other: Tensor | None = None
+    """[N] for pairs: the picture that `picture` is preferred to."""
+    advantage: Tensor | None = None
+    """[N] where each step has its own; the picture's otherwise."""
+    value: Tensor | None = None
+    """[N] the value network's estimates before the round's first update."""
+    target: Tensor | None = None
+    """[N] what they should have been."""
+    kl: Tensor | None = None
+    """[N] divergence from the reference at sampling."""
+    before: Tensor | None = None
+    """[N,*D] the network's residuals before the round's first update."""
+    epoch: int = 0
+    """Pass over the round's rows: denoising methods draw new noise in each."""
 
     def __len__(self) -> int:
         return len(self.picture)
 
     def select(self, rows: Tensor | slice) -> Rows:
-        return Rows(self.rollout, self.picture[rows], self.place[rows])
+        names = ("picture", "place", "other", "advantage", "value", "target", "kl", "before")
+        values = {name: getattr(self, name) for name in names}
+        chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in values.items()}
+        return Rows(self.rollout, epoch=self.epoch, **chosen)
+
+    def others(self) -> Rows:
+        """The rows of the other pictures of the pairs. Raises ValueError where the rows are no pairs."""
+        if self.other is None:
+            raise ValueError("the rows are not pairs")
+        return replace(self, picture=self.other, other=None)
 
     def transitions(self) -> Transitions:
         """The rows themselves. Raises ValueError before the rollout has advantages."""
-        if self.rollout.advantage is None:
-            raise ValueError("the rollout has no advantages yet")
         return Transitions(
             x=self.rollout.latents[self.picture, self.place],
             x_next=self.rollout.latents[self.picture, self.place + 1],
             step=self.rollout.steps[self.place],
             logp=self.rollout.logp[self.picture, self.place],
-            advantage=self.rollout.advantage[self.picture],
+            advantage=self._advantage(),
             text=self.rollout.text[self.picture],
         )
 
+    def noised(self, times: range, like: Rows | None = None) -> Noised:
+        """The rows' clean latents with a time out of `times` and noise of their own, which counters settle.
 
-def all_rows(rollout: Rollout) -> Rows:
-    """Every kept step of every picture, sample-major: row b * W + w is picture b at its w-th kept step."""
-    count, kept = rollout.logp.shape
-    device = rollout.logp.device
-    picture = torch.arange(count, device=device).repeat_interleave(kept)
-    return Rows(rollout, picture, torch.arange(kept, device=device).repeat(count))
+        `like` are rows whose times and noise to take: both pictures of a pair are asked about alike. Raises
+        ValueError for a rollout without its draw.
+        """
+        keys = like or self
+        draw, shape = self.rollout.draw, self.rollout.x0.shape[1:]
+        if draw is None:
+            raise ValueError("the rollout does not say which pictures it holds")
+        device = self.rollout.x0.device
+        drawn = []
+        for b, place in zip(keys.picture.tolist(), keys.place.tolist(), strict=True):
+            key = (draw.prompt_index[b], draw.sample_index[b])
+            drawn.append(noise.diffused(shape, times, draw.seed, draw.round, *key, place, self.epoch))
+        return Noised(
+            x0=self.rollout.x0[self.picture],
+            noise=torch.stack([values for _, values in drawn]).to(device),
+            t=torch.tensor([time for time, _ in drawn], device=device),
+            weight=self._advantage(),
+            text=self.rollout.text[self.picture],
+        )
+
+    def _advantage(self) -> Tensor:
+        if self.advantage is not None:
+            return self.advantage
+        if self.rollout.advantage is None:
+            raise ValueError("the rollout has no advantages yet")
+        return self.rollout.advantage[self.picture]
+
+
+def chosen_pictures(rollout: Rollout) -> Tensor:
+    """[M] places of the pictures that are learned from."""
+    everything = torch.arange(len(rollout.x0), device=rollout.x0.device)
+    return everything if rollout.selected is None else everything[rollout.selected]
+
+
+def all_rows(rollout: Rollout, places: int | None = None) -> Rows:
+    """Every kept step (or `places` of them) of every selected picture, sample-major."""
+    kept = rollout.logp.shape[1] if places is None else places
+    chosen = chosen_pictures(rollout)
+    place = torch.arange(kept, device=chosen.device).repeat(len(chosen))
+    return Rows(rollout, chosen.repeat_interleave(kept), place)
 
 
 def concat(parts: Sequence[Rollout]) -> Rollout:
@@ -144,7 +244,7 @@ def concat(parts: Sequence[Rollout]) -> Rollout:
     joined: dict[str, Any] = {}
     for field in fields(Rollout):
         values = [getattr(part, field.name) for part in parts]
-        shared = field.name == "steps" or values[0] is None
+        shared = field.name in ("steps", "draw") or values[0] is None
         joined[field.name] = values[0] if shared else torch.cat(values)
     return Rollout(**joined)
 
@@ -158,6 +258,19 @@ class Process(Protocol):
 
     def x0(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at times t as an estimate of x_0."""
+        ...
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t [N] at training times t [N]."""
+        ...
+
+    def output_scale(self, t: Tensor) -> Tensor:
+        """[N] by how much the network's output moves for a move of 1 in the estimate of x_0, in size."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Number of training times, 0 to length - 1."""
         ...
 
 
@@ -190,9 +303,27 @@ class Model(Protocol):
         """Pictures [N,3,H,W] in [0,1], differentiable."""
         ...
 
+    def picture_latents(self, pictures: Tensor) -> Tensor:
+        """Latents [N,*D] of pictures [N,3,H,W] in [0,1], without gradient: what `decode` would show again."""
+        ...
+
     def reference(self) -> AbstractContextManager[None]:
         """Inside it, the model is the one that training started from."""
         ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The Gaussian p(x_next | x) of N transitions."""
+
+    mean: Tensor
+    """[N,*D] float64"""
+    std: Tensor
+    """[N,1,..]"""
+    logp: Tensor
+    """[N] log-probability of the rows' x_next."""
+    x0: Tensor
+    """[N,*D] the estimate of x_0 behind the mean."""
 
 
 @dataclass(frozen=True)
@@ -205,17 +336,60 @@ class Task:
     empty: Tensor
     """[1,L,C] text states of the empty prompt."""
     guidance: float
+    reduction: losses.Reduction = "mean"
+    """Whether log-probabilities and divergences are means or sums over the elements of a latent."""
+    value: nn.Module | None = None
+    """The value network, of algorithms that have one."""
+    rows: int = 8
+    """Rows in one forward pass."""
+    kl: float = 0.0
+    """Weight of the divergence from the reference in the reward, which a controller may move from round to round."""
 
-    def log_prob(self, rows: Transitions) -> Tensor:
-        """Mean log-probability per element [N] of the rows' transitions under the model as it is now."""
+    def policy(self, rows: Transitions) -> Policy:
+        """The rows' transitions under the model as it is now."""
         cond = Cond(rows.text, self.empty, self.guidance)
         x0 = self.model.denoise(rows.x, self.grid.times.to(rows.step.device)[rows.step], cond)
         mean, std = transition(rows.x.to(x0.dtype), x0, self.grid, rows.step, self.eta)
-        return losses.gaussian_logp(rows.x_next, mean, std)
+        return Policy(mean, std, losses.gaussian_logp(rows.x_next, mean, std, self.reduction), x0)
+
+    def log_prob(self, rows: Transitions) -> Tensor:
+        """Log-probability [N] of the rows' transitions under the model as it is now."""
+        return self.policy(rows).logp
+
+    @torch.no_grad()
+    def reference(self, rows: Transitions) -> Policy:
+        """The rows' transitions under the reference model, without gradient."""
+        with self.model.reference():
+            return self.policy(rows)
+
+    def residual(self, rows: Noised, guidance: float | None = None, of: Literal["output", "x0"] = "output") -> Tensor:
+        """How far the network's output (noise, v or flow alike), or its estimate of x_0, is off at noised latents.
+
+        [N,*D]. The network is asked with guidance as in sampling ("CFG training", DDPO B.1), or with the weight given.
+        """
+        process = self.model.process
+        shape = (-1, *[1] * (rows.x0.ndim - 1))
+        alpha, sigma = (values.reshape(shape).double() for values in process.scales(rows.t))
+        x = (alpha * rows.x0 + sigma * rows.noise).to(rows.x0.dtype)
+        cond = Cond(rows.text, self.empty, self.guidance if guidance is None else guidance)
+        off = self.model.denoise(x, rows.t, cond) - rows.x0
+        return off * process.output_scale(rows.t).reshape(shape) if of == "output" else off
+
+    def times(self, steps: Tensor) -> range:
+        """The training times that the kept sampler steps [W] stand for: all of them for the whole chain."""
+        first, after = int(steps[0]), int(steps[-1]) + 1
+        upper = int(self.grid.times[first]) + 1 if first else self.model.process.length
+        return range(int(self.grid.times[after]) + 1 if after < len(self.grid) else 0, upper)
 
 
 class Algorithm(Protocol):
-    """A frozen dataclass of hyperparameters with `prepare` and `loss`."""
+    """A frozen dataclass of hyperparameters with `prepare` and `loss`.
+
+    It may have more: `extras(model)`, a value network to train beside the model's, with `value_lr` and `value_warmup`;
+    `pairs_up`, where the pictures of a group must be on one process; `weights = "positive"`, where it takes weights
+    and not advantages; `normalise = "minibatch"`, where advantages are standardised in each update; `kl`, and
+    `kl_target` for a controller of it.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[Literal["prompts", "rollouts", "pairs", "samples"]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from tastemaker.errors import ConfigError
 
 
 class Window(Protocol):
@@ -18,6 +20,8 @@ class Window(Protocol):
 @dataclass(frozen=True)
 class Whole:
     """Every step that has a likelihood."""
+
+    name: ClassVar[str] = "whole"
 
     def steps(self, candidates: Sequence[int], round: int) -> list[int]:
         return list(candidates)
@@ -37,3 +41,65 @@ class First:
     def steps(self, candidates: Sequence[int], round: int) -> list[int]:
         # `round` is the parameter of the protocol here, hence no call of the built-in of that name.
         return list(candidates)[: max(1, int(self.share * len(candidates) + 0.5))]
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The last steps of the chain, more of them as the rounds go on (B2-DiffuRL's backward progressive training).
+
+    Round n of N, from 0, trains the last `initial + floor(n (R - initial + 1) / N)` of R steps: the formula of the
+    public code, since the paper's is lost (methods.md §5.2).
+    """
+
+    name: ClassVar[str] = "backward"
+
+    initial: int = 14
+    """Steps trained in the first round."""
+    rounds: int = 100
+    """Rounds over which the window grows to the whole chain."""
+
+    def __post_init__(self) -> None:
+        for field, value in {"initial": self.initial, "rounds": self.rounds}.items():
+            if value < 1:
+                raise ConfigError(f"window.{field} is {value}, but must be at least 1")
+
+    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
+        whole = len(candidates)
+        grown = self.initial + (round - 1) * (whole - self.initial + 1) // self.rounds
+        return list(candidates)[-min(whole, max(grown, min(self.initial, whole))) :]
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """A few steps, which move from the noise to the picture as the rounds go on, and then begin again (MixGRPO)."""
+
+    name: ClassVar[str] = "sliding"
+
+    size: int = 4
+    """Steps trained in a round."""
+    every: int = 25
+    """Rounds until the window moves by `stride`."""
+    stride: int = 1
+    """Steps by which it moves."""
+
+    def __post_init__(self) -> None:
+        for field, value in {"size": self.size, "every": self.every, "stride": self.stride}.items():
+            if value < 1:
+                raise ConfigError(f"window.{field} is {value}, but must be at least 1")
+
+    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
+        last = max(0, len(candidates) - self.size)
+        places = [*range(0, last, self.stride), last]
+        start = places[(round - 1) // self.every % len(places)]
+        return list(candidates)[start : start + self.size]
+
+
+@dataclass(frozen=True)
+class Both:
+    """The steps of one window, out of which a second one chooses."""
+
+    first: Window
+    second: Window
+
+    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
+        return self.second.steps(self.first.steps(candidates, round), round)

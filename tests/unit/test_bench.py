@@ -44,7 +44,7 @@ def words(checkpoint: Path) -> list[str]:
 
 @pytest.fixture
 def session(words: list[str], tmp_path: Path) -> Session:
-    return start(verb.read(words)[0].settings, tmp_path, State())
+    return start(verb.read(verb.BenchArgs, words, "bench")[0].settings, tmp_path, State())
 
 
 class Recorder:
@@ -74,7 +74,7 @@ def test_the_floor_counts_the_calls_of_a_round_by_hand(session: Session):
 def test_a_round_makes_no_other_calls_than_the_floor_s(
     words: list[str], tmp_path: Path, guidance: float, fraction: float, epochs: int
 ):
-    settings = verb.read(words)[0].settings
+    settings = verb.read(verb.BenchArgs, words, "bench")[0].settings
     settings = replace(
         settings,
         sampling=replace(settings.sampling, guidance=guidance),
@@ -275,7 +275,7 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_flags_change_the_preset():
-    args, name = verb.read([PRESET, "optimizer.rows=8", "--repeats", "2", "--json"])
+    args, name = verb.read(verb.BenchArgs, [PRESET, "optimizer.rows=8", "--repeats", "2", "--json"], "bench")
     base = PRESETS[PRESET].config
     assert (name, args.repeats, args.json) == (PRESET, 2, True)
     assert args.settings == replace(base, optimizer=replace(base.optimizer, rows=8))

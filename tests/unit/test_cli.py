@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 
 import tastemaker
+from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.rwr import RWR
+from tastemaker.cli import settings
 from tastemaker.cli.arguments import flag_types, nearest_flags, split_assignments
 from tastemaker.cli.main import VERBS, main
-from tastemaker.cli.train import TrainArgs, read
+from tastemaker.cli.train import TrainArgs
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import dump_config
 from tastemaker.training.presets import PRESETS
+from tastemaker.windows import Backward
 
 SOURCE = Path(tastemaker.__file__).parent.parent
 PRESET = "ddpo-compressibility"
@@ -27,6 +31,10 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for name in ("TASTEMAKER_DEBUG", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+
+
+def read(words: list[str]) -> tuple[TrainArgs, str]:
+    return settings.read(TrainArgs, words, "train")
 
 
 def start(*words: str, code: str = "pass") -> subprocess.CompletedProcess[str]:
@@ -113,6 +121,11 @@ MISTAKES = [
     (["train", PRESET, "--optimizer.betas", "0.9", "x"], "--optimizer.betas cannot be '0.9', 'x' (see"),
     (["train", PRESET, "--seed"], "--seed needs a value (see"),
     (["train", PRESET, "--rounds", "0"], "rounds is 0, but must be greater than 0"),
+    (["train", PRESET, "algorithm=ddpoo"], "algorithm cannot be 'ddpoo'; did you mean 'ddpo'?"),
+    (["train", PRESET, "--window"], "window cannot be ''; known: backward, sliding, whole"),
+    (["train", PRESET, "algorithm.kl=1"], "unknown flag --algorithm.kl"),
+    (["train", PRESET, "algorithm=rwr"], "advantage.normalise is per-prompt, but the algorithm rwr needs softmax or"),
+    (["train", PRESET, "sampling.branches=3"], "sampling.per_prompt is 16, but must be a multiple of"),
     (["train", PRESET, "--algorithm.clip", "0"], "algorithm.clip is 0.0, but must be greater than 0"),
     (["train", PRESET, "--optimizer.lr", "nan"], "optimizer.lr is nan, but must be finite"),
     (["train", PRESET, "--out", "used"], "used"),
@@ -216,6 +229,23 @@ def test_assignments_leave_values_of_flags_alone():
     assert split_assignments(["--reward", "a=b"], types_) == ["--reward", "a=b"]
     assert split_assignments(["--prompts", "runs/a=b.txt"], types_) == ["--prompts", "runs/a=b.txt"]
     assert split_assignments(["p", "reward=a=b"], types_) == ["p", "--reward", "a=b"]
+
+
+def test_another_algorithm_is_named_with_or_without_dashes():
+    for words in (["algorithm=dpok"], ["--algorithm", "dpok"], ["--algorithm=dpok"]):
+        chosen = read([PRESET, *words, "algorithm.value=mlp", "--algorithm.kl", "0.5"])[0].settings
+        assert chosen.algorithm == DPOK(value="mlp", kl=0.5)
+        assert chosen.optimizer == PRESETS[PRESET].config.optimizer
+
+
+def test_the_presets_own_algorithm_keeps_its_settings_when_it_is_named():
+    assert read([PRESET, "algorithm=ddpo"])[0].settings == PRESETS[PRESET].config
+
+
+def test_what_belongs_together_is_checked_once_all_flags_are_read():
+    chosen = read([PRESET, "algorithm=rwr", "advantage.normalise=softmax", "window=backward", "window.initial=3"])
+    assert chosen[0].settings.algorithm == RWR()
+    assert chosen[0].settings.window == Backward(initial=3)
 
 
 def test_preset_may_follow_the_flags():

@@ -144,7 +144,7 @@ MISTAKES = [
     ("optimizer: {lr: 1e999}", "run.yaml:1: optimizer.lr is 1e999, but must be finite"),
     ("precision: fp31", "run.yaml:1: precision cannot be 'fp31'; did you mean 'fp32'?"),
     ("precision: [a]", "run.yaml:1: precision cannot be a list; known: bf16, fp16, fp32"),
-    ("algorithm: {name: dpo}", "run.yaml:1: algorithm.name cannot be 'dpo'; did you mean 'ddpo'?"),
+    ("algorithm: {name: ddpoo}", "run.yaml:1: algorithm.name cannot be 'ddpoo'; did you mean 'ddpo'?"),
     ("preset: ddpo-compresibility", "run.yaml:1: preset cannot be 'ddpo-compresibility'; did you mean"),
     ("preset:", "run.yaml:1: preset cannot be empty; known:"),
     ("rounds: 1\nseed: 2\nrounds: 3", "run.yaml:3: key 'rounds' is given twice (first on line 1)"),

@@ -34,7 +34,7 @@ class DDPO:
             raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the paper has 1e-4)")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each picture and each kept step of the rollout: B * W rows."""
+        """One row for each selected picture and each kept step: B * W rows where all are selected."""
         from tastemaker.types import all_rows
 
         return all_rows(rollout)
@@ -45,6 +45,7 @@ class DDPO:
         The network runs once for all rows, guided with the weight used in sampling (DDPO paper B.1).
         """
         from tastemaker import losses
+        from tastemaker.algorithms.ratio import ratio_metrics
 
         step = rows.transitions()
         logp = task.log_prob(step)
@@ -54,9 +55,4 @@ class DDPO:
             loss = losses.score_function(logp, step.advantage)
         else:
             loss = losses.clipped_surrogate(ratio, step.advantage, self.clip)
-        off = (ratio.detach() - 1).abs()
-        return loss, {
-            "ratio_deviation": off,
-            "clip_fraction": (off > self.clip).float(),
-            "approx_kl": 0.5 * log_ratio.detach().square(),
-        }
+        return loss, ratio_metrics(log_ratio, self.clip)

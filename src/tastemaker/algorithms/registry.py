@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.pg import PG
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.rwr import RWR
 
-ALGORITHMS: dict[str, type[DDPO]] = {"ddpo": DDPO}
-"""Each key is the class's own `name`, and each class a member of `Config.algorithm`'s annotation: a test."""
+ALGORITHMS: dict[str, type] = {cls.name: cls for cls in (DDPO, PG, DPOK, DPO, GRPO, PPO, RWR, NFT, DiffusionDPO)}
+"""Each is a member of `Config.algorithm`'s annotation: a test."""
 
 
 def summary(algorithm: type) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import io
 import itertools
 import re
-from typing import Any, NoReturn, TypeVar, cast, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_origin
 
 import tyro
 
-from tastemaker.errors import ConfigError
-from tastemaker.training.reflection import dataclass_members, field_types, union_members
+from tastemaker.errors import ConfigError, nearest
+from tastemaker.training.reflection import dataclass_members, field_types, union_members, variant_name
 
 T = TypeVar("T")
 
@@ -39,28 +40,57 @@ def parse(cls: type[T], words: list[str], verb: str, default: T | None = None) -
             # The tuple's first type follows from `default`, which tyro's overloads do not say for an optional one.
             args, unknown = cast(
                 "tuple[T, list[str]]",
-                tyro.cli(cls, args=words, prog=f"tastemaker {verb}", default=default, return_unknown_args=True),
-            )
+                tyro.cli(
+                    cls, args=words, prog=f"tastemaker {verb}", default=default, return_unknown_args=True,
+                    config=(tyro.conf.AvoidSubcommands,),
+                ),
+            )  # fmt: skip
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ConfigError(_sentence(heard.getvalue(), verb)) from None
     if unknown:
-        _refuse(unknown[0], list(flag_types(cls)), verb)
+        _refuse(unknown[0], list(flag_types(cls, default=default)), verb)
     return args
 
 
-def flag_types(cls: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted names of a dataclass's flags with their types; a field annotated with `arg(name="")` adds no prefix."""
+def choose(words: list[str], config: T) -> tuple[list[str], T]:
+    """Takes `--algorithm NAME` and the like out of the words: sections that are one of several dataclasses.
+
+    The config that is returned has them with their defaults. It is not checked: the flags that follow may be needed
+    for it to be right. Raises ConfigError for an unknown name.
+    """
+    rest, chosen = list(words), copy.copy(config)
+    for name, hint in field_types(type(config)).items():
+        members = {str(variant_name(member)): member for member in dataclass_members(hint)}
+        while len(members) > 1 and f"--{name}" in rest:
+            place = rest.index(f"--{name}")
+            given = rest[place + 1] if place + 1 < len(rest) else ""
+            if given not in members:
+                raise ConfigError(f"{name} cannot be {given!r}; {nearest(given, list(members))}")
+            if type(getattr(config, name)) is not members[given]:
+                object.__setattr__(chosen, name, members[given]())
+            del rest[place : place + 2]
+    return rest, chosen
+
+
+def flag_types(cls: type, prefix: str = "", default: Any = None) -> dict[str, Any]:
+    """Dotted names of a dataclass's flags with their types; a field annotated with `arg(name="")` adds no prefix.
+
+    Where a section is one of several dataclasses, the flags of the one in `default`, or of all without it.
+    """
     found: dict[str, Any] = {}
     for name, hint in field_types(cls).items():
         marks = getattr(hint, "__metadata__", ())
         if tyro.conf.Positional in marks:
             continue
         path = prefix if "" in [getattr(mark, "name", None) for mark in marks] else f"{prefix}{name}"
-        members = dataclass_members(hint)
-        for member in members:
-            found |= flag_types(member, f"{path}." if path else "")
+        members, value = dataclass_members(hint), getattr(default, name, None)
+        if len(members) > 1:
+            found[path] = Literal[tuple(str(variant_name(member)) for member in members)]
+        for member in members if value is None else [type(value)]:
+            if members:
+                found |= flag_types(member, f"{path}." if path else "", value)
         if not members:
             found[path] = hint
     return found

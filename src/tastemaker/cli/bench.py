@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tastemaker.cli.arguments import flag_types, parse, split_assignments
-from tastemaker.cli.train import _base, _named
-from tastemaker.errors import ConfigError, nearest
+from tastemaker.cli.settings import read
+from tastemaker.errors import ConfigError
 from tastemaker.training.config import Config
-from tastemaker.training.presets import PRESETS
-from tastemaker.training.reflection import require_finite
 
 if TYPE_CHECKING:
     from tastemaker.training.bench import Bench
@@ -43,7 +40,9 @@ class BenchArgs:
 
 def run(words: list[str]) -> int:
     """Runs the verb. What the run itself says goes to stderr."""
-    args, name = read(words)
+    args, name = read(BenchArgs, words, "bench")
+    if args.repeats < 1:
+        raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("bench measures one process: start it without accelerate launch or torchrun")
     with contextlib.redirect_stdout(sys.stderr):
@@ -52,23 +51,6 @@ def run(words: list[str]) -> int:
         result = bench(args.settings, args.repeats, say=print)
     print(json.dumps({"name": name} | asdict(result), indent=1) if args.json else text(name, result))
     return 0
-
-
-def read(words: list[str]) -> tuple[BenchArgs, str]:
-    """The arguments, and the name of the preset or file."""
-    words = split_assignments(words, flag_types(BenchArgs))
-    preset, file = _named(words)
-    if preset and file:
-        raise ConfigError("give a preset or --config, not both; a file may name its preset by `preset: NAME`")
-    args = parse(BenchArgs, words, "bench", BenchArgs(settings=_base(preset, file)))
-    if args.preset != preset:
-        raise ConfigError(f"unexpected {args.preset!r}; {nearest(str(args.preset), list(PRESETS))}")
-    if not preset and not file:
-        raise ConfigError("give a preset (`tastemaker ls presets`) or --config FILE")
-    if args.repeats < 1:
-        raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
-    require_finite(args.settings)
-    return args, preset or Path(file or "").stem
 
 
 def text(name: str, found: Bench) -> str:

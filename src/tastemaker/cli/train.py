@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.folders import next_free, require_unused
-from tastemaker.errors import ConfigError, nearest
+from tastemaker.cli.settings import read
 from tastemaker.training.config import Config
-from tastemaker.training.presets import PRESETS
-from tastemaker.training.reflection import require_finite
 
 
 @dataclass(frozen=True)
@@ -23,7 +19,8 @@ class TrainArgs:
     """Trains a model to a reward, starting from a preset or a file.
 
     The defaults shown are those of the preset or file named before --help. Settings can also be written as
-    in `optimizer.lr=1e-4`. Precedence: preset, then file, then flags.
+    in `optimizer.lr=1e-4`. Another algorithm, window or selection than the preset's is named as in `algorithm=grpo`.
+    Precedence: preset, then file, then flags.
     """
 
     preset: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[PRESET]", help_behavior_hint="")] = None
@@ -37,54 +34,9 @@ class TrainArgs:
 
 def run(words: list[str]) -> int:
     """Runs the verb."""
-    args, stem = read(words)
+    args, stem = read(TrainArgs, words, "train")
     out = require_unused(args.out or next_free(stem))
     from tastemaker.training.run import train
 
     train(args.settings, out, command=shlex.join(["tastemaker", "train", *words]))
     return 0
-
-
-def read(words: list[str]) -> tuple[TrainArgs, str]:
-    """The arguments, and the name from which the run's folder takes its own."""
-    words = split_assignments(words, flag_types(TrainArgs))
-    preset, file = _named(words)
-    if preset and file:
-        raise ConfigError("give a preset or --config, not both; a file may name its preset by `preset: NAME`")
-    default = TrainArgs(settings=_base(preset, file))
-    args = parse(TrainArgs, words, "train", default)
-    if args.preset != preset:
-        raise ConfigError(f"unexpected {args.preset!r}; {nearest(str(args.preset), list(PRESETS))}")
-    if not preset and not file:
-        raise ConfigError("give a preset (`tastemaker ls presets`) or --config FILE")
-    require_finite(args.settings)
-    return args, preset or Path(file or "").stem
-
-
-def _named(words: list[str]) -> tuple[str | None, str | None]:
-    """Preset and file among the words, needed before the flags can be read over their values."""
-    preset = words[0] if words and not words[0].startswith("-") else None
-    file = None
-    for before, word in zip(["", *words], words, strict=False):
-        if before == "--config":
-            file = word
-        elif word.startswith("--config="):
-            file = word.partition("=")[2]
-        elif word in PRESETS and before != "--out":
-            preset = preset or word
-    return preset, file
-
-
-def _base(preset: str | None, file: str | None) -> Config:
-    if file is not None:
-        from tastemaker.training.configfile import load_config
-
-        return load_config(Path(file), Config())
-    if preset is None:
-        return Config()
-    if preset not in PRESETS:
-        hint = nearest(preset, list(PRESETS))
-        if re.search(r"\.ya?ml$", preset):
-            hint = f"a file is given as `--config {preset}`"
-        raise ConfigError(f"unknown preset {preset!r}; {hint}")
-    return PRESETS[preset].config

@@ -26,7 +26,7 @@ transformers.logging.set_verbosity(_verbosity)
 from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.models.lora import WEIGHTS, adapters_off, add_lora, save_lora  # noqa: E402
 from tastemaker.models.tuning import Tuning  # noqa: E402
-from tastemaker.process import Grid, Prediction, variance_preserving, x0_from  # noqa: E402
+from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from  # noqa: E402
 from tastemaker.types import Cond  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,6 +64,21 @@ class SchedulerProcess:
         """Estimate of x_0 [N,*D] from the network's output at training times t [N]."""
         cumulative = self.scheduler.alphas_cumprod.to(x.device)[t].reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
         return x0_from(prediction, x, cumulative.sqrt(), (1 - cumulative).sqrt(), self.prediction)
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t [N] in float64."""
+        cumulative = self.scheduler.alphas_cumprod.to(t.device)[t].double()
+        return cumulative.sqrt(), (1 - cumulative).sqrt()
+
+    def output_scale(self, t: Tensor) -> Tensor:
+        """[N]: by x_0 = (x - sigma eps) / alpha, or x_0 = alpha x - sigma v."""
+        alpha, sigma = self.scales(t)
+        return output_scale(alpha, sigma, self.prediction)
+
+    @property
+    def length(self) -> int:
+        """Number of training times."""
+        return self.scheduler.config["num_train_timesteps"]
 
 
 class LatentUNet:
@@ -153,6 +168,12 @@ class LatentUNet:
         """Pictures [N,3,H,W] in [0,1]."""
         vae = self.pipeline.vae
         return (vae.decode(x0 / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def picture_latents(self, pictures: Tensor) -> Tensor:
+        """Latents [N,*D] of pictures [N,3,H,W] in [0,1]: the means of the VAE's posterior."""
+        vae = self.pipeline.vae
+        return vae.encode(2 * pictures.to(self.device) - 1).latent_dist.mean * vae.config.scaling_factor
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the adapters are off. Raises ModelError for a fully tuned model, which keeps no copy."""

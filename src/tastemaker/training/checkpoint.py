@@ -39,7 +39,11 @@ class State:
     base_std: float = 1.0
     """Their standard deviation, the unit in which progress is shown."""
     past_rewards: dict[str, list[float]] = field(default_factory=dict)
-    """Each prompt's ring buffer."""
+    """Each prompt's ring buffer, or its rewards of recent rounds."""
+    past_rounds: dict[str, list[int]] = field(default_factory=dict)
+    """The rounds of `past_rewards`, where these matter."""
+    kl: float | None = None
+    """Weight of the divergence in the reward, where a controller has moved it."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,15 @@ def save(folder: Path, state: State, training: Training, facts: Mapping[str, Any
     if final.exists():
         disk.remove(final)
     disk.move(temporary, final)
-    for old in _found(checkpoints)[: -keep.keep]:
+    prune(folder, keep)
+    return final
+
+
+def prune(folder: Path, keep: Checkpoints) -> None:
+    """Drops the checkpoints of a run that are not to be kept. Raises OSError where the disk does not let go of them."""
+    for old in _found(folder / "checkpoints")[: -keep.keep]:
         if not keep.keep_every or _round(old) % keep.keep_every:
             disk.remove(old)
-    return final
 
 
 def load(folder: Path, training: Training) -> tuple[State, dict[str, Any], list[str]]:

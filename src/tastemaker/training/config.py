@@ -10,8 +10,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.pg import PG
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
+from tastemaker.selection import All, BestWorst, NonZero
+from tastemaker.windows import Backward, Sliding, Whole
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,13 @@ class Sampling:
     """Pictures of each prompt drawn in a round; must divide `samples`."""
     batch: int = 8
     """Pictures sampled at once on one device."""
+    branches: int = 1
+    """Pictures that share a root until the window begins, and part there (B2-DiffuRL); must divide `per_prompt`."""
+    log_prob: Literal["mean", "sum"] = "mean"
+    """Log-probabilities and divergences over a latent's elements: their mean (DDPO), or sum (thesis). Clip ranges
+    belong to one of them."""
+    noise_outside: bool = True
+    """Add noise also at steps outside the window; MixGRPO does not."""
     size: int | None = None
     """Side of the pictures in pixels; the model's own when left out."""
 
@@ -38,14 +55,28 @@ class Sampling:
 class Advantage:
     """How rewards become advantages."""
 
-    normalise: Literal["per-prompt", "round"] = "per-prompt"
-    """`per-prompt`: running statistics of each prompt (DDPO). `round`: mean and deviation of the whole round."""
+    normalise: Literal["per-prompt", "windowed", "group", "round", "base", "none", "softmax", "percentile"] = (
+        "per-prompt"
+    )
+    """`per-prompt`: running statistics of each prompt (DDPO). `windowed`: each prompt's over past rounds (B2-DiffuRL).
+    `group`: of the prompt or root in this round (GRPO). `round`: of the whole round. `base`: of the base model's
+    pictures (thesis). `none`: raw rewards. `softmax` and `percentile`: weights for regressions (RWR, RWR-sparse)."""
     buffer: int = 32
-    """Past rewards kept for each prompt."""
+    """`per-prompt`: past rewards kept for each prompt."""
     min_count: int = 16
-    """Rewards of a prompt needed before its own statistics are used; the whole round's are used until then."""
-    clip: float = 5.0
-    """Advantages are clamped to [-clip, clip]."""
+    """`per-prompt`, `windowed`: rewards of a prompt needed before its own statistics are used, and not the round's."""
+    history: int = 8
+    """`windowed`: past rounds that count beside the present one."""
+    spread: Literal["group", "round"] = "group"
+    """`group`: divide by the group's own deviation, or by the whole round's."""
+    beta: float = 0.2
+    """`softmax`: inverse temperature of the weights exp(beta r) (DDPO A.2)."""
+    percentile: float = 0.9
+    """`percentile`: share of the rewards below the threshold."""
+    across: Literal["prompt", "round"] = "prompt"
+    """`softmax`, `percentile`: among pictures of one prompt (paper), or all of the round (part of the public code)."""
+    clip: float | None = 5.0
+    """Advantages are clamped to [-clip, clip]; weights are not."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +99,8 @@ class Optimizer:
     """Optimizer steps a round (for one inner epoch); must divide `sampling.samples`."""
     inner_epochs: int = 1
     """Passes over a round's samples."""
+    minibatch: Literal["pictures", "states"] = "pictures"
+    """What an update takes: whole pictures with all their steps, or single steps pooled over pictures (thesis)."""
     eight_bit: bool = False
     """Keep AdamW's state in 8 bits (bitsandbytes): a quarter of its memory, which matters for whole networks."""
     rows: int = 8
@@ -126,8 +159,10 @@ class Config:
     """Rounds of sampling and training."""
     seed: int = 0
     """Of prompts, noise and new adapters; the same seed gives the same run."""
-    algorithm: DDPO = field(default_factory=DDPO)
+    algorithm: DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO = field(default_factory=DDPO)
     advantage: Advantage = field(default_factory=Advantage)
+    window: Whole | Backward | Sliding = field(default_factory=Whole)
+    selection: All | BestWorst | NonZero = field(default_factory=All)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: Optimizer = field(default_factory=Optimizer)
     tuning: Tuning = field(default_factory=Tuning)
@@ -148,7 +183,8 @@ class Config:
             "optimizer.clip_norm": o.clip_norm, "tuning.rank": self.tuning.rank, "evaluation.every": e.every,
             "evaluation.prompts": e.prompts, "evaluation.per_prompt": e.per_prompt,
             "advantage.buffer": self.advantage.buffer, "advantage.min_count": self.advantage.min_count,
-            "advantage.clip": self.advantage.clip, "checkpoint.every": self.checkpoint.every,
+            "advantage.history": self.advantage.history, "advantage.beta": self.advantage.beta,
+            "sampling.branches": s.branches, "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep": self.checkpoint.keep,
         }  # fmt: skip
         for name, value in positive.items():
@@ -160,6 +196,17 @@ class Config:
         for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": o.updates}.items():
             if s.samples % count:
                 raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")
+        if s.per_prompt % s.branches:
+            raise ConfigError(
+                f"sampling.per_prompt is {s.per_prompt}, but must be a multiple of sampling.branches = {s.branches}: "
+                "the branches of a root are pictures of one prompt"
+            )
+        if (s.samples // o.updates) % self.together:
+            raise ConfigError(
+                f"an update has {s.samples // o.updates} pictures (sampling.samples / optimizer.updates), but must "
+                f"have a multiple of {self.together}, which are compared with each other"
+            )
+        self._check_advantage()
         if s.eta <= 0:
             raise ConfigError(
                 f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
@@ -169,3 +216,30 @@ class Config:
         for name, share in {"timestep_fraction": o.timestep_fraction, "first_share": o.first_share}.items():
             if not 0 < share <= 1:
                 raise ConfigError(f"optimizer.{name} is {share}, but must lie in (0, 1]")
+
+    @property
+    def together(self) -> int:
+        """Pictures that stay in one update and process: the branches of a root, or a prompt's where they pair up."""
+        branches, pairs = self.sampling.branches, getattr(self.algorithm, "pairs_up", False)
+        return self.sampling.per_prompt if pairs and branches == 1 else branches
+
+    def _check_advantage(self) -> None:
+        a, regression = self.advantage, getattr(self.algorithm, "weights", "signed") == "positive"
+        if regression != (a.normalise in ("softmax", "percentile")):
+            right = "softmax or percentile" if regression else "another one: those are weights of a regression (rwr)"
+            raise ConfigError(
+                f"advantage.normalise is {a.normalise}, but the algorithm {self.algorithm.name} needs {right}"
+            )
+        if a.clip is not None and a.clip <= 0:
+            raise ConfigError(f"advantage.clip is {a.clip}, but must be greater than 0, or none")
+        if not 0 < a.percentile < 1:
+            raise ConfigError(f"advantage.percentile is {a.percentile}, but must lie in (0, 1)")
+        if self.algorithm.needs != "rollouts" and self.optimizer.minibatch == "states":
+            raise ConfigError(
+                f"optimizer.minibatch is states, but the algorithm {self.algorithm.name} has none: use pictures"
+            )
+        if self.algorithm.needs != "rollouts" and self.optimizer.timestep_fraction < 1:
+            raise ConfigError(
+                f"optimizer.timestep_fraction is {self.optimizer.timestep_fraction}, but the algorithm "
+                f"{self.algorithm.name} draws its own times: leave it at 1"
+            )

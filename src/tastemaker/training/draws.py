@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,15 +11,20 @@ from torch import Tensor
 
 from tastemaker import noise
 from tastemaker.prompts import PromptSet
+from tastemaker.training.config import Optimizer
 from tastemaker.types import Draw, Rows
 
 EVALUATION = 2**40
 """The round number of evaluation pictures: their noise is that of no training round."""
-_PROMPTS, _ORDER, _STEPS = 0, 1, 2**41
+_PROMPTS, _ORDER, _STEPS, _STATES = 0, 1, 2**41, 2**10
 
 
-def draw_round(prompts: PromptSet, seed: int, round: int, samples: int, per_prompt: int) -> Draw:
+def draw_round(
+    prompts: PromptSet, seed: int, round: int, samples: int, per_prompt: int, branches: int = 1, together: int = 1
+) -> Draw:
     """`samples` pictures: prompts drawn by weight, `per_prompt` of each, in shuffled order.
+
+    Each root has `branches` pictures, which follow each other, as do any `together` pictures of a prompt.
 
     The draw is systematic: every prompt comes as often as its weight says, rounded up or down at random so that
     its expectation is exact. A list as long as the draw comes once and whole, and a longer one without repeats.
@@ -31,14 +37,15 @@ def draw_round(prompts: PromptSet, seed: int, round: int, samples: int, per_prom
     shuffled = rng.permutation(len(prompts))
     edges = np.cumsum(np.asarray(prompts.probabilities)[shuffled])
     chosen = shuffled[np.searchsorted(edges / edges[-1], (rng.random() + np.arange(count)) / count)]
-    order = noise.choices(seed, round, _ORDER).permutation(samples)
+    order = noise.choices(seed, round, _ORDER).permutation(samples // together)
     drawn: dict[int, int] = {}
     rows: list[tuple[int, int]] = []
     for prompt in np.repeat(chosen, per_prompt).tolist():
         rows.append((prompt, drawn.get(prompt, 0)))
         drawn[prompt] = drawn.get(prompt, 0) + 1
-    ordered = [rows[place] for place in order.tolist()]
-    return _draw(prompts, seed, round, ordered)
+    ordered = [row for place in order.tolist() for row in rows[place * together : (place + 1) * together]]
+    draw = _draw(prompts, seed, round, ordered)
+    return draw if branches == 1 else replace(draw, root_index=tuple(s - s % branches for s in draw.sample_index))
 
 
 def draw_evaluation(prompts: PromptSet, seed: int, count: int, per_prompt: int) -> Draw:
@@ -60,18 +67,25 @@ def share(samples: int, updates: int, rank: int, world: int) -> list[int]:
     return [update * size + rank * part + place for update in range(updates) for place in range(part)]
 
 
-def update_rows(rows: Rows, pictures: range, kept: int, draw: Draw, fraction: float) -> Rows:
-    """The rows of one update: those of `pictures`, all their steps or a random share of each one's.
+def assigned(
+    rows: Rows, mine: Sequence[int], draw: Draw, samples: int, kept: int, options: Optimizer, epoch: int
+) -> Tensor:
+    """[N] in which update of a pass each row is trained, -1 for none.
 
-    Which steps a picture trains depends on the picture alone, not on the process that has it.
+    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round. It
+    depends on a row's place in the round alone, not on the process that has it.
     """
-    device = rows.picture.device
-    if fraction >= 1:
-        return rows.select(slice(pictures.start * kept, pictures.stop * kept))
-    count = max(1, round(fraction * kept))
-    places: list[Tensor] = []
-    for picture in pictures:
-        rng = noise.generator(draw.seed, draw.round, _STEPS, draw.sample_index[picture], draw.prompt_index[picture])
-        chosen = np.sort(rng.choice(kept, size=count, replace=False))
-        places.append(torch.as_tensor(picture * kept + chosen, device=device))
-    return rows.select(torch.cat(places))
+    place = torch.as_tensor(mine)[rows.picture.cpu()]
+    if options.minibatch == "states":
+        rank = np.argsort(noise.choices(draw.seed, draw.round, _STATES + epoch).permutation(samples * kept))
+        update = torch.from_numpy(rank)[place * kept + rows.place.cpu()] * options.updates // (samples * kept)
+    else:
+        update = place // (samples // options.updates)
+    if options.timestep_fraction < 1:
+        trained = torch.zeros(len(mine), kept, dtype=torch.bool)
+        count = max(1, round(options.timestep_fraction * kept))
+        for picture in range(len(mine)):
+            rng = noise.generator(draw.seed, draw.round, _STEPS, draw.sample_index[picture], draw.prompt_index[picture])
+            trained[picture, torch.from_numpy(rng.choice(kept, size=count, replace=False))] = True
+        update = torch.where(trained[rows.picture.cpu(), rows.place.cpu()], update, -1)
+    return update.to(rows.picture.device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,8 +15,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tastemaker.advantage import PromptStatistics, standardise
+from tastemaker.advantage import (
+    PromptStatistics,
+    RecentRounds,
+    boltzmann,
+    group_relative,
+    percentile,
+    standardise,
+)
 from tastemaker.evaluation.judge import judge
+from tastemaker.losses import adaptive_kl
 from tastemaker.rewards.contract import score
 from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
@@ -54,13 +62,28 @@ def base_stds(reward: Tensor, state: State) -> float:
     return (reward.mean().item() - state.base_mean) / max(state.base_std, 1e-12)
 
 
-def diversity(x: Tensor, prompts: Sequence[str]) -> float:
-    """Mean standard deviation of a pixel over the pictures of a prompt, in [0, 0.5]; 0 when they are all the same."""
-    groups: dict[str, list[int]] = defaultdict(list)
-    for index, prompt in enumerate(prompts):
-        groups[prompt].append(index)
-    spreads = [x[rows].std(dim=0, correction=0).mean().item() for rows in groups.values() if len(rows) > 1]
+def diversity(
+    x: Tensor, prompts: Sequence[str], everyone: Sequence[str] | None = None, accelerator: Accelerator | None = None
+) -> float:
+    """Mean standard deviation of a pixel over the pictures of a prompt, in [0, 0.5]; 0 when they are all the same.
+
+    Of the pictures [B,3,H,W] of all processes, where `everyone` are the prompts of them all.
+    """
+    several = [prompt for prompt, count in Counter(everyone or prompts).items() if count > 1]
+    spreads = []
+    for prompt in several:
+        own = x[[place for place, other in enumerate(prompts) if other == prompt]].double()
+        count, total = _everywhere(accelerator, torch.tensor(float(len(own)))), _everywhere(accelerator, own.sum(dim=0))
+        square = _everywhere(accelerator, (own - total / count).square().sum(dim=0))
+        spreads.append((square / count).sqrt().mean().item())
     return math.fsum(spreads) / len(spreads) if spreads else 0.0
+
+
+def _everywhere(accelerator: Accelerator | None, values: Tensor) -> Tensor:
+    """The sum over all processes, on the CPU."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return values
+    return tensor(accelerator.reduce(values.to(accelerator.device), "sum")).cpu()
 
 
 @torch.no_grad()
@@ -80,10 +103,13 @@ def verdicts(session: Session, pictures: Tensor, prompts: Sequence[str]) -> list
     return [None if verdict is None else verdict.correct for verdict in judge(pictures, prompts)]
 
 
-def share_correct(correct: Sequence[bool | None], name: str) -> dict[str, float]:
-    """The share of pictures found right under `name`; nothing where none could be judged."""
+def share_correct(
+    correct: Sequence[bool | None], name: str, accelerator: Accelerator | None = None
+) -> dict[str, float]:
+    """The share of all processes' pictures found right under `name`; nothing where none could be judged."""
     known = [verdict for verdict in correct if verdict is not None]
-    return {name: sum(known) / len(known)} if known else {}
+    right, judged = _everywhere(accelerator, torch.tensor([float(sum(known)), float(len(known))])).tolist()
+    return {name: right / judged} if judged else {}
 
 
 def collect(
@@ -96,12 +122,17 @@ def collect(
     sampling, model = session.config.sampling, session.model
     parts, pictures, answers = [], [], []
     with _scorer() as scorer:
-        for places in batches(len(draw), sampling.batch):
+        # The branches of a root are sampled together.
+        size = max(1, sampling.batch // sampling.branches) * sampling.branches
+        for places in batches(len(draw), size):
             between()
             chosen = draw.select(places)
             step = lambda: session.display.advance(len(places))  # noqa: B023, E731
             cond = model.encode(chosen.prompts, sampling.guidance)
-            part = sample(model, cond, chosen, session.task.grid, sampling.eta, keep, on_step=step)
+            part = sample(
+                model, cond, chosen, session.task.grid, sampling.eta, keep,
+                on_step=step, reduction=sampling.log_prob, quiet_outside=bool(keep) and not sampling.noise_outside,
+            )  # fmt: skip
             x = model.decode(part.x0).float().cpu()
             parts.append(part)
             pictures.append(x)
@@ -124,37 +155,70 @@ def _scorer() -> Iterator[ThreadPoolExecutor]:
 
 def one_round(session: Session) -> dict[str, Any]:
     """One round; returns its record for metrics.jsonl. The state's round number moves on at the end."""
-    config, accelerator = session.config, session.accelerator
-    number = session.state.round + 1
-    sampling, world = config.sampling, accelerator.num_processes
-    draw = draw_round(session.prompts, config.seed, number, sampling.samples, sampling.per_prompt)
-    mine = share(len(draw), config.optimizer.updates, accelerator.process_index, world)
+    config, accelerator, state = session.config, session.accelerator, session.state
+    number, sampling = state.round + 1, config.sampling
+    draw = draw_round(
+        session.prompts, config.seed, number, sampling.samples, sampling.per_prompt, sampling.branches, config.together
+    )
+    mine = share(len(draw), config.optimizer.updates, accelerator.process_index, accelerator.num_processes)
+    own = draw.select(mine)
     keep = session.window.steps(session.task.grid.stochastic(sampling.eta), number)
     with session.phase("sample", len(mine) * sampling.steps), session.inference():
-        rollout, pictures, own_reward = collect(session, draw.select(mine), keep, session.stop.check)
+        rollout, pictures, own_reward = collect(session, own, keep, session.stop.check)
     session.stop.check()
     reward = gathered(accelerator, own_reward, len(draw), config.optimizer.updates)
-    advantage = advantages(session, draw.prompts, reward)
-    rollout = replace(rollout, reward=own_reward.to(rollout.logp), advantage=advantage[mine].to(rollout.logp))
-    correct = verdicts(session, pictures, draw.select(mine).prompts)
-    rows = config.algorithm.prepare(session.task, rollout)
+    advantage = advantages(session, draw, reward)
+    group = draw.groups()
+    selected = config.selection.chosen(advantage, group)
+    device = rollout.x0.device
+    rollout = replace(
+        rollout, reward=own_reward.to(rollout.x0), advantage=advantage[mine].to(rollout.x0), draw=own,
+        group=torch.tensor(group)[mine].to(device), selected=selected[mine].to(device),
+    )  # fmt: skip
+    correct = verdicts(session, pictures, own.prompts)
+    session.task = replace(session.task, kl=kl_weight(session))
+    with session.phase("prepare", 1), session.inference(), torch.no_grad():
+        rows = config.algorithm.prepare(session.task, rollout)
     with session.phase("train", len(rows) * config.optimizer.inner_epochs):
-        metrics = update(session, rows, draw.select(mine), len(keep))
-    session.state.round = number
-    session.state.reward_queries += len(draw)
+        metrics = update(session, rows, mine, own, len(draw))
+    if not metrics["updates"]:
+        session.display.say(f"round {number}: no picture was selected, so nothing was learned from it")
+    metrics |= control(session, metrics, len(keep))
+    state.round = number
+    state.reward_queries += len(draw)
     return {
         "round": number,
         "reward/mean": reward.mean().item(),
         "reward/std": reward.std(correction=0).item(),
         "reward/min": reward.min().item(),
         "reward/max": reward.max().item(),
-        "reward/base_stds": base_stds(reward, session.state),
-        **share_correct(correct, "judge/correct"),
-        "diversity": diversity(pictures, draw.select(mine).prompts),
+        "reward/base_stds": base_stds(reward, state),
+        **share_correct(correct, "judge/correct", accelerator),
+        "diversity": diversity(pictures, own.prompts, draw.prompts, accelerator),
         "advantage/std": advantage.std(correction=0).item(),
+        "selected": selected.float().mean().item(),
+        "window": len(keep),
         **metrics,
-        "reward_queries": session.state.reward_queries,
+        "reward_queries": state.reward_queries,
     }
+
+
+def kl_weight(session: Session) -> float:
+    """The weight of the divergence in this round's rewards: the algorithm's own, or where a controller moved it."""
+    own = getattr(session.config.algorithm, "kl", 0.0)
+    return own if session.state.kl is None else session.state.kl
+
+
+def control(session: Session, metrics: Mapping[str, float], kept: int) -> dict[str, float]:
+    """Moves the weight of the divergence towards its target, where the algorithm has one."""
+    algorithm: Any = session.config.algorithm
+    target = getattr(algorithm, "kl_target", None)
+    if target is None or "kl" not in metrics:
+        return {}
+    used, measured = session.task.kl, metrics["kl"] * kept
+    episodes = session.config.sampling.samples
+    session.state.kl = adaptive_kl(used, measured, target, episodes, algorithm.kl_horizon)
+    return {"kl_weight": used, "kl_trajectory": measured}
 
 
 def gathered(accelerator: Accelerator, own: Tensor, samples: int, updates: int) -> Tensor:
@@ -167,12 +231,27 @@ def gathered(accelerator: Accelerator, own: Tensor, samples: int, updates: int) 
     return torch.empty(samples).index_copy_(0, order, everyone)
 
 
-def advantages(session: Session, prompts: Sequence[str], reward: Tensor) -> Tensor:
-    """Advantages [B] of the whole round's rewards, the same on every process; updates the running statistics."""
-    options = session.config.advantage
+def advantages(session: Session, draw: Draw, reward: Tensor) -> Tensor:
+    """Advantages, or a regression's weights, [B] of the whole round's rewards, the same on every process.
+
+    Updates the running statistics of the prompts.
+    """
+    options, state, prompts = session.config.advantage, session.state, draw.prompts
+    if options.normalise in ("softmax", "percentile"):
+        group = list(draw.prompt_index) if options.across == "prompt" else None
+        if options.normalise == "softmax":
+            return boltzmann(reward, group, options.beta)
+        return percentile(reward, group, options.percentile)
     if options.normalise == "per-prompt":
-        statistics = PromptStatistics(options.buffer, options.min_count, session.state.past_rewards)
+        statistics = PromptStatistics(options.buffer, options.min_count, state.past_rewards)
         values = statistics.advantages(prompts, reward)
+    elif options.normalise == "windowed":
+        recent = RecentRounds(options.history, options.min_count, state.past_rewards, state.past_rounds)
+        values = recent.advantages(prompts, reward, draw.round)
+    elif options.normalise == "group":
+        values = group_relative(reward, draw.groups(), options.spread)
+    elif options.normalise == "base":
+        values = (reward - state.base_mean) / max(state.base_std, 1e-8)
     else:
-        values = standardise(reward)
-    return values.clamp(-options.clip, options.clip)
+        values = standardise(reward) if options.normalise == "round" else reward
+    return values if options.clip is None else values.clamp(-options.clip, options.clip)

@@ -96,6 +96,8 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
     if accelerator.is_main_process:
         with _storing(run):
             disk.tidy(run)
+            if not notes:  # a kill may have come between a save and its pruning
+                checkpoint.prune(run, config.checkpoint)
             disk.exchange(run / "config.yaml", dump_config(config).encode())
             truncate_metrics(run / "metrics.jsonl", done)
     accelerator.wait_for_everyone()
@@ -201,4 +203,8 @@ def _save(session: Session, folder: Path) -> None:
 
 def _training(session: Session) -> Training:
     optimizer: Any = session.optimizer
-    return Training(session.model.trainable(), getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler)
+    weights = session.model.trainable()
+    if session.task.value is not None:
+        value = session.accelerator.unwrap_model(session.task.value)
+        weights |= {f"value.{name}": parameter for name, parameter in value.named_parameters()}
+    return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler)

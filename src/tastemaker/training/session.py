@@ -37,6 +37,8 @@ class Session:
     display: Display
     stop: Stop
     window: Window = field(default_factory=Whole)
+    rates: list[tuple[float, int]] = field(default_factory=list)
+    """Learning rate and warm-up [updates] of each of the optimizer's groups."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager

@@ -20,7 +20,7 @@ from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
 from tastemaker.training.stopping import Stop
 from tastemaker.types import Task
-from tastemaker.windows import First, Whole
+from tastemaker.windows import Both, First
 
 
 def start(config: Config, out: Path, state: State) -> Session:
@@ -47,10 +47,11 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
     world, part = accelerator.num_processes, config.sampling.samples // config.optimizer.updates
-    if part % world:
+    if part % (world * config.together):
+        kept = f" in pieces of {config.together}, which are compared with each other" if config.together > 1 else ""
         raise ConfigError(
             f"an update has {part} samples (sampling.samples / optimizer.updates), "
-            f"which {world} processes do not divide"
+            f"which {world} processes do not divide{kept}"
         )
     display = Display(config.rounds, state.round, accelerator.is_main_process)
     display.say(f"loading {config.model}")
@@ -58,25 +59,38 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     model = load_model(config.model, config.precision, accelerator.device)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
+    algorithm: Any = config.algorithm
+    # Before the network gets adapters: a value network may be a copy of it.
+    value = algorithm.extras(model) if hasattr(algorithm, "extras") else None
     model.tune(config.tuning, config.seed)
-    optimizer = _optimizer(config, list(model.trainable().values()))
+    groups: list[dict[str, Any]] = [{"params": list(model.trainable().values())}]
+    rates = [(config.optimizer.lr, config.optimizer.warmup)]
+    if value is not None:
+        value.to(accelerator.device)
+        groups.append({"params": list(value.parameters())})
+        rates.append((algorithm.value_lr, getattr(algorithm, "value_warmup", 0)))
+    optimizer = _optimizer(config, groups)
     for line in _speed(config.speed, model.network, accelerator.device):
         display.say(line)
     model.network, optimizer = accelerator.prepare(model.network, optimizer)
+    value = accelerator.prepare(value) if value is not None else None
     task = Task(
         model=model,
         grid=model.process.grid(config.sampling.steps),
         eta=config.sampling.eta,
         empty=model.encode([""], config.sampling.guidance).empty,
         guidance=config.sampling.guidance,
+        reduction=config.sampling.log_prob,
+        value=value,
+        rows=config.optimizer.rows,
     )
     share = config.optimizer.first_share
-    window = Whole() if share == 1 else First(share)
+    window = config.window if share == 1 else Both(First(share), config.window)
     stop = Stop(accelerator)
-    return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window)
+    return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates)
 
 
-def _optimizer(config: Config, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(config: Config, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
     o = config.optimizer
     if not o.eight_bit:
         return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)

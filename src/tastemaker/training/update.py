@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,66 +14,109 @@ from torch import Tensor
 
 from tastemaker.errors import DivergedError
 from tastemaker.sample import batches
-from tastemaker.training.draws import update_rows
+from tastemaker.training.draws import assigned
 from tastemaker.training.session import Session
 from tastemaker.types import Draw, Rows
 
 
-def update(session: Session, rows: Rows, draw: Draw, kept: int) -> dict[str, float]:
-    """The optimizer steps of a round on this process' rows (update-major). Returns means of the metrics.
+def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, samples: int) -> dict[str, float]:
+    """The optimizer steps of a round on this process' rows. Returns means of the metrics.
 
-    Raises DivergedError before a loss or gradient that is not finite reaches the weights.
+    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round. An
+    update for which no process has rows is left out. Raises DivergedError before a loss or gradient that is not
+    finite reaches the weights.
     """
-    options = session.config.optimizer
-    size = len(draw) // options.updates
-    tally = Tally()
-    for _ in range(options.inner_epochs):
-        for number in range(options.updates):
-            pictures = range(number * size, (number + 1) * size)
-            chosen = update_rows(rows, pictures, kept, draw, options.timestep_fraction)
-            norm = accumulate(session, chosen, tally)
-            set_rate(session, len(tally.norms))
-            session.optimizer.step()
-            session.optimizer.zero_grad()
-            tally.norms.append(norm)
-    return tally.means(session.accelerator)
+    options, accelerator = session.config.optimizer, session.accelerator
+    kept, tally, done = max(1, rows.rollout.logp.shape[1]), Tally(), 0
+    for epoch in range(options.inner_epochs):
+        number = assigned(rows, mine, draw, samples, kept, options, epoch)
+        counts = torch.stack([(number == u).sum() for u in range(options.updates)])
+        totals = tensor(accelerator.reduce(counts, "sum")).tolist()
+        for u, total in enumerate(totals):
+            if total:
+                chosen = replace(rows.select((number == u).nonzero().flatten()), epoch=epoch)
+                if getattr(session.config.algorithm, "normalise", None) == "minibatch":
+                    chosen = standardised(accelerator, chosen, total)
+                set_rate(session, done)
+                tally.norms.append(accumulate(session, chosen, total, tally))
+                session.optimizer.step()
+                session.optimizer.zero_grad()
+            done += 1
+    return tally.means(accelerator)
+
+
+def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
+    """Rows whose advantages have mean 0 and deviation 1 over all processes' `total` rows of the update (CleanRL)."""
+    own = rows.transitions().advantage.double()
+    mean = tensor(accelerator.reduce(own.sum(), "sum")) / total
+    variance = tensor(accelerator.reduce((own - mean).square().sum(), "sum")) / total
+    return replace(rows, advantage=((own - mean) / (variance.sqrt() + 1e-8)).to(rows.rollout.logp.dtype))
 
 
 def set_rate(session: Session, done: int) -> None:
-    """The learning rate of the next update: `done` updates of this round came before it, and all earlier rounds."""
+    """The learning rates of the next update: `done` updates of this round came before it, and all earlier rounds.
+
+    Each group of parameters has its own rate and warm-up.
+    """
     options = session.config.optimizer
     count = session.state.round * options.updates * options.inner_epochs + done
-    rate = options.lr * min(1.0, (count + 1) / (options.warmup + 1))
-    for group in session.optimizer.param_groups:
-        group["lr"] = rate
+    for group, (rate, warmup) in zip(session.optimizer.param_groups, session.rates, strict=True):
+        group["lr"] = rate * min(1.0, (count + 1) / (warmup + 1))
 
 
-def accumulate(session: Session, rows: Rows, tally: Tally) -> float:
-    """Gradients of one update, in micro-batches, divided by the global number of rows; returns their norm."""
-    config, accelerator, network = session.config, session.accelerator, session.model.network
+def accumulate(session: Session, rows: Rows, total: int, tally: Tally) -> float:
+    """Gradients of one update, in micro-batches, divided by the `total` number of all processes' rows.
+
+    Returns the norm of the model's gradient. A process without rows takes part with a row that weighs nothing, since
+    wrapped networks wait for each other.
+    """
+    config, accelerator = session.config, session.accelerator
+    networks = [session.model.network, *([session.task.value] if session.task.value is not None else [])]
     parts = batches(len(rows), config.optimizer.rows)
-    total = torch.zeros((), device=accelerator.device)
+    spare = not parts
+    if spare:
+        rows, parts = placeholder(rows), batches(1, 1)
+    sums = torch.zeros((), device=accelerator.device)
     for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        with nullcontext() if last else accelerator.no_sync(network):
+        with ExitStack() as stack:
+            if number < len(parts) - 1:
+                for network in networks:
+                    stack.enter_context(accelerator.no_sync(network))
             loss, metrics = config.algorithm.loss(session.task, rows.select(slice(part.start, part.stop)))
-            # Each process has the same number of rows, and wrappers average over processes: a mean over all rows.
-            accelerator.backward(loss.sum() / len(rows))
-        total += loss.detach().sum()
+            # Wrappers average over processes: times their number it is a mean over all rows.
+            accelerator.backward((0 if spare else 1) * loss.sum() * accelerator.num_processes / total)
+        if spare:
+            loss, metrics = loss[:0], {name: values[:0] for name, values in metrics.items()}
+        sums += loss.detach().sum()
         tally.add(loss, metrics)
-        session.display.advance(len(part))
-    norm = accelerator.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], config.optimizer.clip_norm)
-    value = float(norm) if norm is not None else 0.0
+        session.display.advance(len(loss))
+    norms = [
+        accelerator.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], config.optimizer.clip_norm)
+        for network in networks
+    ]
+    values = [float(norm) if norm is not None else 0.0 for norm in norms]
     scaled = accelerator.scaler is not None  # float16 loss scaling skips a step with overflows by itself
-    if not math.isfinite(total.item()) or not (math.isfinite(value) or scaled):
+    if not math.isfinite(sums.item()) or not (all(map(math.isfinite, values)) or scaled):
         session.optimizer.zero_grad()
-        what = "loss" if not math.isfinite(total.item()) else "gradient"
+        what = "loss" if not math.isfinite(sums.item()) else "gradient"
         raise DivergedError(
             f"the {what} of round {session.state.round + 1} is not finite; the weights were not touched by it. "
             f"Try a smaller optimizer.lr (now {config.optimizer.lr:g}), or precision = fp32"
         )
     tally.first = False
-    return value if math.isfinite(value) else 0.0
+    return values[0] if math.isfinite(values[0]) else 0.0
+
+
+def placeholder(rows: Rows) -> Rows:
+    """One row of the same kind as `rows`, for a process that has none."""
+    zero = rows.picture.new_zeros(1)
+    filled = {
+        name: values.new_zeros(1, *values.shape[1:])
+        for name in ("advantage", "value", "target", "kl", "before")
+        if (values := getattr(rows, name)) is not None
+    }
+    other = None if rows.other is None else zero
+    return Rows(rows.rollout, zero, zero, other, epoch=rows.epoch, **filled)
 
 
 class Tally:
@@ -92,11 +137,15 @@ class Tally:
         off = metrics.get("ratio_deviation")
         if off is not None:
             for name in ("max", "first") if self.first else ("max",):
-                self.tops[name] = torch.maximum(self.tops.get(name, off.new_zeros(())), off.max())
+                top = off.max() if len(off) else off.new_zeros(())
+                self.tops[name] = torch.maximum(self.tops.get(name, off.new_zeros(())), top)
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes' rows; `ratio_deviation/first` is the largest before the first update."""
-        means = {name: tensor(accelerator.reduce(v, "mean")).item() / self.rows for name, v in self.sums.items()}
+        if not self.norms:
+            return {"updates": 0}
+        count = tensor(accelerator.reduce(torch.tensor(self.rows, device=accelerator.device), "sum")).item()
+        means = {name: tensor(accelerator.reduce(v, "sum")).item() / count for name, v in self.sums.items()}
         tops = {
             f"ratio_deviation/{name}": tensor(accelerator.gather(value.reshape(1))).max().item()
             for name, value in self.tops.items()
@@ -104,7 +153,7 @@ class Tally:
         if "ratio_deviation" in means:
             means["ratio_deviation/mean"] = means.pop("ratio_deviation")
         norm = math.fsum(self.norms) / len(self.norms)
-        return {**means, **tops, "grad_norm": norm}
+        return {**means, **tops, "grad_norm": norm, "updates": len(self.norms), "rows": count}
 
 
 def tensor(answer: Any) -> Tensor:

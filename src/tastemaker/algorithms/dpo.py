@@ -1,0 +1,69 @@
+"""DPO on denoising steps: the preferred of two sampled trajectories, step by step (D3PO)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tastemaker.types import Metrics, Rollout, Rows, Task
+
+
+@dataclass(frozen=True)
+class DPO:
+    """Direct preference optimisation of denoising steps, on pairs out of sampled trajectories (D3PO).
+
+    -log sigmoid(beta (log p/p_ref of the preferred - log p/p_ref of the other)) at each kept step. Pairs are pictures
+    of one root where there are branches, and of one prompt otherwise; equal rewards make none.
+    """
+
+    name: ClassVar[str] = "dpo"
+    needs: ClassVar[Literal["rollouts"]] = "rollouts"
+    pairs_up: ClassVar[bool] = True
+
+    beta: float = 0.1
+    """Inverse temperature of the preference, on ratios of mean (per-element) probabilities."""
+    clip: float | None = 0.1
+    """Both ratios are bounded to [1 - clip, 1 + clip] (D3PO's code); none leaves them."""
+    pairs: Literal["all", "best-worst"] = "all"
+    """Which pairs of a group: all, or its best against its worst."""
+    reference: Literal["base", "sampler"] = "base"
+    """`base`: the model that training started from (D3PO). `sampler`: the one that drew the pictures; no extra pass."""
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0:
+            raise ConfigError(f"algorithm.beta is {self.beta}, but must be greater than 0 (D3PO has 0.1)")
+        if self.clip is not None and not 0 < self.clip < 1:
+            raise ConfigError(f"algorithm.clip is {self.clip}, but must lie in (0, 1), or be none (D3PO has 0.1)")
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each pair and each kept step."""
+        import torch
+
+        from tastemaker.algorithms.pairs import pairs
+        from tastemaker.types import Rows
+
+        device, kept = rollout.logp.device, rollout.logp.shape[1]
+        found = pairs(rollout, self.pairs)
+        better, worse = (torch.tensor(side, dtype=torch.int64, device=device) for side in found)
+        place = torch.arange(kept, device=device).repeat(len(better))
+        return Rows(rollout, better.repeat_interleave(kept), place, worse.repeat_interleave(kept))
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N pairs' steps, unreduced, and metrics [N]. Both sides go through the network at once."""
+        from tastemaker import losses
+        from tastemaker.algorithms.pairs import joined
+
+        both = joined(rows.transitions(), rows.others().transitions())
+        logp = task.log_prob(both)
+        reference = task.reference(both).logp if self.reference == "base" else both.logp
+        better, worse = (logp - reference).chunk(2)
+        drift = (logp - both.logp).detach().chunk(2)[0]
+        return losses.step_dpo(better, worse, self.beta, self.clip), {
+            "pair_accuracy": (better > worse).float().detach(),
+            "ratio_deviation": (drift.exp() - 1).abs(),
+        }

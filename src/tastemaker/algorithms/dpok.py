@@ -1,0 +1,101 @@
+"""DPOK: policy gradient with a divergence from the pre-trained model in the loss (Fan et al. 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tastemaker.types import Metrics, Model, Rollout, Rows, Task
+
+
+@dataclass(frozen=True)
+class DPOK:
+    """Diffusion policy optimisation with KL regularisation.
+
+    reward_weight * clipped surrogate + kl * divergence from the reference. The public code clamps the ratio directly,
+    which stops the gradient outside the range whatever the advantage's sign, and takes the squared difference of the
+    guided noise predictions for the divergence: `clamp = direct` and `divergence = noise`. Its own value network, fed
+    with the latent, the prompt and the time, gives the baseline with `value = mlp`; rewards must then not be centred by
+    prompt (`advantage.normalise = base`, or none as in that code).
+    """
+
+    name: ClassVar[str] = "dpok"
+    needs: ClassVar[Literal["rollouts"]] = "rollouts"
+
+    clip: float = 1e-4
+    """Clip range of the ratio of mean (per-element) probabilities."""
+    clamp: Literal["ppo", "direct"] = "ppo"
+    """`ppo`: the pessimistic maximum of both. `direct`: the public code's."""
+    reward_weight: float = 10.0
+    """Weight of the reward term (public code, one prompt: 10; many: 1000)."""
+    kl: float = 0.01
+    """Weight of the divergence (public code, one prompt: 0.01; many: 0.1)."""
+    divergence: Literal["exact", "noise"] = "exact"
+    """`exact`: of the Gaussians. `noise`: mean squared difference of the noise predictions, as in the public code."""
+    value: Literal["none", "mlp"] = "none"
+    """`mlp`: train DPOK's value network and subtract its estimate from the reward."""
+    value_lr: float = 1e-4
+    """Learning rate of the value network."""
+
+    def __post_init__(self) -> None:
+        if self.clip <= 0:
+            raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the public code has 1e-4)")
+        for name, value in {"reward_weight": self.reward_weight, "value_lr": self.value_lr}.items():
+            if value <= 0:
+                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
+        if self.kl < 0:
+            raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (the public code has 0.01)")
+
+    def extras(self, model: Model) -> nn.Module | None:
+        """The value network, if there is to be one."""
+        if self.value == "none":
+            return None
+        from tastemaker.models.value import ConditionalMLP
+
+        return ConditionalMLP(model.latent_shape, model.encode([""], 1.0).text.shape[-1])
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each selected picture and each kept step; with a value network A = r - V(x_t, c, t)."""
+        from tastemaker.types import all_rows
+
+        rows = all_rows(rollout)
+        if task.value is None:
+            return rows
+        from tastemaker.models.value import estimate
+
+        reward = rows.transitions().advantage
+        value = estimate(task, rows)
+        return replace(rows, advantage=reward - value, value=value, target=reward)
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
+        from tastemaker import losses
+        from tastemaker.algorithms.ratio import ratio_metrics
+
+        step = rows.transitions()
+        policy = task.policy(step)
+        log_ratio = policy.logp - step.logp
+        surrogate = losses.clipped_surrogate if self.clamp == "ppo" else losses.direct_clamp
+        loss = self.reward_weight * surrogate(log_ratio.exp(), step.advantage, self.clip)
+        metrics = ratio_metrics(log_ratio, self.clip)
+        if self.kl > 0:
+            reference = task.reference(step)
+            kl = losses.gaussian_kl(policy.mean, reference.mean, policy.std, task.reduction)
+            if self.divergence == "noise":
+                scale = task.model.process.output_scale(task.grid.times.to(step.step.device)[step.step])
+                penalty = losses.mean_square(policy.x0 - reference.x0) * scale.square()
+            else:
+                penalty = kl
+            loss = loss + self.kl * penalty
+            metrics["kl"] = kl.detach()
+        if task.value is not None and rows.target is not None:
+            value = task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text)
+            error = (value - rows.target).square()
+            loss = loss + error
+            metrics["value_loss"] = error.detach()
+        return loss, metrics

@@ -1,0 +1,57 @@
+"""GRPO: group-relative advantages and a divergence from the reference in the loss (Flow-GRPO)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tastemaker.types import Metrics, Rollout, Rows, Task
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """Group-relative policy optimisation.
+
+    The clipped estimator plus `kl` times the exact divergence from the reference. Group-relative advantages are
+    `advantage.normalise = group`; `selection = nonzero` leaves out groups whose rewards are all the same. Flow-GRPO's
+    public code divides its divergence by 2 g^2 without the step's length; here it is the Gaussians' own.
+    """
+
+    name: ClassVar[str] = "grpo"
+    needs: ClassVar[Literal["rollouts"]] = "rollouts"
+
+    clip: float = 1e-4
+    """Clip range of the ratio of mean (per-element) probabilities."""
+    kl: float = 0.04
+    """Weight of the divergence from the reference; 0 spares its forward passes."""
+
+    def __post_init__(self) -> None:
+        if self.clip <= 0:
+            raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (Flow-GRPO has 1e-4)")
+        if self.kl < 0:
+            raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (Flow-GRPO has 0.04 or 0.01)")
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each selected picture and each kept step."""
+        from tastemaker.types import all_rows
+
+        return all_rows(rollout)
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
+        from tastemaker import losses
+        from tastemaker.algorithms.ratio import ratio_metrics
+
+        step = rows.transitions()
+        policy = task.policy(step)
+        log_ratio = policy.logp - step.logp
+        loss, metrics = losses.clipped_surrogate(log_ratio.exp(), step.advantage, self.clip), {}
+        if self.kl > 0:
+            kl = losses.gaussian_kl(policy.mean, task.reference(step).mean, policy.std, task.reduction)
+            loss, metrics = loss + self.kl * kl, {"kl": kl.detach()}
+        return loss, ratio_metrics(log_ratio, self.clip) | metrics

@@ -1,0 +1,92 @@
+"""NFT: negative-aware fine-tuning in the forward process (DiffusionNFT, Zheng et al. 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tastemaker.types import Metrics, Rollout, Rows, Task
+
+
+@dataclass(frozen=True)
+class NFT:
+    """Negative-aware fine-tuning: good pictures are imitated, bad ones avoided, without likelihoods.
+
+    g |v+ - v|^2 + (1 - g) |v- - v|^2 with v+ and v- on either side of the sampling policy's own prediction, and
+    g = (1 + clip(A / span, -1, 1)) / 2.
+    """
+
+    name: ClassVar[str] = "nft"
+    needs: ClassVar[Literal["samples"]] = "samples"
+
+    beta: float = 1.0
+    """How far the implicit policies v+ and v- go from the sampling policy, in units of the network's own move."""
+    span: float = 5.0
+    """Advantage at which a picture is only imitated, or only avoided."""
+    kl: float = 0.0
+    """Weight of the squared distance from the reference's prediction."""
+    noises: int = 4
+    """Times and noises drawn for each picture in a round."""
+    guided: bool = True
+    """Train the guided prediction, as the pictures were sampled with it; the paper samples and trains without."""
+    weighting: Literal["adaptive", "none"] = "adaptive"
+    """`adaptive`: errors of x_0, each square over its mean size (public code). `none`: of the network's output."""
+
+    def __post_init__(self) -> None:
+        if self.noises < 1:
+            raise ConfigError(f"algorithm.noises is {self.noises}, but must be at least 1")
+        for name, value in {"beta": self.beta, "span": self.span}.items():
+            if value <= 0:
+                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
+        if self.kl < 0:
+            raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative")
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """`noises` rows for each selected picture, with the sampling policy's residuals."""
+        import torch
+
+        from tastemaker.sample import batches
+        from tastemaker.types import all_rows
+
+        rows = all_rows(rollout, self.noises)
+        times = task.times(rollout.steps)
+        with torch.no_grad():
+            parts = [
+                self._residual(task, rows.select(slice(part.start, part.stop)), times).float()
+                for part in batches(len(rows), task.rows)
+            ]
+        return replace(rows, before=torch.cat(parts) if parts else rollout.x0[:0])
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
+        import torch
+
+        from tastemaker import losses
+
+        old = rows.before
+        if old is None:
+            raise ValueError("rows of NFT come from its prepare")
+        rows = replace(rows, epoch=0)  # the noise that `before` was made with
+        times = task.times(rows.rollout.steps)
+        residual = self._residual(task, rows, times)
+        moved = residual - old
+        advantage = rows.noised(times).weight
+        good = 0.5 + 0.5 * (advantage / self.span).clamp(-1, 1)
+        loss = losses.negative_aware(moved, old, good, self.beta, self.weighting == "adaptive") / self.beta
+        metrics = {"good": good, "moved": losses.mean_square(moved).detach()}
+        if self.kl > 0:
+            with torch.no_grad(), task.model.reference():
+                reference = self._residual(task, rows, times)
+            distance = losses.mean_square(residual - reference)
+            loss, metrics["kl"] = loss + self.kl * distance, distance.detach()
+        return loss, metrics
+
+    def _residual(self, task: Task, rows: Rows, times: range) -> Tensor:
+        return task.residual(
+            rows.noised(times), None if self.guided else 1.0, "x0" if self.weighting == "adaptive" else "output"
+        )

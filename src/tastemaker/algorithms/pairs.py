@@ -1,0 +1,42 @@
+"""Pairs of pictures out of groups, and rows of both sides in one batch."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from tastemaker.types import Noised, Rollout, Transitions
+
+T = TypeVar("T", "Transitions", "Noised")
+
+
+def pairs(rollout: Rollout, kind: Literal["all", "best-worst"]) -> tuple[list[int], list[int]]:
+    """Places of the preferred and of the other pictures of P pairs, by reward, among the selected ones of each group.
+
+    Raises ValueError for a rollout without rewards or groups.
+    """
+    from tastemaker.types import chosen_pictures
+
+    if rollout.reward is None or rollout.group is None:
+        raise ValueError("pairs need rewards and groups")
+    reward, group = rollout.reward.tolist(), rollout.group.tolist()
+    members: dict[int, list[int]] = {}
+    for place in chosen_pictures(rollout).tolist():
+        members.setdefault(group[place], []).append(place)
+    better, worse = [], []
+    for places in members.values():
+        ordered = sorted(places, key=lambda place: -reward[place])
+        for a, b in combinations(ordered, 2) if kind == "all" else [(ordered[0], ordered[-1])]:
+            if reward[a] > reward[b]:
+                better.append(a)
+                worse.append(b)
+    return better, worse
+
+
+def joined(one: T, two: T) -> T:
+    """Rows [2N] of both."""
+    return type(one)(**{f.name: torch.cat([getattr(one, f.name), getattr(two, f.name)]) for f in fields(one)})

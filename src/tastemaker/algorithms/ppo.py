@@ -1,0 +1,137 @@
+"""PPO with a value function, GAE and a divergence penalty inside the reward (thesis §5, methods.md §6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tastemaker.types import Metrics, Model, Rollout, Rows, Task
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Proximal policy optimisation with a value network.
+
+    Each step costs kl times its divergence from the reference, the last one earns the standardised reward
+    (`advantage.normalise = base`), and generalised advantage estimation shares it out among the steps. Minibatches of
+    states pooled over trajectories: `optimizer.minibatch = states`. The thesis' log-probabilities are sums over the
+    elements: `sampling.log_prob = sum`, to which its clip of 0.2 belongs.
+    """
+
+    name: ClassVar[str] = "ppo"
+    needs: ClassVar[Literal["rollouts"]] = "rollouts"
+
+    clip: float = 0.2
+    """Clip range of the ratio."""
+    value: Literal["unet", "cnn", "mlp"] = "unet"
+    """Value network: `unet`, a copy of the U-Net's encoder and bottleneck with an attention pool; `cnn` and `mlp`,
+    small and fresh."""
+    value_clip: float = 0.2
+    """How far from its old estimate the value is trusted."""
+    value_weight: float = 0.5
+    """Weight of the value loss."""
+    value_lr: float = 1e-5
+    """Learning rate of the value network."""
+    value_warmup: int = 1024
+    """Updates over which it rises from 0."""
+    discount: float = 1.0
+    """gamma"""
+    smoothing: float = 0.95
+    """lambda of generalised advantage estimation."""
+    normalise: Literal["minibatch", "none"] = "minibatch"
+    """Advantages are standardised over the rows of each update, or left as they are."""
+    kl: float = 0.02
+    """Weight of the divergence in the reward, at first where a controller moves it; 0 spares its forward passes."""
+    kl_estimator: Literal["exact", "k1", "k3", "thesis"] = "exact"
+    """How the divergence of a step is estimated (methods.md §6.2)."""
+    kl_target: float | None = None
+    """Divergence of a whole trajectory that a controller aims for by moving its weight (Ziegler et al. 2019)."""
+    kl_horizon: int = 10000
+    """Trajectories over which the controller works."""
+
+    def __post_init__(self) -> None:
+        positive = {
+            "clip": self.clip, "value_clip": self.value_clip, "value_weight": self.value_weight,
+            "value_lr": self.value_lr, "kl_horizon": self.kl_horizon,
+        }  # fmt: skip
+        for name, value in positive.items():
+            if value <= 0:
+                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
+        for name, value in {"discount": self.discount, "smoothing": self.smoothing}.items():
+            if not 0 <= value <= 1:
+                raise ConfigError(f"algorithm.{name} is {value}, but must lie in [0, 1]")
+        for name, value in {"kl": self.kl, "value_warmup": self.value_warmup}.items():
+            if value < 0:
+                raise ConfigError(f"algorithm.{name} is {value}, but must not be negative")
+        if self.kl_target is not None and (self.kl_target <= 0 or self.kl == 0):
+            raise ConfigError("algorithm.kl_target needs to be greater than 0, and algorithm.kl too, which it moves")
+
+    def extras(self, model: Model) -> nn.Module:
+        """The value network."""
+        from tastemaker.models.value import value_network
+
+        return value_network(self.value, model)
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each selected picture and each kept step, with advantage, old value and return of its own."""
+        from tastemaker import advantage
+        from tastemaker.models.value import estimate
+        from tastemaker.types import all_rows, chosen_pictures
+
+        rows = all_rows(rollout)
+        if rollout.advantage is None:
+            raise ValueError("the rollout has no advantages yet")
+        shape = (-1, rollout.logp.shape[1])
+        value = estimate(task, rows)
+        kl = self._divergence(task, rows) if task.kl > 0 else value.new_zeros(value.shape)
+        reward = -task.kl * kl.reshape(shape)
+        reward[:, -1] += rollout.advantage[chosen_pictures(rollout)]
+        gained, target = advantage.gae(reward, value.reshape(shape), self.discount, self.smoothing)
+        return replace(rows, advantage=gained.flatten(), value=value, target=target.flatten(), kl=kl)
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Policy and value losses [N] of N rows, unreduced, and per-row metrics [N].
+
+        Their parameters are different ones, so that the sum's gradient is each network's own.
+        """
+        from tastemaker import losses
+        from tastemaker.algorithms.ratio import ratio_metrics
+
+        if task.value is None or rows.value is None or rows.target is None or rows.kl is None:
+            raise ValueError("PPO needs a value network, and rows from its prepare")
+        step = rows.transitions()
+        log_ratio = task.log_prob(step) - step.logp
+        policy = losses.clipped_surrogate(log_ratio.exp(), step.advantage, self.clip)
+        value = task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text)
+        error = losses.clipped_value(value, rows.value, rows.target, self.value_clip)
+        return policy + self.value_weight * error, {
+            **ratio_metrics(log_ratio, self.clip),
+            "kl": rows.kl,
+            "policy_loss": policy.detach(),
+            "value_loss": error.detach(),
+            "value": rows.value,
+        }
+
+    def _divergence(self, task: Task, rows: Rows) -> Tensor:
+        import torch
+
+        from tastemaker import losses
+        from tastemaker.sample import batches
+
+        found = []
+        for part in batches(len(rows), task.rows):
+            step = rows.select(slice(part.start, part.stop)).transitions()
+            reference = task.reference(step)
+            with torch.no_grad():
+                policy = task.policy(step) if self.kl_estimator == "exact" else reference
+            kind = self.kl_estimator
+            kl = losses.kl_estimate(
+                kind, step.logp, reference.logp, policy.mean, reference.mean, policy.std, task.reduction
+            )
+            found.append(kl.to(step.logp.dtype))
+        return torch.cat(found)

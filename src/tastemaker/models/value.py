@@ -1,0 +1,133 @@
+"""Value networks: what a noisy latent is worth, V(x_t, t, c) (thesis §6.5.1, App. B; DPOK's code)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any, Literal
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+
+from tastemaker.sample import batches
+from tastemaker.types import Model, Rows, Task
+
+
+def value_network(kind: Literal["unet", "cnn", "mlp"], model: Model) -> nn.Module:
+    """A value network [N,*D], [N], [N,L,C] -> [N] for a model's latents, on the model's device, in float32.
+
+    Call it before the model gets its adapters, which `unet` would copy.
+    """
+    channels = model.encode([""], 1.0).text.shape[-1]
+    if kind == "unet":
+        made: nn.Module = UNetValue(model.network, channels)
+    elif kind == "cnn":
+        made = ConvValue(model.latent_shape, channels)
+    else:
+        made = ConditionalMLP(model.latent_shape, channels)
+    return made.to(model.device)
+
+
+@torch.no_grad()
+def estimate(task: Task, rows: Rows) -> Tensor:
+    """Values [N] of the rows' latents before their steps. Raises ValueError for a task without value network."""
+    if task.value is None:
+        raise ValueError("the task has no value network")
+    found = [rows.rollout.logp.new_empty(0)]
+    for part in batches(len(rows), task.rows):
+        step = rows.select(slice(part.start, part.stop)).transitions()
+        found.append(task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text))
+    return torch.cat(found)
+
+
+class AttentionPool(nn.Module):
+    """One number from image tokens and text states: their mean asks, both answer (CLIP's pool, with text).
+
+    The last layer starts at 0, so that every value does.
+    """
+
+    def __init__(self, channels: int, text: int, heads: int = 4) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.text = nn.Linear(text, channels)
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.out = nn.Linear(channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, text: Tensor) -> Tensor:
+        """[N] from a feature map [N,C,H,W] and text states [N,L,C']."""
+        tokens = self.norm(features.flatten(2).transpose(1, 2))
+        asked = torch.cat([tokens, self.text(text)], dim=1)
+        pooled, _ = self.attention(tokens.mean(dim=1, keepdim=True), asked, asked, need_weights=False)
+        return self.out(pooled.squeeze(1)).squeeze(-1)
+
+
+class UNetValue(nn.Module):
+    """A copy of a diffusers U-Net's encoder and bottleneck, and an attention pool on top: the thesis' reward model."""
+
+    def __init__(self, unet: Any, text: int) -> None:
+        super().__init__()
+        for name in ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block"):
+            setattr(self, name, copy.deepcopy(getattr(unet, name)).float().requires_grad_(True))
+        width = unet.config.block_out_channels[-1]
+        self.pool = AttentionPool(width, text, heads=4 if width % 4 == 0 else 1)
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """[N] from latents [N,*D], training times [N] and text states [N,L,C]."""
+        parts: Any = self
+        embedded = parts.time_embedding(parts.time_proj(t).to(x.dtype))
+        hidden = parts.conv_in(x)
+        for block in [*parts.down_blocks, parts.mid_block]:
+            told = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+            answer = block(hidden_states=hidden, temb=embedded, **told)
+            hidden = answer[0] if isinstance(answer, tuple) else answer
+        return self.pool(hidden, text)
+
+
+class ConvValue(nn.Module):
+    """A small fresh network for small latents, after the thesis' digit classifier (App. B), told the time."""
+
+    def __init__(self, shape: Sequence[int], text: int, width: int = 32) -> None:
+        super().__init__()
+        self.frequencies = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time = TimestepEmbedding(width, width)
+        self.text = nn.Linear(text, width)
+        self.inner = nn.Sequential(nn.Conv2d(shape[0], width, 3, padding=1), nn.SiLU(), nn.MaxPool2d(2))
+        self.outer = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(4))
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(16 * width, 2 * width), nn.SiLU())
+        self.out = nn.Linear(2 * width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """[N] from latents [N,*D], training times [N] and text states [N,L,C]."""
+        told = self.time(self.frequencies(t).to(x.dtype)) + self.text(text.mean(dim=1))
+        hidden = self.outer(self.inner(x) + told[:, :, None, None])
+        return self.out(self.head(hidden)).squeeze(-1)
+
+
+class ConditionalMLP(nn.Module):
+    """DPOK's value network: three linear layers of 256 on latent and text, each scaled by a learned code of the time.
+
+    The public code has a row of the code for each sampler step; here there is one for each training time.
+    """
+
+    def __init__(self, shape: Sequence[int], text: int, width: int = 256, times: int = 1000) -> None:
+        super().__init__()
+        sizes = [prod(shape) + text, width, width, width]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.codes = nn.ModuleList(nn.Embedding(times, width) for _ in self.layers)
+        for code in self.codes:
+            nn.init.uniform_(code.weight)  # pyright: ignore[reportArgumentType]
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """[N] from latents [N,*D], training times [N] and text states [N,L,C]."""
+        hidden = torch.cat([x.flatten(1), text.mean(dim=1)], dim=1)
+        for layer, code in zip(self.layers, self.codes, strict=True):
+            hidden = torch.relu(layer(hidden) * code(t))
+        return self.out(hidden).squeeze(-1)
