@@ -33,6 +33,9 @@ BUILTIN = {
     "jpeg-incompressibility": RewardEntry(
         "tastemaker.rewards.jpeg:jpeg_incompressibility", "the JPEG size in kB (quality 95): busy pictures"
     ),
+    "judge-score": RewardEntry(
+        "tastemaker.rewards.judge:judge_score", "the judge's confidence that the prompt is shown (bundled model)"
+    ),
 }
 
 
