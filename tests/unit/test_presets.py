@@ -11,20 +11,128 @@ from tastemaker.training.presets import PRESETS
 TASKS = ("compressibility", "incompressibility")
 
 
+METHODS = ("pg", "dpok", "grpo", "dpo", "ppo", "b2", "nft", "rwr", "rwr-sparse")
+
+
 def test_names_of_all_presets():
     kinds = ("", "-sf", "-sd14", "-sd14-sf", "-sd14-lora")
-    assert set(PRESETS) == {f"ddpo-{task}{kind}" for task in TASKS for kind in kinds}
+    ddpo = {f"ddpo-{task}{kind}" for task in TASKS for kind in kinds}
+    bundled = {f"{method}-compressibility" for method in METHODS} | {"ddpo-relations", "b2-relations"}
+    rwr = {f"rwr{kind}-{task}-sd14" for task in TASKS for kind in ("", "-sparse")}
+    templates = {f"{method}-sd14-template{number}" for method in ("b2", "ddpo") for number in (1, 2, 3)}
+    thesis = {f"thesis-{name}" for name in ("target", "colour", "aesthetic", "macaw", "pink", "pickscore")}
+    assert set(PRESETS) == ddpo | bundled | rwr | templates | thesis | {"dpok-sd15", "d3po-sd15"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_name_says_reward_and_model(name: str):
     config = PRESETS[name].config
-    assert config.reward == ("jpeg-incompressibility" if "incompress" in name else "jpeg-compressibility")
-    assert config.model == ("CompVis/stable-diffusion-v1-4" if "sd14" in name else "bundled")
-    assert config.reward in REWARDS
-    assert config.prompts in PROMPTS
+    if "compress" in name:
+        assert config.reward == ("jpeg-incompressibility" if "incompress" in name else "jpeg-compressibility")
+    if "sd14" in name:
+        assert config.model == "CompVis/stable-diffusion-v1-4"
+    elif "sd15" in name:
+        assert config.model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    elif not name.startswith("thesis"):
+        assert config.model == "bundled"
+    assert config.reward in REWARDS or "give" in PRESETS[name].summary
+    assert config.prompts in PROMPTS or "--prompts" in PRESETS[name].summary
     assert PRESETS[name].summary
     assert PRESETS[name].source
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("kind", "updates", "epochs", "normalise"), [("rwr", 80, 5, "softmax"), ("rwr-sparse", 8, 50, "percentile")]
+)
+def test_rwr(task: str, kind: str, updates: int, epochs: int, normalise: str):
+    """DDPO A.6: 10k samples, batches of 128, 400 updates: 5 passes over 10,240 or 50 over the best 1,024."""
+    config = PRESETS[f"{kind}-{task}-sd14"].config
+    assert (config.algorithm.name, config.algorithm.guided, config.algorithm.latents) == ("rwr", True, "sampler")
+    assert (config.optimizer.updates, config.optimizer.inner_epochs) == (updates, epochs)
+    assert updates * epochs == 400
+    kept = 1024 if kind == "rwr-sparse" else 10240
+    assert kept // updates == 128
+    assert (config.sampling.samples, config.rounds) == (10240, 10)
+    assert (config.advantage.normalise, config.advantage.across) == (normalise, "prompt")
+    assert (config.advantage.beta, config.advantage.percentile) == (0.2, 0.9)
+    assert config.selection.name == ("nonzero" if kind == "rwr-sparse" else "all")
+    assert (config.optimizer.lr, config.tuning.mode) == (1e-5, "full")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_b2(number: int):
+    """B2-DiffuRL Table 6, with what its code adds (methods.md §5.7)."""
+    b2, ddpo = (PRESETS[f"{method}-sd14-template{number}"].config for method in ("b2", "ddpo"))
+    for config in (b2, ddpo):
+        assert config.prompts == f"b2-template{number}-train"
+        assert (config.sampling.steps, config.sampling.eta, config.sampling.guidance) == (20, 1.0, 5.0)
+        o = config.optimizer
+        assert (o.lr, o.weight_decay, o.betas, o.eps, o.clip_norm) == (1e-4, 1e-4, (0.9, 0.999), 1e-8, 1.0)
+        assert (config.algorithm.name, config.algorithm.clip) == ("ddpo", 1e-4)
+        assert (config.tuning.mode, config.tuning.rank) == ("lora", 4)
+        assert (config.advantage.normalise, config.advantage.history, config.advantage.clip) == ("windowed", 8, 5.0)
+    assert b2.sampling.samples // b2.sampling.branches == ddpo.sampling.samples == 8 * 32
+    assert (b2.sampling.branches, b2.selection.name, b2.selection.threshold) == (3, "best-worst", 0.5)
+    assert (b2.window.name, b2.window.initial) == ("backward", 14)
+    # 25.6k reward queries: 100 rounds of 256, or 33 of 768, over which the window grows (methods.md §5.8).
+    assert ddpo.rounds * ddpo.sampling.samples == 25600
+    assert b2.rounds == b2.window.rounds == round(25600 / 768)
+    assert ddpo.optimizer.updates == 1  # batch 2, accumulation 128: 256 samples an update
+    assert (b2.optimizer.updates, b2.optimizer.inner_epochs) == (8, 2)  # at most 512 selected, 64 an update; two passes
+
+
+# Table 6.2, columns 1, 2, 3, 4, 6, 7 (methods.md §6.5): steps, environments, KL, epochs, states of a minibatch on one
+# device, learning rate, warm-up, eps, weight decay, norm, value coefficient, value's rate, guidance, updates an epoch.
+THESIS = {
+    # 32 environments x 25 steps = 800 states = 32 minibatches of 25, and so on.
+    "target": (25, 32, 0, 3000, 25, 1e-7, 4096, 1e-5, 0.01, 0.5, 0.5, 1e-5, 1.0, 32),
+    "colour": (32, 32, 0.02, 400, 32, 1e-6, 8192, 1e-8, 0, 0.5, 0.5, 1e-5, 1.0, 32),
+    "aesthetic": (50, 32, 0.03, 500, 25, 5e-7, 8192, 1e-8, 0, 0.5, 0.5, 1e-5, 1.0, 64),
+    "macaw": (25, 32, 0.02, 250, 25, 1e-6, 8192, 1e-8, 0, 0.5, 0.5, 1e-5, 1.0, 32),
+    # Ten GPUs, each 8 environments x 16 steps = 128 states = 8 minibatches of 16, accumulated in twos: 4 updates.
+    "pink": (16, 80, 0, 25500, 16, 1e-7, 4096, 1e-8, 0.01, 1.0, 0.1, 1e-6, 7.5, 4),
+    # 8 x 50 = 400 states on each = 40 minibatches of 10, accumulated in fours: 10 updates.
+    "pickscore": (50, 80, 0, 20850, 10, 5e-7, 4096, 1e-8, 0.01, 1.0, 0.1, 1e-6, 7.5, 10),
+}
+
+
+@pytest.mark.parametrize("name", THESIS)
+def test_thesis(name: str):
+    config = PRESETS[f"thesis-{name}"].config
+    s, o, a = config.sampling, config.optimizer, config.algorithm
+    found = (
+        s.steps, s.samples, a.kl, config.rounds, o.rows, o.lr, o.warmup, o.eps, o.weight_decay, o.clip_norm,
+        a.value_weight, a.value_lr, s.guidance, o.updates,
+    )  # fmt: skip
+    assert found == THESIS[name]
+    assert (a.name, a.clip, a.value_clip, a.discount, a.smoothing) == ("ppo", 0.2, 0.2, 1.0, 0.95)
+    assert (a.value_warmup, a.kl_estimator, a.kl_target) == (1024, "exact", None)
+    assert (s.eta, s.log_prob, o.minibatch, config.tuning.mode) == (1.0, "sum", "states", "full")
+    assert (config.advantage.normalise, config.advantage.clip) == ("base", None)
+    assert config.precision == ("fp16" if s.samples == 80 else "fp32")
+
+
+def test_dpok():
+    """The public code for one prompt (methods.md §7.1)."""
+    config = PRESETS["dpok-sd15"].config
+    a, o = config.algorithm, config.optimizer
+    assert (a.clip, a.clamp, a.reward_weight, a.kl, a.divergence) == (1e-4, "direct", 10.0, 0.01, "noise")
+    assert (a.value, a.value_lr, config.advantage.normalise) == ("mlp", 1e-4, "none")
+    assert (config.sampling.steps, config.sampling.eta, config.sampling.guidance) == (50, 1.0, 7.5)
+    assert (o.lr, o.weight_decay, o.clip_norm, o.updates) == (1e-5, 0.0, 0.1, 5)
+    # batch 4, accumulation 12: 48 of the 500 new transitions in each of 5 updates
+    assert o.minibatch == "states"
+    assert o.timestep_fraction * config.sampling.samples * config.sampling.steps / o.updates == 48
+
+
+def test_d3po():
+    """methods.md §7.3."""
+    config = PRESETS["d3po-sd15"].config
+    assert (config.algorithm.beta, config.algorithm.clip, config.algorithm.reference) == (0.1, 0.1, "base")
+    assert (config.optimizer.lr, config.rounds) == (3e-5, 400)
+    assert (config.sampling.steps, config.sampling.eta, config.sampling.guidance) == (20, 1.0, 5.0)
+    assert (config.sampling.per_prompt, config.sampling.branches, config.window.name) == (2, 2, "whole")  # one x_T
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -98,3 +206,10 @@ def test_bundled(task: str):
     assert (config.tuning.mode, config.tuning.rank) == ("lora", 4)
     assert (config.algorithm.estimator, score_function.algorithm.estimator) == ("is", "sf")
     assert (config.optimizer.updates, score_function.optimizer.updates) == (4, 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_the_bundled_model_asks_for_as_many_rewards(method: str):
+    base, config = PRESETS["ddpo-compressibility"].config, PRESETS[f"{method}-compressibility"].config
+    assert config.algorithm.name == {"b2": "ddpo", "rwr-sparse": "rwr"}.get(method, method)
+    assert (config.sampling.samples, config.prompts, config.tuning) == (128, base.prompts, base.tuning)

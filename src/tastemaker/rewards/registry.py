@@ -46,6 +46,8 @@ def installed() -> dict[str, str]:
 
 def load_reward(name: str) -> Reward:
     """The reward of this name. Raises RewardError where there is none or its module does not import."""
+    if not name:
+        raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
     if ":" not in target:
         raise RewardError(

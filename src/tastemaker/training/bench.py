@@ -111,7 +111,7 @@ def needed_calls(session: Session) -> Calls:
     kept = len(session.window.steps(session.task.grid.stochastic(s.eta), session.state.round + 1))
     trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
     forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
-    backward = Counter(double * len(part) for part in batches(s.samples // o.updates * trained, o.rows))
+    backward = Counter(double * len(part) for part in batches(s.samples * trained // o.updates, o.rows))
     return Calls(
         {rows: count * s.steps for rows, count in forward.items()},
         {rows: count * o.updates * o.inner_epochs for rows, count in backward.items()},

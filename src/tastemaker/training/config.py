@@ -193,7 +193,7 @@ class Config:
         for name, value in {"optimizer.warmup": o.warmup, "checkpoint.keep_every": self.checkpoint.keep_every}.items():
             if value < 0:
                 raise ConfigError(f"{name} is {value}, but must not be negative")
-        for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": o.updates}.items():
+        for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": self.slices}.items():
             if s.samples % count:
                 raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")
         if s.per_prompt % s.branches:
@@ -201,9 +201,9 @@ class Config:
                 f"sampling.per_prompt is {s.per_prompt}, but must be a multiple of sampling.branches = {s.branches}: "
                 "the branches of a root are pictures of one prompt"
             )
-        if (s.samples // o.updates) % self.together:
+        if (s.samples // self.slices) % self.together:
             raise ConfigError(
-                f"an update has {s.samples // o.updates} pictures (sampling.samples / optimizer.updates), but must "
+                f"an update has {s.samples // self.slices} pictures (sampling.samples / optimizer.updates), but must "
                 f"have a multiple of {self.together}, which are compared with each other"
             )
         self._check_advantage()
@@ -216,6 +216,11 @@ class Config:
         for name, share in {"timestep_fraction": o.timestep_fraction, "first_share": o.first_share}.items():
             if not 0 < share <= 1:
                 raise ConfigError(f"optimizer.{name} is {share}, but must lie in (0, 1]")
+
+    @property
+    def slices(self) -> int:
+        """Parts of a round's pictures of which each process samples a share: its updates, where these take pictures."""
+        return self.optimizer.updates if self.optimizer.minibatch == "pictures" else 1
 
     @property
     def together(self) -> int:

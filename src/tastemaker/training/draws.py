@@ -60,11 +60,11 @@ def _draw(prompts: PromptSet, seed: int, round: int, rows: Sequence[tuple[int, i
     )
 
 
-def share(samples: int, updates: int, rank: int, world: int) -> list[int]:
-    """Places in a round's order that process `rank` of `world` samples: its part of every update, in order."""
-    size = samples // updates
+def share(samples: int, slices: int, rank: int, world: int) -> list[int]:
+    """Places in a round's order that process `rank` of `world` samples: its part of every slice, in order."""
+    size = samples // slices
     part = size // world
-    return [update * size + rank * part + place for update in range(updates) for place in range(part)]
+    return [number * size + rank * part + place for number in range(slices) for place in range(part)]
 
 
 def assigned(

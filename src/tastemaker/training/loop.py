@@ -160,13 +160,13 @@ def one_round(session: Session) -> dict[str, Any]:
     draw = draw_round(
         session.prompts, config.seed, number, sampling.samples, sampling.per_prompt, sampling.branches, config.together
     )
-    mine = share(len(draw), config.optimizer.updates, accelerator.process_index, accelerator.num_processes)
+    mine = share(len(draw), config.slices, accelerator.process_index, accelerator.num_processes)
     own = draw.select(mine)
     keep = session.window.steps(session.task.grid.stochastic(sampling.eta), number)
     with session.phase("sample", len(mine) * sampling.steps), session.inference():
         rollout, pictures, own_reward = collect(session, own, keep, session.stop.check)
     session.stop.check()
-    reward = gathered(accelerator, own_reward, len(draw), config.optimizer.updates)
+    reward = gathered(accelerator, own_reward, len(draw), config.slices)
     advantage = advantages(session, draw, reward)
     group = draw.groups()
     selected = config.selection.chosen(advantage, group)
@@ -221,13 +221,13 @@ def control(session: Session, metrics: Mapping[str, float], kept: int) -> dict[s
     return {"kl_weight": used, "kl_trajectory": measured}
 
 
-def gathered(accelerator: Accelerator, own: Tensor, samples: int, updates: int) -> Tensor:
+def gathered(accelerator: Accelerator, own: Tensor, samples: int, slices: int) -> Tensor:
     """Every process' values [B / world] in the round's order, [B] float32 on the CPU."""
     world = accelerator.num_processes
     if world == 1:
         return own
     everyone = tensor(accelerator.gather(own.to(accelerator.device))).cpu()
-    order = torch.tensor([place for rank in range(world) for place in share(samples, updates, rank, world)])
+    order = torch.tensor([place for rank in range(world) for place in share(samples, slices, rank, world)])
     return torch.empty(samples).index_copy_(0, order, everyone)
 
 

@@ -46,11 +46,12 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
-    world, part = accelerator.num_processes, config.sampling.samples // config.optimizer.updates
+    world, part = accelerator.num_processes, config.sampling.samples // config.slices
     if part % (world * config.together):
         kept = f" in pieces of {config.together}, which are compared with each other" if config.together > 1 else ""
         raise ConfigError(
-            f"an update has {part} samples (sampling.samples / optimizer.updates), "
+            f"{'an update' if config.slices > 1 else 'a round'} has {part} samples (sampling.samples = "
+            f"{config.sampling.samples}, optimizer.updates = {config.optimizer.updates}), "
             f"which {world} processes do not divide{kept}"
         )
     display = Display(config.rounds, state.round, accelerator.is_main_process)

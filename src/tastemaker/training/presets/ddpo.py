@@ -1,4 +1,4 @@
-"""Configs to start from, by name. Flags and files change single settings of them. Nothing here imports torch.
+"""DDPO's presets: the bundled model, the paper, and its public code.
 
 The DDPO paper used the whole U-Net at a learning rate of 1e-5, its public PyTorch code LoRA at 3e-4: both are
 here.
@@ -6,33 +6,26 @@ here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.models.tuning import Tuning
 from tastemaker.training.config import Advantage, Checkpoints, Config, Evaluation, Optimizer, Sampling
+from tastemaker.training.presets.preset import Preset
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A named config with one line on what it does and one on where its numbers come from."""
-
-    config: Config
-    summary: str
-    source: str
-
-
-def _reward(config: Config, reward: str) -> Config:
+def with_reward(config: Config, reward: str) -> Config:
+    """The same with another reward."""
     return replace(config, reward=reward)
 
 
-def _score_function(config: Config) -> Config:
+def score_function(config: Config) -> Config:
     """One update a round: the score function is unbiased only for pictures of the current weights."""
     algorithm = replace(config.algorithm, estimator="sf")
     return replace(config, algorithm=algorithm, optimizer=replace(config.optimizer, updates=1, warmup=0))
 
 
-def _gentle(config: Config) -> Config:
+def gentle(config: Config) -> Config:
     """A picture has few ways to be busier, and many to be simpler that its prompt does not survive."""
     return replace(config, rounds=6, optimizer=replace(config.optimizer, lr=6e-3, warmup=4))
 
@@ -81,7 +74,7 @@ PUBLIC_CODE = replace(
     checkpoint=Checkpoints(),
 )
 
-_BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"
+BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"
 _PAPER_SOURCE = (
     "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: advantage clip 5 and statistics 16/16, "
     "of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"
@@ -90,52 +83,52 @@ _PUBLIC_SOURCE = "ddpo-pytorch's config/dgx.py over config/base.py, in float32 w
 
 PRESETS: dict[str, Preset] = {
     "ddpo-compressibility": Preset(
-        _gentle(_reward(BUNDLED, "jpeg-compressibility")),
+        gentle(with_reward(BUNDLED, "jpeg-compressibility")),
         "bundled model, simple pictures, in minutes on a laptop",
-        _BUNDLED_SOURCE,
+        BUNDLED_SOURCE,
     ),
     "ddpo-incompressibility": Preset(
-        _reward(BUNDLED, "jpeg-incompressibility"),
+        with_reward(BUNDLED, "jpeg-incompressibility"),
         "bundled model, busy pictures, in minutes on a laptop",
-        _BUNDLED_SOURCE,
+        BUNDLED_SOURCE,
     ),
     "ddpo-compressibility-sf": Preset(
-        _score_function(_gentle(_reward(BUNDLED, "jpeg-compressibility"))),
+        score_function(gentle(with_reward(BUNDLED, "jpeg-compressibility"))),
         "bundled model, simple pictures, score function (one update a round)",
-        _BUNDLED_SOURCE,
+        BUNDLED_SOURCE,
     ),
     "ddpo-incompressibility-sf": Preset(
-        _score_function(_reward(BUNDLED, "jpeg-incompressibility")),
+        score_function(with_reward(BUNDLED, "jpeg-incompressibility")),
         "bundled model, busy pictures, score function (one update a round)",
-        _BUNDLED_SOURCE,
+        BUNDLED_SOURCE,
     ),
     "ddpo-compressibility-sd14": Preset(
-        _reward(PAPER, "jpeg-compressibility"),
+        with_reward(PAPER, "jpeg-compressibility"),
         "Stable Diffusion 1.4, simple pictures, whole U-Net: the paper's settings",
         _PAPER_SOURCE,
     ),
     "ddpo-incompressibility-sd14": Preset(
-        _reward(PAPER, "jpeg-incompressibility"),
+        with_reward(PAPER, "jpeg-incompressibility"),
         "Stable Diffusion 1.4, busy pictures, whole U-Net: the paper's settings",
         _PAPER_SOURCE,
     ),
     "ddpo-compressibility-sd14-sf": Preset(
-        _score_function(_reward(PAPER, "jpeg-compressibility")),
+        score_function(with_reward(PAPER, "jpeg-compressibility")),
         "Stable Diffusion 1.4, simple pictures, score function: the paper's settings",
         _PAPER_SOURCE,
     ),
     "ddpo-incompressibility-sd14-sf": Preset(
-        _score_function(_reward(PAPER, "jpeg-incompressibility")),
+        score_function(with_reward(PAPER, "jpeg-incompressibility")),
         "Stable Diffusion 1.4, busy pictures, score function: the paper's settings",
         _PAPER_SOURCE,
     ),
     "ddpo-compressibility-sd14-lora": Preset(
-        _reward(PUBLIC_CODE, "jpeg-compressibility"),
+        with_reward(PUBLIC_CODE, "jpeg-compressibility"),
         "Stable Diffusion 1.4, simple pictures, LoRA: the public PyTorch code's settings",
         _PUBLIC_SOURCE,
     ),
     "ddpo-incompressibility-sd14-lora": Preset(
-        _reward(PUBLIC_CODE, "jpeg-incompressibility"),
+        with_reward(PUBLIC_CODE, "jpeg-incompressibility"),
         "Stable Diffusion 1.4, busy pictures, LoRA: the public PyTorch code's settings",
         _PUBLIC_SOURCE,
     ),
