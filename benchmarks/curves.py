@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from runs import records, run_all
 
 REWARDS = ("compressibility", "incompressibility")
 ESTIMATORS = {"is": "", "sf": "-sf"}
@@ -26,41 +23,13 @@ LABELS = {"is": "DDPO-IS", "sf": "DDPO-SF"}
 COLOURS = {"is": "#0b6e99", "sf": "#d1495b"}
 
 
-def run(work: Path, reward: str, estimator: str, seed: int, rounds: int | None) -> Path:
-    """One run, unless it is there; returns its folder."""
-    folder = work / f"{reward}-{estimator}-{seed}"
-    if (folder / "report.html").is_file():
-        return folder
+def words(reward: str, estimator: str, seed: int) -> list[str]:
+    """Preset and settings of one run."""
     preset = f"ddpo-{reward}{ESTIMATORS[estimator]}"
-    words = [
-        sys.executable,
-        "-m",
-        "tastemaker.cli.main",
-        "train",
-        preset,
-        "--seed",
-        str(seed),
-        "--out",
-        str(folder),
-        "--evaluation.every",
-        "100",
-        *SETTINGS,
-    ]
-    words += ["--rounds", str(rounds)] if rounds else []
-    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-    print(folder, done.stdout.splitlines()[-2], flush=True)
-    return folder
+    return [preset, "--seed", str(seed), "--evaluation.every", "100", *SETTINGS]
 
 
-def records(folder: Path) -> tuple[list[dict], list[dict]]:
-    """Rounds and evaluations of a run."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "round" in line], [line for line in lines if "evaluation" in line]
-
-
-def plot(work: Path, folders: dict[tuple[str, str, int], Path], out: Path) -> dict[str, dict[str, float]]:
+def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> dict[str, dict[str, float]]:
     """Reward by round with the range over seeds, and the judge below it; returns the final figures."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
@@ -104,10 +73,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     keys = [(r, e, seed) for seed in range(arguments.seeds) for r in REWARDS for e in ESTIMATORS]
-    with ThreadPoolExecutor(2) as pool:
-        paths = pool.map(lambda key: run(arguments.work, key[0], key[1], key[2], arguments.rounds), keys)
-        folders = dict(zip(keys, paths, strict=True))
-    table = plot(arguments.work, folders, arguments.out)
+    rounds = ["--rounds", str(arguments.rounds)] if arguments.rounds else []
+    folders = run_all({key: (arguments.work / "-".join(map(str, key)), [*words(*key), *rounds]) for key in keys})
+    table = plot(folders, arguments.out)
     arguments.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
     print(json.dumps(table, indent=1))
 
