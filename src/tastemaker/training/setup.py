@@ -56,6 +56,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display.say(f"loading {config.model}")
     set_seed(config.seed)
     model = load_model(config.model, config.precision, accelerator.device)
+    model.check(prompts.prompts)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
     model.tune(config.tuning, config.seed)
