@@ -24,6 +24,8 @@ class RewardEntry:
 
     target: str
     summary: str
+    argument: str | None = None
+    """What has to follow the name after a colon, where anything does; the target then makes the reward from it."""
 
 
 BUILTIN = {
@@ -32,6 +34,12 @@ BUILTIN = {
     ),
     "jpeg-incompressibility": RewardEntry(
         "tastemaker.rewards.jpeg:jpeg_incompressibility", "the JPEG size in kB (quality 95): busy pictures"
+    ),
+    "colourfulness": RewardEntry(
+        "tastemaker.rewards.colour:colourfulness", "share of vivid pixels times the entropy of hues, up to 2.81 bits"
+    ),
+    "target-image": RewardEntry(
+        "tastemaker.rewards.target:target_image", "-10 times the weighted RMS distance to one picture", "FILE"
     ),
 }
 
@@ -42,7 +50,16 @@ def installed() -> dict[str, str]:
 
 
 def load_reward(name: str) -> Reward:
-    """The reward of this name. Raises RewardError where there is none or its module does not import."""
+    """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
+
+    Raises RewardError where there is none, its module does not import, or the argument is missing or wrong.
+    """
+    first, _, argument = name.partition(":")
+    entry = BUILTIN.get(first)
+    if entry is not None and entry.argument is not None:
+        if not argument:
+            raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
+        return _import(entry.target, first)(argument)
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
     if ":" not in target:
         raise RewardError(
