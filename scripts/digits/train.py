@@ -3,7 +3,7 @@
     python scripts/digits/train.py digits    # needs scikit-learn (pip install -e ".[dev]")
     python scripts/digits/train.py drawn32
 
-Each becomes a diffusers DDPMPipeline with float16 weights in build/NAME, and NAME.png beside it shows its pictures.
+Each becomes a diffusers DDPMPipeline with float16 weights in build/NAME; scripts/digits/show.py draws their pictures.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Recipe:
     """Channels of the U-Net's levels, of 32, 16, 8 (with attention) and 4 pixels a side."""
     steps: int
     classes: tuple[str, ...] = ()
+    prediction: str = "epsilon"
 
 
 def fours() -> Callable[[], Batch]:
@@ -92,7 +93,9 @@ def muted_drawings() -> Callable[[], Batch]:
 
 RECIPES = {
     "digits": Recipe(fours, channels=1, widths=(16, 32, 64), steps=2500),
-    "drawn32": Recipe(muted_drawings, channels=3, widths=(16, 32, 64, 96), steps=2800, classes=KINDS),
+    "drawn32": Recipe(
+        muted_drawings, channels=3, widths=(16, 32, 64, 96), steps=2800, classes=KINDS, prediction="v_prediction"
+    ),
 }
 
 
@@ -111,9 +114,9 @@ def new_unet(recipe: Recipe) -> UNet2DModel:
 def train(recipe: Recipe, out: Path, steps: int) -> None:
     """Noise prediction with the loss weights of min-SNR (Hang et al. 2023); what is saved are averaged weights."""
     torch.manual_seed(0)
-    began = time.time()
+    began, busy = time.time(), time.process_time()
     batch, unet = recipe.data(), new_unet(recipe)
-    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=True, prediction_type=recipe.prediction)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LR, weight_decay=1e-2, fused=True)
     rate = get_cosine_schedule_with_warmup(optimizer, 100, steps)
     average = EMAModel(unet.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.8)
@@ -126,8 +129,14 @@ def train(recipe: Recipe, out: Path, steps: int) -> None:
         t = ((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH * 1000).long()
         noise = torch.randn_like(x)
         predicted = unet(scheduler.add_noise(x, noise, t), t, classes).sample
-        weight = (MIN_SNR / compute_snr(scheduler, t)).clamp(max=1)
-        loss = (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()
+        snr = compute_snr(scheduler, t)
+        # min(snr, 5) as the weight of the error in x_0, which is 1 / snr times that in the noise, and 1 / (snr + 1)
+        # times that in v.
+        if recipe.prediction == "epsilon":
+            target, weight = noise, snr.clamp(max=MIN_SNR) / snr
+        else:
+            target, weight = scheduler.get_velocity(x, noise, t), snr.clamp(max=MIN_SNR) / (snr + 1)
+        loss = (weight * (predicted - target).square().mean(dim=(1, 2, 3))).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
@@ -136,7 +145,11 @@ def train(recipe: Recipe, out: Path, steps: int) -> None:
         average.step(unet.parameters())
         losses.append(loss.item())
         if step % 100 == 0:
-            print(f"{step}/{steps} loss {np.mean(losses[-100:]):.4f} {time.time() - began:.0f} s", flush=True)
+            print(
+                f"{step}/{steps} loss {np.mean(losses[-100:]):.4f} {time.time() - began:.0f} s, "
+                f"{time.process_time() - busy:.0f} s of them computing",
+                flush=True,
+            )
         if step % 500 == 0 or step == steps:
             save(recipe, unet, average, scheduler, out)
 
