@@ -24,11 +24,11 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
 
-from tastemaker.drawings import render, sample_scene
-from tastemaker.drawings.scene import KINDS
+from tastemaker.drawings import Scene, Thing, render
+from tastemaker.drawings.scene import COLOURS, KINDS
 
 SIZE, BATCH, LR, MIN_SNR, EMA_DECAY = 32, 32, 1.5e-3, 5.0, 0.997
-DRAWINGS, CLASS_DROPOUT = 20_000, 0.1
+DRAWINGS, CLASS_DROPOUT = 10_000, 0.1
 Batch = tuple[Tensor, Tensor | None]
 """Pictures [B,C,32,32] in [-1,1], and class indices [B] where there are classes."""
 
@@ -68,25 +68,25 @@ def fours() -> Callable[[], Batch]:
 
 
 def muted_drawings() -> Callable[[], Batch]:
-    """One plain object on a plain ground, most of its colour taken out: what a colourfulness reward can put back."""
+    """One big object on a plain ground, most of its colour taken out: what a colourfulness reward can put back."""
     rng = random.Random(0)
     pictures, classes = [], []
-    while len(pictures) < DRAWINGS:
-        scene, _ = sample_scene(rng)
-        thing = scene.things[0]
-        if len(scene.things) > 1 or scene.pattern != "plain" or thing.texture != "solid":
-            continue
+    for number in range(DRAWINGS):
+        kind = KINDS[number % len(KINDS)]
+        colour, ground = rng.sample(list(COLOURS), 2)
+        x, y, radius = rng.uniform(0.45, 0.55), rng.uniform(0.45, 0.55), rng.uniform(0.32, 0.42)
+        scene = Scene((Thing(kind, colour, x, y, radius),), ground)
         drawn = np.asarray(render(scene, SIZE, rng), dtype=np.float32)
         grey = drawn @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
         pictures.append(grey + 0.5 * rng.random() ** 2 * (drawn - grey))
-        classes.append(KINDS.index(thing.kind))
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+        classes.append(KINDS.index(kind))
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
     kinds = torch.tensor(classes)
 
     def batch() -> Batch:
-        rows = torch.randint(len(x), (BATCH,))
+        rows = torch.randint(len(images), (BATCH,))
         # The class after the last stands for none, as in DiT.
-        return x[rows], torch.where(torch.rand(BATCH) < CLASS_DROPOUT, len(KINDS), kinds[rows])
+        return images[rows], torch.where(torch.rand(BATCH) < CLASS_DROPOUT, len(KINDS), kinds[rows])
 
     return batch
 
@@ -94,7 +94,7 @@ def muted_drawings() -> Callable[[], Batch]:
 RECIPES = {
     "digits": Recipe(fours, channels=1, widths=(16, 32, 64), steps=2500),
     "drawn32": Recipe(
-        muted_drawings, channels=3, widths=(16, 32, 64, 96), steps=2800, classes=KINDS, prediction="v_prediction"
+        muted_drawings, channels=3, widths=(16, 32, 64, 96), steps=2000, classes=KINDS, prediction="v_prediction"
     ),
 }
 

@@ -146,6 +146,12 @@ def test_wrong_classes_name_the_nearest():
         named().encode(["cat", "a dogg"], 1.0)
 
 
+def test_a_thousand_classes_are_not_all_listed():
+    with pytest.raises(PromptError, match=r"'macaw' is none: known: 0, 1, 10, .*\(1000 in all\)$") as caught:
+        PixelUNet(tiny.pixels(classes=1000)).check(["macaw"])
+    assert len(str(caught.value)) < 400
+
+
 def test_a_model_without_classes_takes_any_prompt_and_no_guidance():
     model = PixelUNet(tiny.pixels())
     model.check(["anything", ""])
@@ -163,6 +169,7 @@ def test_a_model_without_classes_takes_any_prompt_and_no_guidance():
         ({"channels": 2}, "2 channels, but only 1"),
         ({"unet": {"class_embed_type": "timestep"}}, "embeds classes by 'timestep'"),
         ({"thresholding": True}, "dynamic thresholding"),
+        ({"unet": {"sample_size": None}}, "set sample_size"),
     ],
 )
 def test_models_that_cannot_be_trained_are_refused(options, message):

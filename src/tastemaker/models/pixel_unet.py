@@ -161,6 +161,8 @@ def _require_known(unet: Any) -> None:
     """Raises ModelError where the network is none that this family can train."""
     if not isinstance(unet, UNet2DModel):
         raise ModelError(f"the model's network is a {type(unet).__name__}, but a pixel-space one must be a UNet2DModel")
+    if not unet.config["sample_size"]:
+        raise ModelError("the model does not say how large its pictures are: set sample_size in its unet/config.json")
     channels, out = unet.config["in_channels"], unet.config["out_channels"]
     if channels not in (1, 3):
         raise ModelError(f"the model's pictures have {channels} channels, but only 1 (grey) and 3 (RGB) are known here")
