@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -53,3 +61,17 @@ def folder(path: Path, seed: int = 0, **scheduler: Any) -> Path:
     """`pipeline` saved as a checkpoint."""
     pipeline(seed, **scheduler).save_pretrained(path)
     return path
+
+
+def pixels(seed: int = 0, channels: int = 1, classes: int | None = None, unet: dict | None = None, **scheduler: Any):
+    """A DDPMPipeline of 16x16 pictures in float32, without names for its classes."""
+    torch.manual_seed(seed)
+    settings = {
+        "sample_size": 16, "in_channels": channels, "out_channels": channels, "layers_per_block": 1,
+        "block_out_channels": (8, 16), "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "norm_num_groups": 4, "attention_head_dim": 4,
+        "num_class_embeds": classes,
+    }  # fmt: skip
+    made = DDPMPipeline(UNet2DModel(**(settings | (unet or {}))), DDPMScheduler(**scheduler))
+    made.set_progress_bar_config(disable=True)
+    return made

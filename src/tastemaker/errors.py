@@ -40,8 +40,11 @@ class DivergedError(TastemakerError):
 
 
 def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """A hint for error messages: the known name closest to `name`, or all of them when none is close."""
+    """A hint for error messages: the known name closest to `name`, or up to 40 of them when none is close."""
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", ... ({len(known)} in all)" if len(known) > 40 else ""
+    return f"known: {', '.join(sorted(known)[:40])}{more}"

@@ -39,6 +39,14 @@ def test_bundled_lists_are_of_the_judges_grammar_and_balanced():
         assert request.things[0].colour != request.things[1].colour
 
 
+def test_lists_for_models_of_classes_and_of_nothing():
+    """The names of the drawings' classes; and one prompt for a model that looks at none."""
+    assert load_prompts("bundled-kinds").prompts == (
+        "circle", "square", "triangle", "star", "heart", "tree", "house", "fish"
+    )  # fmt: skip
+    assert len(load_prompts("none")) == 1
+
+
 def test_text_and_jsonl_files(tmp_path):
     (tmp_path / "a.txt").write_text("\ufeffa cat\n\n  ein Bär \n", encoding="utf-8")
     assert load_prompts(str(tmp_path / "a.txt")) == PromptSet(("a cat", "ein Bär"), (1.0, 1.0))

@@ -1,11 +1,13 @@
-"""Rewards: the JPEG definition, loading by name, and answers that are refused."""
+"""Rewards: the built-in definitions, loading by name, and answers that are refused."""
 
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.color import lab2rgb, rgb2lab
 
 from tastemaker.errors import RewardError
 from tastemaker.rewards.contract import reward, score
@@ -36,8 +38,131 @@ def test_rounding_is_to_nearest_and_out_of_range_is_clamped():
     assert to_bytes(x)[0, ..., 0].flatten().tolist() == [0, 0, 1, 255]
 
 
+def saved(picture, path):
+    """A picture [3,H,W] of whole 255ths as a file."""
+    Image.fromarray((picture * 255).round().permute(1, 2, 0).to(torch.uint8).numpy()).save(path)
+    return path
+
+
+def grey(*rows):
+    return torch.tensor(rows).expand(3, -1, -1)
+
+
+def test_target_image_by_hand(tmp_path):
+    """Thesis, Alg. 1. y = (1, 0; 0, 0), mean 1/4: errors where y is bright count 1 + 1 / (1/4) = 5 times.
+
+    All black: e = 5 * 1 at one pixel of four, -10 sqrt(5/4) = -11.1803. All white: e = 1 at three, -10 sqrt(3/4)
+    = -8.6603. Half grey: (5 + 1 + 1 + 1) * 1/4 / 4 = 1/2, -7.0711.
+    """
+    target = grey([1.0, 0.0], [0.0, 0.0])
+    function = load_reward(f"target-image:{saved(target, tmp_path / 'y.png')}")
+    x = torch.stack([target, torch.zeros(3, 2, 2), torch.ones(3, 2, 2), torch.full((3, 2, 2), 0.5)])
+    expected = torch.tensor([0.0, -11.180340, -8.660254, -7.0710678])
+    torch.testing.assert_close(score(function, x, "abcd"), expected)
+
+
+def test_target_image_has_a_gradient_also_at_the_target(tmp_path):
+    """At half grey the reward is -10 sqrt(S/12) with S = sum (x-y)^2 w = 6; its slope at a pixel of error d and weight
+    w is -10 * 2 d w / 12 / (2 sqrt(1/2)): for the bright one d = -1/2, w = 5, so +2.9463, for others -0.5893."""
+    target = grey([1.0, 0.0], [0.0, 0.0])
+    function = load_reward(f"target-image:{saved(target, tmp_path / 'y.png')}")
+    assert function.differentiable
+    x = torch.stack([torch.full((3, 2, 2), 0.5), target]).requires_grad_()
+    function(x, ["a", "b"]).sum().backward()
+    expected = grey([2.946278, -0.5892557], [-0.5892557, -0.5892557])
+    torch.testing.assert_close(x.grad, torch.stack([expected, torch.zeros(3, 2, 2)]))
+
+
+def test_target_image_is_resized_to_the_pictures(tmp_path):
+    """A grey file of 2 columns, 0 and 1, is 0, 0, 1/8, 3/8, 5/8, 7/8, 1, 1 in 8 columns, of mean 1/2.
+
+    Against sharp halves: e = 1/64 * 5/4 + 9/64 * 7/4 + 9/64 * 9/4 + 1/64 * 11/4 = 5/8 in 8 columns, -10 sqrt(5/64).
+    """
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 2, axis=0)).save(tmp_path / "y.png")
+    function = load_reward(f"target-image:{tmp_path / 'y.png'}")
+    halves = torch.cat([torch.zeros(1, 3, 8, 4), torch.ones(1, 3, 8, 4)], dim=3)
+    assert function(halves, ["a"]).item() == pytest.approx(-2.7950850)
+
+
+def test_a_target_that_cannot_be_one_is_refused(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    saved(torch.zeros(3, 2, 2), tmp_path / "black.png")
+    for name, message in [
+        ("target-image", "needs to be told more: give `target-image:FILE`"),
+        (f"target-image:{tmp_path}/none.png", r"there is no file .*none.png"),
+        (f"target-image:{tmp_path}/text.png", r"text.png is no image file"),
+        (f"target-image:{tmp_path}", "cannot read its picture"),
+        (f"target-image:{tmp_path}/black.png", r"black.png is all black"),
+    ]:
+        with pytest.raises(RewardError, match=message):
+            load_reward(name)
+
+
+def patches(*colours):
+    """A picture [3,1,N] of one pixel of each RGB colour."""
+    return torch.tensor(colours, dtype=torch.float32).T.unsqueeze(1)
+
+
+RED, BLUE, YELLOW, GREEN = (1, 0, 0), (0, 0, 1), (1, 1, 0), (0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        # CIELAB hues in radians (red 0.70, blue -0.94, yellow 1.79, green 2.37) fall in bins 4, 2, 5, 6 of 7.
+        (patches(RED, RED), 0.0),
+        (patches(RED, BLUE), 1.0),
+        (patches(RED, RED, RED, BLUE), 0.8112781),  # 2 - 3/4 log2 3
+        (patches(RED, BLUE, YELLOW, GREEN), 2.0),
+        # Greys are not vivid, yet have a hue: black's is atan2(0, 0) = 0, in bin 3. Half are vivid, and 1 bit of hues.
+        (patches(RED, (0, 0, 0)), 0.5),
+    ],
+)
+def test_colourfulness_by_hand(picture, expected):
+    assert load_reward("colourfulness")(picture.unsqueeze(0), ["x"]).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.2, 0.5, 1.0])
+def test_grey_pictures_have_no_colourfulness(level):
+    assert load_reward("colourfulness")(torch.full((1, 3, 8, 8), level), ["x"]).item() == 0.0
+    noise = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(1, 3, 8, 8)
+    assert load_reward("colourfulness")(noise, ["x"]).item() == 0.0
+
+
+def in_lab(chroma):
+    """Seven pixels of lightness 60, each in the middle of one of the 7 bins of hue."""
+    hue = -math.pi + (np.arange(7) + 0.5) * 2 * math.pi / 7
+    lab = np.stack([np.full(7, 60.0), chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+    return torch.from_numpy(lab2rgb(lab)).float().T.reshape(1, 3, 1, 7)
+
+
+def test_colourfulness_is_log2_7_at_most_and_compares_the_squared_chroma_with_10():
+    """3.2^2 = 10.24 and 3.1^2 = 9.61: vivid and not."""
+    assert load_reward("colourfulness")(in_lab(20), ["x"]).item() == pytest.approx(math.log2(7), abs=1e-6)
+    assert load_reward("colourfulness")(in_lab(3.2), ["x"]).item() == pytest.approx(math.log2(7), abs=1e-6)
+    assert load_reward("colourfulness")(in_lab(3.1), ["x"]).item() == 0.0
+
+
+def test_colourfulness_is_the_thesis_own_listing():
+    """App. A, for pictures in [0,1]."""
+    pictures = torch.cat([PICTURES, 0.5 + 0.1 * (PICTURES - 0.5)])
+    lab = np.stack([rgb2lab(picture) for picture in pictures.permute(0, 2, 3, 1).numpy()])
+    a, b = lab[..., 1], lab[..., 2]
+    vivid_ratio = np.mean(a**2 + b**2 > 10, axis=(1, 2))
+    discrete = np.digitize(np.arctan2(b, a), np.linspace(-np.pi, np.pi, 8)) - 1
+    discrete[discrete == 7] = 6
+    counts = np.apply_along_axis(np.bincount, -1, discrete.reshape(len(discrete), -1), minlength=7)
+    probs = counts / counts.sum(axis=-1, keepdims=True)
+    entropy = -np.sum(probs * np.log2(probs + np.finfo(float).eps), axis=-1)
+    expected = torch.tensor(vivid_ratio * entropy).float()
+    assert expected.min() > 0.1
+    torch.testing.assert_close(load_reward("colourfulness")(pictures, "abcdef"), expected)
+
+
 @pytest.mark.parametrize("name", sorted(BUILTIN))
-def test_built_in_rewards_keep_order_and_do_not_depend_on_the_batch(name):
+def test_built_in_rewards_keep_order_and_do_not_depend_on_the_batch(name, tmp_path):
+    if name == "target-image":
+        name = f"{name}:{saved(PICTURES[1], tmp_path / 'target.png')}"
     function = load_reward(name)
     together = score(function, PICTURES, ["a", "b", "c"])
     alone = torch.cat([score(function, PICTURES[i : i + 1], [p]) for i, p in enumerate("abc")])

@@ -30,6 +30,7 @@ REQUIRED = {
     "jinja2": "3.1",
     "matplotlib": "3.9",
     "pyyaml": "6",
+    "scikit-image": "0.24",
     "rich": "13.7",
     "tyro": "1.0",
 }

@@ -14,7 +14,8 @@ from tastemaker.errors import ConfigError, nearest
 
 MODELS = {
     "bundled": "small model that ships with tastemaker, for trying things out on a laptop",
-    "FOLDER or OWNER/NAME": "any diffusers StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), local or on the hub",
+    "FOLDER or OWNER/NAME": "any diffusers StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), DDPMPipeline or "
+    "DDIMPipeline, local or on the hub",
 }
 
 
@@ -42,7 +43,8 @@ def _rewards() -> dict[str, str]:
     from tastemaker.rewards.registry import BUILTIN, installed
 
     others = {name: f"from an installed package: {target}" for name, target in installed().items()}
-    return {name: entry.summary for name, entry in BUILTIN.items()} | others
+    named = {name if e.argument is None else f"{name}:{e.argument}": e.summary for name, e in BUILTIN.items()}
+    return named | others
 
 
 def _prompts() -> dict[str, str]:

@@ -80,12 +80,14 @@ def save_grid(run: Path, round: int, x: Tensor, draw: Draw, reward: Tensor, corr
 
 def find_adapter(adapter: str | Path) -> Path:
     """The folder with trained weights: given itself, or as a run. Raises ConfigError where there is none."""
-    from tastemaker.models.lora import WEIGHTS
+    from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS
 
     for folder in (Path(adapter), Path(adapter) / "adapter", Path(adapter) / "model"):
-        if (folder / WEIGHTS).is_file() or (folder / "unet").is_dir():
+        files = (folder / WEIGHTS, folder / PEFT_WEIGHTS, folder / "unet")
+        if any(file.exists() for file in files):
             return folder
-    raise ConfigError(f"there is no adapter in {adapter}: expected a finished run, or a folder with {WEIGHTS}")
+    names = f"{WEIGHTS} or {PEFT_WEIGHTS}"
+    raise ConfigError(f"there is no adapter in {adapter}: expected a finished run, or a folder with {names}")
 
 
 def write_samples(

@@ -8,12 +8,17 @@ if TYPE_CHECKING:
     import torch
 
     from tastemaker.models.latent_unet import LatentUNet
+    from tastemaker.models.pixel_unet import PixelUNet
 
 
-def load_model(source: str, precision: str = "fp32", device: torch.device | str = "cpu") -> LatentUNet:
+def load_model(source: str, precision: str = "fp32", device: torch.device | str = "cpu") -> LatentUNet | PixelUNet:
     """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError."""
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.latent_unet import LatentUNet, load_pipeline
 
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
-    return LatentUNet(pipeline, precision, device)
+    if type(pipeline).__name__ == "StableDiffusionPipeline":
+        return LatentUNet(pipeline, precision, device)
+    from tastemaker.models.pixel_unet import PixelUNet
+
+    return PixelUNet(pipeline, precision, device)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 _verbosity = transformers.logging.get_verbosity()
 transformers.logging.set_verbosity_error()
 import diffusers  # noqa: E402
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline  # noqa: E402
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # noqa: E402
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: E402
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline  # noqa: E402
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
@@ -24,12 +26,20 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.models.lora import WEIGHTS, adapters_off, add_lora, save_lora  # noqa: E402
+from tastemaker.models import lora  # noqa: E402
+from tastemaker.models.guidance import guided_x0  # noqa: E402
 from tastemaker.models.tuning import Tuning  # noqa: E402
 from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from  # noqa: E402
 from tastemaker.types import Cond  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_UNUSED = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "StableDiffusionPipeline": (StableDiffusionPipeline, _UNUSED),
+    "DDPMPipeline": (DDPMPipeline, {}),
+    "DDIMPipeline": (DDIMPipeline, {}),
+}
+"""Pipelines by the name in their model_index.json, and what they are loaded with."""
 
 
 def ddim(config: Any) -> DDIMScheduler:
@@ -44,6 +54,12 @@ class SchedulerProcess:
     """The process that a pipeline's scheduler config describes: any beta schedule, spacing and prediction type."""
 
     scheduler: DDIMScheduler
+
+    def __post_init__(self) -> None:
+        if self.scheduler.config["thresholding"]:
+            raise ModelError(
+                "the model's scheduler asks for dynamic thresholding, which has no Gaussian likelihood here"
+            )
 
     @property
     def prediction(self) -> Prediction:
@@ -91,17 +107,13 @@ class LatentUNet:
         pipeline.vae.requires_grad_(False).eval()
         pipeline.text_encoder.requires_grad_(False).eval()
         pipeline.unet.requires_grad_(False).eval()
-        with _quiet():
+        with quiet():
             # The VAE stays in float32: it is a small part of the work, and overflows in float16 for SD 2.x.
             pipeline.vae.to(self.device, torch.float32)
             pipeline.text_encoder.to(self.device, self.dtype)
             pipeline.unet.to(self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
         self.process = SchedulerProcess(ddim(pipeline.scheduler.config))
-        if self.process.scheduler.config["thresholding"]:
-            raise ModelError(
-                "the model's scheduler asks for dynamic thresholding, which has no Gaussian likelihood here"
-            )
         side = pipeline.unet.config.sample_size
         self.latent_shape = (pipeline.unet.config.in_channels, side, side)
         self.tuned: Tuning | None = None
@@ -122,22 +134,15 @@ class LatentUNet:
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
-        unet = self.pipeline.unet
-        if tuning.mode == "lora":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                add_lora(unet, tuning.rank, tuning.alpha, tuning.targets)
-        else:
-            unet.to(torch.float32).requires_grad_(True)
-        if tuning.gradient_checkpointing:
-            # diffusers recomputes only in training mode, which has no other effect: these U-Nets have no dropout.
-            unet.enable_gradient_checkpointing()
-            unet.train()
+        lora.tune(self.pipeline.unet, tuning, seed)
         self.tuned = tuning
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name."""
         return {name: p for name, p in self.pipeline.unet.named_parameters() if p.requires_grad}
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Any text will do."""
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
@@ -152,12 +157,7 @@ class LatentUNet:
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
-        if cond.guidance == 1:
-            return self.process.x0(self._predict(x, t, cond.text).double(), x.double(), t)
-        empty = cond.empty.expand_as(cond.text)
-        both = self._predict(torch.cat([x, x]), torch.cat([t, t]), torch.cat([empty, cond.text])).double()
-        unconditional, conditional = both.chunk(2)
-        return self.process.x0(unconditional + cond.guidance * (conditional - unconditional), x.double(), t)
+        return guided_x0(self._predict, self.process, x, t, cond)
 
     def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         half = self.dtype != torch.float32
@@ -177,15 +177,11 @@ class LatentUNet:
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the adapters are off. Raises ModelError for a fully tuned model, which keeps no copy."""
-        if self.tuned is None:
-            return nullcontext()
-        if self.tuned.mode == "full":
-            raise ModelError("the whole U-Net was tuned and no copy of the base model kept: use tuning.mode = lora")
-        return adapters_off(self.pipeline.unet)
+        return lora.reference(self.pipeline.unet, self.tuned)
 
     def apply(self, folder: Path) -> None:
         """Puts on what `save` wrote: an adapter, or the whole U-Net."""
-        if (folder / WEIGHTS).is_file():
+        if (folder / lora.WEIGHTS).is_file():
             self.pipeline.load_lora_weights(folder)
         else:
             unet = type(self.pipeline.unet).from_pretrained(folder / "unet")
@@ -196,11 +192,21 @@ class LatentUNet:
         if self.tuned is not None and self.tuned.mode == "full":
             self.pipeline.unet.save_pretrained(folder / "unet")
         else:
-            save_lora(self.pipeline.unet, folder)
+            lora.save_lora(self.pipeline.unet, folder)
+
+    def usage(self, base: str) -> str:
+        """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
+        pipe = f"pipe = StableDiffusionPipeline.from_pretrained({base})"
+        if self.tuned is not None and self.tuned.mode == "full":
+            return (
+                f"from diffusers import StableDiffusionPipeline, UNet2DConditionModel\n\n{pipe}\n"
+                "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')\n"
+            )
+        return f"from diffusers import StableDiffusionPipeline\n\n{pipe}\npipe.load_lora_weights('adapter')\n"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the libraries' bars and notes about optional parts off a user's screen."""
     libraries = (diffusers.utils.logging, transformers.logging)
     levels = [library.get_verbosity() for library in libraries]
@@ -216,23 +222,28 @@ def _quiet() -> Iterator[None]:
 
 
 def load_pipeline(source: str) -> Any:
-    """A StableDiffusionPipeline in float32 from a folder or the hub. Raises ModelError in one sentence."""
+    """A pipeline of FAMILIES in float32, from a folder or the hub. Raises ModelError in one sentence."""
     local = Path(source).expanduser()
     if local.exists() and not (local / "model_index.json").is_file():
         raise ModelError(f"{source} has no model_index.json: expected a folder written by a diffusers pipeline")
     if not local.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise ModelError(f"there is no model at {source}: give `bundled`, a folder, or a hub name like owner/name")
+    place = str(local) if local.exists() else source
     try:
-        with _quiet():
-            config = DiffusionPipeline.load_config(str(local) if local.exists() else source)
-            kind = config.get("_class_name") if isinstance(config, dict) else None
-            if kind != "StableDiffusionPipeline":
-                raise ModelError(f"{source} is a {kind}; this version trains StableDiffusionPipeline (SD 1.x and 2.x)")
-            return StableDiffusionPipeline.from_pretrained(
-                str(local) if local.exists() else source,
-                safety_checker=None, requires_safety_checker=False,
-                feature_extractor=None, image_encoder=None,
-            )  # fmt: skip
+        with quiet():
+            config: Any = DiffusionPipeline.load_config(place)
+            kind = config.get("_class_name")
+            if kind not in FAMILIES:
+                raise ModelError(
+                    f"{source} is a {kind}; this version trains StableDiffusionPipeline (SD 1.x and 2.x), "
+                    "DDPMPipeline and DDIMPipeline"
+                )
+            pipeline, options = FAMILIES[kind]
+            made = pipeline.from_pretrained(place, **options)
+            if "id2label" in config:
+                # Names of classes, which these pipelines carry along but do not know.
+                made.register_to_config(id2label=config["id2label"])
+            return made
     except ModelError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own kinds

@@ -1,21 +1,44 @@
-"""Low-rank adapters through peft, saved so that diffusers loads them."""
+"""Which weights learn: all of a network's, or low-rank adapters through peft, saved so that others load them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from tastemaker.errors import ModelError
+from tastemaker.models.tuning import Tuning
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+"""Name of an adapter's file in diffusers' form."""
+PEFT_WEIGHTS = "adapter_model.safetensors"
+"""Name of an adapter's file in peft's own form."""
+
+
+def tune(network: Any, tuning: Tuning, seed: int) -> None:
+    """Makes a frozen diffusers network trainable, by adapters (drawn from `seed`) or in full."""
+    if tuning.mode == "lora":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+    else:
+        network.to(torch.float32).requires_grad_(True)
+    if tuning.gradient_checkpointing:
+        # diffusers recomputes only in training mode, in which dropout would make the likelihood a random number.
+        network.enable_gradient_checkpointing()
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
 
 
 def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
@@ -30,7 +53,10 @@ def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str
     scale: Any = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=list(targets))
     try:
-        network.add_adapter(config)
+        if hasattr(network, "add_adapter"):
+            network.add_adapter(config)
+        else:
+            inject_adapter_in_model(config, network)
     except ValueError as error:
         raise ModelError(
             f"tuning.targets is {list(targets)}, but no layer of the network has such a name; it has {sorted(names)}"
@@ -49,11 +75,33 @@ def save_lora(network: Any, folder: Path) -> None:
     )
 
 
+def save_peft(network: Any, folder: Path) -> None:
+    """Writes the adapter to `folder` in the form of `peft.PeftModel.from_pretrained`, alpha included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(network)
+    # peft's own files hold the names of its wrapper around a model.
+    weights = {f"base_model.model.{name}": value.contiguous().cpu() for name, value in state.items()}
+    save_file(weights, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    network.peft_config["default"].save_pretrained(folder)
+
+
+def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None]:
+    """Inside it the adapters are off. Raises ModelError for a fully tuned network, which keeps no copy."""
+    if tuned is None:
+        return nullcontext()
+    if tuned.mode == "full":
+        raise ModelError("the whole U-Net was tuned and no copy of the base model kept: use tuning.mode = lora")
+    return adapters_off(network)
+
+
 @contextmanager
-def adapters_off(network: Any) -> Iterator[None]:
+def adapters_off(network: nn.Module) -> Iterator[None]:
     """Inside it the network is the one that training started from."""
-    network.disable_adapters()
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        network.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)

@@ -108,6 +108,10 @@ BUILTIN: dict[str, PromptList] = {
     "bundled-count": PromptList("[number] [colour] [objects], two to four (bundled model)", _count),
     "bundled-pair": PromptList("[object] on the left of [object] and its kin (bundled model)", _pair),
 }
+BUILTIN["bundled-kinds"] = PromptList(
+    "the eight objects' bare names: classes of benchmarks/models/drawn32", lambda: KINDS
+)
+BUILTIN["none"] = PromptList("one prompt that says nothing, for models that take none", lambda: ("a picture",))
 BUILTIN |= {name: PromptList(entry["summary"], _from_data(name)) for name, entry in _data().items()}
 
 

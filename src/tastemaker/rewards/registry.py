@@ -24,6 +24,8 @@ class RewardEntry:
 
     target: str
     summary: str
+    argument: str | None = None
+    """What has to follow the name after a colon, where anything does; the target then makes the reward from it."""
 
 
 BUILTIN = {
@@ -36,6 +38,12 @@ BUILTIN = {
     "judge-score": RewardEntry(
         "tastemaker.rewards.judge:judge_score", "the judge's confidence that the prompt is shown (bundled model)"
     ),
+    "colourfulness": RewardEntry(
+        "tastemaker.rewards.colour:colourfulness", "share of vivid pixels times the entropy of hues, up to 2.81 bits"
+    ),
+    "target-image": RewardEntry(
+        "tastemaker.rewards.target:target_image", "-10 times the weighted RMS distance to one picture", "FILE"
+    ),
 }
 
 
@@ -45,9 +53,18 @@ def installed() -> dict[str, str]:
 
 
 def load_reward(name: str) -> Reward:
-    """The reward of this name. Raises RewardError where there is none or its module does not import."""
+    """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
+
+    Raises RewardError where there is none, its module does not import, or the argument is missing or wrong.
+    """
     if not name:
         raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
+    first, _, argument = name.partition(":")
+    entry = BUILTIN.get(first)
+    if entry is not None and entry.argument is not None:
+        if not argument:
+            raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
+        return _import(entry.target, first)(argument)
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
     if ":" not in target:
         raise RewardError(

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,20 +128,17 @@ def measure_floor(session: Session, calls: Calls) -> Floor:
 def _bare_seconds(session: Session, rows: int, grad: bool) -> float:
     """Mean seconds of a network call [rows,*D], with its backward pass where `grad`."""
     model, device = session.model, session.accelerator.device
-    network = session.accelerator.unwrap_model(model.network)
     x = torch.randn(rows, *model.latent_shape, device=device)
     t = session.task.grid.times.to(device)[torch.arange(rows, device=device) % len(session.task.grid)]
     text = session.task.empty.repeat(rows, 1, 1)
-    half = model.dtype != torch.float32
     begin = 0.0
     for number in range(CALLS + 1):
         if number == 1:  # the one before finds the memory and is not counted
             begin = clock(device)
-        with torch.set_grad_enabled(grad):
-            with torch.autocast(device.type, model.dtype) if half else nullcontext():
-                out = network(x, t, encoder_hidden_states=text, return_dict=False)[0]
+        with session.inference(), torch.set_grad_enabled(grad):
+            out = model._predict(x, t, text)
             if grad:
-                out.float().sum().backward()
+                out.sum().backward()
     return (clock(device) - begin) / CALLS
 
 

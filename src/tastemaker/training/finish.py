@@ -17,23 +17,16 @@ def write_adapter(session: Session, folder: Path) -> None:
     session.model.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
-    disk.exchange(folder / "README.md", _card(config, len(grids)).encode())
+    disk.exchange(folder / "README.md", _card(session, len(grids)).encode())
 
 
-def _card(config: Config, grids: int) -> str:
-    lora = config.tuning.mode == "lora"
+def _card(session: Session, grids: int) -> str:
+    config = session.config
     base = "tastemaker.models.bundled.bundled_pipeline()" if config.model == "bundled" else repr(config.model)
-    load = (
-        "pipe.load_lora_weights('adapter')"
-        if lora
-        else "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')"
-    )
     return (
         f"# {config.reward} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
         f"`{config.prompts}`; settings in config.yaml, figures in metrics.jsonl, {grids} grids of the same prompts and "
-        f"seeds in samples/, everything at a glance in report.html.\n\n```python\nfrom diffusers import "
-        f"StableDiffusionPipeline{'' if lora else ', UNet2DConditionModel'}\n\n"
-        f"pipe = StableDiffusionPipeline.from_pretrained({base})\n{load}\n```\n"
+        f"seeds in samples/, everything at a glance in report.html.\n\n```python\n{session.model.usage(base)}```\n"
     )
 
 

@@ -58,6 +58,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display.say(f"loading {config.model}")
     set_seed(config.seed)
     model = load_model(config.model, config.precision, accelerator.device)
+    model.check(prompts.prompts)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
     algorithm: Any = config.algorithm

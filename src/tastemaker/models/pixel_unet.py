@@ -1,0 +1,191 @@
+"""Pixel-space models: everything that diffusers loads as a DDPMPipeline or DDIMPipeline, with classes or without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from peft import PeftModel
+from torch import Tensor, nn
+
+from tastemaker.errors import ModelError, PromptError, nearest
+from tastemaker.models import lora
+from tastemaker.models.guidance import guided_x0
+from tastemaker.models.latent_unet import DTYPES, SchedulerProcess, ddim, quiet
+from tastemaker.models.tuning import Tuning
+from tastemaker.types import Cond
+
+
+class PixelUNet:
+    """A pipeline of a UNet2DModel and a scheduler behind the narrow door of `types.Model`.
+
+    A model with `num_class_embeds` is told a class, whose name is the prompt. The names are `id2label` in
+    model_index.json, an index to a name or several with commas in between, as for DiTPipeline; without them they are
+    "0", "1", ... A model that has one class more than the highest index there was trained with a null class, the last
+    one, and can be guided. A model without classes takes any prompt, and ignores it.
+    """
+
+    def __init__(self, pipeline: Any, precision: str = "fp32", device: torch.device | str = "cpu") -> None:
+        _require_known(pipeline.unet)
+        self.pipeline = pipeline
+        self.device = torch.device(device)
+        self.dtype = DTYPES[precision]
+        unet = pipeline.unet.requires_grad_(False).eval()
+        with quiet():
+            unet.to(self.device, self.dtype)
+        self.network: nn.Module = unet
+        self.process = SchedulerProcess(ddim(pipeline.scheduler.config))
+        side = unet.config.sample_size
+        self.latent_shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+        self.tuned: Tuning | None = None
+        self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
+        """Class indices by name; empty for a model without classes."""
+        highest = max(self.classes.values(), default=0)
+        self.null = highest + 1 if unet.config.num_class_embeds == highest + 2 else None
+        """Index of the class that stands for none, where the model was trained with one."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels to a side of one latent element."""
+        return 1
+
+    def resize(self, pixels: int) -> None:
+        """Makes pictures of pixels x pixels from now on. Raises ModelError where the U-Net cannot."""
+        multiple = 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+        if pixels <= 0 or pixels % multiple:
+            raise ModelError(f"sampling.size is {pixels}, but this model needs a multiple of {multiple}")
+        self.latent_shape = (self.latent_shape[0], pixels, pixels)
+
+    def tune(self, tuning: Tuning, seed: int = 0) -> None:
+        """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
+        lora.tune(self.pipeline.unet, tuning, seed)
+        self.tuned = tuning
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.pipeline.unet.named_parameters() if p.requires_grad}
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises PromptError where a prompt is no class of the model."""
+        if not self.classes:
+            return
+        for prompt in prompts:
+            if prompt.strip() not in self.classes and (prompt or self.null is None):
+                raise PromptError(
+                    f"prompts of this model are the names of its classes, and {prompt!r} is none: "
+                    f"{nearest(prompt, list(self.classes))}"
+                )
+
+    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
+        """The prompts' classes, one-hot, as text states [B,1,K] of all K of the network's; zeros [B,1,1] without.
+
+        The empty prompt is the null class, or none at all where there is none, which is good for asking for a shape
+        but not for sampling. Raises PromptError where a prompt is no class, and ModelError for guidance other than 1
+        where there is no null class.
+        """
+        if guidance != 1 and self.null is None:
+            lack = "null class" if self.classes else "classes"
+            raise ModelError(
+                f"sampling.guidance is {guidance}, but this model has no {lack} and cannot be guided: set it to 1"
+            )
+        self.check([prompt for prompt in prompts if prompt])
+        text = torch.stack([self._one_hot(prompt) for prompt in prompts])
+        return Cond(text, self._one_hot("").unsqueeze(0), guidance)
+
+    def _one_hot(self, prompt: str) -> Tensor:
+        """[1,K]"""
+        text = torch.zeros(1, self.pipeline.unet.config.num_class_embeds or 1, device=self.device)
+        index = self.classes.get(prompt.strip(), self.null)
+        if index is not None:
+            text[0, index] = 1
+        return text
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
+        return guided_x0(self._predict, self.process, x, t, cond)
+
+    def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        half = self.dtype != torch.float32
+        labels = text[:, 0].argmax(dim=1) if self.classes else None
+        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+            return self.network(x, t, class_labels=labels, return_dict=False)[0].float()
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Pictures [N,3,H,W] in [0,1]; grey ones three times over, so that every reward takes them."""
+        return (x0 / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
+
+    def picture_latents(self, pictures: Tensor) -> Tensor:
+        """Latents [N,*D] of pictures [N,3,H,W] in [0,1]: themselves, in [-1,1], as the mean of the channels if grey."""
+        x = 2 * pictures.to(self.device) - 1
+        return x.mean(dim=1, keepdim=True) if self.latent_shape[0] == 1 else x
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the adapters are off. Raises ModelError for a fully tuned model, which keeps no copy."""
+        return lora.reference(self.pipeline.unet, self.tuned)
+
+    def apply(self, folder: Path) -> None:
+        """Puts on what `save` wrote: an adapter, or the whole U-Net."""
+        if (folder / lora.PEFT_WEIGHTS).is_file():
+            # In place; peft's wrapper around the U-Net is not needed.
+            PeftModel.from_pretrained(self.pipeline.unet, str(folder))
+        else:
+            self.pipeline.unet.load_state_dict(UNet2DModel.from_pretrained(folder / "unet").state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Writes what was trained: an adapter for `PeftModel.from_pretrained`, or the U-Net for its own."""
+        if self.tuned is not None and self.tuned.mode == "full":
+            self.pipeline.unet.save_pretrained(folder / "unet")
+        else:
+            lora.save_peft(self.pipeline.unet, folder)
+
+    def usage(self, base: str) -> str:
+        """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
+        kind = type(self.pipeline).__name__
+        pipe = f"pipe = {kind}.from_pretrained({base})"
+        if self.tuned is not None and self.tuned.mode == "full":
+            return (
+                f"from diffusers import {kind}, UNet2DModel\n\n{pipe}\n"
+                "pipe.unet = UNet2DModel.from_pretrained('model/unet')\n"
+            )
+        return (
+            f"from diffusers import {kind}\nfrom peft import PeftModel\n\n{pipe}\n"
+            "PeftModel.from_pretrained(pipe.unet, 'adapter')  # in place\n"
+        )
+
+
+def _require_known(unet: Any) -> None:
+    """Raises ModelError where the network is none that this family can train."""
+    if not isinstance(unet, UNet2DModel):
+        raise ModelError(f"the model's network is a {type(unet).__name__}, but a pixel-space one must be a UNet2DModel")
+    if not unet.config["sample_size"]:
+        raise ModelError("the model does not say how large its pictures are: set sample_size in its unet/config.json")
+    channels, out = unet.config["in_channels"], unet.config["out_channels"]
+    if channels not in (1, 3):
+        raise ModelError(f"the model's pictures have {channels} channels, but only 1 (grey) and 3 (RGB) are known here")
+    if out == 2 * channels:
+        raise ModelError(
+            f"the model predicts its own variance ({out} channels out, {channels} in), which this version cannot "
+            "train: give a model with a fixed variance"
+        )
+    if out != channels:
+        raise ModelError(f"the model's network has {out} channels out but {channels} in: expected as many")
+    if unet.config["class_embed_type"] is not None:
+        raise ModelError(
+            f"the model embeds classes by {unet.config['class_embed_type']!r}, but only class indices "
+            "(num_class_embeds, class_embed_type null) are known here"
+        )
+
+
+def _classes(count: int, names: dict[str, str] | None) -> dict[str, int]:
+    """Class indices by name, from `id2label`. Raises ModelError where an index is none of the `count` classes."""
+    if not count or names is None:
+        return {str(index): index for index in range(count)}
+    wrong = [index for index in names if not str(index).isdecimal() or int(index) >= count]
+    if wrong or not names:
+        found = wrong[0] if wrong else "none"
+        raise ModelError(f"id2label in model_index.json must name classes 0 to {count - 1}, but has {found}")
+    return {name.strip(): int(index) for index, label in names.items() for name in label.split(",")}

@@ -1,0 +1,52 @@
+"""Likeness to one picture as a reward: the thesis' first experiment (Alg. 1), which makes every sample that one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from tastemaker.errors import RewardError
+from tastemaker.rewards.contract import Reward, reward
+
+
+def target_image(path: str) -> Reward:
+    """The reward `target-image:PATH`: -10 sqrt(mean(e)) with e = (x - y)^2 (1 + y / mean(y)), at most 0.
+
+    y is the picture at `path` with values in [0,1], resized to x where their sizes differ. Its bright pixels count for
+    more, so that an all-black x is no local optimum for a digit on black. Raises RewardError where no picture can be
+    read, or where it is all black, which would divide by zero.
+    """
+    picture = _read(path)
+
+    @reward(differentiable=True)
+    def target_image(x: Tensor, prompts: Sequence[str]) -> Tensor:
+        y = picture.to(x.device, x.dtype)
+        if y.shape[-2:] != x.shape[-2:]:
+            y = F.interpolate(y, size=x.shape[-2:], mode="bilinear", antialias=True)
+        error = ((x - y) ** 2 * (1 + y / y.mean())).mean(dim=(1, 2, 3))
+        # The root has no gradient at 0, which would be NaN for a picture that is the target.
+        return -10 * error.clamp(min=torch.finfo(error.dtype).tiny).sqrt()
+
+    return target_image
+
+
+def _read(path: str) -> Tensor:
+    """The picture [1,3,H,W] in [0,1] of a file."""
+    try:
+        with Image.open(Path(path).expanduser()) as image:
+            pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    except FileNotFoundError as error:
+        raise RewardError(f"the reward target-image:{path} has no picture: there is no file {path}") from error
+    except UnidentifiedImageError as error:
+        raise RewardError(f"the reward target-image:{path} has no picture: {path} is no image file") from error
+    except OSError as error:
+        raise RewardError(f"the reward target-image:{path} cannot read its picture: {error}") from error
+    if not pixels.any():
+        raise RewardError(f"the reward target-image:{path} weighs by brightness, but {path} is all black")
+    return torch.from_numpy(pixels / 255).permute(2, 0, 1).unsqueeze(0)
