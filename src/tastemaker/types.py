@@ -190,7 +190,7 @@ class Rows:
             x_next=self.rollout.latents[self.picture, self.place + 1],
             step=self.rollout.steps[self.place],
             logp=self.rollout.logp[self.picture, self.place],
-            advantage=self._advantage(),
+            advantage=self.advantages(),
             text=self.rollout.text[self.picture],
         )
 
@@ -213,11 +213,12 @@ class Rows:
             x0=self.rollout.x0[self.picture],
             noise=torch.stack([values for _, values in drawn]).to(device),
             t=torch.tensor([time for time, _ in drawn], device=device),
-            weight=self._advantage(),
+            weight=self.advantages(),
             text=self.rollout.text[self.picture],
         )
 
-    def _advantage(self) -> Tensor:
+    def advantages(self) -> Tensor:
+        """[N], or weights. Raises ValueError before the rollout has any."""
         if self.advantage is not None:
             return self.advantage
         if self.rollout.advantage is None:

@@ -134,4 +134,4 @@ class PPO:
                 kind, step.logp, reference.logp, policy.mean, reference.mean, policy.std, task.reduction
             )
             found.append(kl.to(step.logp.dtype))
-        return torch.cat(found)
+        return torch.cat(found) if found else rows.rollout.logp.new_empty(0)

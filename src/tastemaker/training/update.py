@@ -47,7 +47,7 @@ def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, sample
 
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
     """Rows whose advantages have mean 0 and deviation 1 over all processes' `total` rows of the update (CleanRL)."""
-    own = rows.transitions().advantage.double()
+    own = rows.advantages().double()
     mean = tensor(accelerator.reduce(own.sum(), "sum")) / total
     variance = tensor(accelerator.reduce((own - mean).square().sum(), "sum")) / total
     return replace(rows, advantage=((own - mean) / (variance.sqrt() + 1e-8)).to(rows.rollout.logp.dtype))
