@@ -255,3 +255,17 @@ def test_k1_is_the_exact_divergence_on_average_in_several_dimensions(reduction, 
 )
 def test_adaptive_kl_by_hand(measured, expected):
     assert losses.adaptive_kl(0.2, measured, 6.0, 256, 10000) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("delta", [0.25, 0.5, 1.0])
+def test_what_a_divergence_in_the_reward_teaches_its_own_step(delta):
+    """A policy gradient makes E[z k] of an estimate k, z = (x - mean) / std = std times the slope of log p.
+
+    With log p/q = delta z + delta^2 / 2: k1 gives delta, the divergence's own slope (times std); exact 0, as it does
+    not depend on x. For k3, E[z q/p] = -delta (q is p shifted by -delta), so k3 gives -delta + delta = 0. For
+    the thesis' form E[z p/q] = delta exp(delta^2), hence delta (exp(delta^2) - 1).
+    """
+    expected = {"exact": 0.0, "k1": delta, "k3": 0.0, "thesis": delta * (math.exp(delta**2) - 1)}
+    for kind, value in expected.items():
+        weight, z, kl = estimates(kind, delta)
+        assert (weight * z * kl).sum().item() == pytest.approx(value, abs=1e-8), kind
