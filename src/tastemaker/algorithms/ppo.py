@@ -46,7 +46,8 @@ class PPO:
     normalise: Literal["minibatch", "none"] = "minibatch"
     """Advantages are standardised over the rows of each update, or left as they are."""
     kl: float = 0.02
-    """Weight of the divergence in the reward, at first where a controller moves it; 0 spares its forward passes."""
+    """Weight of the divergence in the reward, per nat (`sampling.log_prob = sum`) or per nat and element (`mean`); the
+    first one where a controller moves it. 0 spares its forward passes."""
     kl_estimator: Literal["exact", "k1", "k3", "thesis"] = "exact"
     """How the divergence of a step is estimated. A reward reaches the policy only through the actions that earn it, and
     the `exact` one does not depend on its own step's: that step's gradient is taken in the loss, at one more reference
@@ -113,6 +114,8 @@ class PPO:
         surrogate = losses.clipped_surrogate(log_ratio.exp(), step.advantage, self.clip)
         if self.kl_estimator == "exact" and task.kl > 0:
             own = losses.gaussian_kl(policy.mean, task.reference(step).mean, policy.std, task.reduction)
+            # In the units of the surrogate: of standardised advantages, and of a log-probability that is a mean.
+            own = own / (step.x[0].numel() if task.reduction == "mean" else 1)
             surrogate = surrogate + task.kl * (own if rows.unit is None else own / rows.unit)
         value = task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text)
         error = losses.clipped_value(value, rows.value, rows.target, self.value_clip)
