@@ -51,6 +51,9 @@ def kl_estimate(
     under the reference; `thesis` = p/q - 1 - log(p/q), as the thesis prints it, grows like exp(delta^2) for a shift of
     delta standard deviations where the divergence is delta^2 / 2. Under the reduction `mean` all of them are per
     element of a latent, k3 and thesis only to first order.
+
+    Where they are part of a reward, a policy gradient makes of them for their own step, where the divergence has the
+    slope delta: delta of k1, 0 of exact and of k3, and delta (exp(delta^2) - 1) of thesis.
     """
     if kind == "exact":
         return gaussian_kl(mean, mean_ref, std, reduction)

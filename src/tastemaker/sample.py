@@ -29,7 +29,8 @@ def sample(
     x_T is standard normal, as all diffusers' DDIM pipelines start. The noise comes from the draw's own counters.
     A kept step must have noise (Grid.stochastic), since a deterministic one has no likelihood; with
     `quiet_outside` no other step has noise (MixGRPO). Latents are stored in float32 whatever the network runs in, and
-    the log-probability is that of the latent as stored, so that the ratio right after sampling is 1.
+    the log-probability is that of the latent as stored, so that the ratio right after sampling is 1. It is stored in
+    float64: as a sum over 16384 elements it is so large that float32 would move the ratio by a thousandth.
 
     Pictures that share a root are one until the first kept step, where they branch: the network is asked once for each
     root before it (B2-DiffuRL §3.3). Without kept steps they never branch.
@@ -53,7 +54,7 @@ def sample(
         x_next = x_next.to(x.dtype)
         if step in keep:
             latents.append(x)
-            logp.append(gaussian_logp(x_next, mean, std, reduction).to(x.dtype))
+            logp.append(gaussian_logp(x_next, mean, std, reduction))
         if keep and step == keep[-1]:
             latents.append(x_next)
         x = x_next

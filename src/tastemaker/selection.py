@@ -27,7 +27,7 @@ class All:
     name: ClassVar[str] = "all"
 
     def chosen(self, advantage: Tensor, group: Sequence[int]) -> Tensor:
-        return advantage.isfinite()
+        return advantage.new_ones(advantage.shape).bool()
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class BestWorst:
             raise ConfigError(f"selection.threshold is {self.threshold}, but must not be negative (the paper has 0.5)")
 
     def chosen(self, advantage: Tensor, group: Sequence[int]) -> Tensor:
-        keep = ~advantage.isfinite()
+        keep = ~advantage.isfinite()  # for the update's check to see
         members: dict[int, list[int]] = {}
         for place, number in enumerate(group):
             members.setdefault(number, []).append(place)

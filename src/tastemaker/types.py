@@ -86,14 +86,14 @@ class Draw:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled pictures with what is needed to learn from them. All float32."""
+    """Sampled pictures with what is needed to learn from them. All float32, but for the log-probabilities."""
 
     latents: Tensor
     """[B,W+1,*D]: x before each kept step, and x after the last one."""
     steps: Tensor
     """[W] indices of the kept steps, 0 at the noise end."""
     logp: Tensor
-    """[B,W] mean log-probability per element of each kept transition under the policy that sampled it."""
+    """[B,W] float64 log-probability of each kept transition under the policy that sampled it: mean or sum."""
     x0: Tensor
     """[B,*D] final latents."""
     text: Tensor
@@ -163,6 +163,8 @@ class Rows:
     """[N] what they should have been."""
     kl: Tensor | None = None
     """[N] divergence from the reference at sampling."""
+    unit: Tensor | None = None
+    """[N] what the update divided the advantages by, where it standardised them."""
     before: Tensor | None = None
     """[N,*D] the network's residuals before the round's first update."""
     epoch: int = 0
@@ -172,7 +174,7 @@ class Rows:
         return len(self.picture)
 
     def select(self, rows: Tensor | slice) -> Rows:
-        names = ("picture", "place", "other", "advantage", "value", "target", "kl", "before")
+        names = ("picture", "place", "other", "advantage", "value", "target", "kl", "unit", "before")
         values = {name: getattr(self, name) for name in names}
         chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in values.items()}
         return Rows(self.rollout, epoch=self.epoch, **chosen)
@@ -190,7 +192,7 @@ class Rows:
             x_next=self.rollout.latents[self.picture, self.place + 1],
             step=self.rollout.steps[self.place],
             logp=self.rollout.logp[self.picture, self.place],
-            advantage=self._advantage(),
+            advantage=self.advantages(),
             text=self.rollout.text[self.picture],
         )
 
@@ -213,11 +215,12 @@ class Rows:
             x0=self.rollout.x0[self.picture],
             noise=torch.stack([values for _, values in drawn]).to(device),
             t=torch.tensor([time for time, _ in drawn], device=device),
-            weight=self._advantage(),
+            weight=self.advantages(),
             text=self.rollout.text[self.picture],
         )
 
-    def _advantage(self) -> Tensor:
+    def advantages(self) -> Tensor:
+        """[N], or weights. Raises ValueError before the rollout has any."""
         if self.advantage is not None:
             return self.advantage
         if self.rollout.advantage is None:

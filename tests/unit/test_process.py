@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from tastemaker.models.latent_unet import SchedulerProcess
-from tastemaker.process import Grid, transition, x0_from
+from tastemaker.process import Grid, output_scale, transition, x0_from
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
@@ -127,3 +127,14 @@ def test_flow_step_with_full_noise_forgets_the_old_noise():
     mean, std = transition(x, torch.full_like(x, 2.0), grid, 0, 1.0)
     assert mean.item() == pytest.approx(0.5)
     assert std.item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
+@pytest.mark.parametrize("noise", [0.1, 0.6, 0.99])
+def test_output_scale_undoes_x0_from(kind, noise):
+    """|d output / d x_0| is one over autograd's |d x_0 / d output|."""
+    sigma = torch.tensor(noise, dtype=torch.float64)
+    alpha = 1 - sigma if kind == "flow" else (1 - sigma**2).sqrt()
+    output = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    x0_from(output, torch.tensor(0.4, dtype=torch.float64), alpha, sigma, kind).backward()
+    assert output_scale(alpha, sigma, kind).item() == pytest.approx(1 / abs(output.grad.item()), rel=1e-12)

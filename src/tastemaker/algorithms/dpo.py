@@ -62,8 +62,8 @@ class DPO:
         logp = task.log_prob(both)
         reference = task.reference(both).logp if self.reference == "base" else both.logp
         better, worse = (logp - reference).chunk(2)
-        drift = (logp - both.logp).detach().chunk(2)[0]
+        drift, drift_other = ((logp - both.logp).detach().exp() - 1).abs().chunk(2)
         return losses.step_dpo(better, worse, self.beta, self.clip), {
             "pair_accuracy": (better > worse).float().detach(),
-            "ratio_deviation": (drift.exp() - 1).abs(),
+            "ratio_deviation": drift.maximum(drift_other),
         }

@@ -68,7 +68,7 @@ class DPOK:
             return rows
         from tastemaker.models.value import estimate
 
-        reward = rows.transitions().advantage
+        reward = rows.advantages()
         value = estimate(task, rows)
         return replace(rows, advantage=reward - value, value=value, target=reward)
 

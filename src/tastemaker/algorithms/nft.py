@@ -10,7 +10,7 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.types import Metrics, Rollout, Rows, Task
+    from tastemaker.types import Metrics, Noised, Rollout, Rows, Task
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class NFT:
         times = task.times(rollout.steps)
         with torch.no_grad():
             parts = [
-                self._residual(task, rows.select(slice(part.start, part.stop)), times).float()
+                self._residual(task, rows.select(slice(part.start, part.stop)).noised(times)).float()
                 for part in batches(len(rows), task.rows)
             ]
         return replace(rows, before=torch.cat(parts) if parts else rollout.x0[:0])
@@ -71,22 +71,19 @@ class NFT:
         old = rows.before
         if old is None:
             raise ValueError("rows of NFT come from its prepare")
-        rows = replace(rows, epoch=0)  # the noise that `before` was made with
-        times = task.times(rows.rollout.steps)
-        residual = self._residual(task, rows, times)
+        # Epoch 0 has the noise that `before` was made with.
+        noised = replace(rows, epoch=0).noised(task.times(rows.rollout.steps))
+        residual = self._residual(task, noised)
         moved = residual - old
-        advantage = rows.noised(times).weight
-        good = 0.5 + 0.5 * (advantage / self.span).clamp(-1, 1)
+        good = 0.5 + 0.5 * (noised.weight / self.span).clamp(-1, 1)
         loss = losses.negative_aware(moved, old, good, self.beta, self.weighting == "adaptive") / self.beta
         metrics = {"good": good, "moved": losses.mean_square(moved).detach()}
         if self.kl > 0:
             with torch.no_grad(), task.model.reference():
-                reference = self._residual(task, rows, times)
+                reference = self._residual(task, noised)
             distance = losses.mean_square(residual - reference)
             loss, metrics["kl"] = loss + self.kl * distance, distance.detach()
         return loss, metrics
 
-    def _residual(self, task: Task, rows: Rows, times: range) -> Tensor:
-        return task.residual(
-            rows.noised(times), None if self.guided else 1.0, "x0" if self.weighting == "adaptive" else "output"
-        )
+    def _residual(self, task: Task, noised: Noised) -> Tensor:
+        return task.residual(noised, None if self.guided else 1.0, "x0" if self.weighting == "adaptive" else "output")

@@ -46,9 +46,13 @@ class PPO:
     normalise: Literal["minibatch", "none"] = "minibatch"
     """Advantages are standardised over the rows of each update, or left as they are."""
     kl: float = 0.02
-    """Weight of the divergence in the reward, at first where a controller moves it; 0 spares its forward passes."""
+    """Weight of the divergence in the reward, per nat (`sampling.log_prob = sum`) or per nat and element (`mean`); the
+    first one where a controller moves it. 0 spares its forward passes."""
     kl_estimator: Literal["exact", "k1", "k3", "thesis"] = "exact"
-    """How the divergence of a step is estimated (methods.md §6.2)."""
+    """How the divergence of a step is estimated. A reward reaches the policy only through the actions that earn it, and
+    the `exact` one does not depend on its own step's: that step's gradient is taken in the loss, at one more reference
+    pass. `k1` does depend on it, and has the same gradient on average. `k3` has none there, and `thesis` hardly one
+    before it explodes: choose them only to measure, or to do as the thesis."""
     kl_target: float | None = None
     """Divergence of a whole trajectory that a controller aims for by moving its weight (Ziegler et al. 2019)."""
     kl_horizon: int = 10000
@@ -105,14 +109,20 @@ class PPO:
         if task.value is None or rows.value is None or rows.target is None or rows.kl is None:
             raise ValueError("PPO needs a value network, and rows from its prepare")
         step = rows.transitions()
-        log_ratio = task.log_prob(step) - step.logp
-        policy = losses.clipped_surrogate(log_ratio.exp(), step.advantage, self.clip)
+        policy = task.policy(step)
+        log_ratio = policy.logp - step.logp
+        surrogate = losses.clipped_surrogate(log_ratio.exp(), step.advantage, self.clip)
+        if self.kl_estimator == "exact" and task.kl > 0:
+            own = losses.gaussian_kl(policy.mean, task.reference(step).mean, policy.std, task.reduction)
+            # In the units of the surrogate: of standardised advantages, and of a log-probability that is a mean.
+            own = own / (step.x[0].numel() if task.reduction == "mean" else 1)
+            surrogate = surrogate + task.kl * (own if rows.unit is None else own / rows.unit)
         value = task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text)
         error = losses.clipped_value(value, rows.value, rows.target, self.value_clip)
-        return policy + self.value_weight * error, {
+        return surrogate + self.value_weight * error, {
             **ratio_metrics(log_ratio, self.clip),
             "kl": rows.kl,
-            "policy_loss": policy.detach(),
+            "policy_loss": surrogate.detach(),
             "value_loss": error.detach(),
             "value": rows.value,
         }
@@ -134,4 +144,4 @@ class PPO:
                 kind, step.logp, reference.logp, policy.mean, reference.mean, policy.std, task.reduction
             )
             found.append(kl.to(step.logp.dtype))
-        return torch.cat(found)
+        return torch.cat(found) if found else rows.rollout.logp.new_empty(0)

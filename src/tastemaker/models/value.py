@@ -36,7 +36,7 @@ def estimate(task: Task, rows: Rows) -> Tensor:
     """Values [N] of the rows' latents before their steps. Raises ValueError for a task without value network."""
     if task.value is None:
         raise ValueError("the task has no value network")
-    found = [rows.rollout.logp.new_empty(0)]
+    found = [rows.rollout.x0.new_empty(0)]
     for part in batches(len(rows), task.rows):
         step = rows.select(slice(part.start, part.stop)).transitions()
         found.append(task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text))

@@ -168,7 +168,9 @@ def one_round(session: Session) -> dict[str, Any]:
     session.stop.check()
     reward = gathered(accelerator, own_reward, len(draw), config.slices)
     advantage = advantages(session, draw, reward)
-    group = draw.groups()
+    # Pairs must not depend on which pictures a process has, so that they stay within what it surely has together.
+    paired = getattr(config.algorithm, "pairs_up", False)
+    group = [place // config.together for place in range(len(draw))] if paired else draw.groups()
     selected = config.selection.chosen(advantage, group)
     device = rollout.x0.device
     rollout = replace(

@@ -54,6 +54,11 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
             f"{config.sampling.samples}, optimizer.updates = {config.optimizer.updates}), "
             f"which {world} processes do not divide{kept}"
         )
+    if config.algorithm.needs == "pairs":
+        raise ConfigError(
+            f"the algorithm {config.algorithm.name} learns from pairs of given pictures, but a round samples its own: "
+            "choose another (`tastemaker ls algorithms`)"
+        )
     display = Display(config.rounds, state.round, accelerator.is_main_process)
     display.say(f"loading {config.model}")
     set_seed(config.seed)

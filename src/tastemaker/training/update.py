@@ -47,10 +47,11 @@ def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, sample
 
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
     """Rows whose advantages have mean 0 and deviation 1 over all processes' `total` rows of the update (CleanRL)."""
-    own = rows.transitions().advantage.double()
+    own = rows.advantages().double()
     mean = tensor(accelerator.reduce(own.sum(), "sum")) / total
     variance = tensor(accelerator.reduce((own - mean).square().sum(), "sum")) / total
-    return replace(rows, advantage=((own - mean) / (variance.sqrt() + 1e-8)).to(rows.rollout.logp.dtype))
+    unit = variance.sqrt() + 1e-8
+    return replace(rows, advantage=(own - mean) / unit, unit=unit.expand(len(rows)))
 
 
 def set_rate(session: Session, done: int) -> None:
@@ -112,7 +113,7 @@ def placeholder(rows: Rows) -> Rows:
     zero = rows.picture.new_zeros(1)
     filled = {
         name: values.new_zeros(1, *values.shape[1:])
-        for name in ("advantage", "value", "target", "kl", "before")
+        for name in ("advantage", "value", "target", "kl", "unit", "before")
         if (values := getattr(rows, name)) is not None
     }
     other = None if rows.other is None else zero

@@ -1,0 +1,500 @@
+"""Algorithms on a small U-Net, against second implementations that ask the U-Net directly."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import logsigmoid
+
+import tiny
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.pairs import pairs
+from tastemaker.algorithms.pg import PG
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.rwr import RWR
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.tuning import Tuning
+from tastemaker.models.value import value_network
+from tastemaker.sample import sample
+from tastemaker.types import Draw, Rollout, Task, all_rows
+
+DRAW = Draw(0, 1, ("a cat", "a cat", "a dog", "a dog"), (0, 0, 1, 1), (0, 1, 0, 1))
+STEPS, GUIDANCE = 5, 3.0
+SAMPLED = [
+    DDPO(estimator="is"), DDPO(estimator="sf"), PG(), DPOK(), DPOK(clamp="direct"), GRPO(), DPO(reference="sampler"),
+    PPO(value="cnn", kl=0.1),
+]  # fmt: skip
+
+
+def made(double=True, trained=True, reduction="mean", **scheduler):
+    """A model whose U-Net is in float64, its task, and a rollout of it with rewards and advantages."""
+    model = LatentUNet(tiny.pipeline(**scheduler))
+    model.tune(Tuning(rank=2))
+    if double:
+        model.pipeline.unet.double()
+        model._predict = lambda x, t, text: model.network(  # type: ignore[method-assign]
+            x.double(), t, encoder_hidden_states=text.double(), return_dict=False
+        )[0]
+    if trained:  # adapters start with B = 0, as the reference
+        random = torch.Generator().manual_seed(7)
+        for name, parameter in model.trainable().items():
+            if "lora_B" in name:
+                parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=random))
+    grid = model.process.grid(STEPS)
+    cond = model.encode(DRAW.prompts, GUIDANCE)
+    task = Task(model, grid, 1.0, cond.empty, GUIDANCE, reduction, rows=8, kl=0.1)
+    rollout = sample(model, cond, DRAW, grid, 1.0, grid.stochastic(1.0), reduction=reduction)
+    return task, replace(
+        rollout, draw=DRAW, reward=torch.tensor([0.3, -0.6, 0.1, 2.0]), advantage=torch.tensor([0.5, -1.0, -0.4, 1.5]),
+        group=torch.tensor([0, 0, 1, 1]),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return made()
+
+
+def noise_prediction(model, x, t, text, empty, guidance):
+    """The guided output of the U-Net, from two passes of our own."""
+    ask = lambda states: model.pipeline.unet(x.double(), t, encoder_hidden_states=states.double()).sample  # noqa: E731
+    unconditional = ask(empty.expand_as(text))
+    return unconditional + guidance * (ask(text) - unconditional)
+
+
+def base(model):
+    """The U-Net without its adapters, by their scale: another way than the model's own."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.pipeline.unet.modules() if isinstance(module, LoraLayer)]
+    assert layers
+
+    class Off:
+        def __enter__(self):
+            for layer in layers:
+                layer.scaling["default"] = 0.0
+
+        def __exit__(self, *_):
+            for layer in layers:
+                layer.scaling["default"] = 1.0
+
+    return Off()
+
+
+def gradient(task, loss):
+    """The gradient with respect to all adapters, in one vector."""
+    parameters = list(task.model.trainable().values())
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+
+def check_slope(task, function, at=3):
+    """The gradient of `function()` against its central differences in a few weights of one matrix B."""
+    name = next(name for name in task.model.trainable() if "lora_B" in name)
+    parameter, h = task.model.trainable()[name], 1e-5
+    (slope,) = torch.autograd.grad(function(), parameter)
+    biggest = slope.abs().flatten().argsort(descending=True)[:at].tolist()
+    with torch.no_grad():
+        flat = parameter.view(-1)
+        for place in biggest:
+            flat[place] += h
+            above = function().item()
+            flat[place] -= 2 * h
+            below = function().item()
+            flat[place] += h
+            assert slope.flatten()[place].item() == pytest.approx((above - below) / (2 * h), rel=1e-4)
+
+
+def with_value(task, algorithm):
+    if not hasattr(algorithm, "extras"):
+        return task
+    return replace(task, value=algorithm.extras(task.model))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_ratio_is_one_before_the_first_update(reduction):
+    """Row by row, where pictures were sampled together; sums of 256 elements as well, since nothing is rounded."""
+    task, rollout = made(reduction=reduction)
+    for algorithm in SAMPLED:
+        own = with_value(task, algorithm)
+        with torch.no_grad():
+            rows = algorithm.prepare(own, rollout)
+            for place in range(0, len(rows), 3):
+                _, metrics = algorithm.loss(own, rows.select(slice(place, place + 3)))
+                assert metrics["ratio_deviation"].max() < 1e-6, algorithm
+
+
+def test_the_ratio_is_one_in_float32_too():
+    task, rollout = made(double=False)
+    for algorithm in SAMPLED:
+        own = with_value(task, algorithm)
+        with torch.no_grad():
+            _, metrics = algorithm.loss(own, algorithm.prepare(own, rollout))
+        assert metrics["ratio_deviation"].max() < 1e-6, algorithm
+
+
+def test_before_the_first_update_the_importance_sampled_methods_are_the_score_function(trained):
+    """Their gradients are those of -A log p, whatever the clip."""
+    task, rollout = trained
+    step = all_rows(rollout).transitions()
+    expected = gradient(task, (-step.advantage * task.log_prob(step)).mean())
+    for algorithm in (DDPO(), DDPO(estimator="sf"), PG(), DPOK(kl=0.0, reward_weight=1.0), GRPO(kl=0.0)):
+        loss, _ = algorithm.loss(task, algorithm.prepare(task, rollout))
+        assert loss.shape == (4 * STEPS,)
+        torch.testing.assert_close(gradient(task, loss.mean()), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_dpo_starts_at_ln_2_and_prefers_better_pictures():
+    """Before training policy and reference are one: -log sigmoid(0), and its slope is -beta / 2 (h - h')'."""
+    task, rollout = made(trained=False)
+    for algorithm in (DPO(), DPO(reference="sampler")):
+        rows = algorithm.prepare(task, rollout)
+        assert rows.picture.tolist() == [0] * STEPS + [3] * STEPS
+        assert rows.others().picture.tolist() == [1] * STEPS + [2] * STEPS
+        assert rows.place.tolist() == [*range(STEPS)] * 2
+        loss, _ = algorithm.loss(task, rows)
+        torch.testing.assert_close(loss.detach(), torch.full_like(loss, math.log(2)), atol=1e-7, rtol=0)
+        margin = task.log_prob(rows.transitions()) - task.log_prob(rows.others().transitions())
+        expected = gradient(task, -0.1 / 2 * margin.mean())
+        torch.testing.assert_close(gradient(task, loss.mean()), expected, rtol=1e-6, atol=1e-12)
+
+
+def test_dpo_against_log_probabilities_of_two_passes_each(trained):
+    """Away from the start, with the adapters' scale at 0 for the reference, with and without clip."""
+    task, rollout = trained
+    rows = DPO().prepare(task, rollout)
+    better, worse = rows.transitions(), rows.others().transitions()
+    with torch.no_grad():
+        policy = [task.log_prob(side) for side in (better, worse)]
+        with base(task.model):
+            reference = [task.log_prob(side) for side in (better, worse)]
+    ratios = [(p - r).exp() for p, r in zip(policy, reference, strict=True)]
+    for clip in (None, 0.02):
+        a, b = (ratio if clip is None else ratio.clamp(1 - clip, 1 + clip) for ratio in ratios)
+        expected = (1 + (-5.0 * (a.log() - b.log())).exp()).log()
+        algorithm = DPO(beta=5.0, clip=clip)
+        loss, _ = algorithm.loss(task, rows)
+        torch.testing.assert_close(loss.detach(), expected, rtol=1e-9, atol=1e-12)
+    assert any(((ratio - 1).abs() > 0.02).any() for ratio in ratios)  # the clip did something
+    check_slope(task, lambda: DPO(beta=5.0, clip=None).loss(task, rows.select(slice(3, 7)))[0].sum())
+
+
+def test_pairs_by_hand():
+    """Group 3 has the rewards 1, 5, 5, 2: five pairs of six, as equals make none. Group 0 has one picture."""
+    nothing = torch.zeros(6, 0)
+    rollout = Rollout(
+        nothing, nothing[0], nothing, nothing, nothing, reward=torch.tensor([1.0, 5.0, 9.0, 5.0, 2.0, 7.0]),
+        group=torch.tensor([3, 3, 0, 3, 3, 3]), selected=torch.tensor([True] * 5 + [False]),
+    )  # fmt: skip
+    assert set(zip(*pairs(rollout, "all"), strict=True)) == {(1, 0), (3, 0), (4, 0), (1, 4), (3, 4)}
+    assert list(zip(*pairs(rollout, "best-worst"), strict=True)) == [(1, 0)]
+
+
+def test_divergences_against_the_noise_predictions(trained):
+    """methods.md §1.1: c^2 |eps - eps_ref|^2 / (2 sigma^2) per element, and DPOK's |eps - eps_ref|^2."""
+    task, rollout = trained
+    rows = all_rows(rollout)
+    step = rows.transitions()
+    t = task.grid.times[step.step]
+    with torch.no_grad():
+        policy = noise_prediction(task.model, step.x, t, step.text, task.empty, GUIDANCE)
+        with base(task.model):
+            reference = noise_prediction(task.model, step.x, t, step.text, task.empty, GUIDANCE)
+    square = (policy - reference).square().flatten(1).mean(dim=1)
+    assert square.min() > 1e-6
+    a_t, a_p = task.grid.alpha[step.step] ** 2, task.grid.alpha_next[step.step] ** 2
+    sigma = ((1 - a_p) / (1 - a_t) * (1 - a_t / a_p)).sqrt()
+    c = (1 - a_p - sigma**2).sqrt() - (a_p * (1 - a_t) / a_t).sqrt()
+    exact = c**2 * square / (2 * sigma**2)
+    plain, _ = DDPO().loss(task, rows)
+
+    loss, metrics = GRPO(kl=3.0).loss(task, rows)
+    torch.testing.assert_close(metrics["kl"], exact, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(loss, plain + 3.0 * exact, rtol=1e-5, atol=1e-9)
+    loss, metrics = DPOK(kl=3.0, reward_weight=2.0).loss(task, rows)
+    torch.testing.assert_close(metrics["kl"], exact, rtol=1e-5, atol=1e-12)
+    torch.testing.assert_close(loss, 2.0 * plain + 3.0 * exact, rtol=1e-5, atol=1e-9)
+    loss, _ = DPOK(kl=3.0, reward_weight=2.0, divergence="noise").loss(task, rows)
+    torch.testing.assert_close(loss, 2.0 * plain + 3.0 * square, rtol=1e-5, atol=1e-9)
+    joint, _ = GRPO(kl=3.0).loss(replace(task, reduction="sum"), rows)
+    assert torch.isfinite(joint).all()
+    kl = GRPO(kl=3.0).loss(replace(task, reduction="sum"), rows)[1]["kl"]
+    torch.testing.assert_close(kl, 256 * exact, rtol=1e-5, atol=1e-9)
+
+
+def test_slopes_of_the_divergences(trained):
+    task, rollout = trained
+    rows = all_rows(rollout).select(slice(5, 8))
+    check_slope(task, lambda: GRPO(kl=50.0).loss(task, rows)[0].sum())
+    check_slope(task, lambda: DPOK(kl=50.0, divergence="noise", clamp="direct").loss(task, rows)[0].sum())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
+    """w (z - eps)^2, or w (v - v_hat)^2 with v = alpha z - sigma x_0, averaged over elements (methods.md §3.1)."""
+    task, rollout = made(prediction_type=prediction)
+    algorithm = RWR(noises=2, guided=guided)
+    rows = replace(algorithm.prepare(task, rollout), epoch=1)
+    assert rows.picture.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    noised = rows.noised(range(1000))
+    assert len(set(noised.t.tolist())) == 8
+    alpha = task.model.process.scheduler.alphas_cumprod.double()[noised.t].sqrt().view(-1, 1, 1, 1)
+    sigma = (1 - alpha**2).sqrt()
+    x = (alpha * noised.x0 + sigma * noised.noise).float()
+    weight = GUIDANCE if guided else 1.0
+    with torch.no_grad():
+        output = noise_prediction(task.model, x, noised.t, noised.text, task.empty, weight)
+        loss, metrics = algorithm.loss(task, rows)
+    target = noised.noise if prediction == "epsilon" else alpha * noised.noise - sigma * noised.x0
+    expected = (target - output).square().flatten(1).mean(dim=1)
+    torch.testing.assert_close(metrics["denoising_loss"], expected, rtol=1e-4, atol=1e-6)
+    advantage = torch.tensor([0.5, 0.5, -1.0, -1.0, -0.4, -0.4, 1.5, 1.5])
+    torch.testing.assert_close(loss, advantage * expected, rtol=1e-4, atol=1e-6)
+    check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
+
+
+def test_times_of_a_window_are_its_stretch_of_the_chain(trained):
+    """Steps at 801, 601, 401, 201, 1: the first stands for 602 to 999, the last for 0 and 1."""
+    task, _ = trained
+    assert task.grid.times.tolist() == [801, 601, 401, 201, 1]
+    assert task.times(torch.tensor([0])) == range(602, 1000)
+    assert task.times(torch.tensor([1, 2])) == range(202, 602)
+    assert task.times(torch.tensor([4])) == range(2)
+    assert task.times(torch.arange(5)) == range(1000)
+
+
+def test_nft_starts_with_the_gradient_of_the_weighted_denoising_loss(trained):
+    """At v_theta = v_old the two squares are one: beta (g - (1 - g)) / beta times its slope, and 2 g - 1 = A / span.
+
+    With A = (0.5, -1, -0.4, 1.5) and span 1 that is (0.5, -1, -0.4, 1): what is good is imitated, what is bad
+    avoided. Whatever beta."""
+    task, rollout = trained
+    for beta in (1.0, 0.3):
+        algorithm = NFT(beta=beta, span=1.0, noises=2, weighting="none")
+        rows = algorithm.prepare(task, rollout)
+        loss, metrics = algorithm.loss(task, rows)
+        assert metrics["good"].tolist() == pytest.approx([0.75, 0.75, 0, 0, 0.3, 0.3, 1, 1])
+        assert metrics["moved"].max() < 1e-10
+        plain, _ = RWR(noises=2).loss(task, rows)  # A times the denoising loss, at the same noises
+        error = plain / rollout.advantage[rows.picture]
+        weight = torch.tensor([0.5, 0.5, -1, -1, -0.4, -0.4, 1, 1])
+        torch.testing.assert_close(
+            gradient(task, loss.sum()), gradient(task, (weight * error).sum()), rtol=1e-4, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("weighting", ["adaptive", "none"])
+@pytest.mark.parametrize(("advantage", "sign"), [(5.0, -1), (-5.0, 1)])
+def test_nft_raises_the_likelihood_of_good_pictures_and_lowers_that_of_bad_ones(weighting, advantage, sign):
+    """Likelihood by its bound, the denoising loss, which a small step down the loss lowers or raises."""
+    task, rollout = made()
+    rollout = replace(rollout, advantage=torch.full((4,), advantage))
+    algorithm = NFT(weighting=weighting)
+    rows = algorithm.prepare(task, rollout)
+    error = lambda: algorithm._residual(task, rows.noised(range(1000))).square().mean()  # noqa: E731
+    with torch.no_grad():
+        before = error()
+    loss, _ = algorithm.loss(task, rows)
+    loss.sum().backward()
+    with torch.no_grad():
+        for parameter in task.model.trainable().values():
+            parameter -= 1e-3 * parameter.grad
+        assert sign * (error() - before) > 1e-6 * before
+
+
+def test_nft_after_a_step_against_the_papers_formula(trained):
+    """v+- = (1 -+ beta) v_old +- beta v_theta, with v_old of other weights, and the public code's divisors."""
+    task, rollout = trained
+    name = next(name for name in task.model.trainable() if "lora_B" in name)
+    parameter = task.model.trainable()[name]
+    for weighting in ("none", "adaptive"):
+        algorithm = NFT(beta=0.5, span=1.0, noises=1, kl=0.7, weighting=weighting)
+        rows = algorithm.prepare(task, rollout)
+        noised = rows.noised(range(1000))
+        alpha = task.model.process.scheduler.alphas_cumprod.double()[noised.t].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - alpha**2).sqrt()
+        x = (alpha * noised.x0 + sigma * noised.noise).float()
+
+        def output(x=x, noised=noised, alpha=alpha, sigma=sigma, weighting=weighting):
+            eps = noise_prediction(task.model, x, noised.t, noised.text, task.empty, GUIDANCE)
+            return eps if weighting == "none" else (x - sigma * eps) / alpha
+
+        with torch.no_grad():
+            old = output()
+            parameter += 0.1
+            now, (loss, _) = output(), algorithm.loss(task, rows)
+            with base(task.model):
+                reference = output()
+            parameter -= 0.1
+        target = noised.noise if weighting == "none" else noised.x0
+        parts = []
+        for sign in (1, -1):
+            square = ((1 - sign * 0.5) * old + sign * 0.5 * now - target) ** 2
+            size = ((1 - sign * 0.5) * old + sign * 0.5 * now - target).abs().flatten(1).mean(1)
+            parts.append(square.flatten(1).mean(1) / (size if weighting == "adaptive" else 1))
+        good = torch.tensor([0.75, 0.0, 0.3, 1.0])
+        expected = (good * parts[0] + (1 - good) * parts[1]) / 0.5
+        expected = expected + 0.7 * (now - reference).square().flatten(1).mean(1)
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_diffusion_dpo_against_its_formula(trained):
+    """methods.md §7.2: same time and noise for both pictures of a pair, no guidance, the adapters off for the
+    reference. Pairs: (0, 2) and (1, 3)."""
+    task, rollout = trained
+    algorithm = DiffusionDPO(beta=20.0, noises=2)
+    rows = algorithm.prepare(task, rollout)
+    assert rows.picture.tolist() == [0, 0, 1, 1]
+    assert rows.others().picture.tolist() == [2, 2, 3, 3]
+    one = rows.noised(range(1000))
+    alpha = task.model.process.scheduler.alphas_cumprod.double()[one.t].sqrt().view(-1, 1, 1, 1)
+
+    def errors():
+        found = []
+        for side in (rows.picture, rows.others().picture):
+            x = (alpha * rollout.x0[side] + (1 - alpha**2).sqrt() * one.noise).float()
+            eps = noise_prediction(task.model, x, one.t, rollout.text[side], task.empty, 1.0)
+            found.append((one.noise - eps).square().flatten(1).mean(1))
+        return found
+
+    with torch.no_grad():
+        better, worse = errors()
+        with base(task.model):
+            ref, ref_worse = errors()
+        expected = -logsigmoid(-10.0 * ((better - worse) - (ref - ref_worse)))
+        loss, metrics = algorithm.loss(task, rows)
+    assert (loss - math.log(2)).abs().min() > 1e-4
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(metrics["denoising_loss"], better, rtol=1e-4, atol=1e-6)
+    check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
+
+
+@pytest.mark.parametrize("kind", ["unet", "cnn", "mlp"])
+def test_value_networks_tell_rows_apart_and_learn(kind):
+    """[N] values, 0 at first (the mlp is DPOK's, which starts anywhere); latent, time and text all matter."""
+    model = LatentUNet(tiny.pipeline())
+    torch.manual_seed(0)
+    value = value_network(kind, model)
+    text = model.encode(["a cat", "a dog", "fish"], 1.0).text
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    t = torch.tensor([1, 500, 999])
+    first = value(x, t, text)
+    assert first.shape == (3,)
+    assert first.dtype == torch.float32
+    if kind != "mlp":
+        assert first.tolist() == [0.0, 0.0, 0.0]
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in value.parameters())
+    optimizer = torch.optim.Adam(value.parameters(), lr=1e-2)
+    target = torch.tensor([1.0, -2.0, 0.5])
+    for _ in range(40):
+        optimizer.zero_grad()
+        (value(x, t, text) - target).square().sum().backward()
+        assert all(p.grad is not None for p in value.parameters())  # what DDP and checkpoints rely on
+        optimizer.step()
+    with torch.no_grad():
+        learned = value(x, t, text)
+        torch.testing.assert_close(learned, target, atol=0.2, rtol=0)
+        torch.testing.assert_close(value(x[1:2], t[1:2], text[1:2]), learned[1:2], atol=1e-5, rtol=1e-5)
+        for other in ((x.flip(0), t, text), (x, t.flip(0), text), (x, t, text.flip(0))):
+            assert (value(*other) - learned).abs().max() > 1e-4
+
+
+def test_the_value_unet_is_a_copy_of_its_own():
+    model = LatentUNet(tiny.pipeline())
+    value = value_network("unet", model)
+    ours, theirs = value.conv_in.weight, model.pipeline.unet.conv_in.weight
+    assert torch.equal(ours, theirs)
+    assert ours.data_ptr() != theirs.data_ptr()
+    assert not theirs.requires_grad
+    names = {name.partition(".")[0] for name, _ in value.named_parameters()}
+    assert names == {"conv_in", "time_embedding", "down_blocks", "mid_block", "pool"}
+
+
+class TimeValue(nn.Module):
+    """V = t / 1000, from the time alone."""
+
+    def forward(self, x, t, text):
+        return t.to(x.dtype) / 1000
+
+
+def test_ppo_prepare_by_hand(trained):
+    """V = t / 1000 = (0.801, 0.601, 0.401, 0.201, 0.001). Every step costs 0.1 of its divergence; the last earns A.
+
+    gamma 1, lambda 0.95: A_i = delta_i + 0.95 A_{i+1}, delta_i = R_i + V_{i+1} - V_i: -0.2 - cost, and in the end
+    A - 0.001 - cost. Pictures 1 and 3 are selected: A = -1 and 1.5.
+    """
+    task, rollout = trained
+    task = replace(task, value=TimeValue())
+    rollout = replace(rollout, selected=torch.tensor([False, True, False, True]))
+    divergence = GRPO(kl=1.0).loss(task, all_rows(rollout))[1]["kl"].reshape(2, STEPS)
+    rows = PPO(kl=0.5, smoothing=0.95).prepare(task, rollout)  # the task's weight, 0.1, is what counts
+    assert rows.picture.tolist() == [1] * STEPS + [3] * STEPS
+    torch.testing.assert_close(rows.kl, divergence.flatten())
+    torch.testing.assert_close(rows.value, torch.tensor([0.801, 0.601, 0.401, 0.201, 0.001] * 2))
+    for number, terminal in enumerate((-1.0, 1.5)):
+        cost = (0.1 * divergence[number]).tolist()
+        expected = [terminal - 0.001 - cost[4]]
+        for i in (3, 2, 1, 0):
+            expected.insert(0, -0.2 - cost[i] + 0.95 * expected[0])
+        own = slice(number * STEPS, (number + 1) * STEPS)
+        assert rows.advantage[own].tolist() == pytest.approx(expected, abs=1e-5)
+        assert rows.target[own].tolist() == pytest.approx((rows.advantage + rows.value)[own].tolist(), abs=1e-6)
+
+
+def test_ppo_estimators_at_sampled_steps(trained):
+    """k1, k3 and the thesis' form from log-probabilities of two passes."""
+    task, rollout = trained
+    task = replace(task, value=TimeValue())
+    step = all_rows(rollout).transitions()
+    with torch.no_grad(), base(task.model):
+        log_ratio = step.logp - task.log_prob(step)
+    expected = {
+        "k1": log_ratio, "k3": (-log_ratio).exp() - 1 + log_ratio, "thesis": log_ratio.exp() - 1 - log_ratio,
+    }  # fmt: skip
+    for kind, values in expected.items():
+        torch.testing.assert_close(PPO(kl_estimator=kind).prepare(task, rollout).kl, values, rtol=1e-6, atol=1e-10)
+
+
+def test_ppos_exact_divergence_has_its_slope_in_the_loss_in_the_advantages_unit(trained):
+    """The loss is the surrogate, the value's, and weight * divergence, divided by what the advantages were, and once
+    more by the 256 elements, as the surrogate's slope is: its log-probability is a mean."""
+    task, rollout = trained
+    task = replace(task, value=TimeValue())
+    plain, exact = PPO(kl_estimator="k1"), PPO(kl_estimator="exact")
+    rows = plain.prepare(task, rollout)
+    divergence = GRPO(kl=1.0).loss(task, rows)[1]["kl"]
+    for unit in (None, torch.full((20,), 2.5)):
+        rows = replace(rows, unit=unit)
+        more = exact.loss(task, rows)[0] - plain.loss(task, rows)[0]
+        torch.testing.assert_close(more, 0.1 * divergence / 256 / (1 if unit is None else 2.5), rtol=1e-4, atol=1e-10)
+    check_slope(task, lambda: exact.loss(task, rows.select(slice(4, 6)))[0].sum())
+
+
+def test_dpok_with_a_value_network(trained):
+    """A = r - V(x_t), and V is asked again for its loss: (V - r)^2."""
+    task, rollout = trained
+    algorithm = DPOK(value="mlp", kl=0.0, reward_weight=1.0)
+    plain, _ = DDPO().loss(task, all_rows(rollout))
+    task = replace(task, value=TimeValue())
+    rows = algorithm.prepare(task, rollout)
+    value = torch.tensor([0.801, 0.601, 0.401, 0.201, 0.001]).repeat(4)
+    reward = rollout.advantage.repeat_interleave(STEPS)
+    torch.testing.assert_close(rows.advantage, reward - value)
+    loss, _ = algorithm.loss(task, rows)
+    torch.testing.assert_close(loss, plain * (reward - value) / reward + (value - reward) ** 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", [*SAMPLED, RWR(), NFT()], ids=lambda algorithm: algorithm.name)
+def test_nothing_selected_makes_no_rows(trained, algorithm):
+    task, rollout = trained
+    rollout = replace(rollout, selected=torch.zeros(4, dtype=torch.bool))
+    rows = algorithm.prepare(with_value(task, algorithm), rollout)
+    assert len(rows) == 0
+    assert len(rows.select(slice(0, 3))) == 0

@@ -1,0 +1,137 @@
+"""Which pictures a round has, what noise they share, and in which update each of their steps is trained."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from tastemaker import noise
+from tastemaker.prompts import PromptSet
+from tastemaker.training.config import Optimizer
+from tastemaker.training.draws import assigned, draw_round, share
+from tastemaker.types import Draw, Rollout, all_rows
+
+PROMPTS = PromptSet(("a", "b", "c"), (1.0, 1.0, 1.0))
+
+
+def rollout(pictures, kept, selected=None):
+    latents = torch.zeros(pictures, kept + 1, 1)
+    nothing = torch.zeros(pictures, kept)
+    return Rollout(latents, torch.arange(kept), nothing, latents[:, 0], torch.zeros(pictures, 1, 1), selected=selected)
+
+
+def test_roots_and_groups_by_hand():
+    """Prompt 0 has the roots 0 and 2, prompt 1 the root 0; pictures out of order."""
+    draw = Draw(5, 3, ("b", "a", "a", "b", "a"), (1, 0, 0, 1, 0), (1, 2, 0, 0, 3), (0, 2, 0, 0, 2))
+    roots, root = draw.roots()
+    assert root == [0, 1, 2, 0, 1]
+    assert list(zip(roots.prompts, roots.prompt_index, roots.sample_index, strict=True)) == [
+        ("b", 1, 0), ("a", 0, 2), ("a", 0, 0),
+    ]  # fmt: skip
+    assert (roots.seed, roots.round) == (5, 3)
+    assert draw.groups() == [0, 1, 2, 0, 1]
+    some = draw.select([4, 3])
+    assert some.sample_index == (3, 0)
+    # A root's noise is its own, whichever of its branches are there: here number 3 without number 2.
+    assert torch.equal(some.roots()[0].noise(4, (8,))[0], noise.normal((8,), 5, 3, 0, 2, 4))
+
+
+def test_without_branches_every_picture_is_its_own_root_and_prompts_are_the_groups():
+    draw = Draw(0, 1, ("b", "a", "b"), (1, 0, 1), (0, 0, 1))
+    roots, root = draw.roots()
+    assert root == [0, 1, 2]
+    assert (roots.prompt_index, roots.sample_index) == (draw.prompt_index, draw.sample_index)
+    assert draw.groups() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("together", [3, 6])
+def test_a_round_of_branches_keeps_them_together(together):
+    """24 pictures, 12 of a prompt: 2 prompts with 4 roots of 3 branches each."""
+    draw = draw_round(PROMPTS, 0, 1, 24, 12, branches=3, together=together)
+    assert sorted(Counter(draw.prompt_index).values()) == [12, 12]
+    places = list(zip(draw.prompt_index, draw.sample_index, strict=True))
+    assert len(set(places)) == 24
+    assert draw.root_index == tuple(s // 3 * 3 for s in draw.sample_index)
+    for start in range(0, 24, together):
+        block = places[start : start + together]
+        assert len({prompt for prompt, _ in block}) == 1
+        assert [s - block[0][1] for _, s in block] == list(range(together))
+    assert places != sorted(places)  # and yet in shuffled order
+
+
+def test_a_round_is_the_same_pictures_however_they_are_kept_together():
+    one, two = (draw_round(PROMPTS, 0, 1, 24, 4, 1, together) for together in (1, 4))
+    pictures = lambda draw: sorted(zip(draw.prompt_index, draw.sample_index, strict=True))  # noqa: E731
+    assert pictures(one) == pictures(two)
+    assert one.sample_index != two.sample_index
+
+
+def test_noise_of_the_forward_process_depends_on_its_place_alone_and_is_not_the_samplers():
+    place = {"seed": 1, "round": 2, "prompt": 3, "sample": 4, "place": 5, "epoch": 6}
+    draw = lambda **changed: noise.diffused((64,), range(100, 900), **(place | changed))  # noqa: E731
+    time, values = draw()
+    again_time, again = draw()
+    assert time == again_time
+    assert torch.equal(values, again)
+    others = [draw(**{name: value + 1})[1] for name, value in place.items()]
+    others += [noise.normal((64,), 1, 2, 3, 4, step) for step in range(1001)]
+    assert all((values - other).abs().max() > 0.1 for other in others)
+    times = [noise.diffused((1,), range(100, 900), 0, 1, 0, s, 0, 0)[0] for s in range(2000)]
+    # Uniform on 100 to 899: mean 499.5, deviation 231 / sqrt(2000) = 5.2.
+    assert abs(np.mean(times) - 499.5) < 21
+    assert 100 <= min(times) < 110
+    assert 890 < max(times) < 900
+    normal = torch.cat([noise.diffused((64,), range(9), 0, 1, 0, s, 0, 0)[1] for s in range(500)])
+    assert abs(normal.mean()) < 0.025
+    assert abs(normal.std() - 1) < 0.02
+
+
+def everyone(world, options, samples=12, kept=5, epoch=0):
+    """{(place in the round, step): update} over all processes."""
+    draw, found = draw_round(PROMPTS, 0, 7, samples, 4), {}
+    for rank in range(world):
+        mine = share(samples, options.updates, rank, world)
+        rows = all_rows(rollout(len(mine), kept))
+        update = assigned(rows, mine, draw.select(mine), samples, kept, options, epoch)
+        for picture, place, number in zip(rows.picture.tolist(), rows.place.tolist(), update.tolist(), strict=True):
+            found[mine[picture], place] = number
+    return found
+
+
+def test_pictures_go_whole_into_the_update_of_their_place():
+    """12 pictures, 3 updates: places 0 to 3, 4 to 7, 8 to 11."""
+    one = everyone(1, Optimizer(updates=3))
+    assert one == {(picture, place): picture // 4 for picture in range(12) for place in range(5)}
+    assert everyone(2, Optimizer(updates=3)) == one
+
+
+def test_states_are_pooled_over_pictures_into_updates_of_equal_size():
+    options = Optimizer(updates=3, minibatch="states")
+    one = everyone(1, options)
+    assert sorted(one) == [(picture, place) for picture in range(12) for place in range(5)]
+    assert Counter(one.values()) == {0: 20, 1: 20, 2: 20}
+    assert max(len({one[picture, place] for place in range(5)}) for picture in range(12)) == 3  # no whole pictures
+    assert everyone(2, options) == one
+    assert everyone(1, options, epoch=1) != one  # CleanRL shuffles anew in each epoch
+
+
+def test_a_share_of_the_steps_is_each_pictures_own():
+    one = everyone(1, Optimizer(updates=3, timestep_fraction=0.4))
+    trained = {picture: [place for place in range(5) if one[picture, place] >= 0] for picture in range(12)}
+    assert {len(places) for places in trained.values()} == {2}  # 0.4 of 5
+    assert len({tuple(places) for places in trained.values()}) > 1
+    assert all(one[picture, place] in (-1, picture // 4) for picture, place in one)
+    assert everyone(2, Optimizer(updates=3, timestep_fraction=0.4)) == one
+
+
+def test_only_rows_of_selected_pictures_have_an_update():
+    """Pictures 1 and 6 of 8, 2 steps each: the updates of their places, and as if all were there for states."""
+    draw, mine = draw_round(PROMPTS, 0, 1, 8, 4), list(range(8))
+    selected = torch.tensor([place in (1, 6) for place in mine])
+    rows, whole = all_rows(rollout(8, 2, selected)), all_rows(rollout(8, 2))
+    assert rows.picture.tolist() == [1, 1, 6, 6]
+    assert assigned(rows, mine, draw, 8, 2, Optimizer(updates=2), 0).tolist() == [0, 0, 1, 1]
+    states = Optimizer(updates=2, minibatch="states")
+    everything = assigned(whole, mine, draw, 8, 2, states, 0)
+    assert torch.equal(assigned(rows, mine, draw, 8, 2, states, 0), everything[[2, 3, 12, 13]])
