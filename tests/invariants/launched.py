@@ -1,4 +1,4 @@
-"""The command line as torchrun starts it: `launched.py [--unsynchronised | --die-in-round N] train ...`."""
+"""The command line as torchrun starts it: `launched.py [--sharded] [--unsynchronised | --die-in-round N] train ...`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,27 @@ from unittest import mock
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from tastemaker.cli.main import main
-from tastemaker.training import loop
+from tastemaker.training import loop, setup
+
+
+def sharding_accelerator(**named):
+    made = Accelerator(**named)
+    made.state.distributed_type = DistributedType.FSDP
+    made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    return made
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     words = sys.argv[1:]
     patches = []
+    if words[0] == "--sharded":
+        # accelerate shards on accelerators only, but what it calls works with gloo on a CPU as well.
+        words = words[1:]
+        patches.append(mock.patch.object(setup, "Accelerator", sharding_accelerator))
     if words[0] == "--unsynchronised":
         # What a trainer does that forgets to wrap its network: every process trains by itself.
         words = words[1:]

@@ -24,6 +24,8 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         "config": _flat(settings),
         "versions": versions(),
         "processes": accelerator.num_processes,
+        # A sharded network sums its gradients in another order.
+        "sharded": accelerator.is_fsdp2 or None,
         "device": torch.cuda.get_device_name(accelerator.device) if cuda else str(accelerator.device.type),
         # How sums are cut among threads and vector lanes decides their last bit on a CPU.
         "threads": 0 if cuda else torch.get_num_threads(),
