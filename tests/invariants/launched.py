@@ -8,7 +8,7 @@ import sys
 from unittest import mock
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from tastemaker.cli.main import main
@@ -17,7 +17,7 @@ from tastemaker.training import loop, setup
 
 def sharding_accelerator(**named):
     made = Accelerator(**named)
-    made.state.distributed_type = DistributedType.FSDP
+    PartialState().distributed_type = made.state.distributed_type = DistributedType.FSDP
     made.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     return made
 
