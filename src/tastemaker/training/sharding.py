@@ -60,8 +60,9 @@ def prepare(accelerator: Accelerator, network: Any, optimizer: torch.optim.Optim
 def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """The tensors whole, on the CPU. All processes must ask for sharded ones; those not to `keep` them get nothing."""
     found = {}
-    for name, tensor in tensors.items():
-        value: Any = tensor.detach()
+    # In the same order everywhere: that of an optimizer's slots after loading differs from process to process.
+    for name in sorted(tensors):
+        value: Any = tensors[name].detach()
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
         if keep:
             found[name] = whole.cpu().contiguous()
