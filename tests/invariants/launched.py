@@ -1,18 +1,23 @@
-"""The command line as torchrun starts it: `launched.py [--sharded] [--unsynchronised | --die-in-round N] train ...`."""
+"""The command line as torchrun starts it.
+
+`launched.py [--sharded] [--unsynchronised | --die-in-round N] train ... [--then train ...]`
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from unittest import mock
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from tastemaker.cli.main import main
-from tastemaker.training import loop, setup
+from tastemaker.training import loop, run, setup
 
 
 def sharding_accelerator(**named):
@@ -47,4 +52,12 @@ if __name__ == "__main__":
         patches.append(mock.patch.object(loop, "update", dying))
     for patch in patches:
         patch.start()
+    # Several command lines in one launch, and one group of processes: most of a small run's time is importing.
+    while "--then" in words:
+        first = words.index("--then")
+        with mock.patch.object(run, "process_group", nullcontext):
+            if main(words[:first]):
+                sys.exit("a run before --then failed")
+        AcceleratorState._reset_state()
+        words = words[first + 1 :]
     sys.exit(main(words))

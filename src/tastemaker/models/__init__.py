@@ -10,10 +10,18 @@ if TYPE_CHECKING:
     from tastemaker.models.latent_unet import LatentUNet
 
 
-def load_model(source: str, precision: str = "fp32", device: torch.device | str = "cpu") -> LatentUNet:
-    """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError."""
+def load_model(
+    source: str,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    network_device: torch.device | str | None = None,
+) -> LatentUNet:
+    """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError.
+
+    Its network may wait on another device, `network_device`, until it is sharded.
+    """
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.latent_unet import LatentUNet, load_pipeline
 
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
-    return LatentUNet(pipeline, precision, device)
+    return LatentUNet(pipeline, precision, device, network_device)

@@ -60,7 +60,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
     display.say(f"loading {config.model}")
     set_seed(config.seed)
-    model = load_model(config.model, config.precision, accelerator.device)
+    # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
+    model = load_model(config.model, config.precision, accelerator.device, "cpu" if accelerator.is_fsdp2 else None)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
     model.tune(config.tuning, config.seed)
@@ -69,6 +70,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         display.say(line)
     if accelerator.is_fsdp2:
         model.network, optimizer = sharding.prepare(accelerator, model.network, optimizer)
+        display.say(sharding.describe(model.network))
     else:
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     task = Task(

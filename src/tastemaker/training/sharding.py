@@ -40,8 +40,8 @@ def prepare(accelerator: Accelerator, network: Any, optimizer: torch.optim.Optim
     from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
     plugin: Any = accelerator.state.fsdp_plugin
-    if plugin.auto_wrap_policy is None and plugin.transformer_cls_names_to_wrap is None:
-        # Without a policy the network is one block, gathered whole at every call.
+    if plugin.auto_wrap_policy in (None, transformer_auto_wrap_policy) and not plugin.transformer_cls_names_to_wrap:
+        # Without a policy the network would be one block, gathered whole at every call.
         kinds = {type(module).__name__ for module in network.modules()}
         plugin.transformer_cls_names_to_wrap = sorted(kinds & set(network._no_split_modules or ()))
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
@@ -55,6 +55,16 @@ def prepare(accelerator: Accelerator, network: Any, optimizer: torch.optim.Optim
     # their requires_grad.
     network.set_reshard_after_forward(True)
     return network, optimizer
+
+
+def describe(network: nn.Module) -> str:
+    """In how many blocks the network is sharded, and how much of it this process holds."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parameters: list[Any] = list(network.parameters())
+    mine, all_of_it = sum(p.to_local().numel() for p in parameters), sum(p.numel() for p in parameters)
+    blocks = sum(isinstance(module, FSDPModule) for module in network.modules())
+    return f"the network is sharded in {blocks} blocks; this process holds {mine / all_of_it:.0%} of its weights"
 
 
 def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
