@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.cli.main import main
 from tastemaker.training import loop, run, setup
 
@@ -27,6 +28,20 @@ def sharding_accelerator(**named):
     return made
 
 
+def asking_the_reference():
+    """Every loss asks the reference between the policy's forward and backward pass, as a KL would."""
+    plain = DDPO.loss
+
+    def loss(algorithm, task, rows):
+        losses, metrics = plain(algorithm, task, rows)
+        if task.model.tuned.mode == "lora":
+            with torch.no_grad(), task.model.reference():
+                metrics["reference"] = task.log_prob(rows.transitions())
+        return losses, metrics
+
+    return mock.patch.object(DDPO, "loss", loss)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     words = sys.argv[1:]
@@ -34,7 +49,7 @@ if __name__ == "__main__":
     if words[0] == "--sharded":
         # accelerate shards on accelerators only, but what it calls works with gloo on a CPU as well.
         words = words[1:]
-        patches.append(mock.patch.object(setup, "Accelerator", sharding_accelerator))
+        patches += [mock.patch.object(setup, "Accelerator", sharding_accelerator), asking_the_reference()]
     if words[0] == "--unsynchronised":
         # What a trainer does that forgets to wrap its network: every process trains by itself.
         words = words[1:]
