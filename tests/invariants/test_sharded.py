@@ -5,15 +5,21 @@ accelerate shards on accelerators only; launched.py makes it shard on the CPU, t
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import UNet2DConditionModel
 from launched import asking_the_reference
 from safetensors.torch import load_file
 from test_processes import ENVIRONMENT, distance, finish, launch, metrics, words
 
 from tastemaker.cli.main import main
+from tastemaker.errors import ConfigError
+from tastemaker.training import sharding
+from tastemaker.training.config import Config, Speed
 
 SMALL = ["--rounds", "2", "evaluation.every=2", "optimizer.clip_norm=0.05", "checkpoint.keep=9"]
 FULL = ["--rounds", "1", "tuning.mode=full", "tuning.gradient_checkpointing=true"]
@@ -97,3 +103,29 @@ def test_a_sharded_run_goes_on_sharded_or_not_at_all(runs, capsys):
     errors = capsys.readouterr().err
     assert "processes 2 -> 1" in errors
     assert "sharded True -> None" in errors
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "message"),
+    [
+        ({"FSDP_VERSION": "1"}, Config(), "--fsdp_version 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, Config(), "--fsdp_offload_params"),
+        ({}, replace(Config(), speed=Speed(compile=True)), "speed.compile"),
+        ({}, replace(Config(), optimizer=replace(Config().optimizer, eight_bit=True)), "optimizer.eight_bit"),
+    ],
+)
+def test_what_does_not_work_sharded_is_refused_with_a_way_out(monkeypatch, settings, config, message):
+    for name, value in (SHARDING | settings).items():
+        monkeypatch.setenv(name, value)
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin()))
+    with pytest.raises(ConfigError, match=f"{message}.*(leave|give)"):
+        sharding.check(config, accelerator)
+
+
+def test_the_rest_is_left_alone():
+    """Nothing about a network that is not sharded changes, and it gives its own weights."""
+    network = torch.nn.Linear(2, 2)
+    with sharding.whole(network, keep=False):
+        assert network.state_dict()["weight"].data_ptr() == network.weight.data_ptr()
+    assert sharding.gathered(dict(network.named_parameters()), keep=False) == {}
+    assert sharding.like(network.weight, network.weight) is network.weight

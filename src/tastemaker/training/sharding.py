@@ -75,7 +75,8 @@ def gathered(tensors: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tens
         value: Any = tensors[name].detach()
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
         if keep:
-            found[name] = whole.cpu().contiguous()
+            # A copy also on the CPU: 8-bit states share their maps, and safetensors takes no shared memory.
+            found[name] = whole.to("cpu", copy=True).contiguous()
     return found
 
 
