@@ -33,7 +33,8 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     device = torch.cuda.is_available()
     mixed = "fp16" if config.precision == "fp16" else "no"
     trackers: Any = list(config.trackers) or None
-    # With it transformers would give the text encoder, which is not sharded, its weights in one process only.
+    # accelerate's default by which transformers may load weights in one process only; the text encoder is not sharded,
+    # and nothing would send it on.
     disable_fsdp_ram_efficient_loading()
     try:
         made = Accelerator(mixed_precision=mixed, log_with=trackers, project_dir=out / "trackers", cpu=not device)
