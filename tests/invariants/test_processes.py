@@ -30,11 +30,11 @@ def words(checkpoint, out, *more):
     return ["train", "ddpo-compressibility", "--model", str(checkpoint), "--out", str(out), *SETTINGS, *more]
 
 
-def launch(count, arguments):
+def launch(count, arguments, environment=ENVIRONMENT):
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     return subprocess.Popen(
         [sys.executable, *(torchrun if count > 1 else []), str(SCRIPT), *arguments],
-        env=ENVIRONMENT,
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -39,7 +39,7 @@ EXTRAS = {
     "tensorboard": "curves in TensorBoard (trackers=tensorboard)",
     "wandb": "curves in Weights & Biases (trackers=wandb)",
     "trackio": "curves in trackio (trackers=trackio)",
-    "bitsandbytes": "8-bit Adam on CUDA",
+    "bitsandbytes": "AdamW states in 8 bits (optimizer.eight_bit)",
 }
 ROOM_GB = 5
 """Less free disk than this may not hold the checkpoints of a larger model."""

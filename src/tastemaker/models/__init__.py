@@ -11,14 +11,22 @@ if TYPE_CHECKING:
     from tastemaker.models.pixel_unet import PixelUNet
 
 
-def load_model(source: str, precision: str = "fp32", device: torch.device | str = "cpu") -> LatentUNet | PixelUNet:
-    """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError."""
+def load_model(
+    source: str,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    network_device: torch.device | str | None = None,
+) -> LatentUNet | PixelUNet:
+    """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError.
+
+    Its network may wait on another device, `network_device`, until it is sharded.
+    """
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.latent_unet import LatentUNet, load_pipeline
 
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
     if type(pipeline).__name__ == "StableDiffusionPipeline":
-        return LatentUNet(pipeline, precision, device)
+        return LatentUNet(pipeline, precision, device, network_device)
     from tastemaker.models.pixel_unet import PixelUNet
 
-    return PixelUNet(pipeline, precision, device)
+    return PixelUNet(pipeline, precision, device, network_device)

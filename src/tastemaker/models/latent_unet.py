@@ -100,7 +100,13 @@ class SchedulerProcess:
 class LatentUNet:
     """A StableDiffusionPipeline behind the narrow door of `types.Model`."""
 
-    def __init__(self, pipeline: Any, precision: str = "fp32", device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+        network_device: torch.device | str | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
@@ -111,7 +117,7 @@ class LatentUNet:
             # The VAE stays in float32: it is a small part of the work, and overflows in float16 for SD 2.x.
             pipeline.vae.to(self.device, torch.float32)
             pipeline.text_encoder.to(self.device, self.dtype)
-            pipeline.unet.to(self.device, self.dtype)
+            pipeline.unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
         self.process = SchedulerProcess(ddim(pipeline.scheduler.config))
         side = pipeline.unet.config.sample_size

@@ -29,14 +29,20 @@ class PixelUNet:
     one, and can be guided. A model without classes takes any prompt, and ignores it.
     """
 
-    def __init__(self, pipeline: Any, precision: str = "fp32", device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+        network_device: torch.device | str | None = None,
+    ) -> None:
         _require_known(pipeline.unet)
         self.pipeline = pipeline
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
         unet = pipeline.unet.requires_grad_(False).eval()
         with quiet():
-            unet.to(self.device, self.dtype)
+            unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = unet
         self.process = SchedulerProcess(ddim(pipeline.scheduler.config))
         side = unet.config.sample_size

@@ -7,7 +7,7 @@ number; there is no random state and no schedule to save.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
@@ -22,6 +22,7 @@ from tastemaker.errors import CheckpointError
 from tastemaker.training import disk
 from tastemaker.training.config import Checkpoints
 from tastemaker.training.manifest import Damaged, seal, unseal
+from tastemaker.training.sharding import gathered, like
 
 WEIGHTS, OPTIMIZER, STATE = FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 
@@ -57,20 +58,27 @@ class Training:
     """Of float16 training."""
 
 
-def save(folder: Path, state: State, training: Training, facts: Mapping[str, Any], keep: Checkpoints) -> Path:
+def save(
+    folder: Path, state: State, training: Training, facts: Mapping[str, Any], keep: Checkpoints, *, write: bool = True
+) -> Path:
     """Writes checkpoints/step-NNNNNN under the run's folder, and when it is on disk drops those not to be kept.
 
-    `facts` (training/exactness.py) are what a resumed run is compared with. Raises OSError where the disk
-    does not take it; the checkpoints that were there still are.
+    `facts` (training/exactness.py) are what a resumed run is compared with. All processes that share a sharded
+    network must call it, and one of them `write`. Raises OSError where the disk does not take it; the checkpoints
+    that were there still are.
     """
     checkpoints = folder / "checkpoints"
     final = checkpoints / f"step-{state.round:06d}"
     temporary = checkpoints / f".tmp-{final.name}"
-    tensors, numbers = _optimizer_state(training.optimizer)
+    weights = gathered(training.weights, write)
+    slots, numbers = _optimizer_state(training.optimizer)
+    tensors = gathered(slots, write)
+    if not write:
+        return final
     scaler = training.scaler.state_dict() if training.scaler is not None else None
     content = {"state": vars(state), "optimizer": numbers, "scaler": scaler}
     files = {
-        WEIGHTS: serialise({name: p.detach().cpu().contiguous() for name, p in training.weights.items()}),
+        WEIGHTS: serialise(weights),
         OPTIMIZER: serialise(tensors),
         STATE: json.dumps(content, indent=1).encode(),
     }
@@ -111,7 +119,7 @@ def load(folder: Path, training: Training) -> tuple[State, dict[str, Any], list[
         raise CheckpointError(f"{path} was written in another precision: float16 has a loss scale, and others none")
     with torch.no_grad():
         for name, parameter in training.weights.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(like(saved[name], parameter))
     _restore_optimizer(training.optimizer, slots, numbers)
     if training.scaler is not None:
         training.scaler.load_state_dict(scale)
@@ -172,16 +180,32 @@ def _check(path: Path, saved: Mapping[str, Tensor], slots: Mapping[str, Tensor],
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's tensors by parameter and slot, as in `3.exp_avg`; and the rest of its state, as JSON."""
     state = optimizer.state_dict()
-    slots = [(f"{i}.{name}", value) for i, values in state["state"].items() for name, value in values.items()]
-    tensors = {name: value.detach().cpu().contiguous() for name, value in slots if isinstance(value, Tensor)}
-    numbers = {name: value for name, value in slots if not isinstance(value, Tensor)}
+    slots = dict(_flat(state["state"]))
+    tensors = {name: value for name, value in slots.items() if isinstance(value, Tensor)}
+    numbers = {name: value for name, value in slots.items() if not isinstance(value, Tensor)}
     return tensors, {"groups": state["param_groups"], "numbers": numbers}
 
 
+def _flat(nested: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Slots by name; 8-bit optimizers have some of them one level deeper."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], rest: dict[str, Any]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Any]] = {}
     for name, value in (tensors | rest["numbers"]).items():
-        index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = value
+        index, *path, slot = name.split(".")
+        parameter = parameters[int(index)]
+        place = slots.setdefault(int(index), {})
+        for part in path:
+            place = place.setdefault(part, {})
+        moment = isinstance(value, Tensor) and value.shape == parameter.shape
+        place[slot] = like(value, parameter) if moment else value
     optimizer.load_state_dict({"state": slots, "param_groups": rest["groups"]})

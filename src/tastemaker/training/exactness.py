@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     """Settings, versions and hardware that results depend on in their last bit, as JSON."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     cuda = accelerator.device.type == "cuda"
+    eight_bit = {"bitsandbytes": version("bitsandbytes")} if config.optimizer.eight_bit else {}
     return {
         "config": _flat(settings),
-        "versions": versions(),
+        "versions": versions() | eight_bit,
         "processes": accelerator.num_processes,
+        # A sharded network sums its gradients in another order.
+        "sharded": accelerator.is_fsdp2 or None,
         "device": torch.cuda.get_device_name(accelerator.device) if cuda else str(accelerator.device.type),
         # How sums are cut among threads and vector lanes decides their last bit on a CPU.
         "threads": 0 if cuda else torch.get_num_threads(),

@@ -14,7 +14,7 @@ from typing import Any
 from tastemaker.errors import ConfigError, StorageError
 from tastemaker.evaluation.report import write_report
 from tastemaker.evaluation.samples import save_grid
-from tastemaker.training import checkpoint, disk
+from tastemaker.training import checkpoint, disk, sharding
 from tastemaker.training.checkpoint import State, Training
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import dump_config, load_config
@@ -73,6 +73,8 @@ def _begin(config: Config, out: Path, command: str) -> None:
                 (folder / "env.json").write_text(details + "\n", encoding="utf-8")
                 _record_evaluation(session, folder, base)
                 _save(session, folder)
+        else:
+            _save(session, out)
         accelerator.wait_for_everyone()
         _train(session, out)
 
@@ -116,34 +118,42 @@ def _train(session: Session, folder: Path) -> None:
     config, accelerator, state = session.config, session.accelerator, session.state
     if config.trackers:
         accelerator.init_trackers("tastemaker", config={"config": dump_config(config)})
-    signalled = 0
+    signalled, saved = 0, state.round
     try:
         with listening(session.stop, session.display):
             while state.round < config.rounds and not signalled:
                 began = time.perf_counter()
                 record = one_round(session)
                 due = state.round == config.rounds or state.round % config.evaluation.every == 0
-                evaluation = evaluate(session) if due and accelerator.is_main_process else None
+                # One process evaluates, but a sharded network is called by all of them together.
+                here = accelerator.is_main_process or accelerator.is_fsdp2
+                evaluation = evaluate(session) if due and here else None
                 accelerator.wait_for_everyone()
                 signalled = session.stop.agreed()
-                if accelerator.is_main_process:
-                    record |= timings(session, began)
-                    with _storing(folder):
-                        _finish_round(session, folder, record, evaluation, bool(signalled))
+                with _storing(folder):
+                    if accelerator.is_main_process:
+                        record |= timings(session, began)
+                        _record_round(session, folder, record, evaluation)
+                    if signalled or state.round == config.rounds or state.round % config.checkpoint.every == 0:
+                        begin = time.perf_counter()
+                        _save(session, folder)
+                        saved = state.round
+                        session.seconds["save"] += time.perf_counter() - begin
+                session.display.round_done(record)
     except StopNow:
         signalled = signal.SIGTERM
-        if accelerator.is_main_process and checkpoint.saved_round(folder) != state.round:
+        if saved != state.round:
             with _storing(folder):
                 _save(session, folder)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {_how_to_go_on(folder)}") from None
     if signalled == signal.SIGTERM and state.round < config.rounds:
         raise Preempted(f"stopped by SIGTERM after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
-    if accelerator.is_main_process:
-        with _storing(folder):
+    with sharding.whole(session.model.network, keep=accelerator.is_main_process), _storing(folder):
+        if accelerator.is_main_process:
             write_adapter(session, folder)
             report = write_report(folder)
-        session.display.say(summary(config, folder, report))
+            session.display.say(summary(config, folder, report))
     if config.trackers:
         accelerator.end_training()
     if state.round < config.rounds:
@@ -177,18 +187,12 @@ def timings(session: Session, began: float) -> dict[str, float]:
     return {"seconds/round": time.perf_counter() - began, **parts}
 
 
-def _finish_round(session: Session, folder: Path, record: dict, evaluation: Evaluation | None, last: bool) -> None:
-    config, state = session.config, session.state
+def _record_round(session: Session, folder: Path, record: dict, evaluation: Evaluation | None) -> None:
     append_metrics(folder / "metrics.jsonl", record)
-    if config.trackers:
-        session.accelerator.log({k: v for k, v in record.items() if k != "round"}, step=state.round)
+    if session.config.trackers:
+        session.accelerator.log({k: v for k, v in record.items() if k != "round"}, step=session.state.round)
     if evaluation is not None:
         _record_evaluation(session, folder, evaluation)
-    if last or state.round == config.rounds or state.round % config.checkpoint.every == 0:
-        begin = time.perf_counter()
-        _save(session, folder)
-        session.seconds["save"] += time.perf_counter() - begin
-    session.display.round_done(record)
 
 
 def _record_evaluation(session: Session, folder: Path, evaluation: Evaluation) -> None:
@@ -197,8 +201,10 @@ def _record_evaluation(session: Session, folder: Path, evaluation: Evaluation) -
 
 
 def _save(session: Session, folder: Path) -> None:
-    circumstances = facts(session.config, session.accelerator)
-    checkpoint.save(folder, session.state, _training(session), circumstances, session.config.checkpoint)
+    """To be called by all processes, since each has a part of a sharded network."""
+    config, accelerator = session.config, session.accelerator
+    circumstances, write = facts(config, accelerator), accelerator.is_main_process
+    checkpoint.save(folder, session.state, _training(session), circumstances, config.checkpoint, write=write)
 
 
 def _training(session: Session) -> Training:

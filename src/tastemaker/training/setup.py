@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading, set_seed
 from torch import nn
 
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import load_reward
+from tastemaker.training import sharding
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config, Speed
 from tastemaker.training.progress import Display
@@ -32,15 +33,20 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     device = torch.cuda.is_available()
     mixed = "fp16" if config.precision == "fp16" else "no"
     trackers: Any = list(config.trackers) or None
+    # accelerate's default by which transformers may load weights in one process only; the text encoder is not sharded,
+    # and nothing would send it on.
+    disable_fsdp_ram_efficient_loading()
     try:
         made = Accelerator(mixed_precision=mixed, log_with=trackers, project_dir=out / "trackers", cpu=not device)
     except (ValueError, ImportError) as error:
         raise ConfigError(f"cannot use the trackers {list(config.trackers)}: {error}") from error
-    if made.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if made.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(
-            f"accelerate was told to shard the model ({made.distributed_type.value}), which this version cannot save "
-            "or resume: choose plain data parallelism in `accelerate config`; adapters fit on one card"
+            f"accelerate was told to shard the model by {made.distributed_type.value}, which this version cannot save "
+            "or resume: choose plain data parallelism or FSDP version 2 in `accelerate config`"
         )
+    if made.distributed_type == DistributedType.FSDP:
+        sharding.check(config, made)
     return made
 
 
@@ -62,7 +68,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
     display.say(f"loading {config.model}")
     set_seed(config.seed)
-    model = load_model(config.model, config.precision, accelerator.device)
+    # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
+    model = load_model(config.model, config.precision, accelerator.device, "cpu" if accelerator.is_fsdp2 else None)
     model.check(prompts.prompts)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
@@ -79,7 +86,11 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     optimizer = _optimizer(config, groups)
     for line in _speed(config.speed, model.network, accelerator.device):
         display.say(line)
-    model.network, optimizer = accelerator.prepare(model.network, optimizer)
+    if accelerator.is_fsdp2:
+        model.network, optimizer = sharding.prepare(accelerator, model.network, optimizer)
+        display.say(sharding.describe(model.network))
+    else:
+        model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
     task = Task(
         model=model,
