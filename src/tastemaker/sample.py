@@ -37,7 +37,7 @@ def sample(
     """
     device = model.device
     roots, root = draw.roots()
-    branches = len(roots) < len(draw)
+    branches = bool(draw.root_index)
     whole, now, told = draw, roots, cond.select(_first(root, device)) if branches else cond
     x = now.noise(0, model.latent_shape, device)
     latents, logp = [], []

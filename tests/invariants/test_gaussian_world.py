@@ -96,7 +96,7 @@ METHODS = {
     "ddpo-is": (DDPO(clip=0.02), Advantage(min_count=4), All()),
     "ddpo-sf": (DDPO(estimator="sf"), GROUP, All()),
     "pg": (PG(), Advantage(normalise="windowed", min_count=4), All()),
-    "dpok": (DPOK(clip=0.02, reward_weight=1.0, kl=0.01), GROUP, All()),
+    "dpok": (DPOK(clip=0.02, clamp="direct", divergence="noise"), GROUP, All()),
     "dpo": (DPO(beta=1.0, pairs="best-worst"), GROUP, All()),
     "grpo": (GRPO(clip=0.02, kl=0.01), GROUP, NonZero()),
     "nft": (NFT(noises=4, span=2.0), GROUP, All()),
@@ -112,10 +112,12 @@ WINDOWS = {"whole": Whole(), "backward": Backward(2, 4), "sliding": Sliding(2, 2
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_raises_the_reward(method, window, branches, kind):
+    """By more than a fifth of the rewards' deviation in four rounds; the sliding window without noise outside it."""
     algorithm, advantage, selection = METHODS[method]
     config = Config(
-        model="world", rounds=6, algorithm=algorithm, advantage=advantage, selection=selection, window=WINDOWS[window],
-        sampling=Sampling(steps=STEPS, guidance=1.0, samples=240, per_prompt=12, batch=240, branches=branches),
+        model="world", rounds=4, algorithm=algorithm, advantage=advantage, selection=selection, window=WINDOWS[window],
+        sampling=Sampling(steps=STEPS, guidance=1.0, samples=240, per_prompt=12, batch=240, branches=branches,
+            noise_outside=window != "sliding"),
         optimizer=Optimizer(lr=0.05, updates=2 if method != "ddpo-sf" else 1, rows=1000, clip_norm=1e9),
     )  # fmt: skip
     world = World(kind)
@@ -123,9 +125,9 @@ def test_every_method_raises_the_reward(method, window, branches, kind):
     value = ConditionalMLP(world.latent_shape, 2) if method == "ppo" else None
     run = session(config, world, ["left", "right"], partial(torch.optim.Adam, lr=0.05), value)
     before = world.reward()
-    records = [one_round(run) for _ in range(config.rounds)]
-    print(method, window, branches, kind, (world.reward() - before) / world.closed.reward_std(), records[-1]["updates"])
-    assert world.reward() > before
+    for _ in range(config.rounds):
+        one_round(run)
+    assert world.reward() > before + 0.2 * world.closed.reward_std()
 
 
 PENALTY = 2.0
@@ -175,5 +177,4 @@ def test_a_divergence_in_the_objective_leads_to_the_known_optimum(kind, algorith
         one_round(run)
     best = world.closed.reach() / world.closed.reward_std() / penalty
     found = world.shift.theta.detach().numpy()
-    print("ERR", algorithm.name, reduction, kind, np.linalg.norm(found - best) / np.linalg.norm(best))
     assert np.linalg.norm(found - best) < 0.05 * np.linalg.norm(best)
