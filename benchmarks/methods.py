@@ -1,6 +1,6 @@
 """Every likelihood and regression method on one reward, at equal reward queries: the figure of docs/methods.md.
 
-    python benchmarks/methods.py [--rounds 8] [--seeds 3] [--only ddpo-is,pg] [--work build/methods]
+    python benchmarks/methods.py [--rounds 6] [--seeds 3] [--only ddpo-is,pg] [--work build/methods]
 
 Compressibility on the bundled model, 64 pictures a round. Two runs at a time, one thread each. A run that is there
 already is not made again.
@@ -33,7 +33,7 @@ METHODS: dict[str, list[str]] = {
         "advantage.normalise=base", "optimizer.minibatch=states",
     ],
     "b2": [
-        "sampling.branches=4", "window=backward", "window.initial=11", "window.rounds=8", "selection=best-worst",
+        "sampling.branches=4", "window=backward", "window.initial=11", "window.rounds=6", "selection=best-worst",
         "advantage.normalise=windowed",
     ],
     "nft": ["algorithm=nft", *REGRESSION],
@@ -82,7 +82,7 @@ def plot(folders: dict[tuple[str, int], Path], out: Path) -> dict[str, dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default=",".join(METHODS), help="comma-separated methods")
     parser.add_argument("--work", type=Path, default=Path("build/methods"))
