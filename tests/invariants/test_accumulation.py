@@ -12,8 +12,13 @@ import torch
 from one_update import first_gradients
 from safetensors.torch import load_file
 
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.selection import BestWorst
 from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
 from tastemaker.training.configfile import dump_config
+from tastemaker.windows import Backward
 
 SCRIPT = Path(__file__).parent / "one_update.py"
 
@@ -28,15 +33,17 @@ def config(checkpoint, **optimizer):
     )  # fmt: skip
 
 
-def two_processes(tmp_path, settings):
-    """Gradients of the first update of a round on two processes that talk through gloo."""
-    file, out = tmp_path / "config.yaml", tmp_path / "two"
-    file.write_text(dump_config(settings))
+def two_processes(tmp_path, *several):
+    """Gradients of a round's first update on two processes that talk through gloo, and its record; of each config."""
+    words = []
+    for number, settings in enumerate(several):
+        words += [tmp_path / f"config-{number}.yaml", tmp_path / f"two-{number}"]
+        words[-2].write_text(dump_config(settings))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, str(SCRIPT), str(file), str(out)], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*launch, str(SCRIPT), *map(str, words)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())
+    return [(load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())) for out in words[1::2]]
 
 
 def distance(one, two):
@@ -58,7 +65,7 @@ def test_every_split_into_micro_batches_gives_the_same_gradient(tmp_path, checkp
 
 
 def test_two_processes_give_the_same_gradient_and_rewards(tmp_path, checkpoint, whole):
-    two, record = two_processes(tmp_path, config(checkpoint))
+    ((two, record),) = two_processes(tmp_path, config(checkpoint))
     assert distance(whole[0], two) < 1e-6
     for key in ("reward/mean", "reward/std", "reward/min", "reward/max", "reward_queries", "advantage/std"):
         assert record[key] == pytest.approx(whole[1][key], abs=1e-6), key
@@ -67,7 +74,7 @@ def test_two_processes_give_the_same_gradient_and_rewards(tmp_path, checkpoint, 
 def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, checkpoint, whole):
     settings = config(checkpoint, timestep_fraction=0.4)
     one, _ = first_gradients(settings, tmp_path)
-    two, _ = two_processes(tmp_path, settings)
+    ((two, _),) = two_processes(tmp_path, settings)
     assert distance(one, two) < 1e-6
     assert distance(whole[0], one) > 1e-3  # other rows, so another gradient
 
@@ -75,3 +82,42 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, checkpoi
 def test_the_test_can_fail(tmp_path, checkpoint, whole):
     other, _ = first_gradients(replace(config(checkpoint), seed=1), tmp_path)
     assert distance(whole[0], other) > 1e-3
+
+
+def algorithms(checkpoint, prompts):
+    """Configs of rounds in which processes have uneven parts, or could have pairs and minibatches of their own."""
+    plain = config(checkpoint)
+    branches = replace(plain.sampling, samples=16, per_prompt=4, branches=2)
+    b2 = replace(plain, sampling=branches, window=Backward(3, 9), selection=BestWorst(0.5), optimizer=replace(
+        plain.optimizer, updates=1, rows=4))  # fmt: skip
+    pair = replace(plain, prompts=str(prompts), sampling=replace(plain.sampling, samples=12), optimizer=replace(
+        plain.optimizer, updates=1))  # fmt: skip
+    return {
+        "best-worst": b2,
+        "states": replace(plain, algorithm=PPO(value="cnn"), optimizer=replace(
+            plain.optimizer, minibatch="states", updates=4, rows=3)),
+        "one process without rows": replace(b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6)),
+        "pairs": replace(pair, algorithm=DPO(reference="sampler")),
+        "samples": replace(plain, algorithm=NFT(noises=2)),
+    }  # fmt: skip
+
+
+def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(tmp_path, checkpoint):
+    """The prompts are two, so that each comes several times, and its pictures are on both processes."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("cat\ndog\n")
+    several = algorithms(checkpoint, prompts)
+    for (name, settings), (two, record) in zip(
+        several.items(), two_processes(tmp_path, *several.values()), strict=True
+    ):
+        one, whole = first_gradients(settings, tmp_path)
+        for part in ("lora", "value"):
+            a, b = ({key: g for key, g in gradients.items() if part in key} for gradients in (one, two))
+            if a or b:
+                # The value networks are in float32.
+                assert distance(a, b) < (1e-6 if part == "lora" else 1e-5), (name, part)
+        for key in whole.keys() & {"updates", "rows", "selected", "loss", "kl", "value_loss", "pair_accuracy"}:
+            assert record[key] == pytest.approx(whole[key], rel=1e-5, abs=1e-7), (name, key)
+        if name in ("best-worst", "one process without rows"):
+            first = sum(picture < 8 for picture in whole["pictures"])
+            assert (first, len(whole["pictures"]) - first) == {"best-worst": (3, 2)}.get(name, (1, 0))
