@@ -33,17 +33,48 @@ def config(checkpoint, **optimizer):
     )  # fmt: skip
 
 
-def two_processes(tmp_path, *several):
-    """Gradients of a round's first update on two processes that talk through gloo, and its record; of each config."""
-    words = []
-    for number, settings in enumerate(several):
-        words += [tmp_path / f"config-{number}.yaml", tmp_path / f"two-{number}"]
-        words[-2].write_text(dump_config(settings))
+@pytest.fixture(scope="module")
+def settings(checkpoint, tmp_path_factory):
+    """Configs by name: of plain rounds, and of some in which processes have uneven parts, or could have pairs and
+    minibatches of their own. Where pairs are made the prompts are two, so that both processes have pictures of each."""
+    prompts = tmp_path_factory.mktemp("prompts") / "two.txt"
+    prompts.write_text("cat\ndog\n")
+    plain = config(checkpoint)
+    options, sampling = plain.optimizer, plain.sampling
+    b2 = replace(
+        plain, window=Backward(3, 9), selection=BestWorst(0.5), optimizer=replace(options, updates=1, rows=4),
+        sampling=replace(sampling, samples=16, per_prompt=4, branches=2),
+    )  # fmt: skip
+    return {
+        "plain": plain,
+        "share of steps": config(checkpoint, timestep_fraction=0.4),
+        "best-worst": b2,
+        "one process without rows": replace(b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6)),
+        "states": replace(
+            plain, algorithm=PPO(value="cnn"), optimizer=replace(options, minibatch="states", updates=4, rows=3)
+        ),
+        "pairs": replace(
+            plain, algorithm=DPO(reference="sampler"), prompts=str(prompts), optimizer=replace(options, updates=1),
+            sampling=replace(sampling, samples=12),
+        ),
+        "samples": replace(plain, algorithm=NFT(noises=2)),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(settings, tmp_path_factory):
+    """By config: gradients of a round's first update on two processes that talk through gloo, and its record."""
+    folder, words = tmp_path_factory.mktemp("two"), []
+    for number, chosen in enumerate(settings.values()):
+        words += [folder / f"{number}.yaml", folder / str(number)]
+        words[-2].write_text(dump_config(chosen))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, str(SCRIPT), *map(str, words)], capture_output=True, text=True, env=environment)
+    command = [*launch, str(SCRIPT), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [(load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())) for out in words[1::2]]
+    found = [(load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())) for out in words[1::2]]
+    return dict(zip(settings, found, strict=True))
 
 
 def distance(one, two):
@@ -64,60 +95,34 @@ def test_every_split_into_micro_batches_gives_the_same_gradient(tmp_path, checkp
     assert distance(whole[0], split) < 1e-6
 
 
-def test_two_processes_give_the_same_gradient_and_rewards(tmp_path, checkpoint, whole):
-    ((two, record),) = two_processes(tmp_path, config(checkpoint))
-    assert distance(whole[0], two) < 1e-6
+def test_two_processes_give_the_same_gradient_and_rewards(whole, two):
+    gradients, record = two["plain"]
+    assert distance(whole[0], gradients) < 1e-6
     for key in ("reward/mean", "reward/std", "reward/min", "reward/max", "reward_queries", "advantage/std"):
         assert record[key] == pytest.approx(whole[1][key], abs=1e-6), key
 
 
-def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, checkpoint, whole):
-    settings = config(checkpoint, timestep_fraction=0.4)
-    one, _ = first_gradients(settings, tmp_path)
-    ((two, _),) = two_processes(tmp_path, settings)
-    assert distance(one, two) < 1e-6
+def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings, whole, two):
+    one, _ = first_gradients(settings["share of steps"], tmp_path)
+    assert distance(one, two["share of steps"][0]) < 1e-6
     assert distance(whole[0], one) > 1e-3  # other rows, so another gradient
+
+
+@pytest.mark.parametrize("name", ["best-worst", "one process without rows", "states", "pairs", "samples"])
+def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(name, tmp_path, settings, two):
+    (one, alone), (gradients, record) = first_gradients(settings[name], tmp_path), two[name]
+    for part in ("lora", "value"):
+        a, b = ({key: g for key, g in both.items() if part in key} for both in (one, gradients))
+        if a or b:
+            # The value networks are in float32.
+            assert distance(a, b) < (1e-6 if part == "lora" else 1e-5), part
+    for key in alone.keys() & {"updates", "rows", "selected", "loss", "kl", "value_loss", "pair_accuracy"}:
+        assert record[key] == pytest.approx(alone[key], rel=1e-5, abs=1e-7), key
+    first = sum(picture < 8 for picture in alone["pictures"])
+    if name in ("best-worst", "one process without rows"):
+        assert (first, len(alone["pictures"]) - first) == ((3, 2) if name == "best-worst" else (1, 0))
 
 
 def test_the_test_can_fail(tmp_path, checkpoint, whole):
     other, _ = first_gradients(replace(config(checkpoint), seed=1), tmp_path)
     assert distance(whole[0], other) > 1e-3
-
-
-def algorithms(checkpoint, prompts):
-    """Configs of rounds in which processes have uneven parts, or could have pairs and minibatches of their own."""
-    plain = config(checkpoint)
-    branches = replace(plain.sampling, samples=16, per_prompt=4, branches=2)
-    b2 = replace(plain, sampling=branches, window=Backward(3, 9), selection=BestWorst(0.5), optimizer=replace(
-        plain.optimizer, updates=1, rows=4))  # fmt: skip
-    pair = replace(plain, prompts=str(prompts), sampling=replace(plain.sampling, samples=12), optimizer=replace(
-        plain.optimizer, updates=1))  # fmt: skip
-    return {
-        "best-worst": b2,
-        "states": replace(plain, algorithm=PPO(value="cnn"), optimizer=replace(
-            plain.optimizer, minibatch="states", updates=4, rows=3)),
-        "one process without rows": replace(b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6)),
-        "pairs": replace(pair, algorithm=DPO(reference="sampler")),
-        "samples": replace(plain, algorithm=NFT(noises=2)),
-    }  # fmt: skip
-
-
-def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(tmp_path, checkpoint):
-    """The prompts are two, so that each comes several times, and its pictures are on both processes."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("cat\ndog\n")
-    several = algorithms(checkpoint, prompts)
-    for (name, settings), (two, record) in zip(
-        several.items(), two_processes(tmp_path, *several.values()), strict=True
-    ):
-        one, whole = first_gradients(settings, tmp_path)
-        for part in ("lora", "value"):
-            a, b = ({key: g for key, g in gradients.items() if part in key} for gradients in (one, two))
-            if a or b:
-                # The value networks are in float32.
-                assert distance(a, b) < (1e-6 if part == "lora" else 1e-5), (name, part)
-        for key in whole.keys() & {"updates", "rows", "selected", "loss", "kl", "value_loss", "pair_accuracy"}:
-            assert record[key] == pytest.approx(whole[key], rel=1e-5, abs=1e-7), (name, key)
-        if name in ("best-worst", "one process without rows"):
-            first = sum(picture < 8 for picture in whole["pictures"])
-            assert (first, len(whole["pictures"]) - first) == {"best-worst": (3, 2)}.get(name, (1, 0))
