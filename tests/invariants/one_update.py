@@ -1,4 +1,4 @@
-"""One round in float64, and the gradients of its first update. As a script: `one_update.py config.yaml out`."""
+"""One round in float64, and the gradients of its first update. As a script: `one_update.py config.yaml out ...`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import load_config
 from tastemaker.training.processes import process_group
+from tastemaker.types import Rows
 
 
 def double(*arguments: Any) -> Any:
@@ -33,7 +34,11 @@ def double(*arguments: Any) -> Any:
 
 
 def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Gradients of the round's first update by parameter name, and the round's record."""
+    """Gradients of the round's first update by parameter name, and the round's record.
+
+    A value network's are among them, as `value.` and their names. The record also has `pictures`, the places of those
+    in the update, of this process.
+    """
     with mock.patch.object(setup, "load_model", double):
         session = setup.start(config, folder, State())
     session.display.interactive = False
@@ -45,24 +50,31 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     captured: dict[str, Tensor] = {}
     accumulate = update.accumulate
 
-    def capture(*arguments: Any) -> float:
-        norm = accumulate(*arguments)
+    pictures: list[int] = []
+
+    def capture(own: Any, rows: Rows, *arguments: Any) -> float:
+        norm = accumulate(own, rows, *arguments)
         if not captured:
             captured.update({name: p.grad.clone() for name, p in session.model.trainable().items()})
+            if session.task.value is not None:
+                value = session.accelerator.unwrap_model(session.task.value)
+                captured.update({f"value.{name}": p.grad.clone() for name, p in value.named_parameters()})
+            pictures.extend(rows.picture.unique().tolist())
         return norm
 
     with mock.patch.object(update, "accumulate", capture):
         record = loop.one_round(session)
-    return captured, record
+    return captured, record | {"pictures": pictures}
 
 
-def main(file: str, out: str) -> None:
-    """Saves the gradients and the record from the first process."""
+def main(*files: str) -> None:
+    """Saves the gradients and the record from the first process, of each config."""
     torch.set_num_threads(1)
-    gradients, metrics = first_gradients(load_config(Path(file), Config()), Path(out))
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        save_file(gradients, f"{out}.safetensors")
-        Path(f"{out}.json").write_text(json.dumps(metrics))
+    for file, out in zip(files[::2], files[1::2], strict=True):
+        gradients, metrics = first_gradients(load_config(Path(file), Config()), Path(out))
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            save_file(gradients, f"{out}.safetensors")
+            Path(f"{out}.json").write_text(json.dumps(metrics))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,13 @@ import torch
 from one_update import first_gradients
 from safetensors.torch import load_file
 
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.selection import BestWorst
 from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
 from tastemaker.training.configfile import dump_config
+from tastemaker.windows import Backward
 
 SCRIPT = Path(__file__).parent / "one_update.py"
 
@@ -28,15 +33,48 @@ def config(checkpoint, **optimizer):
     )  # fmt: skip
 
 
-def two_processes(tmp_path, settings):
-    """Gradients of the first update of a round on two processes that talk through gloo."""
-    file, out = tmp_path / "config.yaml", tmp_path / "two"
-    file.write_text(dump_config(settings))
+@pytest.fixture(scope="module")
+def settings(checkpoint, tmp_path_factory):
+    """Configs by name: of plain rounds, and of some in which processes have uneven parts, or could have pairs and
+    minibatches of their own. Where pairs are made the prompts are two, so that both processes have pictures of each."""
+    prompts = tmp_path_factory.mktemp("prompts") / "two.txt"
+    prompts.write_text("cat\ndog\n")
+    plain = config(checkpoint)
+    options, sampling = plain.optimizer, plain.sampling
+    b2 = replace(
+        plain, window=Backward(3, 9), selection=BestWorst(0.5), optimizer=replace(options, updates=1, rows=4),
+        sampling=replace(sampling, samples=16, per_prompt=4, branches=2),
+    )  # fmt: skip
+    return {
+        "plain": plain,
+        "share of steps": config(checkpoint, timestep_fraction=0.4),
+        "best-worst": b2,
+        "one process without rows": replace(b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6)),
+        "states": replace(
+            plain, algorithm=PPO(value="cnn"), optimizer=replace(options, minibatch="states", updates=4, rows=3)
+        ),
+        "pairs": replace(
+            plain, algorithm=DPO(reference="sampler"), prompts=str(prompts), optimizer=replace(options, updates=1),
+            sampling=replace(sampling, samples=12),
+        ),
+        "samples": replace(plain, algorithm=NFT(noises=2)),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(settings, tmp_path_factory):
+    """By config: gradients of a round's first update on two processes that talk through gloo, and its record."""
+    folder, words = tmp_path_factory.mktemp("two"), []
+    for number, chosen in enumerate(settings.values()):
+        words += [folder / f"{number}.yaml", folder / str(number)]
+        words[-2].write_text(dump_config(chosen))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run([*launch, str(SCRIPT), str(file), str(out)], capture_output=True, text=True, env=environment)
+    command = [*launch, str(SCRIPT), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())
+    found = [(load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())) for out in words[1::2]]
+    return dict(zip(settings, found, strict=True))
 
 
 def distance(one, two):
@@ -57,19 +95,32 @@ def test_every_split_into_micro_batches_gives_the_same_gradient(tmp_path, checkp
     assert distance(whole[0], split) < 1e-6
 
 
-def test_two_processes_give_the_same_gradient_and_rewards(tmp_path, checkpoint, whole):
-    two, record = two_processes(tmp_path, config(checkpoint))
-    assert distance(whole[0], two) < 1e-6
+def test_two_processes_give_the_same_gradient_and_rewards(whole, two):
+    gradients, record = two["plain"]
+    assert distance(whole[0], gradients) < 1e-6
     for key in ("reward/mean", "reward/std", "reward/min", "reward/max", "reward_queries", "advantage/std"):
         assert record[key] == pytest.approx(whole[1][key], abs=1e-6), key
 
 
-def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, checkpoint, whole):
-    settings = config(checkpoint, timestep_fraction=0.4)
-    one, _ = first_gradients(settings, tmp_path)
-    two, _ = two_processes(tmp_path, settings)
-    assert distance(one, two) < 1e-6
+def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings, whole, two):
+    one, _ = first_gradients(settings["share of steps"], tmp_path)
+    assert distance(one, two["share of steps"][0]) < 1e-6
     assert distance(whole[0], one) > 1e-3  # other rows, so another gradient
+
+
+@pytest.mark.parametrize("name", ["best-worst", "one process without rows", "states", "pairs", "samples"])
+def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(name, tmp_path, settings, two):
+    (one, alone), (gradients, record) = first_gradients(settings[name], tmp_path), two[name]
+    for part in ("lora", "value"):
+        a, b = ({key: g for key, g in both.items() if part in key} for both in (one, gradients))
+        if a or b:
+            # The value networks are in float32.
+            assert distance(a, b) < (1e-6 if part == "lora" else 1e-5), part
+    for key in alone.keys() & {"updates", "rows", "selected", "loss", "kl", "value_loss", "pair_accuracy"}:
+        assert record[key] == pytest.approx(alone[key], rel=1e-5, abs=1e-7), key
+    first = sum(picture < 8 for picture in alone["pictures"])
+    if name in ("best-worst", "one process without rows"):
+        assert (first, len(alone["pictures"]) - first) == ((3, 2) if name == "best-worst" else (1, 0))
 
 
 def test_the_test_can_fail(tmp_path, checkpoint, whole):
