@@ -283,12 +283,21 @@ class Model(Protocol):
     device: torch.device
 
     @property
+    def scale(self) -> int:
+        """Pixels to a side of one latent element."""
+        ...
+
+    @property
     def process(self) -> Process:
         """The noising process that the network was trained on."""
         ...
 
     def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
         """Text states, cached by prompt."""
+        ...
+
+    def forget_prompts(self) -> None:
+        """Drops the text states that `encode` has kept."""
         ...
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:

@@ -38,6 +38,7 @@ EXTRAS = {
     "tensorboard": "curves in TensorBoard (trackers=tensorboard)",
     "wandb": "curves in Weights & Biases (trackers=wandb)",
     "trackio": "curves in trackio (trackers=trackio)",
+    "datasets": "pairs and pictures out of Hugging Face data sets",
     "bitsandbytes": "8-bit Adam on CUDA",
 }
 ROOM_GB = 5

@@ -150,6 +150,10 @@ class LatentUNet:
         text = torch.stack([self._text[prompt] for prompt in prompts])
         return Cond(text, self._text[""].unsqueeze(0), guidance)
 
+    def forget_prompts(self) -> None:
+        """Drops the text states that are kept: hundreds of kB for each prompt, which data sets have by the million."""
+        self._text.clear()
+
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
         if cond.guidance == 1:

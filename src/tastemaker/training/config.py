@@ -124,6 +124,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures that somebody has compared, for algorithms that learn from those and not from the reward."""
+
+    source: str | None = None
+    """A folder with a pairs.jsonl, a .jsonl or .csv file, or a Hugging Face data set, local or by name
+    (docs/diffusion-dpo.md)."""
+    split: str = "train"
+    """Which split of a data set."""
+
+
+@dataclass(frozen=True)
 class Speed:
     """Ways to be faster that change results in their last digits. A run says what each of them did."""
 
@@ -166,6 +177,7 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: Optimizer = field(default_factory=Optimizer)
     tuning: Tuning = field(default_factory=Tuning)
+    pairs: Pairs = field(default_factory=Pairs)
     evaluation: Evaluation = field(default_factory=Evaluation)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
@@ -207,6 +219,14 @@ class Config:
                 f"have a multiple of {self.together}, which are compared with each other"
             )
         self._check_advantage()
+        if (self.algorithm.needs == "pairs") != (self.pairs.source is not None):
+            raise ConfigError(
+                f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} learns from pairs of "
+                "pictures that somebody has compared: give a folder, file or data set of them"
+                if self.pairs.source is None
+                else f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} samples its own "
+                "pictures: leave it out, or use diffusion-dpo"
+            )
         if s.eta <= 0:
             raise ConfigError(
                 f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"

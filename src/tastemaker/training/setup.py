@@ -12,6 +12,7 @@ from torch import nn
 
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
+from tastemaker.preferences.pairs import load_pairs
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training.checkpoint import State
@@ -46,6 +47,7 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
+    pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     world, part = accelerator.num_processes, config.sampling.samples // config.optimizer.updates
     if part % (world * config.together):
         kept = f" in pieces of {config.together}, which are compared with each other" if config.together > 1 else ""
@@ -54,6 +56,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
             f"which {world} processes do not divide{kept}"
         )
     display = Display(config.rounds, state.round, accelerator.is_main_process)
+    if pairs is not None:
+        display.say(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
     display.say(f"loading {config.model}")
     set_seed(config.seed)
     model = load_model(config.model, config.precision, accelerator.device)
@@ -87,7 +91,9 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     share = config.optimizer.first_share
     window = config.window if share == 1 else Both(First(share), config.window)
     stop = Stop(accelerator)
-    return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates)
+    return Session(
+        config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates, pairs
+    )
 
 
 def _optimizer(config: Config, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
