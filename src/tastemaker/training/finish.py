@@ -28,8 +28,9 @@ def _card(config: Config, grids: int) -> str:
         if lora
         else "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')"
     )
+    teacher = config.reward if config.pairs.source is None else f"Preferences of {config.pairs.source}"
     return (
-        f"# {config.reward} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
+        f"# {teacher} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
         f"`{config.prompts}`; settings in config.yaml, figures in metrics.jsonl, {grids} grids of the same prompts and "
         f"seeds in samples/, everything at a glance in report.html.\n\n```python\nfrom diffusers import "
         f"StableDiffusionPipeline{'' if lora else ', UNet2DConditionModel'}\n\n"
