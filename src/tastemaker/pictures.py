@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,48 @@ def caption(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: expected a caption, but found {type(value).__name__}")
     return value
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures with captions, read when they are asked for."""
+
+    captions: tuple[str, ...]
+    source: Callable[[int], Any]
+    """What to open for a picture."""
+    place: Callable[[int], str]
+    """Where it comes from, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def load_captioned(source: str, split: str = "train") -> Captioned:
+    """Pictures with captions: a folder with a metadata.jsonl or .csv (file_name, and prompt, caption or text), or a
+    data set with the columns image and one of those. Raises DataError."""
+    folder = Path(source).expanduser()
+    for name in ("metadata.jsonl", "metadata.csv"):
+        if (folder / name).is_file():
+            return _listed(folder, table(folder / name))
+    dataset = open_dataset(source, split)
+    text = text_column(dataset.column_names, source)
+    if "image" not in dataset.column_names:
+        raise DataError(f"{source}: no column image; the columns are {', '.join(dataset.column_names)}")
+    captions = tuple(
+        caption(value, f"{source}, row {number}")
+        for number, value in enumerate(dataset.select_columns([text])[:][text])
+    )
+    if not captions:
+        raise DataError(f"the data set {source} has no rows in its split {split}")
+    images = dataset.select_columns(["image"])
+    return Captioned(captions, lambda i: images[i]["image"], lambda i: f"{source}, row {i}")
+
+
+def _listed(folder: Path, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Captioned:
+    text = text_column(list(rows[0][1]), rows[0][0])
+    for where, row in rows:
+        if not isinstance(row.get("file_name"), str):
+            raise DataError(f"{where}: no file_name, which is the path of a picture in {folder}")
+        look(folder / row["file_name"], where)
+    captions = tuple(caption(row.get(text), where) for where, row in rows)
+    return Captioned(captions, lambda i: folder / rows[i][1]["file_name"], lambda i: rows[i][0])

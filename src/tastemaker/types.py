@@ -316,8 +316,12 @@ class Model(Protocol):
         """Latents [N,*D] of pictures [N,3,H,W] in [0,1], without gradient: what `decode` would show again."""
         ...
 
+    def hold_reference(self) -> None:
+        """Makes the model as it is now the reference, by a copy of its trainable weights."""
+        ...
+
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it, the model is the one that training started from."""
+        """Inside it, the model is the one that was held last, or that training started from."""
         ...
 
 

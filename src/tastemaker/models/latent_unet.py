@@ -24,6 +24,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
+from tastemaker.models.held import Held  # noqa: E402
 from tastemaker.models.lora import WEIGHTS, adapters_off, add_lora, save_lora  # noqa: E402
 from tastemaker.models.tuning import Tuning  # noqa: E402
 from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from  # noqa: E402
@@ -105,6 +106,7 @@ class LatentUNet:
         side = pipeline.unet.config.sample_size
         self.latent_shape = (pipeline.unet.config.in_channels, side, side)
         self.tuned: Tuning | None = None
+        self.held: Held | None = None
         self._text: dict[str, Tensor] = {}
 
     @property
@@ -179,12 +181,25 @@ class LatentUNet:
         vae = self.pipeline.vae
         return vae.encode(2 * pictures.to(self.device) - 1).latent_dist.mean * vae.config.scaling_factor
 
+    def hold_reference(self) -> None:
+        """Makes the trainable weights as they are now those of the reference, by a copy: of all weights, where all
+        are trained."""
+        if self.held is None:
+            self.held = Held(self.trainable())
+        else:
+            self.held.move()
+
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it the adapters are off. Raises ModelError for a fully tuned model, which keeps no copy."""
+        """Inside it the model has the weights that were held, or else its adapters off.
+
+        Raises ModelError for a fully tuned model that holds none.
+        """
+        if self.held is not None:
+            return self.held.inside()
         if self.tuned is None:
             return nullcontext()
         if self.tuned.mode == "full":
-            raise ModelError("the whole U-Net was tuned and no copy of the base model kept: use tuning.mode = lora")
+            raise ModelError("the whole U-Net was tuned and no copy of the base model held: call hold_reference first")
         return adapters_off(self.pipeline.unet)
 
     def apply(self, folder: Path) -> None:

@@ -30,6 +30,7 @@ from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import draw_evaluation, draw_round, share
 from tastemaker.training.given import given_round
+from tastemaker.training.reference import move_reference
 from tastemaker.training.session import Session
 from tastemaker.training.update import tensor, update
 from tastemaker.types import Draw, Rollout, concat
@@ -156,7 +157,9 @@ def _scorer() -> Iterator[ThreadPoolExecutor]:
 
 def one_round(session: Session) -> dict[str, Any]:
     """One round; returns its record for metrics.jsonl. The state's round number moves on at the end."""
-    return sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
+    record = sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
+    move_reference(session)
+    return record
 
 
 def sampled_round(session: Session) -> dict[str, Any]:

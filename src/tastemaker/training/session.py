@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from tastemaker.preferences.pairs import PairSet
 from tastemaker.prompts import PromptSet
 from tastemaker.rewards.contract import Reward
+from tastemaker.training.anchor import Anchored
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.progress import Display
@@ -42,6 +43,8 @@ class Session:
     """Learning rate and warm-up [updates] of each of the optimizer's groups."""
     pairs: PairSet | None = None
     """What is learned from, for algorithms that sample nothing."""
+    anchor: Anchored | None = None
+    """What is held on to beside it."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager

@@ -15,9 +15,11 @@ from tastemaker.models import load_model
 from tastemaker.preferences.pairs import load_pairs
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import load_reward
+from tastemaker.training.anchor import given_pictures, make_anchor
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config, Speed
 from tastemaker.training.progress import Display
+from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
 from tastemaker.training.stopping import Stop
 from tastemaker.types import Task
@@ -48,6 +50,7 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
+    anchors = given_pictures(config)
     world, part = accelerator.num_processes, config.sampling.samples // config.optimizer.updates
     if part % (world * config.together):
         kept = f" in pieces of {config.together}, which are compared with each other" if config.together > 1 else ""
@@ -67,6 +70,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     # Before the network gets adapters: a value network may be a copy of it.
     value = algorithm.extras(model) if hasattr(algorithm, "extras") else None
     model.tune(config.tuning, config.seed)
+    start_reference(config, model)
     groups: list[dict[str, Any]] = [{"params": list(model.trainable().values())}]
     rates = [(config.optimizer.lr, config.optimizer.warmup)]
     if value is not None:
@@ -91,9 +95,11 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     share = config.optimizer.first_share
     window = config.window if share == 1 else Both(First(share), config.window)
     stop = Stop(accelerator)
-    return Session(
+    session = Session(
         config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates, pairs
     )
+    session.anchor = make_anchor(session, anchors)
+    return session
 
 
 def _optimizer(config: Config, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
