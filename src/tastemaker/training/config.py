@@ -265,8 +265,8 @@ class Config:
             )
         if self.reference.every and not self.compares:
             raise ConfigError(
-                f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself with "
-                "no reference under these settings: leave it at 0"
+                f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
+                "with no reference under these settings: leave it at 0"
             )
         if not 0 <= self.anchor.drop_captions < 1:
             raise ConfigError(f"anchor.drop_captions is {self.anchor.drop_captions}, but must lie in [0, 1)")
