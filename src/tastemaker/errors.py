@@ -15,6 +15,10 @@ class PromptError(TastemakerError):
     """Prompts that cannot be read."""
 
 
+class DataError(TastemakerError):
+    """Pictures, captions or preferences made by others that cannot be read."""
+
+
 class ModelError(TastemakerError):
     """A model that cannot be loaded, or is not of a family known here."""
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 _CHOICES = 2**63
 """Counter word of draws that belong to a round and not to a picture."""
+_DROPPED = 2**41 + 1
+"""Step counter of the decision to leave a caption out."""
 _DIFFUSED = 2**42
 """Step counters of noise that is added to a finished picture, apart from the sampler's."""
 
@@ -28,6 +30,11 @@ def generator(seed: int, round: int, *place: int) -> np.random.Generator:
 def choices(seed: int, round: int, purpose: int) -> np.random.Generator:
     """A generator for a round's own decisions (which prompts, which order), apart from all pictures' noise."""
     return generator(seed, round, purpose, _CHOICES)
+
+
+def drop(share: float, seed: int, round: int, prompt: int, sample: int) -> bool:
+    """Whether the caption of one place is left out, which `share` of them are."""
+    return share > 0 and bool(generator(seed, round, _DROPPED, sample, prompt).random() < share)
 
 
 def normal(shape: Sequence[int], seed: int, round: int, prompt: int, sample: int, step: int) -> Tensor:

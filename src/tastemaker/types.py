@@ -286,12 +286,21 @@ class Model(Protocol):
     device: torch.device
 
     @property
+    def scale(self) -> int:
+        """Pixels to a side of one latent element."""
+        ...
+
+    @property
     def process(self) -> Process:
         """The noising process that the network was trained on."""
         ...
 
     def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
         """Text states, cached by prompt."""
+        ...
+
+    def forget_prompts(self) -> None:
+        """Drops the text states that `encode` has kept."""
         ...
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -310,8 +319,12 @@ class Model(Protocol):
         """Latents [N,*D] of pictures [N,3,H,W] in [0,1], without gradient: what `decode` would show again."""
         ...
 
+    def hold_reference(self) -> None:
+        """Makes the model as it is now the reference, by a copy of its trainable weights."""
+        ...
+
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it, the model is the one that training started from."""
+        """Inside it, the model is the one that was held last, or that training started from."""
         ...
 
 

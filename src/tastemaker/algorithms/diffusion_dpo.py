@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tastemaker.errors import ConfigError
@@ -30,19 +30,30 @@ class DiffusionDPO:
     """Times and noises drawn for each pair in each inner epoch."""
     guided: bool = False
     """Ask the network with guidance; the paper does not."""
+    drop_captions: float = 0.0
+    """Share of the pairs that are trained without their caption, in [0, 1); the public code has 0.2."""
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ConfigError(f"algorithm.beta is {self.beta}, but must be greater than 0 (the paper has 5000)")
         if self.noises < 1:
             raise ConfigError(f"algorithm.noises is {self.noises}, but must be at least 1")
+        if not 0 <= self.drop_captions < 1:
+            raise ConfigError(f"algorithm.drop_captions is {self.drop_captions}, but must lie in [0, 1)")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair: a rollout has the preferred pictures first, then the others in their order."""
         import torch
 
+        from tastemaker import noise
         from tastemaker.types import Rows
 
+        draw = rollout.draw
+        if draw is not None and self.drop_captions > 0:
+            keys = zip(draw.prompt_index, draw.sample_index, strict=True)
+            dropped = [noise.drop(self.drop_captions, draw.seed, draw.round, *key) for key in keys]
+            gone = torch.tensor(dropped, device=rollout.text.device).reshape(-1, 1, 1)
+            rollout = replace(rollout, text=rollout.text.where(~gone, task.empty))
         count = len(rollout.x0) // 2
         better = torch.arange(count, device=rollout.x0.device).repeat_interleave(self.noises)
         place = torch.arange(self.noises, device=better.device).repeat(count)

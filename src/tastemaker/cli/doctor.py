@@ -40,6 +40,7 @@ EXTRAS = {
     "wandb": "curves in Weights & Biases (trackers=wandb)",
     "trackio": "curves in trackio (trackers=trackio)",
     "bitsandbytes": "AdamW states in 8 bits (optimizer.eight_bit)",
+    "datasets": "pairs and pictures out of Hugging Face data sets",
 }
 ROOM_GB = 5
 """Less free disk than this may not hold the checkpoints of a larger model."""

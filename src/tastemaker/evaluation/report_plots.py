@@ -32,7 +32,7 @@ DONE = "rounds of training done"
 def run_plots(run: Run) -> list[Plot]:
     """The plots of one run, without those that the run has no numbers for."""
     with styled():
-        made = [draw(run) for draw in (_reward, _judge, _ratio, _update, _seconds, _diversity)]
+        made = [draw(run) for draw in (_reward, _judge, _pairs, _ratio, _update, _seconds, _diversity)]
     return [plot for plot in made if plot is not None]
 
 
@@ -160,20 +160,42 @@ def _ratio(run: Run) -> Plot | None:
 
 def _update(run: Run) -> Plot | None:
     kl, norm = (series(run.rounds, "round", key) for key in ("approx_kl", "grad_norm"))
-    if not kl[0] and not norm[0]:
+    shown = [
+        (points, colour, label, sentence)
+        for points, colour, label, sentence in (
+            (kl, COLOURS[0], "approx. KL", "how far the model moved within a round, as an approximate KL divergence"),
+            (norm, COLOURS[3], "gradient norm", "how long the gradient was before clipping"),
+        )
+        if points[0]
+    ]
+    if not shown:
         return None
-    figure, (top, bottom) = panels(2)
-    for axis, (x, y), colour, label in (
-        (top, kl, COLOURS[0], "approx. KL"),
-        (bottom, norm, COLOURS[3], "gradient norm"),
-    ):
+    figure, axes = panels(len(shown))
+    for axis, ((x, y), colour, label, _) in zip(axes, shown, strict=True):
         curve(axis, x, y, colour)
         scale_y(axis, y)
         axis.set_ylabel(label)
+    said = ", and below ".join(sentence for *_, sentence in shown)
     return finish(
-        figure, [top, bottom], "round", "Stability of the updates",
-        "How far the model moved within a round, as an approximate KL divergence (top), and how long its gradient "
-        "was before clipping (bottom): spikes mean that training shakes, and a smaller learning rate calms it.",
+        figure, axes, "round", "Stability of the updates",
+        f"{said[0].upper()}{said[1:]}: spikes mean that training shakes, and a smaller learning rate calms it.",
+    )  # fmt: skip
+
+
+def _pairs(run: Run) -> Plot | None:
+    ordered, loss = (series(run.rounds, "round", key) for key in ("pair_accuracy", "loss"))
+    if not ordered[0]:
+        return None
+    figure, (top, bottom) = panels(2)
+    curve(top, *ordered, COLOURS[2])
+    share_axis(top, "in order")
+    curve(bottom, *loss, COLOURS[0])
+    scale_y(bottom, loss[1])
+    bottom.set_ylabel("loss")
+    return finish(
+        figure, [top, bottom], "round", "Preferences",
+        "The share of the round's pairs that the model sees in the right order, compared with the reference (top): "
+        "half of them is chance, and ties, as in the very first update, are not in order. Below the loss.",
     )  # fmt: skip
 
 

@@ -34,6 +34,8 @@ class Summary:
     name: str
     model: str
     reward_name: str
+    pairs: str
+    """Where the preferences come from that the model was trained on; empty where it was trained for the reward."""
     algorithm: str
     prompts: str
     reward: Change
@@ -64,13 +66,14 @@ class Summary:
 
 def summarise(run: Run, name: str) -> Summary:
     """The headline figures of a run."""
-    algorithm = run.config.get("algorithm")
+    algorithm, pairs = run.config.get("algorithm"), run.config.get("pairs")
     queries = series(run.rounds, "round", "reward_queries")[1]
     planned = number(run.config, "rounds")
     return Summary(
         name=name,
         model=str(run.config.get("model") or ""),
         reward_name=str(run.config.get("reward") or ""),
+        pairs=str((pairs.get("source") if isinstance(pairs, dict) else None) or ""),
         algorithm=str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "").upper(),
         prompts=str(run.config.get("prompts") or ""),
         reward=_change(run, "reward/mean"),

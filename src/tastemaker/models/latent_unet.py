@@ -28,6 +28,7 @@ transformers.logging.set_verbosity(_verbosity)
 from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.models import lora  # noqa: E402
 from tastemaker.models.guidance import guided_x0  # noqa: E402
+from tastemaker.models.held import Held  # noqa: E402
 from tastemaker.models.tuning import Tuning  # noqa: E402
 from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from  # noqa: E402
 from tastemaker.types import Cond  # noqa: E402
@@ -123,6 +124,7 @@ class LatentUNet:
         side = pipeline.unet.config.sample_size
         self.latent_shape = (pipeline.unet.config.in_channels, side, side)
         self.tuned: Tuning | None = None
+        self.held: Held | None = None
         self._text: dict[str, Tensor] = {}
 
     @property
@@ -161,6 +163,10 @@ class LatentUNet:
         text = torch.stack([self._text[prompt] for prompt in prompts])
         return Cond(text, self._text[""].unsqueeze(0), guidance)
 
+    def forget_prompts(self) -> None:
+        """Drops the text states that are kept: hundreds of kB for each prompt, which data sets have by the million."""
+        self._text.clear()
+
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
         return guided_x0(self._predict, self.process, x, t, cond)
@@ -181,9 +187,20 @@ class LatentUNet:
         vae = self.pipeline.vae
         return vae.encode(2 * pictures.to(self.device) - 1).latent_dist.mean * vae.config.scaling_factor
 
+    def hold_reference(self) -> None:
+        """Makes the trainable weights as they are now those of the reference, by a copy: of all weights, where all
+        are trained."""
+        if self.held is None:
+            self.held = Held(self.trainable())
+        else:
+            self.held.move()
+
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it the adapters are off. Raises ModelError for a fully tuned model, which keeps no copy."""
-        return lora.reference(self.pipeline.unet, self.tuned)
+        """Inside it the model has the weights that were held, or else its adapters off.
+
+        Raises ModelError for a fully tuned model that holds none.
+        """
+        return self.held.inside() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
 
     def apply(self, folder: Path) -> None:
         """Puts on what `save` wrote: an adapter, or the whole U-Net."""

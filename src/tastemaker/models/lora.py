@@ -90,7 +90,7 @@ def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None
     if tuned is None:
         return nullcontext()
     if tuned.mode == "full":
-        raise ModelError("the whole U-Net was tuned and no copy of the base model kept: use tuning.mode = lora")
+        raise ModelError("the whole U-Net was tuned and no copy of the base model held: call hold_reference first")
     return adapters_off(network)
 
 

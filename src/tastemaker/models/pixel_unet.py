@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tastemaker.errors import ModelError, PromptError, nearest
 from tastemaker.models import lora
 from tastemaker.models.guidance import guided_x0
+from tastemaker.models.held import Held
 from tastemaker.models.latent_unet import DTYPES, SchedulerProcess, ddim, quiet
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Cond
@@ -48,6 +49,7 @@ class PixelUNet:
         side = unet.config.sample_size
         self.latent_shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
         self.tuned: Tuning | None = None
+        self.held: Held | None = None
         self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
         """Class indices by name; empty for a model without classes."""
         highest = max(self.classes.values(), default=0)
@@ -129,9 +131,23 @@ class PixelUNet:
         x = 2 * pictures.to(self.device) - 1
         return x.mean(dim=1, keepdim=True) if self.latent_shape[0] == 1 else x
 
+    def hold_reference(self) -> None:
+        """Makes the trainable weights as they are now those of the reference, by a copy: of all weights, where all
+        are trained."""
+        if self.held is None:
+            self.held = Held(self.trainable())
+        else:
+            self.held.move()
+
     def reference(self) -> AbstractContextManager[None]:
-        """Inside it the adapters are off. Raises ModelError for a fully tuned model, which keeps no copy."""
-        return lora.reference(self.pipeline.unet, self.tuned)
+        """Inside it the model has the weights that were held, or else its adapters off.
+
+        Raises ModelError for a fully tuned model that holds none.
+        """
+        return self.held.inside() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
+
+    def forget_prompts(self) -> None:
+        """Nothing is kept of prompts, which are classes."""
 
     def apply(self, folder: Path) -> None:
         """Puts on what `save` wrote: an adapter, or the whole U-Net."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from tastemaker.errors import ConfigError
 from tastemaker.sample import batches
 from tastemaker.training import loop
 from tastemaker.training.checkpoint import State
@@ -80,8 +81,11 @@ def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text
     """Measures `repeats` rounds of a run, which leaves nothing behind, after a round to warm up.
 
     A repeat is a traced round, bare calls, a plain round and bare calls again: what the machine does besides meets
-    both sides of the ratio alike, and the tracing (which makes a GPU wait) is no part of it.
+    both sides of the ratio alike, and the tracing (which makes a GPU wait) is no part of it. Raises ConfigError for an
+    algorithm that samples nothing.
     """
+    if config.algorithm.needs == "pairs":
+        raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
     with tempfile.TemporaryDirectory() as folder:
         session = start(config, Path(folder), State())
         loop.one_round(session)

@@ -25,6 +25,8 @@ from tastemaker.training.manifest import Damaged, seal, unseal
 from tastemaker.training.sharding import gathered, like
 
 WEIGHTS, OPTIMIZER, STATE = FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
+REFERENCE = "reference.safetensors"
+"""Only of runs whose reference moves."""
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     """Of float16 training."""
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    """The reference's weights by name, where they are not those that training started from."""
 
 
 def save(
@@ -82,6 +86,8 @@ def save(
         OPTIMIZER: serialise(tensors),
         STATE: json.dumps(content, indent=1).encode(),
     }
+    if training.reference:
+        files[REFERENCE] = serialise({name: value.cpu().contiguous() for name, value in training.reference.items()})
     checkpoints.mkdir(parents=True, exist_ok=True)
     for leftover in checkpoints.glob(".*-step-*"):
         rmtree(leftover)
@@ -110,16 +116,20 @@ def load(folder: Path, training: Training) -> tuple[State, dict[str, Any], list[
     path, files, facts, notes = newest(folder)
     try:
         saved, slots = parse(files[WEIGHTS]), parse(files[OPTIMIZER])
+        reference = parse(files[REFERENCE]) if training.reference else {}
         content = json.loads(files[STATE])
         state, numbers, scale = State(**content["state"]), content["optimizer"], content["scaler"]
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is whole, but not of a kind that this version reads: {error}") from error
     _check(path, saved, slots, training.weights)
+    _same(path, reference, training.reference)
     if (scale is None) != (training.scaler is None):
         raise CheckpointError(f"{path} was written in another precision: float16 has a loss scale, and others none")
     with torch.no_grad():
         for name, parameter in training.weights.items():
             parameter.copy_(like(saved[name], parameter))
+        for name, value in training.reference.items():
+            value.copy_(reference[name])
     _restore_optimizer(training.optimizer, slots, numbers)
     if training.scaler is not None:
         training.scaler.load_state_dict(scale)
@@ -161,6 +171,14 @@ def _round(path: Path) -> int:
 
 
 def _check(path: Path, saved: Mapping[str, Tensor], slots: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    _same(path, saved, weights)
+    # Before the first update an optimizer has no state; after it, one for every parameter.
+    indices = {name.partition(".")[0] for name in slots}
+    if indices and len(indices) != len(weights):
+        raise CheckpointError(f"{path} has optimizer state for {len(indices)} of {len(weights)} parameters")
+
+
+def _same(path: Path, saved: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     wrong = sorted(saved.keys() ^ weights.keys())
     if wrong:
         raise CheckpointError(
@@ -173,10 +191,6 @@ def _check(path: Path, saved: Mapping[str, Tensor], slots: Mapping[str, Tensor],
                 f"{path}: {name} has the shape {list(saved[name].shape)}, but this run's has "
                 f"{list(parameter.shape)}: was config.yaml changed?"
             )
-    # Before the first update an optimizer has no state; after it, one for every parameter.
-    indices = {name.partition(".")[0] for name in slots}
-    if indices and len(indices) != len(weights):
-        raise CheckpointError(f"{path} has optimizer state for {len(indices)} of {len(weights)} parameters")
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -124,6 +124,46 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures that somebody has compared, for algorithms that learn from those and not from the reward."""
+
+    source: str | None = None
+    """A folder with a pairs.jsonl, a .jsonl or .csv file, or a Hugging Face data set, local or by name
+    (docs/diffusion-dpo.md)."""
+    split: str = "train"
+    """Which split of a data set."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that divergences and preferences are measured from."""
+
+    every: int = 0
+    """Rounds after which it becomes the model as it is then, again and again; 0: it stays what training began with."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A denoising loss on pictures that the model should not unlearn, added to each update (docs/anchor.md)."""
+
+    weight: float = 0.0
+    """Of the loss; 0 leaves it out."""
+    source: str = "base"
+    """`base`: the base model's own pictures of the run's prompts; or a folder or Hugging Face data set of pictures with
+    captions."""
+    split: str = "train"
+    """Which split of a data set."""
+    pictures: int = 64
+    """How many pictures are made, or taken at random from the source; all where it has fewer."""
+    rows: int = 8
+    """Pictures in each update, each at one time with one noise, over all processes; in turn."""
+    guided: bool = False
+    """Ask the network with guidance; pre-training does not."""
+    drop_captions: float = 0.0
+    """Share of the rows without their caption, in [0, 1); Stable Diffusion's pre-training had 0.1."""
+
+
+@dataclass(frozen=True)
 class Speed:
     """Ways to be faster that change results in their last digits. A run says what each of them did."""
 
@@ -166,6 +206,9 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: Optimizer = field(default_factory=Optimizer)
     tuning: Tuning = field(default_factory=Tuning)
+    pairs: Pairs = field(default_factory=Pairs)
+    reference: Reference = field(default_factory=Reference)
+    anchor: Anchor = field(default_factory=Anchor)
     evaluation: Evaluation = field(default_factory=Evaluation)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
@@ -185,12 +228,17 @@ class Config:
             "advantage.buffer": self.advantage.buffer, "advantage.min_count": self.advantage.min_count,
             "advantage.history": self.advantage.history, "advantage.beta": self.advantage.beta,
             "sampling.branches": s.branches, "checkpoint.every": self.checkpoint.every,
-            "checkpoint.keep": self.checkpoint.keep,
+            "checkpoint.keep": self.checkpoint.keep, "anchor.pictures": self.anchor.pictures,
+            "anchor.rows": self.anchor.rows,
         }  # fmt: skip
         for name, value in positive.items():
             if value <= 0:
                 raise ConfigError(f"{name} is {value}, but must be greater than 0")
-        for name, value in {"optimizer.warmup": o.warmup, "checkpoint.keep_every": self.checkpoint.keep_every}.items():
+        not_negative = {
+            "optimizer.warmup": o.warmup, "checkpoint.keep_every": self.checkpoint.keep_every,
+            "reference.every": self.reference.every, "anchor.weight": self.anchor.weight,
+        }  # fmt: skip
+        for name, value in not_negative.items():
             if value < 0:
                 raise ConfigError(f"{name} is {value}, but must not be negative")
         for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": self.slices}.items():
@@ -207,6 +255,21 @@ class Config:
                 f"have a multiple of {self.together}, which are compared with each other"
             )
         self._check_advantage()
+        if (self.algorithm.needs == "pairs") != (self.pairs.source is not None):
+            raise ConfigError(
+                f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} learns from pairs of "
+                "pictures that somebody has compared: give a folder, file or data set of them"
+                if self.pairs.source is None
+                else f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} samples its own "
+                "pictures: leave it out, or use diffusion-dpo"
+            )
+        if self.reference.every and not self.compares:
+            raise ConfigError(
+                f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
+                "with no reference under these settings: leave it at 0"
+            )
+        if not 0 <= self.anchor.drop_captions < 1:
+            raise ConfigError(f"anchor.drop_captions is {self.anchor.drop_captions}, but must lie in [0, 1)")
         if s.eta <= 0:
             raise ConfigError(
                 f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
@@ -227,6 +290,12 @@ class Config:
         """Pictures that stay in one update and process: the branches of a root, or a prompt's where they pair up."""
         branches, pairs = self.sampling.branches, getattr(self.algorithm, "pairs_up", False)
         return self.sampling.per_prompt if pairs and branches == 1 else branches
+
+    @property
+    def compares(self) -> bool:
+        """Whether the algorithm asks for the reference model."""
+        kind = getattr(self.algorithm, "reference", None)
+        return self.algorithm.needs == "pairs" or kind == "base" or getattr(self.algorithm, "kl", 0.0) > 0
 
     def _check_advantage(self) -> None:
         a, regression = self.advantage, getattr(self.algorithm, "weights", "signed") == "positive"

@@ -16,7 +16,7 @@ from tastemaker.types import Draw, Rows
 
 EVALUATION = 2**40
 """The round number of evaluation pictures: their noise is that of no training round."""
-_PROMPTS, _ORDER, _STEPS, _STATES = 0, 1, 2**41, 2**10
+_PROMPTS, _ORDER, _PASSES, _STEPS, _STATES = 0, 1, 2, 2**41, 2**10
 
 
 def draw_round(
@@ -46,6 +46,31 @@ def draw_round(
     ordered = [row for place in order.tolist() for row in rows[place * together : (place + 1) * together]]
     draw = _draw(prompts, seed, round, ordered)
     return draw if branches == 1 else replace(draw, root_index=tuple(s - s % branches for s in draw.sample_index))
+
+
+def draw_pairs(captions: Sequence[str], seed: int, round: int, samples: int) -> Draw:
+    """`samples` of N given pairs, by their captions: none comes again before all have come, over the whole run.
+
+    A place is that of the pair among the N, and a sample index counts how often it came before in this round.
+    """
+    chosen = in_turn(len(captions), seed, (round - 1) * samples, samples)
+    times: dict[int, int] = {}
+    rows: list[tuple[int, int]] = []
+    for place in chosen:
+        rows.append((place, times.get(place, 0)))
+        times[place] = times.get(place, 0) + 1
+    prompts = tuple(captions[place] for place, _ in rows)
+    return Draw(seed, round, prompts, tuple(place for place, _ in rows), tuple(count for _, count in rows))
+
+
+def in_turn(population: int, seed: int, start: int, count: int, purpose: int = _PASSES) -> list[int]:
+    """The places start to start + count of an endless row of shuffles of range(population), one after the other."""
+    found: list[int] = []
+    while len(found) < count:
+        passes, place = divmod(start + len(found), population)
+        order = noise.choices(seed, passes, purpose).permutation(population)
+        found += order[place : place + count - len(found)].tolist()
+    return found
 
 
 def draw_evaluation(prompts: PromptSet, seed: int, count: int, per_prompt: int) -> Draw:

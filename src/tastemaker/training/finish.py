@@ -23,8 +23,9 @@ def write_adapter(session: Session, folder: Path) -> None:
 def _card(session: Session, grids: int) -> str:
     config = session.config
     base = "tastemaker.models.bundled.bundled_pipeline()" if config.model == "bundled" else repr(config.model)
+    teacher = config.reward if config.pairs.source is None else f"Preferences of {config.pairs.source}"
     return (
-        f"# {config.reward} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
+        f"# {teacher} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
         f"`{config.prompts}`; settings in config.yaml, figures in metrics.jsonl, {grids} grids of the same prompts and "
         f"seeds in samples/, everything at a glance in report.html.\n\n```python\n{session.model.usage(base)}```\n"
     )

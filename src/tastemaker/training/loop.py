@@ -29,6 +29,8 @@ from tastemaker.rewards.contract import score
 from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import draw_evaluation, draw_round, share
+from tastemaker.training.given import given_round
+from tastemaker.training.reference import move_reference
 from tastemaker.training.session import Session
 from tastemaker.training.update import tensor, update
 from tastemaker.types import Draw, Rollout, concat
@@ -155,6 +157,13 @@ def _scorer() -> Iterator[ThreadPoolExecutor]:
 
 def one_round(session: Session) -> dict[str, Any]:
     """One round; returns its record for metrics.jsonl. The state's round number moves on at the end."""
+    record = sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
+    move_reference(session)
+    return record
+
+
+def sampled_round(session: Session) -> dict[str, Any]:
+    """A round that learns from pictures which it samples itself."""
     config, accelerator, state = session.config, session.accelerator, session.state
     number, sampling = state.round + 1, config.sampling
     draw = draw_round(

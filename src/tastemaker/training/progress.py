@@ -26,6 +26,7 @@ COLUMNS = {
     "reward/std": ("± std", "{:.3f}"),
     "reward/base_stds": ("in base std", "{:+.2f}"),
     "judge/correct": ("shows the prompt", "{:.0%}"),
+    "pair_accuracy": ("pairs in order", "{:.0%}"),
     "clip_fraction": ("clipped", "{:.0%}"),
     "approx_kl": ("approx. KL", "{:.1e}"),
     "seconds/round": ("s/round", "{:.1f}"),

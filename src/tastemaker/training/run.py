@@ -213,4 +213,5 @@ def _training(session: Session) -> Training:
     if session.task.value is not None:
         value = session.accelerator.unwrap_model(session.task.value)
         weights |= {f"value.{name}": parameter for name, parameter in value.named_parameters()}
-    return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler)
+    moved = session.model.held.copies if session.config.reference.every else {}
+    return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler, moved)

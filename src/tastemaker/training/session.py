@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from tastemaker.preferences.pairs import PairSet
 from tastemaker.prompts import PromptSet
 from tastemaker.rewards.contract import Reward
+from tastemaker.training.anchor import Anchored
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.progress import Display
@@ -39,6 +41,10 @@ class Session:
     window: Window = field(default_factory=Whole)
     rates: list[tuple[float, int]] = field(default_factory=list)
     """Learning rate and warm-up [updates] of each of the optimizer's groups."""
+    pairs: PairSet | None = None
+    """What is learned from, for algorithms that sample nothing."""
+    anchor: Anchored | None = None
+    """What is held on to beside it."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager

@@ -12,12 +12,15 @@ from torch import nn
 
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
+from tastemaker.preferences.pairs import load_pairs
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training import sharding
+from tastemaker.training.anchor import given_pictures, make_anchor
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config, Speed
 from tastemaker.training.progress import Display
+from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
 from tastemaker.training.stopping import Stop
 from tastemaker.types import Task
@@ -52,6 +55,8 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
+    pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
+    anchors = given_pictures(config)
     world, part = accelerator.num_processes, config.sampling.samples // config.slices
     if part % (world * config.together):
         kept = f" in pieces of {config.together}, which are compared with each other" if config.together > 1 else ""
@@ -60,12 +65,9 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
             f"{config.sampling.samples}, optimizer.updates = {config.optimizer.updates}), "
             f"which {world} processes do not divide{kept}"
         )
-    if config.algorithm.needs == "pairs":
-        raise ConfigError(
-            f"the algorithm {config.algorithm.name} learns from pairs of given pictures, but a round samples its own: "
-            "choose another (`tastemaker ls algorithms`)"
-        )
     display = Display(config.rounds, state.round, accelerator.is_main_process)
+    if pairs is not None:
+        display.say(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
     display.say(f"loading {config.model}")
     set_seed(config.seed)
     # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
@@ -77,6 +79,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     # Before the network gets adapters: a value network may be a copy of it.
     value = algorithm.extras(model) if hasattr(algorithm, "extras") else None
     model.tune(config.tuning, config.seed)
+    start_reference(config, model)
     groups: list[dict[str, Any]] = [{"params": list(model.trainable().values())}]
     rates = [(config.optimizer.lr, config.optimizer.warmup)]
     if value is not None:
@@ -105,7 +108,11 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     share = config.optimizer.first_share
     window = config.window if share == 1 else Both(First(share), config.window)
     stop = Stop(accelerator)
-    return Session(config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates)
+    session = Session(
+        config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates, pairs
+    )
+    session.anchor = make_anchor(session, anchors)
+    return session
 
 
 def _optimizer(config: Config, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:

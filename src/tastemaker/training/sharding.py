@@ -38,6 +38,13 @@ def check(config: Config, accelerator: Accelerator) -> None:
             f"the algorithm {config.algorithm.name} may have a value network, which does not work with a sharded one: "
             "leave --use_fsdp out"
         )
+    if config.compares and (config.tuning.mode == "full" or config.reference.every):
+        raise ConfigError(
+            "a copy of the weights for the reference does not work with a sharded network: use tuning.mode = lora and "
+            "reference.every = 0, or leave --use_fsdp out"
+        )
+    if config.anchor.weight:
+        raise ConfigError("an anchor does not work with a sharded network: set anchor.weight to 0")
     for name, value, even in (
         ("selection", config.selection.name, "all"), ("optimizer.minibatch", config.optimizer.minibatch, "pictures")
     ):  # fmt: skip

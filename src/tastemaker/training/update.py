@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tastemaker.errors import DivergedError
 from tastemaker.sample import batches
+from tastemaker.training.anchor import add_anchor
 from tastemaker.training.draws import assigned
 from tastemaker.training.session import Session
 from tastemaker.types import Draw, Rows
@@ -38,7 +39,7 @@ def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, sample
                 if getattr(session.config.algorithm, "normalise", None) == "minibatch":
                     chosen = standardised(accelerator, chosen, total)
                 set_rate(session, done)
-                tally.norms.append(accumulate(session, chosen, total, tally))
+                tally.norms.append(accumulate(session, chosen, total, tally, done))
                 session.optimizer.step()
                 session.optimizer.zero_grad()
             done += 1
@@ -65,11 +66,11 @@ def set_rate(session: Session, done: int) -> None:
         group["lr"] = rate * min(1.0, (count + 1) / (warmup + 1))
 
 
-def accumulate(session: Session, rows: Rows, total: int, tally: Tally) -> float:
+def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int) -> float:
     """Gradients of one update, in micro-batches, divided by the `total` number of all processes' rows.
 
-    Returns the norm of the model's gradient. A process without rows takes part with a row that weighs nothing, since
-    wrapped networks wait for each other.
+    `done` updates of the round came before it. Returns the norm of the model's gradient. A process without rows takes
+    part with a row that weighs nothing, since wrapped networks wait for each other.
     """
     config, accelerator = session.config, session.accelerator
     networks = [session.model.network, *([session.task.value] if session.task.value is not None else [])]
@@ -78,6 +79,10 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally) -> float:
     if spare:
         rows, parts = placeholder(rows), batches(1, 1)
     sums = torch.zeros((), device=accelerator.device)
+    if session.anchor is not None:
+        anchored = add_anchor(session, session.anchor, done)
+        tally.anchored.append(anchored)
+        sums += anchored
     for number, part in enumerate(parts):
         with ExitStack() as stack:
             if number < len(parts) - 1:
@@ -127,6 +132,8 @@ class Tally:
         self.sums: dict[str, Tensor] = {}
         self.tops: dict[str, Tensor] = {}
         self.norms: list[float] = []
+        self.anchored: list[Tensor] = []
+        """This process' parts of the anchor's mean losses, one for each update."""
         self.rows = 0
         self.first = True
 
@@ -153,6 +160,8 @@ class Tally:
         }
         if "ratio_deviation" in means:
             means["ratio_deviation/mean"] = means.pop("ratio_deviation")
+        if self.anchored:
+            means["anchor_loss"] = tensor(accelerator.reduce(sum(self.anchored), "sum")).item() / len(self.anchored)
         norm = math.fsum(self.norms) / len(self.norms)
         return {**means, **tops, "grad_norm": norm, "updates": len(self.norms), "rows": count}
 

@@ -1,0 +1,197 @@
+"""Given pairs: the formats that are read, what is refused, how they are drawn, and how pictures are fitted."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import given
+from tastemaker.errors import ConfigError, DataError
+from tastemaker.pictures import fitted, opened
+from tastemaker.preferences.pairs import load_pairs, preferred
+from tastemaker.training.draws import draw_pairs, in_turn
+
+
+def pixels(number):
+    return torch.from_numpy(np.array(given.picture(number))).permute(2, 0, 1) / 255
+
+
+def jpeg(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(folder, rows, name="pairs.jsonl"):
+    given.pairs(folder, 2)
+    if name.endswith(".csv"):
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return folder / name
+
+
+ROW = {"prompt": "cat", "image_0": "0-0.png", "image_1": "0-1.png", "preferred": 1}
+
+
+def test_a_folder_gives_the_preferred_picture_first(tmp_path):
+    pairs = load_pairs(str(given.pairs(tmp_path, 4)))
+    assert (len(pairs), pairs.ties, pairs.prompts) == (4, 0, ("cat", "dog", "bear", "owl"))
+    for n in range(4):
+        better, other = pairs.pictures(n, 32)
+        assert better.equal(pixels(2 * n + n % 2))
+        assert other.equal(pixels(2 * n + 1 - n % 2))
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "list.jsonl", "list.csv"])
+def test_ties_are_left_out_and_counted_in_every_kind_of_table(tmp_path, name):
+    rows = [ROW | {"preferred": answer} for answer in (1, "tie", 0, "tie")]
+    path = write(tmp_path, rows, name)
+    pairs = load_pairs(str(tmp_path if name == "pairs.jsonl" else path))
+    assert (len(pairs), pairs.ties) == (2, 2)
+    assert pairs.pictures(0, 32)[0].equal(pixels(1))
+    assert pairs.pictures(1, 32)[0].equal(pixels(0))
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"preferred": "0"}, 0), ({"preferred": None}, None), ({"preferred": " Tie "}, None),
+        ({"label_0": 1.0, "label_1": 0.0}, 0), ({"label_0": 0, "label_1": 1}, 1),
+        ({"label_0": 0.5, "label_1": 0.5}, None), ({"label_0": "0", "label_1": "1"}, 1),
+        ({"best_image_uid": "b", "image_0_uid": "a", "image_1_uid": "b"}, 1),
+        ({"best_image_uid": "a", "image_0_uid": "a", "image_1_uid": "b"}, 0),
+        ({"best_image_uid": "tie", "image_0_uid": "a", "image_1_uid": "b"}, None),
+        ({"label_0": 1.0, "label_1": 0.0, "has_label": False}, None),
+        ({"label_0": 1.0, "label_1": 0.0, "are_different": False}, None),
+    ],
+)  # fmt: skip
+def test_who_is_preferred(row, answer):
+    assert preferred(row, "here") == answer
+
+
+@pytest.mark.parametrize("form", ["folder", "saved"])
+@pytest.mark.parametrize("by", ["labels", "uid"])
+def test_pick_a_pics_columns_in_a_data_set(tmp_path, monkeypatch, form, by):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    columns = {
+        "caption": ["cat", "dog", "owl"],
+        "jpg_0": [jpeg(given.picture(n)) for n in (0, 2, 4)],
+        "jpg_1": [jpeg(given.picture(n)) for n in (1, 3, 5)],
+    }
+    if by == "labels":
+        columns |= {"label_0": [0.0, 0.5, 1.0], "label_1": [1.0, 0.5, 0.0]}
+    else:
+        columns |= {"best_image_uid": ["b", "tie", "e"], "image_0_uid": ["a", "c", "e"], "image_1_uid": ["b", "d", "f"]}
+    made = datasets.Dataset.from_dict(columns)
+    if form == "saved":
+        datasets.DatasetDict({"train": made}).save_to_disk(tmp_path / "set")
+    else:
+        (tmp_path / "set").mkdir()
+        made.to_parquet(tmp_path / "set/train-00000.parquet")
+    pairs = load_pairs(str(tmp_path / "set"))
+    assert (pairs.prompts, pairs.ties) == (("cat", "owl"), 1)
+    assert pairs.pictures(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
+    assert pairs.pictures(1, 32).equal(torch.stack([pixels(4), pixels(5)]))
+    with pytest.raises(DataError, match="no split 'test'; it has train"):
+        load_pairs(str(tmp_path / "set"), "test")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "cat", "preferred": 0}], "no columns image_0 and image_1, nor jpg_0"),
+        ([{k: v for k, v in ROW.items() if k != "preferred"}], "nothing says which picture is preferred"),
+        ([{k: v for k, v in ROW.items() if k != "prompt"}], "no column prompt or caption or text"),
+        ([ROW, {"prompt": "cat"}], r"pairs.jsonl:2: no image_0, which the first row has"),
+        ([ROW | {"preferred": 2}], r"pairs.jsonl:1: preferred is 2, but must be 0, 1 or tie"),
+        ([ROW | {"preferred": "tie"}] * 3, "has 3 rows and in none of them"),
+        ([ROW | {"image_1": "none.png"}], r"pairs.jsonl:1: there is no picture .*none.png"),
+        ([ROW | {"image_1": "pairs.jsonl"}], r"pairs.jsonl:1: the picture cannot be read"),
+        ([ROW | {"image_1": None}], r"pairs.jsonl:1: expected the path of a picture"),
+        ([ROW | {"prompt": 3}], r"pairs.jsonl:1: expected a caption, but found int"),
+        ([{k: v for k, v in ROW.items() if k != "preferred"} | {"label_0": "x", "label_1": 1}], "not numbers"),
+    ],
+)
+def test_unusable_tables_are_refused_in_one_sentence(tmp_path, rows, message):
+    write(tmp_path, rows)
+    with pytest.raises(DataError, match=message) as caught:
+        load_pairs(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "is empty"), ("a.csv", b"", "is empty"), ("a.jsonl", b"[1]\n", "expected a JSON object"),
+        ("a.jsonl", b"{\n", "a.jsonl:1: not JSON"), ("a.csv", b"prompt\xff\n", "in UTF-8"),
+        ("a.csv", b"prompt,image_0,image_1,preferred\ncat,a\n", "a.csv:2: expected 4 columns"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_tables(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_pairs(str(tmp_path / name))
+
+
+def test_what_is_not_there_or_no_data_set(tmp_path):
+    with pytest.raises(DataError, match="there is no file"):
+        load_pairs("nowhere.jsonl")
+    with pytest.raises(DataError, match="there are no pictures at nowhere"):
+        load_pairs("nowhere")
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError, match="cannot load the data set"):
+        load_pairs(str(tmp_path))
+
+
+def test_a_picture_that_breaks_off_is_named_when_it_is_used(tmp_path):
+    pairs = load_pairs(str(given.pairs(tmp_path, 2)))
+    file = tmp_path / "1-0.png"
+    file.write_bytes(file.read_bytes()[:200])
+    pairs.pictures(0, 32)
+    with pytest.raises(DataError, match=r"pairs.jsonl:2: the picture cannot be read"):
+        pairs.pictures(1, 32)
+
+
+def test_pictures_are_scaled_and_cut_in_the_middle():
+    """Left half black, right half white, three times as wide as high: the middle third has the edge in its middle."""
+    wide = Image.new("RGB", (96, 32), "black")
+    wide.paste("white", (48, 0, 96, 32))
+    cut = fitted(wide, 32)
+    assert cut.shape == (3, 32, 32)
+    assert cut[:, :, :16].max() == 0
+    assert cut[:, :, 16:].min() == 1
+    small = fitted(wide, 8)
+    assert (small[:, :, 0].max(), small[:, :, 7].min()) == (0, 1)
+    assert opened(Image.new("L", (4, 4), 128), "here").mode == "RGB"
+
+
+def test_no_pair_comes_again_before_all_have_come():
+    captions = tuple("abcdefg")
+    rounds = [draw_pairs(captions, 3, number, 4) for number in range(1, 8)]
+    order = [place for draw in rounds for place in draw.prompt_index]
+    for start in range(0, 28, 7):
+        assert sorted(order[start : start + 7]) == list(range(7))
+    assert order[:7] != order[7:14]
+    assert order == in_turn(7, 3, 0, 28)
+    assert [draw.prompts for draw in rounds] == [tuple(captions[i] for i in draw.prompt_index) for draw in rounds]
+    many = draw_pairs(captions, 3, 1, 21)  # three times in one round: noise of its own each time
+    assert len(set(zip(many.prompt_index, many.sample_index, strict=True))) == 21
+
+
+def test_pairs_and_algorithm_must_fit():
+    from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+    from tastemaker.training.config import Config, Pairs
+
+    with pytest.raises(ConfigError, match="diffusion-dpo learns from pairs"):
+        Config(algorithm=DiffusionDPO())
+    with pytest.raises(ConfigError, match="ddpo samples its own pictures"):
+        Config(pairs=Pairs("folder"))
+    with pytest.raises(ConfigError, match="drop_captions is 1"):
+        DiffusionDPO(drop_captions=1)
