@@ -150,13 +150,14 @@ def test_a_run_with_a_moving_reference_resumes_bit_for_bit(checkpoint, tmp_path,
     assert main(words(checkpoint, tmp_path / "whole", "--rounds", "4", "checkpoint.keep=9")) == 0
     assert main(words(checkpoint, tmp_path / "cut")) == 0
     saved = tmp_path / "cut/checkpoints"
-    two, three = (load_file(saved / f"step-00000{n}/reference.safetensors") for n in (2, 3))
+    two, three = (load_file(saved / f"step-00000{n}/copies.safetensors") for n in (2, 3))
     assert all(two[name].equal(three[name]) for name in two)
     weights = [load_file(saved / f"step-00000{n}/weights.safetensors") for n in (2, 3)]
-    assert all(two[name].equal(weights[0][name]) for name in two)
-    assert not all(two[name].equal(weights[1][name]) for name in two)
+    assert two.keys() == {f"reference.{name}" for name in weights[0]}
+    assert all(two[f"reference.{name}"].equal(value) for name, value in weights[0].items())
+    assert not all(two[f"reference.{name}"].equal(value) for name, value in weights[1].items())
     assert main(["resume", str(tmp_path / "cut"), "--rounds", "4"]) == 0
-    for name in ("weights", "optimizer", "reference"):
+    for name in ("weights", "optimizer", "copies"):
         one, other = (load_file(tmp_path / f"{r}/checkpoints/step-000004/{name}.safetensors") for r in ("whole", "cut"))
         assert one.keys() == other.keys()
         assert all(one[key].equal(other[key]) for key in one), name
@@ -175,6 +176,6 @@ def test_a_checkpoint_without_a_reference_is_refused_by_a_run_that_moves_it(tmp_
     weights = {"a": torch.nn.Parameter(torch.ones(2))}
     plain = Training(weights, torch.optim.AdamW(weights.values()))
     checkpoint.save(tmp_path, State(1), plain, {}, Checkpoints())
-    moving = Training(weights, torch.optim.AdamW(weights.values()), reference=Held(weights).copies)
+    moving = Training(weights, torch.optim.AdamW(weights.values()), copies=Held(weights).copies)
     with pytest.raises(CheckpointError, match="not of a kind"):
         checkpoint.load(tmp_path, moving)

@@ -22,6 +22,12 @@ class Held:
         for name, parameter in self.parameters.items():
             self.copies[name].copy_(parameter)
 
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """Moves the copies towards the parameters: decay * copy + (1 - decay) * parameter."""
+        for name, parameter in self.parameters.items():
+            self.copies[name].lerp_(parameter, 1 - decay)
+
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Inside it the parameters have the copies' values. Storages are exchanged and nothing is computed, so that

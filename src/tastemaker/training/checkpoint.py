@@ -25,8 +25,8 @@ from tastemaker.training.manifest import Damaged, seal, unseal
 from tastemaker.training.sharding import gathered, like
 
 WEIGHTS, OPTIMIZER, STATE = FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
-REFERENCE = "reference.safetensors"
-"""Only of runs whose reference moves."""
+COPIES = "copies.safetensors"
+"""Only of runs whose reference moves, or that average their weights."""
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None = None
     """Of float16 training."""
-    reference: Mapping[str, Tensor] = field(default_factory=dict)
-    """The reference's weights by name, where they are not those that training started from."""
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
+    """The reference's weights, where they are not those that training started from, and average ones, by name."""
 
 
 def save(
@@ -86,8 +86,8 @@ def save(
         OPTIMIZER: serialise(tensors),
         STATE: json.dumps(content, indent=1).encode(),
     }
-    if training.reference:
-        files[REFERENCE] = serialise({name: value.cpu().contiguous() for name, value in training.reference.items()})
+    if training.copies:
+        files[COPIES] = serialise({name: value.cpu().contiguous() for name, value in training.copies.items()})
     checkpoints.mkdir(parents=True, exist_ok=True)
     for leftover in checkpoints.glob(".*-step-*"):
         rmtree(leftover)
@@ -116,20 +116,20 @@ def load(folder: Path, training: Training) -> tuple[State, dict[str, Any], list[
     path, files, facts, notes = newest(folder)
     try:
         saved, slots = parse(files[WEIGHTS]), parse(files[OPTIMIZER])
-        reference = parse(files[REFERENCE]) if training.reference else {}
+        copies = parse(files[COPIES]) if training.copies else {}
         content = json.loads(files[STATE])
         state, numbers, scale = State(**content["state"]), content["optimizer"], content["scaler"]
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is whole, but not of a kind that this version reads: {error}") from error
     _check(path, saved, slots, training.weights)
-    _same(path, reference, training.reference)
+    _same(path, copies, training.copies)
     if (scale is None) != (training.scaler is None):
         raise CheckpointError(f"{path} was written in another precision: float16 has a loss scale, and others none")
     with torch.no_grad():
         for name, parameter in training.weights.items():
             parameter.copy_(like(saved[name], parameter))
-        for name, value in training.reference.items():
-            value.copy_(reference[name])
+        for name, value in training.copies.items():
+            value.copy_(copies[name])
     _restore_optimizer(training.optimizer, slots, numbers)
     if training.scaler is not None:
         training.scaler.load_state_dict(scale)

@@ -101,6 +101,9 @@ class Optimizer:
     """Passes over a round's samples."""
     minibatch: Literal["pictures", "states"] = "pictures"
     """What an update takes: whole pictures with all their steps, or single steps pooled over pictures (thesis)."""
+    ema: float = 0.0
+    """Decay by update of an average of the weights, with which evaluations sample and which is what a run leaves;
+    0 keeps none."""
     eight_bit: bool = False
     """Keep AdamW's state in 8 bits (bitsandbytes): a quarter of its memory, which matters for whole networks."""
     rows: int = 8
@@ -276,6 +279,8 @@ class Config:
             )
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
+        if not 0 <= o.ema < 1:
+            raise ConfigError(f"optimizer.ema is {o.ema}, but must lie in [0, 1)")
         for name, share in {"timestep_fraction": o.timestep_fraction, "first_share": o.first_share}.items():
             if not 0 < share <= 1:
                 raise ConfigError(f"optimizer.{name} is {share}, but must lie in (0, 1]")

@@ -14,7 +14,8 @@ def write_adapter(session: Session, folder: Path) -> None:
     """Writes what was trained, in diffusers' format, and the run's README.md."""
     config = session.config
     target = folder / ("adapter" if config.tuning.mode == "lora" else "model")
-    session.model.save(target)
+    with session.averaged():
+        session.model.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
     disk.exchange(folder / "README.md", _card(session, len(grids)).encode())

@@ -93,7 +93,7 @@ def evaluate(session: Session) -> Evaluation:
     """Samples and scores the fixed pictures with the model as it is now."""
     config = session.config
     draw = draw_evaluation(session.prompts, config.seed, config.evaluation.prompts, config.evaluation.per_prompt)
-    with session.phase("evaluate", len(draw) * config.sampling.steps), session.inference():
+    with session.phase("evaluate", len(draw) * config.sampling.steps), session.inference(), session.averaged():
         _, pictures, reward = collect(session, draw, keep=())
     return Evaluation(draw, pictures, reward, verdicts(session, pictures, draw.prompts))
 

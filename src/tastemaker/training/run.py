@@ -213,5 +213,9 @@ def _training(session: Session) -> Training:
     if session.task.value is not None:
         value = session.accelerator.unwrap_model(session.task.value)
         weights |= {f"value.{name}": parameter for name, parameter in value.named_parameters()}
-    moved = session.model.held.copies if session.config.reference.every else {}
-    return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler, moved)
+    copies: dict[str, Any] = {}
+    if session.config.reference.every:
+        copies |= {f"reference.{name}": value for name, value in session.model.held.copies.items()}
+    if session.average is not None:
+        copies |= {f"average.{name}": value for name, value in session.average.copies.items()}
+    return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler, copies)

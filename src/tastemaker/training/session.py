@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from tastemaker.models.held import Held
 from tastemaker.preferences.pairs import PairSet
 from tastemaker.prompts import PromptSet
 from tastemaker.rewards.contract import Reward
@@ -46,6 +47,15 @@ class Session:
     anchor: Anchored | None = None
     """What is held on to beside it."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    average: Held | None = None
+    """The average of the weights, where there is to be one."""
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside it the model has the average of its weights, where it keeps one."""
+        with nullcontext() if self.average is None else self.average.inside():
+            yield
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
+from tastemaker.models.held import Held
 from tastemaker.preferences.pairs import load_pairs
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import load_reward
@@ -112,6 +113,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates, pairs
     )
     session.anchor = make_anchor(session, anchors)
+    if config.optimizer.ema:
+        session.average = Held(model.trainable())
     return session
 
 

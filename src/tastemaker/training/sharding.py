@@ -43,6 +43,8 @@ def check(config: Config, accelerator: Accelerator) -> None:
             "a copy of the weights for the reference does not work with a sharded network: use tuning.mode = lora and "
             "reference.every = 0, or leave --use_fsdp out"
         )
+    if config.optimizer.ema:
+        raise ConfigError("an average of the weights does not work with a sharded network: set optimizer.ema to 0")
     if config.anchor.weight:
         raise ConfigError("an anchor does not work with a sharded network: set anchor.weight to 0")
     for name, value, even in (

@@ -42,6 +42,8 @@ def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, sample
                 tally.norms.append(accumulate(session, chosen, total, tally, done))
                 session.optimizer.step()
                 session.optimizer.zero_grad()
+                if session.average is not None:
+                    session.average.follow(options.ema)
             done += 1
     return tally.means(accelerator)
 
