@@ -4,6 +4,8 @@
     python scripts/digits/train.py drawn32
 
 Each becomes a diffusers DDPMPipeline with float16 weights in build/NAME; scripts/digits/show.py draws their pictures.
+On one thread, measured: digits 17 minutes beside other work (0.31 s a step, 13 minutes, when alone), drawn32 515 s of
+computing.
 """
 
 from __future__ import annotations
