@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,6 +150,11 @@ def caption(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{where}: expected a caption, but found {type(value).__name__}")
     return value
+
+
+def digest(rows: Any) -> str:
+    """SHA-256 of lists of text and numbers, by which a resumed run knows its data again."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -157,6 +157,16 @@ def test_a_run_on_pairs_resumes_bit_for_bit_and_tells_what_it_learned_from(check
     assert f"Preferences of {folder}" in (tmp_path / "whole/README.md").read_text()
 
 
+def test_pairs_that_changed_meanwhile_are_noticed(checkpoint, tmp_path, capsys):
+    folder = given.pairs(tmp_path / "pairs", 3)
+    assert main(words(checkpoint, folder, tmp_path / "run", "--rounds", "1")) == 0
+    table = folder / "pairs.jsonl"
+    table.write_text(table.read_text().replace('"preferred": 1', '"preferred": 0'))
+    capsys.readouterr()
+    assert main(["resume", str(tmp_path / "run"), "--rounds", "2"]) == 2
+    assert "(pairs " in capsys.readouterr().err
+
+
 def test_unusable_pairs_leave_no_folder_behind(checkpoint, tmp_path, capsys):
     assert main(words(checkpoint, tmp_path / "nothing.jsonl", tmp_path / "run")) == 2
     assert "there is no file" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import DataError
-from tastemaker.pictures import caption, fitted, look, open_dataset, opened, table, text_column
+from tastemaker.pictures import caption, digest, fitted, look, open_dataset, opened, table, text_column
 
 PICTURES = (("image_0", "image_1"), ("jpg_0", "jpg_1"))
 VERDICTS = (("preferred",), ("label_0", "label_1"), ("best_image_uid", "image_0_uid", "image_1_uid"))
@@ -31,6 +32,8 @@ class PairSet:
     """What to open for the preferred and for the other picture of a pair."""
     places: Callable[[int], str]
     """Where a pair comes from, for messages."""
+    digest: str
+    """SHA-256 of the captions, of who is preferred, and of a table's paths; not of the pictures."""
     ties: int = 0
     """Rows left out since neither picture is preferred."""
 
@@ -77,9 +80,9 @@ def _from_table(path: Path) -> PairSet:
             look(file, where)
         kept.append((caption(row[text], where), where, (files[better], files[1 - better])))
     _some(kept, len(rows), str(path))
-    return PairSet(
-        tuple(prompt for prompt, _, _ in kept), lambda i: kept[i][2], lambda i: kept[i][1], len(rows) - len(kept)
-    )
+    prompts = tuple(prompt for prompt, _, _ in kept)
+    mark = digest([[prompt, *(os.path.relpath(file, path.parent) for file in files)] for prompt, _, files in kept])
+    return PairSet(prompts, lambda i: kept[i][2], lambda i: kept[i][1], mark, len(rows) - len(kept))
 
 
 def _from_dataset(dataset: Any, source: str) -> PairSet:
@@ -103,7 +106,8 @@ def _from_dataset(dataset: Any, source: str) -> PairSet:
         row = images[number]
         return row[pictures[better]], row[pictures[1 - better]]
 
-    found = PairSet(tuple(prompts), sources, lambda i: f"{source}, row {kept[i][0]}", len(dataset) - len(kept))
+    mark, ties = digest([prompts, kept]), len(dataset) - len(kept)
+    found = PairSet(tuple(prompts), sources, lambda i: f"{source}, row {kept[i][0]}", mark, ties)
     found.pictures(0, 8)  # a column that holds no pictures is found out now
     return found
 

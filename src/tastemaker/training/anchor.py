@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tastemaker import losses, noise
-from tastemaker.pictures import Captioned, fitted, load_captioned, opened
+from tastemaker.pictures import Captioned, digest, fitted, load_captioned, opened
 from tastemaker.sample import batches, sample
 from tastemaker.training.config import Config
 from tastemaker.training.draws import draw_round, in_turn
@@ -36,6 +36,8 @@ class Anchored:
     """[P,*D]"""
     text: Tensor
     """[P,L,C]"""
+    digest: str | None
+    """SHA-256 of the captions of given pictures."""
 
 
 def given_pictures(config: Config) -> Captioned | None:
@@ -71,7 +73,7 @@ def _sampled(session: Session) -> Anchored:
         cond = model.encode(chosen.prompts, config.sampling.guidance)
         parts.append(sample(model, cond, chosen, session.task.grid, config.sampling.eta))
         session.display.advance(len(places))
-    return Anchored(torch.cat([part.x0.cpu() for part in parts]), torch.cat([part.text.cpu() for part in parts]))
+    return Anchored(torch.cat([part.x0.cpu() for part in parts]), torch.cat([part.text.cpu() for part in parts]), None)
 
 
 @torch.no_grad()
@@ -86,7 +88,7 @@ def _read(session: Session, given: Captioned, count: int) -> Anchored:
         x0.append(model.picture_latents(torch.stack(pictures)).cpu())
         text.append(model.encode([given.captions[index] for index in indices], 1.0).text.cpu())
         session.display.advance(len(indices))
-    return Anchored(torch.cat(x0), torch.cat(text))
+    return Anchored(torch.cat(x0), torch.cat(text), digest(list(given.captions)))
 
 
 def add_anchor(session: Session, anchor: Anchored, done: int) -> Tensor:

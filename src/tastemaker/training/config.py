@@ -21,6 +21,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
 from tastemaker.selection import All, BestWorst, NonZero
+from tastemaker.training.sources import Anchor, Pairs, Reference
 from tastemaker.windows import Backward, Sliding, Whole
 
 
@@ -124,46 +125,6 @@ class Evaluation:
     """Number of prompts, taken evenly from the run's list."""
     per_prompt: int = 4
     """Pictures of each."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of pictures that somebody has compared, for algorithms that learn from those and not from the reward."""
-
-    source: str | None = None
-    """A folder with a pairs.jsonl, a .jsonl or .csv file, or a Hugging Face data set, local or by name
-    (docs/diffusion-dpo.md)."""
-    split: str = "train"
-    """Which split of a data set."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The model that divergences and preferences are measured from."""
-
-    every: int = 0
-    """Rounds after which it becomes the model as it is then, again and again; 0: it stays what training began with."""
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A denoising loss on pictures that the model should not unlearn, added to each update (docs/anchor.md)."""
-
-    weight: float = 0.0
-    """Of the loss; 0 leaves it out."""
-    source: str = "base"
-    """`base`: the base model's own pictures of the run's prompts; or a folder or Hugging Face data set of pictures with
-    captions."""
-    split: str = "train"
-    """Which split of a data set."""
-    pictures: int = 64
-    """How many pictures are made, or taken at random from the source; all where it has fewer."""
-    rows: int = 8
-    """Pictures in each update, each at one time with one noise, over all processes; in turn."""
-    guided: bool = False
-    """Ask the network with guidance; pre-training does not."""
-    drop_captions: float = 0.0
-    """Share of the rows without their caption, in [0, 1); Stable Diffusion's pre-training had 0.1."""
 
 
 @dataclass(frozen=True)

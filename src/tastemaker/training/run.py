@@ -83,7 +83,7 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
     session = start(config, run, State())
     accelerator = session.accelerator
     session.state, then, notes = checkpoint.load(run, _training(session))
-    changed = differences(then, json.loads(json.dumps(facts(config, accelerator))))
+    changed = differences(then, json.loads(json.dumps(_circumstances(session))))
     if changed and not allow_inexact:
         raise ConfigError(
             f"{run} was saved under other circumstances ({'; '.join(changed)}) and would not go on bit for bit: "
@@ -203,8 +203,15 @@ def _record_evaluation(session: Session, folder: Path, evaluation: Evaluation) -
 def _save(session: Session, folder: Path) -> None:
     """To be called by all processes, since each has a part of a sharded network."""
     config, accelerator = session.config, session.accelerator
-    circumstances, write = facts(config, accelerator), accelerator.is_main_process
+    circumstances, write = _circumstances(session), accelerator.is_main_process
     checkpoint.save(folder, session.state, _training(session), circumstances, config.checkpoint, write=write)
+
+
+def _circumstances(session: Session) -> dict[str, Any]:
+    """What a resumed run is compared with."""
+    given = {"pairs": session.pairs, "anchor's pictures": session.anchor}
+    digests = {name: data.digest for name, data in given.items() if data is not None}
+    return facts(session.config, session.accelerator) | digests
 
 
 def _training(session: Session) -> Training:
