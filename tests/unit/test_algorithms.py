@@ -260,6 +260,19 @@ def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
     check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
 
 
+def test_rwr_on_pictures_that_are_encoded_again(trained):
+    """x_0 as the VAE sees it: the mean of its posterior, times the scale; the pictures first bounded to [0, 1]."""
+    task, rollout = trained
+    vae = task.model.pipeline.vae
+    scale = vae.config.scaling_factor
+    with torch.no_grad():
+        pictures = vae.decode(rollout.x0 / scale).sample.clamp(-1, 1)
+        expected = vae.encode(pictures).latent_dist.mean * scale
+        found = RWR(latents="vae").prepare(task, rollout).rollout.x0
+    assert (found - rollout.x0).abs().mean() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_times_of_a_window_are_its_stretch_of_the_chain(trained):
     """Steps at 801, 601, 401, 201, 1: the first stands for 602 to 999, the last for 0 and 1."""
     task, _ = trained

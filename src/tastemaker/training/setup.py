@@ -68,6 +68,9 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     # Before the network gets adapters: a value network may be a copy of it.
     value = algorithm.extras(model) if hasattr(algorithm, "extras") else None
     model.tune(config.tuning, config.seed)
+    if getattr(algorithm, "kl", 0) > 0 or getattr(algorithm, "reference", None) == "base":
+        with model.reference():  # raises here, and not after a round of sampling, where there is none
+            pass
     groups: list[dict[str, Any]] = [{"params": list(model.trainable().values())}]
     rates = [(config.optimizer.lr, config.optimizer.warmup)]
     if value is not None:
