@@ -13,6 +13,7 @@ from one_update import first_gradients
 from safetensors.torch import load_file
 
 from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.selection import BestWorst
@@ -53,8 +54,9 @@ def settings(checkpoint, tmp_path_factory):
         "states": replace(
             plain, algorithm=PPO(value="cnn"), optimizer=replace(options, minibatch="states", updates=4, rows=3)
         ),
+        "reference": replace(plain, algorithm=GRPO(kl=50.0)),
         "pairs": replace(
-            plain, algorithm=DPO(reference="sampler"), prompts=str(prompts), optimizer=replace(options, updates=1),
+            plain, algorithm=DPO(), prompts=str(prompts), optimizer=replace(options, updates=1),
             sampling=replace(sampling, samples=12),
         ),
         "samples": replace(plain, algorithm=NFT(noises=2)),
@@ -108,7 +110,7 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings
     assert distance(whole[0], one) > 1e-3  # other rows, so another gradient
 
 
-@pytest.mark.parametrize("name", ["best-worst", "one process without rows", "states", "pairs", "samples"])
+@pytest.mark.parametrize("name", ["best-worst", "one process without rows", "states", "reference", "pairs", "samples"])
 def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(name, tmp_path, settings, two):
     (one, alone), (gradients, record) = first_gradients(settings[name], tmp_path), two[name]
     for part in ("lora", "value"):

@@ -150,9 +150,9 @@ PENALTY = 2.0
     ids=["grpo", "dpok", "dpok-value", "ppo-exact", "ppo-exact-plain", "ppo-k1", "ppo-k1-plain"],
 )
 def test_a_divergence_in_the_objective_leads_to_the_known_optimum(kind, algorithm, reduction, monkeypatch):
-    """J = (TASTE . mean x_0) / s - beta sum |theta_i|^2 / 2, with theta_i the shift of step i's mean in units of its
-    std, so that |theta_i|^2 / 2 is its divergence, and s the rewards' deviation, by which advantages are divided. x_0
-    is linear in the shifts: J's slope is reach_i / s - beta theta_i, and theta_i = reach_i / (s beta).
+    """J = TASTE . mean x_0 - beta sum |theta_i|^2 / 2, with theta_i the shift of step i's mean in units of its std, so
+    that |theta_i|^2 / 2 is its divergence. x_0 is linear in the shifts: J's slope is reach_i - beta theta_i, and
+    theta_i = reach_i / beta.
 
     For PPO beta is the weight of the divergence in the reward: of its mean over 2 elements, half of it. In the losses
     of the others both terms are means over the elements or neither, so that it does not matter.
@@ -164,7 +164,7 @@ def test_a_divergence_in_the_objective_leads_to_the_known_optimum(kind, algorith
     white_noise(monkeypatch, pictures)
     world, kept = World(kind), 5 if kind == "vp" else 4
     config = Config(
-        model="world", rounds=1, algorithm=algorithm, advantage=Advantage(normalise="round", clip=None),
+        model="world", rounds=1, algorithm=algorithm, advantage=Advantage(normalise="none", clip=None),
         sampling=Sampling(steps=STEPS, guidance=1.0, samples=pictures, per_prompt=pictures, batch=pictures,
             log_prob=reduction),
         # A step of 0.3 of the way: the slope's slope is the penalty, over the rows and elements of a mean.
@@ -175,6 +175,6 @@ def test_a_divergence_in_the_objective_leads_to_the_known_optimum(kind, algorith
     run = session(config, world, ["left"], partial(torch.optim.SGD, lr=0.0), value)
     for _ in range(30):
         one_round(run)
-    best = world.closed.reach() / world.closed.reward_std() / penalty
+    best = world.closed.reach() / penalty
     found = world.shift.theta.detach().numpy()
     assert np.linalg.norm(found - best) < 0.05 * np.linalg.norm(best)

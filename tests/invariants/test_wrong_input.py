@@ -145,3 +145,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(capsys, tmp_path, ch
     error = capsys.readouterr().err
     assert "is not finite" in error
     assert "smaller optimizer.lr" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algorithm=dpo", "sampling.per_prompt=1"], "learns from pairs of pictures of one prompt"),
+        (["algorithm=diffusion-dpo"], "learns from pairs of given pictures, but a round samples its own"),
+        (["algorithm=grpo", "--tuning.mode", "full"], "no copy of the base model kept: use tuning.mode = lora"),
+        (["algorithm=dpo", "--tuning.mode", "full"], "no copy of the base model kept: use tuning.mode = lora"),
+    ],
+)
+def test_an_algorithm_that_lacks_what_it_needs_is_refused_before_anything_is_sampled(
+    checkpoint, tmp_path, capsys, words, message
+):
+    run = tmp_path / "run"
+    assert main(["train", "ddpo-compressibility", "--model", str(checkpoint), "--out", str(run), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not run.exists()

@@ -119,14 +119,14 @@ def with_value(task, algorithm):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_ratio_is_one_before_the_first_update(reduction):
-    """Row by row, where pictures were sampled together; sums of 256 elements as well, since nothing is rounded."""
+    """In pieces, where pictures were sampled together; sums of 256 elements as well, since nothing is rounded."""
     task, rollout = made(reduction=reduction)
     for algorithm in SAMPLED:
         own = with_value(task, algorithm)
         with torch.no_grad():
             rows = algorithm.prepare(own, rollout)
-            for place in range(0, len(rows), 3):
-                _, metrics = algorithm.loss(own, rows.select(slice(place, place + 3)))
+            for place in range(0, len(rows), 7):
+                _, metrics = algorithm.loss(own, rows.select(slice(place, place + 7)))
                 assert metrics["ratio_deviation"].max() < 1e-6, algorithm
 
 
@@ -258,6 +258,19 @@ def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
     advantage = torch.tensor([0.5, 0.5, -1.0, -1.0, -0.4, -0.4, 1.5, 1.5])
     torch.testing.assert_close(loss, advantage * expected, rtol=1e-4, atol=1e-6)
     check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
+
+
+def test_rwr_on_pictures_that_are_encoded_again(trained):
+    """x_0 as the VAE sees it: the mean of its posterior, times the scale; the pictures first bounded to [0, 1]."""
+    task, rollout = trained
+    vae = task.model.pipeline.vae
+    scale = vae.config.scaling_factor
+    with torch.no_grad():
+        pictures = vae.decode(rollout.x0 / scale).sample.clamp(-1, 1)
+        expected = vae.encode(pictures).latent_dist.mean * scale
+        found = RWR(latents="vae").prepare(task, rollout).rollout.x0
+    assert (found - rollout.x0).abs().mean() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_times_of_a_window_are_its_stretch_of_the_chain(trained):

@@ -55,9 +55,9 @@ class DPOK:
         """The value network, if there is to be one."""
         if self.value == "none":
             return None
-        from tastemaker.models.value import ConditionalMLP
+        from tastemaker.models.value import value_network
 
-        return ConditionalMLP(model.latent_shape, model.encode([""], 1.0).text.shape[-1])
+        return value_network("mlp", model)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected picture and each kept step; with a value network A = r - V(x_t, c, t)."""

@@ -27,7 +27,7 @@ def value_network(kind: Literal["unet", "cnn", "mlp"], model: Model) -> nn.Modul
     elif kind == "cnn":
         made = ConvValue(model.latent_shape, channels)
     else:
-        made = ConditionalMLP(model.latent_shape, channels)
+        made = ConditionalMLP(model.latent_shape, channels, times=model.process.length)
     return made.to(model.device)
 
 

@@ -218,6 +218,11 @@ class Config:
                 f"an update has {s.samples // self.slices} pictures (sampling.samples / optimizer.updates), but must "
                 f"have a multiple of {self.together}, which are compared with each other"
             )
+        if getattr(self.algorithm, "pairs_up", False) and self.together < 2:
+            raise ConfigError(
+                f"the algorithm {self.algorithm.name} learns from pairs of pictures of one prompt, but "
+                "sampling.per_prompt is 1: give at least 2"
+            )
         self._check_advantage()
         if (self.algorithm.needs == "pairs") != (self.pairs.source is not None):
             raise ConfigError(
