@@ -65,9 +65,15 @@ def settings(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(settings, tmp_path_factory):
-    """By config: gradients of a round's first update on two processes that talk through gloo, and its record."""
-    folder, words = tmp_path_factory.mktemp("two"), []
-    for number, chosen in enumerate(settings.values()):
+    """By config: gradients of a round's first update on two processes, and its record."""
+    found = two_processes(tmp_path_factory.mktemp("two"), list(settings.values()))
+    return dict(zip(settings, found, strict=True))
+
+
+def two_processes(folder, configs):
+    """Gradients of a round's first update on two processes that talk through gloo, and its record, of each config."""
+    words = []
+    for number, chosen in enumerate(configs):
         words += [folder / f"{number}.yaml", folder / str(number)]
         words[-2].write_text(dump_config(chosen))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -75,8 +81,7 @@ def two(settings, tmp_path_factory):
     command = [*launch, str(SCRIPT), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = [(load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())) for out in words[1::2]]
-    return dict(zip(settings, found, strict=True))
+    return [(load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())) for out in words[1::2]]
 
 
 def distance(one, two):

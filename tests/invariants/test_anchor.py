@@ -80,7 +80,7 @@ def test_two_processes_give_the_same_gradient_also_with_a_held_reference(tmp_pat
     made = config(checkpoint, algorithm=GRPO(clip=0.1, kl=1.0), reference=Reference(every=1))
     made = replace(made, anchor=replace(ANCHOR, rows=5))
     one, record = first_gradients(made, tmp_path)
-    two, other = two_processes(tmp_path, made)
+    two, other = two_processes(tmp_path, [made])[0]
     assert distance(one, two) < 1e-6
     assert other["anchor_loss"] == pytest.approx(record["anchor_loss"], rel=1e-5)
     # Adapters moved away from the held ones, so that the divergence has a gradient.

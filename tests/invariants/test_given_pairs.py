@@ -49,7 +49,7 @@ def test_every_split_into_micro_batches_gives_the_same_gradient(tmp_path, checkp
 
 
 def test_two_processes_give_the_same_gradient(tmp_path, checkpoint, folder, whole):
-    two, record = two_processes(tmp_path, config(checkpoint, folder))
+    two, record = two_processes(tmp_path, [config(checkpoint, folder)])[0]
     assert distance(whole[0], two) < 1e-6
     # The second update's loss is that of weights which Adam moved, and Adam makes much of small gradients.
     assert record["loss"] == pytest.approx(whole[1]["loss"], rel=1e-4)

@@ -151,9 +151,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(capsys, tmp_path, ch
     ("words", "message"),
     [
         (["algorithm=dpo", "sampling.per_prompt=1"], "learns from pairs of pictures of one prompt"),
-        (["algorithm=diffusion-dpo"], "learns from pairs of given pictures, but a round samples its own"),
-        (["algorithm=grpo", "--tuning.mode", "full"], "no copy of the base model kept: use tuning.mode = lora"),
-        (["algorithm=dpo", "--tuning.mode", "full"], "no copy of the base model kept: use tuning.mode = lora"),
+        (
+            ["algorithm=diffusion-dpo"],
+            "pairs.source is None, but the algorithm diffusion-dpo learns from pairs of pictures",
+        ),
     ],
 )
 def test_an_algorithm_that_lacks_what_it_needs_is_refused_before_anything_is_sampled(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 # needed here and has no CPU build; diffusers' pipelines import those names whether or not they use them.
 _verbosity = transformers.logging.get_verbosity()
 transformers.logging.set_verbosity_error()
-import diffusers  # noqa: E402
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline  # noqa: E402
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # noqa: E402
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: E402
@@ -29,6 +28,7 @@ from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.models import lora  # noqa: E402
 from tastemaker.models.guidance import guided_x0  # noqa: E402
 from tastemaker.models.held import Held  # noqa: E402
+from tastemaker.models.quiet import quiet  # noqa: E402
 from tastemaker.models.tuning import Tuning  # noqa: E402
 from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from  # noqa: E402
 from tastemaker.types import Cond  # noqa: E402
@@ -226,22 +226,6 @@ class LatentUNet:
                 "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')\n"
             )
         return f"from diffusers import StableDiffusionPipeline\n\n{pipe}\npipe.load_lora_weights('adapter')\n"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the libraries' bars and notes about optional parts off a user's screen."""
-    libraries = (diffusers.utils.logging, transformers.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, level in zip(libraries, levels, strict=True):
-            library.set_verbosity(level)
-            library.enable_progress_bar()
 
 
 def load_pipeline(source: str) -> Any:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tastemaker.errors import ModelError
+from tastemaker.models.quiet import quiet
 from tastemaker.models.tuning import Tuning
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -31,7 +32,9 @@ def tune(network: Any, tuning: Tuning, seed: int) -> None:
             torch.manual_seed(seed)
             add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
     else:
-        network.to(torch.float32).requires_grad_(True)
+        with quiet():  # diffusers warns of modules that should be in float32, which they now are
+            network.to(torch.float32)
+        network.requires_grad_(True)
     if tuning.gradient_checkpointing:
         # diffusers recomputes only in training mode, in which dropout would make the likelihood a random number.
         network.enable_gradient_checkpointing()

@@ -16,7 +16,8 @@ from tastemaker.errors import ModelError, PromptError, nearest
 from tastemaker.models import lora
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.held import Held
-from tastemaker.models.latent_unet import DTYPES, SchedulerProcess, ddim, quiet
+from tastemaker.models.latent_unet import DTYPES, SchedulerProcess, ddim
+from tastemaker.models.quiet import quiet
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Cond
 

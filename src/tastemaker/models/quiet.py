@@ -1,0 +1,25 @@
+"""Libraries that say more than a user needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import diffusers
+import transformers
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the libraries' bars and notes about optional parts off a user's screen."""
+    libraries = (diffusers.utils.logging, transformers.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()
