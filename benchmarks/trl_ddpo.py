@@ -1,6 +1,6 @@
 """DDPO side by side with trl 0.23.1's, on the bundled model at the demo's settings: seconds a round of each.
 
-    python benchmarks/trl_ddpo.py [--pairs 5] [--updates 4] [--precision fp32] [--compile] [--out docs/speed.json]
+    python benchmarks/trl_ddpo.py [--pairs 5] [--updates 4] [--trl-batch 1] [--out docs/speed.json]
 
 Same weights, pictures, steps, guidance, adapter, updates, reward and prompts, and the same number of trained rows,
 which is checked: every step is trained (optimizer.first_share = 1), since trl cannot leave out the last ones. It
@@ -75,7 +75,7 @@ def ours(config: Any, folder: Path) -> Side:
     return lambda: one_round(session), config.optimizer.rows, lambda: rows
 
 
-def theirs(config: Any, folder: Path) -> Side:
+def theirs(config: Any, folder: Path, pictures: int = 0) -> Side:
     """trl's trainer."""
     import diffusers
     import torch
@@ -97,12 +97,14 @@ def theirs(config: Any, folder: Path) -> Side:
     transformers.logging.set_verbosity_error()
     s, o, a = config.sampling, config.optimizer, config.advantage
     prompts, reward = itertools.cycle(load_prompts(config.prompts).prompts), load_reward(config.reward)
-    batch = min(s.samples // o.updates, s.batch)  # and no more than are sampled at once
+    # The most that it can, and no more than are sampled at once; or as told.
+    batch = pictures or min(s.samples // o.updates, s.batch)
+    sampled = pictures or s.batch
     settings = DDPOConfig(
         seed=config.seed, mixed_precision={"fp32": "no"}.get(config.precision, config.precision), save_freq=10**9,
         project_kwargs={"project_dir": str(folder)}, accelerator_kwargs={"cpu": True},
         sample_num_steps=s.steps, sample_eta=s.eta, sample_guidance_scale=s.guidance,
-        sample_batch_size=s.batch, sample_num_batches_per_epoch=s.samples // s.batch,
+        sample_batch_size=sampled, sample_num_batches_per_epoch=s.samples // sampled,
         train_batch_size=batch, train_gradient_accumulation_steps=s.samples // o.updates // batch,
         train_learning_rate=o.lr, train_adam_weight_decay=o.weight_decay, train_max_grad_norm=o.clip_norm,
         train_cfg=True, train_adv_clip_max=a.clip, train_clip_range=config.algorithm.clip,
@@ -135,7 +137,7 @@ def theirs(config: Any, folder: Path) -> Side:
     return lambda: trainer.step(next(counter), 0), batch, rows
 
 
-def work(side: str, updates: int, precision: str, compiled: bool) -> None:
+def work(side: str, updates: int, precision: str, compiled: bool, pictures: int) -> None:
     """A worker: a round for each line on stdin, and its seconds as JSON on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
@@ -144,7 +146,8 @@ def work(side: str, updates: int, precision: str, compiled: bool) -> None:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         config = demo(updates, precision, compiled)
-        one_round, batch, trained = {"ours": ours, "trl": theirs}[side](config, Path(folder))
+        made = ours(config, Path(folder)) if side == "ours" else theirs(config, Path(folder), pictures)
+        one_round, batch, trained = made
         one_round()  # warms up
         import diffusers
 
@@ -164,16 +167,19 @@ def main() -> None:
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile on our side; trl has no such setting")
+    parser.add_argument(
+        "--trl-batch", type=int, default=0, help="pictures trl samples and trains at once; its default is 1"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/speed.json")
     parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker, arguments.updates, arguments.precision, arguments.compile)
+        work(arguments.worker, arguments.updates, arguments.precision, arguments.compile, arguments.trl_batch)
         return
     config = demo(arguments.updates, arguments.precision, arguments.compile)
     words = [__file__, "--updates", str(arguments.updates), "--precision", arguments.precision]
-    words += [*(["--compile"] if arguments.compile else []), "--worker"]
+    words += [*(["--compile"] if arguments.compile else []), "--trl-batch", str(arguments.trl_batch), "--worker"]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
