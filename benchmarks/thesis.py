@@ -28,12 +28,12 @@ COMMON = [
 EXPERIMENTS = {
     "target": [
         "thesis-target", "--model", str(MODELS / "digits"), "--prompts", "none",
-        "--reward", f"target-image:{MODELS / 'four.png'}", "--rounds", "48", "sampling.per_prompt=32",
+        "--reward", f"target-image:{MODELS / 'four.png'}", "--rounds", "72", "sampling.per_prompt=32",
         "evaluation.prompts=1", "evaluation.per_prompt=32", "optimizer.rows=50",
     ],
     "colour": [
         "thesis-colour", "--model", str(MODELS / "drawn32"), "--prompts", "bundled-kinds", "--reward", "colourfulness",
-        "--rounds", "24", "sampling.steps=20", "sampling.per_prompt=4", "evaluation.prompts=8",
+        "--rounds", "40", "sampling.steps=20", "sampling.per_prompt=4", "evaluation.prompts=8",
         "evaluation.per_prompt=4", "optimizer.rows=40",
     ],
 }  # fmt: skip

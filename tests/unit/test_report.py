@@ -21,7 +21,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.evaluation.report import compare_report, write_report
 from tastemaker.evaluation.report_data import base_scale, read_run, seconds_by_phase
 from tastemaker.evaluation.report_grid import MOST_PICTURES
-from tastemaker.evaluation.report_text import tidy_number
+from tastemaker.evaluation.report_text import _short, tidy_number
 
 PROMPTS = ("a red star", "a blue house")
 VOID = {"meta", "img", "input", "br", "hr", "link"}
@@ -521,3 +521,14 @@ def test_comparison_of_nothing_is_refused(tmp_path):
 def test_importing_the_report_does_not_import_torch():
     code = "import sys, tastemaker.evaluation.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/models/digits", "digits"), ("./digits/", "digits"), ("CompVis/stable-diffusion-v1-4",) * 2, ("bundled",) * 2,
+        ("target-image:/pictures/four.png", "target-image:four.png"), ("my_taste:redness",) * 2,
+    ],
+)  # fmt: skip
+def test_titles_have_names_and_not_paths(name: str, shown: str):
+    assert _short(name) == shown

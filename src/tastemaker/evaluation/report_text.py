@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tastemaker.evaluation.report_data import Run, number, seconds_by_phase, series
@@ -64,6 +65,12 @@ class Summary:
         return up is not None and down is not None and up > REWARD_ALARM and down < -JUDGE_ALARM
 
 
+def _short(name: str) -> str:
+    """A name without the folders of a path in it: hub names and `module:function` stay what they are."""
+    head, colon, tail = name.rpartition(":")
+    return head + colon + (Path(tail).name if tail.startswith(("/", "~", ".")) else tail)
+
+
 def summarise(run: Run, name: str) -> Summary:
     """The headline figures of a run."""
     algorithm, pairs = run.config.get("algorithm"), run.config.get("pairs")
@@ -71,8 +78,8 @@ def summarise(run: Run, name: str) -> Summary:
     planned = number(run.config, "rounds")
     return Summary(
         name=name,
-        model=str(run.config.get("model") or ""),
-        reward_name=str(run.config.get("reward") or ""),
+        model=_short(str(run.config.get("model") or "")),
+        reward_name=_short(str(run.config.get("reward") or "")),
         pairs=str((pairs.get("source") if isinstance(pairs, dict) else None) or ""),
         algorithm=str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "").upper(),
         prompts=str(run.config.get("prompts") or ""),
