@@ -3,8 +3,8 @@
     python benchmarks/thesis.py [--work build/thesis] [--out docs/thesis] [--only target,colour]
 
 PPO with a value network and the divergence in the reward, as in Table 6.2: a model of one digit towards one picture of
-it, and a class-conditional model towards colourfulness. Learning rates are 100 times the table's, for a hundredth of
-its rounds. Two runs at a time, one thread each. A run that is there already is not made again.
+it, and a class-conditional model towards colourfulness. Learning rates are 100 to 1000 times the table's, for a
+thirtieth and a tenth of its rounds. Two runs at a time, one thread each. A run that is there already is not made again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMON = [
 EXPERIMENTS = {
     "target": [
         "thesis-target", "--model", str(MODELS / "digits"), "--prompts", "none",
-        "--reward", f"target-image:{MODELS / 'four.png'}", "--rounds", "72", "sampling.per_prompt=32",
+        "--reward", f"target-image:{MODELS / 'four.png'}", "--rounds", "96", "sampling.per_prompt=32",
         "evaluation.prompts=1", "evaluation.per_prompt=32", "optimizer.rows=50",
     ],
     "colour": [
