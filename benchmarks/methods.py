@@ -1,4 +1,4 @@
-"""Every likelihood and regression method on one reward, at equal reward queries: the figure of docs/methods.md.
+"""Every likelihood and regression method on one reward, at equal reward queries: the figure of docs/methods/README.md.
 
     python benchmarks/methods.py [--rounds 6] [--seeds 3] [--only ddpo-is,pg] [--work build/methods]
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from tastemaker.process import Grid, output_scale, x0_from
 from tastemaker.prompts import PromptSet
+from tastemaker.task import Task
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
 from tastemaker.training.stopping import Stop
-from tastemaker.types import Cond, Task
+from tastemaker.types import Cond
 
 MEANS = {"left": (-1.0, 0.5), "right": (1.5, 0.0), "": (0.0, 0.0)}
 COVARIANCE = np.array([[1.0, 0.5], [0.5, 0.8]])
@@ -138,7 +139,7 @@ class Shift(nn.Module):
 
 
 class World:
-    """The world behind the door of `types.Model`."""
+    """The world behind the door of `protocols.Model`."""
 
     latent_shape = (2,)
     device = torch.device("cpu")

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tastemaker.selection import members
+
 
 def standardise(reward: Tensor, eps: float = 1e-8) -> Tensor:
     """(r - mean) / (std + eps) over the whole round, [B]; population std."""
@@ -81,11 +83,11 @@ def group_relative(reward: Tensor, group: Sequence[int], spread: Literal["group"
     """(r - mean of its group) / (std + 1e-4), [B] (GRPO; Flow-GRPO's eps).
 
     The std is the group's own or the whole round's. Where a group's rewards are all the same its advantages are
-    exactly 0, so that they can be left out (`selection.Spread`).
+    exactly 0, so that they can be left out (`selection.NonZero`).
     """
     values, whole = reward.double(), reward.double().std(correction=0)
     result = torch.zeros_like(values)
-    for places in _members(group):
+    for places in members(group):
         own = values[places]
         if (own != own[0]).any():
             std = own.std(correction=0) if spread == "group" else whole
@@ -100,7 +102,7 @@ def boltzmann(reward: Tensor, group: Sequence[int] | None, beta: float) -> Tenso
     """
     values = reward.double()
     result = torch.empty_like(values)
-    for places in _members(group if group is not None else [0] * len(reward)):
+    for places in members(group if group is not None else [0] * len(reward)):
         result[places] = len(places) * torch.softmax(beta * values[places], dim=0)
     return result.to(reward)
 
@@ -112,7 +114,7 @@ def percentile(reward: Tensor, group: Sequence[int] | None, share: float) -> Ten
     """
     values = reward.double()
     result = torch.empty_like(values)
-    for places in _members(group if group is not None else [0] * len(reward)):
+    for places in members(group if group is not None else [0] * len(reward)):
         own = values[places]
         result[places] = (own >= torch.quantile(own, share)).double()
     return result.to(reward)
@@ -132,11 +134,3 @@ def gae(reward: Tensor, value: Tensor, discount: float, smoothing: float) -> tup
         last = reward[:, i] + discount * after - value[:, i] + discount * smoothing * last
         advantage[:, i] = last
     return advantage, advantage + value
-
-
-def _members(group: Sequence[int]) -> list[list[int]]:
-    """Places of the pictures of each group."""
-    members: dict[int, list[int]] = {}
-    for place, number in enumerate(group):
-        members.setdefault(number, []).append(place)
-    return list(members.values())

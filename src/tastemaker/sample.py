@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tastemaker.losses import Reduction, gaussian_logp
 from tastemaker.process import Grid, transition
-from tastemaker.types import Cond, Draw, Model, Rollout
+from tastemaker.protocols import Model
+from tastemaker.types import Cond, Draw, Rollout
 
 
 @torch.no_grad()

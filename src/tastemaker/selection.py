@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def members(group: Sequence[int]) -> list[list[int]]:
+    """Places of the pictures of each group, groups by first appearance."""
+    found: dict[int, list[int]] = {}
+    for place, number in enumerate(group):
+        found.setdefault(number, []).append(place)
+    return list(found.values())
+
+
 class Selection(Protocol):
     """Which of a round's pictures are learned from."""
 
@@ -57,11 +65,8 @@ class BestWorst:
 
     def chosen(self, advantage: Tensor, group: Sequence[int]) -> Tensor:
         keep = ~advantage.isfinite()  # for the update's check to see
-        members: dict[int, list[int]] = {}
-        for place, number in enumerate(group):
-            members.setdefault(number, []).append(place)
         values = advantage.tolist()
-        for places in members.values():
+        for places in members(group):
             best, worst = max(places, key=values.__getitem__), min(places, key=values.__getitem__)
             if values[best] >= self.threshold:
                 keep[best] = True

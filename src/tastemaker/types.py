@@ -1,4 +1,4 @@
-"""The few types that everything goes through.
+"""The data that everything goes through: dataclasses of tensors.
 
 Letters in shapes: B pictures, T sampler steps, W trained steps (W <= T), N rows (one picture at one step),
 D the shape of one latent, L tokens, C channels of the text states. x_t is
@@ -8,15 +8,13 @@ a noisy latent, x_0 a clean one, t a timestep, lp a log-probability, w the guida
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tastemaker import losses, noise
-from tastemaker.process import Grid, transition
+from tastemaker import noise
 
 Metrics = dict[str, Tensor]
 
@@ -250,170 +248,3 @@ def concat(parts: Sequence[Rollout]) -> Rollout:
         shared = field.name in ("steps", "draw") or values[0] is None
         joined[field.name] = values[0] if shared else torch.cat(values)
     return Rollout(**joined)
-
-
-class Process(Protocol):
-    """A noising process x_t = alpha_t x_0 + sigma_t eps, and how the network's output reads in it."""
-
-    def grid(self, steps: int) -> Grid:
-        """The times at which a run of `steps` steps asks the network."""
-        ...
-
-    def x0(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The network's output at times t as an estimate of x_0."""
-        ...
-
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t [N] at training times t [N]."""
-        ...
-
-    def output_scale(self, t: Tensor) -> Tensor:
-        """[N] by how much the network's output moves for a move of 1 in the estimate of x_0, in size."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Number of training times, 0 to length - 1."""
-        ...
-
-
-class Model(Protocol):
-    """A narrow door to a text-to-image model; keep it narrow."""
-
-    network: nn.Module
-    """What is trained. The loop puts the wrapped (distributed) module here, and only it is ever called."""
-    latent_shape: tuple[int, ...]
-    device: torch.device
-
-    @property
-    def scale(self) -> int:
-        """Pixels to a side of one latent element."""
-        ...
-
-    @property
-    def process(self) -> Process:
-        """The noising process that the network was trained on."""
-        ...
-
-    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
-        """Text states, cached by prompt."""
-        ...
-
-    def forget_prompts(self) -> None:
-        """Drops the text states that `encode` has kept."""
-        ...
-
-    def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Estimate of x_0, [N,*D], guidance included; t [N] holds training times.
-
-        In float64: near the picture a step's noise is small, and rounding the estimate to float32 would move the
-        log-probability by as much as the ratio may be off before the first update.
-        """
-        ...
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Pictures [N,3,H,W] in [0,1], differentiable."""
-        ...
-
-    def picture_latents(self, pictures: Tensor) -> Tensor:
-        """Latents [N,*D] of pictures [N,3,H,W] in [0,1], without gradient: what `decode` would show again."""
-        ...
-
-    def hold_reference(self) -> None:
-        """Makes the model as it is now the reference, by a copy of its trainable weights."""
-        ...
-
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it, the model is the one that was held last, or that training started from."""
-        ...
-
-
-@dataclass(frozen=True)
-class Policy:
-    """The Gaussian p(x_next | x) of N transitions."""
-
-    mean: Tensor
-    """[N,*D] float64"""
-    std: Tensor
-    """[N,1,..]"""
-    logp: Tensor
-    """[N] log-probability of the rows' x_next."""
-    x0: Tensor
-    """[N,*D] the estimate of x_0 behind the mean."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What an algorithm may use besides its rows."""
-
-    model: Model
-    grid: Grid
-    eta: float
-    empty: Tensor
-    """[1,L,C] text states of the empty prompt."""
-    guidance: float
-    reduction: losses.Reduction = "mean"
-    """Whether log-probabilities and divergences are means or sums over the elements of a latent."""
-    value: nn.Module | None = None
-    """The value network, of algorithms that have one."""
-    rows: int = 8
-    """Rows in one forward pass."""
-    kl: float = 0.0
-    """Weight of the divergence from the reference in the reward, which a controller may move from round to round."""
-
-    def policy(self, rows: Transitions) -> Policy:
-        """The rows' transitions under the model as it is now."""
-        cond = Cond(rows.text, self.empty, self.guidance)
-        x0 = self.model.denoise(rows.x, self.grid.times.to(rows.step.device)[rows.step], cond)
-        mean, std = transition(rows.x.to(x0.dtype), x0, self.grid, rows.step, self.eta)
-        return Policy(mean, std, losses.gaussian_logp(rows.x_next, mean, std, self.reduction), x0)
-
-    def log_prob(self, rows: Transitions) -> Tensor:
-        """Log-probability [N] of the rows' transitions under the model as it is now."""
-        return self.policy(rows).logp
-
-    @torch.no_grad()
-    def reference(self, rows: Transitions) -> Policy:
-        """The rows' transitions under the reference model, without gradient."""
-        with self.model.reference():
-            return self.policy(rows)
-
-    def residual(self, rows: Noised, guidance: float | None = None, of: Literal["output", "x0"] = "output") -> Tensor:
-        """How far the network's output (noise, v or flow alike), or its estimate of x_0, is off at noised latents.
-
-        [N,*D]. The network is asked with guidance as in sampling ("CFG training", DDPO B.1), or with the weight given.
-        """
-        process = self.model.process
-        shape = (-1, *[1] * (rows.x0.ndim - 1))
-        alpha, sigma = (values.reshape(shape).double() for values in process.scales(rows.t))
-        x = (alpha * rows.x0 + sigma * rows.noise).to(rows.x0.dtype)
-        cond = Cond(rows.text, self.empty, self.guidance if guidance is None else guidance)
-        off = self.model.denoise(x, rows.t, cond) - rows.x0
-        return off * process.output_scale(rows.t).reshape(shape) if of == "output" else off
-
-    def times(self, steps: Tensor) -> range:
-        """The training times that the kept sampler steps [W] stand for: all of them for the whole chain."""
-        first, after = int(steps[0]), int(steps[-1]) + 1
-        upper = int(self.grid.times[first]) + 1 if first else self.model.process.length
-        return range(int(self.grid.times[after]) + 1 if after < len(self.grid) else 0, upper)
-
-
-class Algorithm(Protocol):
-    """A frozen dataclass of hyperparameters with `prepare` and `loss`.
-
-    It may have more: `extras(model)`, a value network to train beside the model's, with `value_lr` and `value_warmup`;
-    `pairs_up`, where the pictures of a group must be on one process; `weights = "positive"`, where it takes weights
-    and not advantages; `normalise = "minibatch"`, where advantages are standardised in each update; `kl`, and
-    `kl_target` for a controller of it.
-    """
-
-    name: ClassVar[str]
-    needs: ClassVar[Literal["prompts", "rollouts", "pairs", "samples"]]
-
-    def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """Rows to learn from; no gradient."""
-        ...
-
-    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
-        """Losses [N], unreduced, and metrics [N]."""
-        ...

@@ -22,7 +22,8 @@ from tastemaker.models.pixel_unet import PixelUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.process import transition
 from tastemaker.sample import sample
-from tastemaker.types import Draw, Task, all_rows
+from tastemaker.task import Task
+from tastemaker.types import Draw, all_rows
 
 LABELS = {0: "cat", 1: "dog, hound", 2: "fish"}
 SHAPE = (1, 16, 16)

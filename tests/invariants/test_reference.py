@@ -42,7 +42,7 @@ def test_the_swap_shows_the_held_model_and_leaves_the_weights_bitwise_as_they_we
     cond = model.encode(["cat", "dog"], 3.0)
     with torch.no_grad():
         before = model.denoise(x, t, cond)
-        model.hold_reference()
+        model.held = Held(model.trainable())
         move(model)
         weights, after = bits(model), model.denoise(x, t, cond)
         with model.reference():
@@ -67,7 +67,7 @@ def test_the_gradient_of_a_divergence_is_that_with_a_second_network(model, check
     """The reference's pass comes between the policy's forward and backward passes, and must not disturb them."""
     model.tune(Tuning(mode="full", gradient_checkpointing=checkpointing))
     other = copy.deepcopy(model.pipeline.unet)
-    model.hold_reference()
+    model.held = Held(model.trainable())
     move(model)
     x, t, text = (
         torch.randn(3, *model.latent_shape),

@@ -10,7 +10,8 @@ from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.process import transition
 from tastemaker.sample import sample
-from tastemaker.types import Cond, Draw, Task, all_rows, concat
+from tastemaker.task import Task
+from tastemaker.types import Cond, Draw, all_rows, concat
 
 PROMPTS = ("a cat", "two dogs", "a cat", "fish")
 

@@ -23,7 +23,8 @@ from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.value import value_network
 from tastemaker.sample import sample
-from tastemaker.types import Draw, Rollout, Task, all_rows
+from tastemaker.task import Task
+from tastemaker.types import Draw, Rollout, all_rows
 
 DRAW = Draw(0, 1, ("a cat", "a cat", "a dog", "a dog"), (0, 0, 1, 1), (0, 1, 0, 1))
 STEPS, GUIDANCE = 5, 3.0

@@ -10,7 +10,8 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.types import Metrics, Rollout, Rows, Task
+    from tastemaker.task import Task
+    from tastemaker.types import Metrics, Rollout, Rows
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tastemaker.types import Metrics, Model, Rollout, Rows, Task
+    from tastemaker.protocols import Model
+    from tastemaker.task import Task
+    from tastemaker.types import Metrics, Rollout, Rows
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,14 @@ class DPOK:
             reference = task.reference(step)
             kl = losses.gaussian_kl(policy.mean, reference.mean, policy.std, task.reduction)
             if self.divergence == "noise":
-                scale = task.model.process.output_scale(task.grid.times.to(step.step.device)[step.step])
+                scale = task.model.process.output_scale(task.time(step))
                 penalty = losses.mean_square(policy.x0 - reference.x0) * scale.square()
             else:
                 penalty = kl
             loss = loss + self.kl * penalty
             metrics["kl"] = kl.detach()
         if task.value is not None and rows.target is not None:
-            value = task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text)
-            error = (value - rows.target).square()
+            error = (task.estimate(step) - rows.target).square()
             loss = loss + error
             metrics["value_loss"] = error.detach()
         return loss, metrics

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
+from tastemaker.selection import members
+
 if TYPE_CHECKING:
     from tastemaker.types import Noised, Rollout, Transitions
 
@@ -24,12 +26,10 @@ def pairs(rollout: Rollout, kind: Literal["all", "best-worst"]) -> tuple[list[in
     if rollout.reward is None or rollout.group is None:
         raise ValueError("pairs need rewards and groups")
     reward, group = rollout.reward.tolist(), rollout.group.tolist()
-    members: dict[int, list[int]] = {}
-    for place in chosen_pictures(rollout).tolist():
-        members.setdefault(group[place], []).append(place)
+    chosen = chosen_pictures(rollout).tolist()
     better, worse = [], []
-    for places in members.values():
-        ordered = sorted(places, key=lambda place: -reward[place])
+    for places in members([group[place] for place in chosen]):
+        ordered = sorted((chosen[place] for place in places), key=lambda place: -reward[place])
         for a, b in combinations(ordered, 2) if kind == "all" else [(ordered[0], ordered[-1])]:
             if reward[a] > reward[b]:
                 better.append(a)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.types import Metrics, Rollout, Rows, Task
+    from tastemaker.task import Task
+    from tastemaker.types import Metrics, Rollout, Rows
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tastemaker.types import Metrics, Model, Rollout, Rows, Task
+    from tastemaker.protocols import Model
+    from tastemaker.task import Task
+    from tastemaker.types import Metrics, Rollout, Rows
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class PPO:
     pass. `k1` does depend on it, and has the same gradient on average. `k3` has none there, and `thesis` hardly one
     before it explodes: choose them only to measure, or to do as the thesis."""
     kl_target: float | None = None
-    """Divergence of a whole trajectory that a controller aims for by moving its weight (Ziegler et al. 2019)."""
+    """Divergence of a whole trajectory, in the units of `kl`, that a controller aims for by moving the weight (Ziegler
+    et al. 2019)."""
     kl_horizon: int = 10000
     """Trajectories over which the controller works."""
 
@@ -106,8 +109,8 @@ class PPO:
         from tastemaker import losses
         from tastemaker.algorithms.ratio import ratio_metrics
 
-        if task.value is None or rows.value is None or rows.target is None or rows.kl is None:
-            raise ValueError("PPO needs a value network, and rows from its prepare")
+        if rows.value is None or rows.target is None or rows.kl is None:
+            raise ValueError("rows of PPO come from its prepare")
         step = rows.transitions()
         policy = task.policy(step)
         log_ratio = policy.logp - step.logp
@@ -117,7 +120,7 @@ class PPO:
             # In the units of the surrogate: of standardised advantages, and of a log-probability that is a mean.
             own = own / (step.x[0].numel() if task.reduction == "mean" else 1)
             surrogate = surrogate + task.kl * (own if rows.unit is None else own / rows.unit)
-        value = task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text)
+        value = task.estimate(step)
         error = losses.clipped_value(value, rows.value, rows.target, self.value_clip)
         return surrogate + self.value_weight * error, {
             **ratio_metrics(log_ratio, self.clip),

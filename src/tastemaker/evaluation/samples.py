@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tastemaker.errors import ConfigError
 from tastemaker.process import Grid
+from tastemaker.protocols import Model
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.sample import batches, sample
-from tastemaker.types import Draw, Model
+from tastemaker.types import Draw
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tastemaker.types import Cond, Process
+from tastemaker.protocols import Process
+from tastemaker.types import Cond
 
 
 def guided_x0(

@@ -99,7 +99,7 @@ class SchedulerProcess:
 
 
 class LatentUNet:
-    """A StableDiffusionPipeline behind the narrow door of `types.Model`."""
+    """A StableDiffusionPipeline behind the narrow door of `protocols.Model`."""
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class LatentUNet:
         self.latent_shape = (pipeline.unet.config.in_channels, side, side)
         self.tuned: Tuning | None = None
         self.held: Held | None = None
+        """The reference's weights, where they are not those without adapters (training/reference.py)."""
         self._text: dict[str, Tensor] = {}
 
     @property
@@ -186,14 +187,6 @@ class LatentUNet:
         """Latents [N,*D] of pictures [N,3,H,W] in [0,1]: the means of the VAE's posterior."""
         vae = self.pipeline.vae
         return vae.encode(2 * pictures.to(self.device) - 1).latent_dist.mean * vae.config.scaling_factor
-
-    def hold_reference(self) -> None:
-        """Makes the trainable weights as they are now those of the reference, by a copy: of all weights, where all
-        are trained."""
-        if self.held is None:
-            self.held = Held(self.trainable())
-        else:
-            self.held.move()
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the model has the weights that were held, or else its adapters off.

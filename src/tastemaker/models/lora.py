@@ -93,7 +93,9 @@ def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None
     if tuned is None:
         return nullcontext()
     if tuned.mode == "full":
-        raise ModelError("the whole U-Net was tuned and no copy of the base model held: call hold_reference first")
+        raise ModelError(
+            "the whole U-Net was tuned and no copy of the base model is held: set model.held before training"
+        )
     return adapters_off(network)
 
 

@@ -23,7 +23,7 @@ from tastemaker.types import Cond
 
 
 class PixelUNet:
-    """A pipeline of a UNet2DModel and a scheduler behind the narrow door of `types.Model`.
+    """A pipeline of a UNet2DModel and a scheduler behind the narrow door of `protocols.Model`.
 
     A model with `num_class_embeds` is told a class, whose name is the prompt. The names are `id2label` in
     model_index.json, an index to a name or several with commas in between, as for DiTPipeline; without them they are
@@ -51,6 +51,7 @@ class PixelUNet:
         self.latent_shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
         self.tuned: Tuning | None = None
         self.held: Held | None = None
+        """The reference's weights, where they are not those without adapters (training/reference.py)."""
         self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
         """Class indices by name; empty for a model without classes."""
         highest = max(self.classes.values(), default=0)
@@ -131,14 +132,6 @@ class PixelUNet:
         """Latents [N,*D] of pictures [N,3,H,W] in [0,1]: themselves, in [-1,1], as the mean of the channels if grey."""
         x = 2 * pictures.to(self.device) - 1
         return x.mean(dim=1, keepdim=True) if self.latent_shape[0] == 1 else x
-
-    def hold_reference(self) -> None:
-        """Makes the trainable weights as they are now those of the reference, by a copy: of all weights, where all
-        are trained."""
-        if self.held is None:
-            self.held = Held(self.trainable())
-        else:
-            self.held.move()
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the model has the weights that were held, or else its adapters off.

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from tastemaker.sample import batches
-from tastemaker.types import Rollout, Task
+from tastemaker.task import Task
+from tastemaker.types import Rollout
 
 
 @torch.no_grad()

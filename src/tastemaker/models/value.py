@@ -12,8 +12,10 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
+from tastemaker.protocols import Model
 from tastemaker.sample import batches
-from tastemaker.types import Model, Rows, Task
+from tastemaker.task import Task
+from tastemaker.types import Rows
 
 
 def value_network(kind: Literal["unet", "cnn", "mlp"], model: Model) -> nn.Module:
@@ -34,12 +36,9 @@ def value_network(kind: Literal["unet", "cnn", "mlp"], model: Model) -> nn.Modul
 @torch.no_grad()
 def estimate(task: Task, rows: Rows) -> Tensor:
     """Values [N] of the rows' latents before their steps. Raises ValueError for a task without value network."""
-    if task.value is None:
-        raise ValueError("the task has no value network")
     found = [rows.rollout.x0.new_empty(0)]
     for part in batches(len(rows), task.rows):
-        step = rows.select(slice(part.start, part.stop)).transitions()
-        found.append(task.value(step.x, task.grid.times.to(step.step.device)[step.step], step.text))
+        found.append(task.estimate(rows.select(slice(part.start, part.stop)).transitions()))
     return torch.cat(found)
 
 

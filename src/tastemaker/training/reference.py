@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tastemaker.models.held import Held
 from tastemaker.training.config import Config
 from tastemaker.training.session import Session
 
@@ -14,11 +15,11 @@ def start_reference(config: Config, model: Any) -> None:
     Adapters that stay what they were need none, since they can be switched off.
     """
     if config.compares and (config.tuning.mode == "full" or config.reference.every):
-        model.hold_reference()
+        model.held = Held(model.trainable())
 
 
 def move_reference(session: Session) -> None:
     """Moves the reference to the weights as they are now, where the rounds done say so."""
     every = session.config.reference.every
     if every and session.state.round % every == 0:
-        session.model.hold_reference()
+        session.model.held.move()

@@ -16,12 +16,12 @@ from tastemaker.models.held import Held
 from tastemaker.preferences.pairs import PairSet
 from tastemaker.prompts import PromptSet
 from tastemaker.rewards.contract import Reward
+from tastemaker.task import Task
 from tastemaker.training.anchor import Anchored
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.progress import Display
 from tastemaker.training.stopping import Stop
-from tastemaker.types import Task
 from tastemaker.windows import Whole, Window
 
 

@@ -16,6 +16,7 @@ from tastemaker.models.held import Held
 from tastemaker.preferences.pairs import load_pairs
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import load_reward
+from tastemaker.task import Task
 from tastemaker.training import sharding
 from tastemaker.training.anchor import given_pictures, make_anchor
 from tastemaker.training.checkpoint import State
@@ -24,7 +25,6 @@ from tastemaker.training.progress import Display
 from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
 from tastemaker.training.stopping import Stop
-from tastemaker.types import Task
 from tastemaker.windows import Both, First
 
 

@@ -1,4 +1,4 @@
-"""Every method on the bundled model, as docs/methods.md compares them."""
+"""Every method on the bundled model, with the settings that docs/methods/README.md compares."""
 
 from __future__ import annotations
 
@@ -94,5 +94,6 @@ SIMPLE = {
 }
 
 PRESETS = {
-    name: Preset(config, f"bundled model, {summary}", "docs/methods.md") for name, (config, summary) in SIMPLE.items()
+    name: Preset(config, f"bundled model, {summary}", "docs/methods/README.md")
+    for name, (config, summary) in SIMPLE.items()
 }
