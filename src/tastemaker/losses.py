@@ -122,3 +122,18 @@ def negative_aware(moved: Tensor, residual_old: Tensor, good: Tensor, beta: floa
         return square / residual.detach().abs().flatten(1).mean(dim=1).clamp(min=1e-5) if adaptive else square
 
     return good * error(residual_old + beta * moved) + (1 - good) * error(residual_old - beta * moved)
+
+
+Objective = Literal["reward", "distance", "hinge"]
+"""Losses of reward backpropagation."""
+
+
+def reward_loss(reward: Tensor, objective: Objective, target: float = 0.0) -> Tensor:
+    """What is minimised where the reward's own gradient is followed, for rewards of any shape.
+
+    `reward`: -R. `distance`: |R - target| (AlignProp's code for the aesthetic score, whose target of 10 is out of
+    reach). `hinge`: max(0, target - R), which lets pictures be that are good enough (ReFL, with a target of 2).
+    """
+    if objective == "reward":
+        return -reward
+    return (target - reward).clamp(min=0) if objective == "hinge" else (reward - target).abs()

@@ -46,8 +46,7 @@ def sample(
     for step in range(len(grid)):
         if branches and keep and step == keep[0]:
             x, now, told = x[torch.tensor(root, device=device)], whole, cond
-        time = grid.times[step].to(device).expand(len(now))
-        x0 = model.denoise(x, time, told)
+        x0 = model.denoise(x, times(grid, step, x), told)
         quiet = quiet_outside and step not in keep
         mean, std = transition(x.to(x0.dtype), x0, grid, step, 0.0 if quiet else eta)
         random = step in noisy and not quiet
@@ -70,6 +69,11 @@ def sample(
         x0=x,
         text=cond.text,
     )
+
+
+def times(grid: Grid, step: int, x: Tensor) -> Tensor:
+    """[N] the training time at which a sampler step asks the network about x [N,*D]."""
+    return grid.times[step].to(x.device).expand(len(x))
 
 
 def _first(root: Sequence[int], device: torch.device) -> Tensor:

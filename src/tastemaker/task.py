@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,16 @@ from tastemaker import losses
 from tastemaker.process import Grid, transition
 from tastemaker.protocols import Model
 from tastemaker.types import Cond, Noised, Transitions
+
+if TYPE_CHECKING:
+    from tastemaker.rewards.contract import Reward
+
+Seen = Callable[[Tensor, Tensor, Tensor], None]
+"""Told of pictures that a loss has made: their places [N] in the rollout, themselves [N,3,H,W], their rewards [N]."""
+
+
+def unseen(places: Tensor, pictures: Tensor, rewards: Tensor) -> None:
+    """Nobody looks."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,10 @@ class Task:
     """Rows in one forward pass."""
     kl: float = 0.0
     """Weight of the divergence from the reference in the reward, which a controller may move from round to round."""
+    reward: Reward | None = None
+    """The reward, for algorithms that follow its gradient."""
+    seen: Seen = unseen
+    """Told of the pictures that they make."""
 
     def time(self, rows: Transitions) -> Tensor:
         """[N] the training times at which the rows' steps ask the network."""

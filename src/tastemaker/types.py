@@ -165,6 +165,8 @@ class Rows:
     """[N] what the update divided the advantages by, where it standardised them."""
     before: Tensor | None = None
     """[N,*D] the network's residuals before the round's first update."""
+    learns: Tensor | None = None
+    """[N,T] bool, the same for all rows of an update: the sampler steps through which the reward's gradient flows."""
     epoch: int = 0
     """Pass over the round's rows: denoising methods draw new noise in each."""
 
@@ -172,7 +174,7 @@ class Rows:
         return len(self.picture)
 
     def select(self, rows: Tensor | slice) -> Rows:
-        names = ("picture", "place", "other", "advantage", "value", "target", "kl", "unit", "before")
+        names = ("picture", "place", "other", "advantage", "value", "target", "kl", "unit", "before", "learns")
         values = {name: getattr(self, name) for name in names}
         chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in values.items()}
         return Rows(self.rollout, epoch=self.epoch, **chosen)

@@ -12,6 +12,7 @@ import torch
 from one_update import first_gradients
 from safetensors.torch import load_file
 
+from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
@@ -60,6 +61,9 @@ def settings(checkpoint, tmp_path_factory):
             sampling=replace(sampling, samples=12),
         ),
         "samples": replace(plain, algorithm=NFT(noises=2)),
+        "chain": replace(
+            plain, algorithm=AlignProp(kl=0.1), reward="smooth:warmth", optimizer=replace(options, rows=3)
+        ),
     }  # fmt: skip
 
 
@@ -128,6 +132,17 @@ def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(na
     first = sum(picture < 8 for picture in alone["pictures"])
     if name in ("best-worst", "one process without rows"):
         assert (first, len(alone["pictures"]) - first) == ((3, 2) if name == "best-worst" else (1, 0))
+
+
+def test_a_chains_gradient_is_the_same_in_micro_batches_and_on_two_processes(tmp_path, settings, two):
+    one, alone = first_gradients(settings["chain"], tmp_path)
+    options = settings["chain"].optimizer
+    split, _ = first_gradients(replace(settings["chain"], optimizer=replace(options, rows=1)), tmp_path)
+    # Latents and the decoder are in float32.
+    assert distance(one, split) < 1e-5
+    assert distance(one, two["chain"][0]) < 1e-5
+    for key in ("reward/mean", "reward/max", "depth", "divergence", "diversity", "reward_queries"):
+        assert two["chain"][1][key] == pytest.approx(alone[key], rel=1e-4), key
 
 
 def test_the_test_can_fail(tmp_path, checkpoint, whole):

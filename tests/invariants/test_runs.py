@@ -118,3 +118,28 @@ def test_the_score_function_and_the_whole_network(checkpoint, tmp_path):
     more = ["algorithm.estimator=sf", "optimizer.updates=1", "--tuning.mode", "full", "--rounds", "1"]
     assert main(words(checkpoint, tmp_path / "run", *more)) == 0
     assert (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").exists()
+
+
+def test_a_run_that_follows_the_gradient_resumes_bit_for_bit_and_its_adapter_learns(checkpoint, tmp_path):
+    chosen = ["algorithm=alignprop", "--reward", "smooth:warmth", "sampling.eta=0", "optimizer.rows=4"]
+    assert main(words(checkpoint, tmp_path / "whole", *chosen)) == 0
+    assert main(words(checkpoint, tmp_path / "cut", *chosen, "--rounds", "1")) == 0
+    assert main(["resume", str(tmp_path / "cut"), "--rounds", "3"]) == 0
+    one, two = (load_file(tmp_path / f"{r}/checkpoints/step-000003/weights.safetensors") for r in ("whole", "cut"))
+    assert all(one[key].equal(two[key]) for key in one)
+    rounds = [record for record in metrics(tmp_path / "whole") if "round" in record]
+    assert rounds == [record for record in metrics(tmp_path / "cut") if "round" in record]
+    assert [record["reward_queries"] for record in rounds] == [8, 16, 24]
+    last = metrics(tmp_path / "whole")[-1]
+    assert last["eval/reward/base_stds"] > 0.05
+
+
+@pytest.mark.parametrize("algorithm", ["draft", "refl", "direct-align"])
+def test_the_other_methods_that_follow_the_gradient_run(algorithm, checkpoint, tmp_path):
+    more = ["algorithm.noises=2"] if algorithm == "draft" else []
+    chosen = [f"algorithm={algorithm}", *more, "--reward", "smooth:warmth", "--rounds", "1", "optimizer.rows=4"]
+    assert main(words(checkpoint, tmp_path / "run", *chosen)) == 0
+    (record,) = [record for record in metrics(tmp_path / "run") if "round" in record]
+    assert record["grad_norm"] > 0
+    assert record["reward_queries"] == (16 if algorithm == "draft" else 8)
+    assert (tmp_path / "run/report.html").is_file()

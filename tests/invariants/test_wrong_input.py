@@ -164,3 +164,31 @@ def test_an_algorithm_that_lacks_what_it_needs_is_refused_before_anything_is_sam
     assert main(["train", "ddpo-compressibility", "--model", str(checkpoint), "--out", str(run), *words]) == 2
     assert message in capsys.readouterr().err
     assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--reward", "jpeg-compressibility"], "take one of"),
+        (["--reward", "soft-colourfulness", "optimizer.inner_epochs=2"], "makes its pictures anew"),
+        (["--reward", "soft-colourfulness", "algorithm.objective=hinge"], "give algorithm.target"),
+        (["--reward", "soft-colourfulness", "algorithm.truncation=gaussian"], "the mean number of steps that learn"),
+        (["--reward", "soft-colourfulness", "algorithm.last=3"], "the number of steps is drawn"),
+        (["--reward", "soft-colourfulness", "sampling.eta=-1"], "must not be negative"),
+    ],
+)
+def test_a_gradient_that_cannot_be_followed_is_refused_before_any_weights_load(capsys, tmp_path, words, message):
+    # There is no such model: whoever looked for it would say so instead.
+    start = ["ddpo-compressibility", "--model", "no/such/model", "algorithm=alignprop"]
+    refused(capsys, tmp_path, [*start, *words], message)
+
+
+def test_a_reward_that_says_it_has_a_gradient_and_has_none(capsys, tmp_path, monkeypatch, checkpoint):
+    body = "def fake(x, prompts):\n    return x.detach().mean((1, 2, 3))\nfake.differentiable = True\n"
+    (tmp_path / "detached.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["ddpo-compressibility", "--model", str(checkpoint), "algorithm=alignprop", "--reward", "detached:fake"]
+    prompts = ["--prompts", "ddpo-animals"]
+    assert main(["train", *words, *prompts, *QUICK, "--out", str(tmp_path / "run")]) == 2
+    assert "its answer has no gradient" in capsys.readouterr().err

@@ -269,3 +269,16 @@ def test_what_a_divergence_in_the_reward_teaches_its_own_step(delta):
     for kind, value in expected.items():
         weight, z, kl = estimates(kind, delta)
         assert (weight * z * kl).sum().item() == pytest.approx(value, abs=1e-8), kind
+
+
+def test_what_is_minimised_where_the_reward_has_a_gradient():
+    reward = torch.tensor([-1.0, 1.5, 3.0], requires_grad=True)
+    expected = {
+        "reward": ([1.0, -1.5, -3.0], [-1.0, -1.0, -1.0]),
+        "distance": ([3.0, 0.5, 1.0], [-1.0, -1.0, 1.0]),
+        "hinge": ([3.0, 0.5, 0.0], [-1.0, -1.0, 0.0]),
+    }
+    for objective, (values, slopes) in expected.items():
+        loss = losses.reward_loss(reward, objective, 2.0)
+        assert loss.tolist() == values, objective
+        assert torch.autograd.grad(loss.sum(), reward)[0].tolist() == slopes, objective

@@ -10,7 +10,8 @@ from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.contract import reward, score
+from tastemaker.rewards.colour import _ab, colourfulness, soft_colourfulness
+from tastemaker.rewards.contract import graded, reward, score
 from tastemaker.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility, to_bytes
 from tastemaker.rewards.registry import BUILTIN, load_reward
 
@@ -227,3 +228,43 @@ def test_marks():
 
     assert (brightness.differentiable, brightness.space) == (True, "latent")
     assert jpeg_compressibility.differentiable is False
+
+
+def test_the_colour_axes_are_those_of_scikit_image():
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    lab = rgb2lab(x.permute(0, 2, 3, 1).numpy())
+    for mine, theirs in zip(_ab(x), (lab[..., 1], lab[..., 2]), strict=True):
+        assert np.allclose(mine.numpy(), theirs, atol=1e-4)
+
+
+def test_soft_colourfulness_goes_with_the_hard_one_and_has_its_gradient():
+    random = torch.Generator().manual_seed(2)
+    # From grey to colourful: a share of each picture's pixels has a colour of its own.
+    share = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None, None, None]
+    colours = torch.rand(12, 3, 8, 8, generator=random, dtype=torch.float64)
+    x = torch.where(torch.rand(12, 1, 8, 8, generator=random, dtype=torch.float64) < share, colours, 0.4)
+    soft, hard = soft_colourfulness(x, [""] * 12), colourfulness(x, [""] * 12)
+    assert np.corrcoef(soft.numpy(), hard.numpy())[0, 1] > 0.98
+    assert soft.max() <= math.log2(7)
+    y = colours[:2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: soft_colourfulness(y, ["", ""]), y, eps=1e-7, atol=1e-4)
+    grey = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
+    assert torch.autograd.grad(soft_colourfulness(grey, [""]).sum(), grey)[0].isfinite().all()
+
+
+def test_marks_in_the_list_are_the_rewards_own(tmp_path):
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    for name, entry in BUILTIN.items():
+        made = load_reward(f"{name}:{tmp_path / 'red.png'}" if entry.argument else name)
+        assert made.differentiable == entry.differentiable, name
+
+
+def test_graded_answers_keep_their_graph_and_are_checked():
+    x = PICTURES.clone().requires_grad_()
+    assert graded(lambda x, prompts: x.mean((1, 2, 3)), x, ["a"] * 3).requires_grad
+    with pytest.raises(RewardError, match="has no gradient"):
+        graded(lambda x, prompts: x.detach().mean((1, 2, 3)), x, ["a"] * 3)
+    with pytest.raises(RewardError, match="must be finite"):
+        graded(lambda x, prompts: x.mean((1, 2, 3)) / 0, x, ["a"] * 3)
+    with pytest.raises(RewardError, match="raised ZeroDivisionError"):
+        graded(lambda x, prompts: 1 / 0, x, ["a"] * 3)

@@ -144,6 +144,8 @@ class LatentUNet:
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
         lora.tune(self.pipeline.unet, tuning, seed)
+        if tuning.gradient_checkpointing:  # of use where a reward's gradient comes through the decoder
+            self.pipeline.vae.enable_gradient_checkpointing()
         self.tuned = tuning
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -175,7 +177,7 @@ class LatentUNet:
     def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
-            return self.network(x, t, encoder_hidden_states=text, return_dict=False)[0].float()
+            return self.network(x, t, encoder_hidden_states=text, return_dict=False)[0].to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Pictures [N,3,H,W] in [0,1]."""

@@ -122,7 +122,7 @@ class PixelUNet:
         half = self.dtype != torch.float32
         labels = text[:, 0].argmax(dim=1) if self.classes else None
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
-            return self.network(x, t, class_labels=labels, return_dict=False)[0].float()
+            return self.network(x, t, class_labels=labels, return_dict=False)[0].to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Pictures [N,3,H,W] in [0,1]; grey ones three times over, so that every reward takes them."""

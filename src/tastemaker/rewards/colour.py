@@ -30,3 +30,37 @@ def colourfulness(x: Tensor, prompts: Sequence[str]) -> Tensor:
     shares = counts / hues[0].size
     entropy = -(shares * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))).sum(axis=1)
     return torch.from_numpy(vivid * entropy).float()
+
+
+@reward(differentiable=True)
+def soft_colourfulness(x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """[B] in [0, log2 7]: `colourfulness` with a gradient, for pictures [B,3,H,W] in [0,1].
+
+    A pixel is vivid by sigmoid((a^2 + b^2 - 10) / 10) instead of a step, and its hue counts for the two nearest of the
+    7 bins by its distance to their middles. Grey pixels have no hue, and their atan2 no gradient: `_EPS` keeps it
+    finite.
+    """
+    a, b = _ab(x.clamp(0, 1))
+    vivid = torch.sigmoid((a.square() + b.square() - VIVID) / VIVID).mean(dim=(1, 2))
+    turn = torch.atan2(b, torch.where(a.square() + b.square() > _EPS, a, a.detach() + _EPS)) / (2 * torch.pi) + 0.5
+    middle = (torch.arange(HUES, device=x.device, dtype=x.dtype) + 0.5) / HUES
+    far = (turn.flatten(1)[:, None] - middle[:, None]).abs()  # [B,7,pixels], in turns
+    shares = (1 - HUES * torch.minimum(far, 1 - far)).clamp(min=0).mean(dim=2)
+    entropy = -(shares * shares.clamp(min=_EPS).log2()).sum(dim=1)
+    return vivid * entropy
+
+
+_EPS = 1e-6
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+"""Linear sRGB to CIE XYZ, as scikit-image has it."""
+_WHITE = (0.95047, 1.0, 1.08883)
+"""D65, 2 degrees."""
+
+
+def _ab(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The colour axes of CIELAB, [B,H,W] each, of sRGB pictures [B,3,H,W] in [0,1]."""
+    linear = torch.where(x > 0.04045, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, x / 12.92)
+    matrix = torch.tensor(_XYZ, device=x.device, dtype=x.dtype) / torch.tensor(_WHITE, device=x.device).to(x)[:, None]
+    xyz = torch.einsum("ij,bjhw->bihw", matrix, linear)
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    return 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])

@@ -42,17 +42,44 @@ def score(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
     Raises RewardError where the reward raises, or answers with something else than one finite number for each
     picture. A failed reward is never a number.
     """
-    name = getattr(reward, "__name__", type(reward).__name__)
+    with torch.no_grad():
+        return _checked(reward, _asked(reward, x, prompts), prompts).float().cpu()
+
+
+def graded(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Rewards [B] of pictures that hang on a graph, with the graph, on their device.
+
+    Raises RewardError as `score` does, and where the answer hangs on no graph though the pictures do.
+    """
+    answer = _checked(reward, _asked(reward, x, prompts), prompts)
+    if x.requires_grad and not answer.requires_grad:
+        raise RewardError(
+            f"the reward {_name(reward)} says that it is differentiable, but its answer has no gradient: take out what "
+            "leaves torch (.detach(), .numpy(), PIL), or do not mark it as differentiable"
+        )
+    return answer
+
+
+def _name(reward: Reward) -> str:
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
+def _asked(reward: Reward, x: Tensor, prompts: Sequence[str]) -> object:
     try:
-        with torch.no_grad():
-            answer = reward(x, list(prompts))
+        return reward(x, list(prompts))
     except RewardError:
         raise
     except Exception as error:  # a user's own code may raise anything
         reason = " ".join(str(error).split())
-        raise RewardError(f"the reward {name} raised {type(error).__name__}: {reason}") from error
+        raise RewardError(f"the reward {_name(reward)} raised {type(error).__name__}: {reason}") from error
+
+
+def _checked(reward: Reward, answer: object, prompts: Sequence[str]) -> Tensor:
+    """The answer as a tensor [B], once it is known to be finite."""
+    name = _name(reward)
     try:
-        values = torch.as_tensor(answer, dtype=torch.float32).detach().cpu()
+        values = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=torch.float32)
+        values = values if values.is_floating_point() else values.float()
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(
             f"the reward {name} returned {type(answer).__name__}, but must return {len(prompts)} numbers"

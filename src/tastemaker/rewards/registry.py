@@ -26,6 +26,8 @@ class RewardEntry:
     summary: str
     argument: str | None = None
     """What has to follow the name after a colon, where anything does; the target then makes the reward from it."""
+    differentiable: bool = False
+    """Whether it has a gradient, as its own mark says."""
 
 
 BUILTIN = {
@@ -39,12 +41,26 @@ BUILTIN = {
         "tastemaker.rewards.judge:judge_score", "the judge's confidence that the prompt is shown (bundled model)"
     ),
     "colourfulness": RewardEntry(
-        "tastemaker.rewards.colour:colourfulness", "share of vivid pixels times the entropy of hues, up to 2.81 bits"
+        "tastemaker.rewards.colour:colourfulness",
+        "share of vivid pixels times the entropy of hues, up to 2.81 bits",
+    ),
+    "soft-colourfulness": RewardEntry(
+        "tastemaker.rewards.colour:soft_colourfulness",
+        "colourfulness with a gradient: soft threshold and bins",
+        differentiable=True,
     ),
     "target-image": RewardEntry(
-        "tastemaker.rewards.target:target_image", "-10 times the weighted RMS distance to one picture", "FILE"
+        "tastemaker.rewards.target:target_image",
+        "-10 times the weighted RMS distance to one picture",
+        "FILE",
+        differentiable=True,
     ),
 }
+
+
+def differentiable_rewards() -> list[str]:
+    """Built-in rewards whose gradient can be followed."""
+    return [name for name, entry in BUILTIN.items() if entry.differentiable]
 
 
 def installed() -> dict[str, str]:

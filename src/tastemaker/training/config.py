@@ -9,14 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
@@ -163,7 +167,9 @@ class Config:
     """Rounds of sampling and training."""
     seed: int = 0
     """Of prompts, noise and new adapters; the same seed gives the same run."""
-    algorithm: DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO = field(default_factory=DDPO)
+    algorithm: (
+        DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
+    ) = field(default_factory=DDPO)
     advantage: Advantage = field(default_factory=Advantage)
     window: Whole | Backward | Sliding = field(default_factory=Whole)
     selection: All | BestWorst | NonZero = field(default_factory=All)
@@ -239,10 +245,14 @@ class Config:
             )
         if not 0 <= self.anchor.drop_captions < 1:
             raise ConfigError(f"anchor.drop_captions is {self.anchor.drop_captions}, but must lie in [0, 1)")
-        if s.eta <= 0:
+        if s.eta < 0 or (s.eta == 0 and not self.pathwise):
             raise ConfigError(
-                f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
+                f"sampling.eta is {s.eta}, but must not be negative (0 is DDIM without noise)"
+                if self.pathwise
+                else f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
             )
+        if self.pathwise:
+            self._check_pathwise()
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
         if not 0 <= o.ema < 1:
@@ -263,10 +273,28 @@ class Config:
         return self.sampling.per_prompt if pairs and branches == 1 else branches
 
     @property
+    def pathwise(self) -> bool:
+        """Whether the algorithm follows the reward's own gradient."""
+        return self.algorithm.needs == "prompts"
+
+    @property
     def compares(self) -> bool:
         """Whether the algorithm asks for the reference model."""
         kind = getattr(self.algorithm, "reference", None)
         return self.algorithm.needs == "pairs" or kind == "base" or getattr(self.algorithm, "kl", 0.0) > 0
+
+    def _check_pathwise(self) -> None:
+        o, name = self.optimizer, self.algorithm.name
+        if o.inner_epochs > 1:
+            raise ConfigError(
+                f"optimizer.inner_epochs is {o.inner_epochs}, but the algorithm {name} makes its pictures anew in each "
+                "update: leave it at 1, and raise optimizer.updates or rounds"
+            )
+        if self.sampling.branches > 1:
+            raise ConfigError(
+                f"sampling.branches is {self.sampling.branches}, but the algorithm {name} compares no pictures with "
+                "each other: leave it at 1"
+            )
 
     def _check_advantage(self) -> None:
         a, regression = self.advantage, getattr(self.algorithm, "weights", "signed") == "positive"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from tastemaker.advantage import (
@@ -23,16 +20,17 @@ from tastemaker.advantage import (
     percentile,
     standardise,
 )
-from tastemaker.evaluation.judge import judge
 from tastemaker.losses import adaptive_kl
 from tastemaker.rewards.contract import score
 from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import draw_evaluation, draw_round, share
 from tastemaker.training.given import given_round
+from tastemaker.training.measures import base_stds, diversity, gathered, share_correct, verdicts
+from tastemaker.training.pathwise import pathwise_round
 from tastemaker.training.reference import move_reference
 from tastemaker.training.session import Session
-from tastemaker.training.update import tensor, update
+from tastemaker.training.update import update
 from tastemaker.types import Draw, Rollout, concat
 
 
@@ -59,35 +57,6 @@ class Evaluation:
         return record | share_correct(self.correct, "eval/judge/correct")
 
 
-def base_stds(reward: Tensor, state: State) -> float:
-    """How far the mean reward is above the base model's, in standard deviations of the base model's rewards."""
-    return (reward.mean().item() - state.base_mean) / max(state.base_std, 1e-12)
-
-
-def diversity(
-    x: Tensor, prompts: Sequence[str], everyone: Sequence[str] | None = None, accelerator: Accelerator | None = None
-) -> float:
-    """Mean standard deviation of a pixel over the pictures of a prompt, in [0, 0.5]; 0 when they are all the same.
-
-    Of the pictures [B,3,H,W] of all processes, where `everyone` are the prompts of them all.
-    """
-    several = [prompt for prompt, count in Counter(everyone or prompts).items() if count > 1]
-    spreads = []
-    for prompt in several:
-        own = x[[place for place, other in enumerate(prompts) if other == prompt]].double()
-        count, total = _everywhere(accelerator, torch.tensor(float(len(own)))), _everywhere(accelerator, own.sum(dim=0))
-        square = _everywhere(accelerator, (own - total / count).square().sum(dim=0))
-        spreads.append((square / count).sqrt().mean().item())
-    return math.fsum(spreads) / len(spreads) if spreads else 0.0
-
-
-def _everywhere(accelerator: Accelerator | None, values: Tensor) -> Tensor:
-    """The sum over all processes, on the CPU."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return values
-    return tensor(accelerator.reduce(values.to(accelerator.device), "sum")).cpu()
-
-
 @torch.no_grad()
 def evaluate(session: Session) -> Evaluation:
     """Samples and scores the fixed pictures with the model as it is now."""
@@ -96,22 +65,6 @@ def evaluate(session: Session) -> Evaluation:
     with session.phase("evaluate", len(draw) * config.sampling.steps), session.inference(), session.averaged():
         _, pictures, reward = collect(session, draw, keep=())
     return Evaluation(draw, pictures, reward, verdicts(session, pictures, draw.prompts))
-
-
-def verdicts(session: Session, pictures: Tensor, prompts: Sequence[str]) -> list[bool | None]:
-    """Whether each picture shows its prompt, by the judge; None where model or prompt are not of its world."""
-    if session.config.model != "bundled":
-        return [None] * len(prompts)
-    return [None if verdict is None else verdict.correct for verdict in judge(pictures, prompts)]
-
-
-def share_correct(
-    correct: Sequence[bool | None], name: str, accelerator: Accelerator | None = None
-) -> dict[str, float]:
-    """The share of all processes' pictures found right under `name`; nothing where none could be judged."""
-    known = [verdict for verdict in correct if verdict is not None]
-    right, judged = _everywhere(accelerator, torch.tensor([float(sum(known)), float(len(known))])).tolist()
-    return {name: right / judged} if judged else {}
 
 
 def collect(
@@ -157,7 +110,10 @@ def _scorer() -> Iterator[ThreadPoolExecutor]:
 
 def one_round(session: Session) -> dict[str, Any]:
     """One round; returns its record for metrics.jsonl. The state's round number moves on at the end."""
-    record = sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
+    if session.config.pathwise:
+        record = pathwise_round(session)
+    else:
+        record = sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
     move_reference(session)
     return record
 
@@ -230,16 +186,6 @@ def control(session: Session, metrics: Mapping[str, float], kept: int) -> dict[s
     episodes = session.config.sampling.samples
     session.state.kl = adaptive_kl(used, measured, target, episodes, algorithm.kl_horizon)
     return {"kl_weight": used, "kl_trajectory": measured}
-
-
-def gathered(accelerator: Accelerator, own: Tensor, samples: int, slices: int) -> Tensor:
-    """Every process' values [B / world] in the round's order, [B] float32 on the CPU."""
-    world = accelerator.num_processes
-    if world == 1:
-        return own
-    everyone = tensor(accelerator.gather(own.to(accelerator.device))).cpu()
-    order = torch.tensor([place for rank in range(world) for place in share(samples, slices, rank, world)])
-    return torch.empty(samples).index_copy_(0, order, everyone)
 
 
 def advantages(session: Session, draw: Draw, reward: Tensor) -> Tensor:

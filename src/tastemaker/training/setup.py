@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from tastemaker.models import load_model
 from tastemaker.models.held import Held
 from tastemaker.preferences.pairs import load_pairs
 from tastemaker.prompts import load_prompts
-from tastemaker.rewards.registry import load_reward
+from tastemaker.rewards.contract import Reward
+from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.task import Task
 from tastemaker.training import sharding
 from tastemaker.training.anchor import given_pictures, make_anchor
@@ -56,6 +58,8 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
+    if config.pathwise:
+        _require_gradient(config, reward, accelerator)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     anchors = given_pictures(config)
     world, part = accelerator.num_processes, config.sampling.samples // config.slices
@@ -79,7 +83,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     algorithm: Any = config.algorithm
     # Before the network gets adapters: a value network may be a copy of it.
     value = algorithm.extras(model) if hasattr(algorithm, "extras") else None
-    model.tune(config.tuning, config.seed)
+    blocks = getattr(algorithm, "checkpointing", "none") == "block"
+    model.tune(replace(config.tuning, gradient_checkpointing=True) if blocks else config.tuning, config.seed)
     start_reference(config, model)
     groups: list[dict[str, Any]] = [{"params": list(model.trainable().values())}]
     rates = [(config.optimizer.lr, config.optimizer.warmup)]
@@ -105,6 +110,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         reduction=config.sampling.log_prob,
         value=value,
         rows=config.optimizer.rows,
+        reward=reward if config.pathwise else None,
     )
     share = config.optimizer.first_share
     window = config.window if share == 1 else Both(First(share), config.window)
@@ -116,6 +122,20 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     if config.optimizer.ema:
         session.average = Held(model.trainable())
     return session
+
+
+def _require_gradient(config: Config, reward: Reward, accelerator: Accelerator) -> None:
+    """Raises ConfigError where the reward's gradient cannot be followed, before any weights are loaded."""
+    if not getattr(reward, "differentiable", False):
+        raise ConfigError(
+            f"the algorithm {config.algorithm.name} follows the reward's gradient, but {config.reward} has none: take "
+            f"one of {', '.join(differentiable_rewards())}, or mark your own with @reward(differentiable=True)"
+        )
+    if accelerator.is_fsdp2:
+        raise ConfigError(
+            f"the algorithm {config.algorithm.name} calls the network inside its backward pass, which is not possible "
+            "yet where it is sharded: use plain data parallelism"
+        )
 
 
 def _optimizer(config: Config, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:

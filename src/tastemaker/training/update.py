@@ -85,9 +85,13 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
         anchored = add_anchor(session, session.anchor, done)
         tally.anchored.append(anchored)
         sums += anchored
+    pathwise = config.pathwise
     for number, part in enumerate(parts):
         with ExitStack() as stack:
-            if number < len(parts) - 1:
+            if pathwise:
+                # The backward pass calls the network again, which a distributed wrapper would take for a new one.
+                stack.enter_context(session.inference())
+            elif number < len(parts) - 1:
                 for network in networks:
                     stack.enter_context(accelerator.no_sync(network))
             loss, metrics = config.algorithm.loss(session.task, rows.select(slice(part.start, part.stop)))
@@ -98,6 +102,8 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
         sums += loss.detach().sum()
         tally.add(loss, metrics)
         session.display.advance(len(loss))
+    if pathwise:
+        average_gradients(accelerator, list(session.model.trainable().values()))
     norms = [
         accelerator.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], config.optimizer.clip_norm)
         for network in networks
@@ -115,12 +121,22 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
     return values[0] if math.isfinite(values[0]) else 0.0
 
 
+def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
+    """What a distributed wrapper does at the end of a backward pass."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    whole = tensor(accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean"))
+    for parameter, part in zip(parameters, whole.split([g.numel() for g in gradients]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
 def placeholder(rows: Rows) -> Rows:
     """One row of the same kind as `rows`, for a process that has none."""
     zero = rows.picture.new_zeros(1)
     filled = {
         name: values.new_zeros(1, *values.shape[1:])
-        for name in ("advantage", "value", "target", "kl", "unit", "before")
+        for name in ("advantage", "value", "target", "kl", "unit", "before", "learns")
         if (values := getattr(rows, name)) is not None
     }
     other = None if rows.other is None else zero

@@ -1,0 +1,101 @@
+"""B2-DiffuRL against DDPO on alignment: the judge's soft score on prompts that the base model gets wrong.
+
+    python benchmarks/relations.py [--seeds 3] [--work build/relations]
+
+The bundled model's analogues of B2's three templates: two objects in a relation (3 seeds), a number of objects and an
+object with its attributes (a seed each), at equal reward queries. Two runs at a time, one thread each. A run that is
+there already is not made again. Writes docs/relations.{png,svg,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from runs import records, run_all
+
+PRESETS = {"ddpo": "ddpo-relations", "b2": "b2-relations"}
+LISTS = {"pair": "bundled-pair", "count": "bundled-count", "attributes": "bundled-attributes"}
+
+
+def measured(folder: Path) -> dict[str, float]:
+    """What a run began and ended with, and what its training took."""
+    rounds, evaluations = records(folder)
+    first, last = evaluations[0], evaluations[-1]
+    return {
+        "reward, base stds": last["eval/reward/base_stds"],
+        "judge before": first["eval/judge/correct"], "judge after": last["eval/judge/correct"],
+        "diversity before": first["eval/diversity"], "diversity after": last["eval/diversity"],
+        "seconds sampling": sum(record["seconds/sample"] for record in rounds),
+        "seconds training": sum(record["seconds/train"] for record in rounds),
+        "reward queries": rounds[-1]["reward_queries"],
+    }  # fmt: skip
+
+
+def table(folders: dict[tuple[str, str, int], Path]) -> dict[str, Any]:
+    """Means over seeds of each list and method, and the ratio of training seconds."""
+    out: dict[str, Any] = {}
+    for name in dict.fromkeys(key[0] for key in folders):
+        for method in PRESETS:
+            found = [measured(path) for key, path in folders.items() if key[:2] == (name, method)]
+            means = {key: round(statistics.fmean(one[key] for one in found), 3) for key in found[0]}
+            out[f"{name} {method}"] = {"seeds": len(found), **means}
+    return out
+
+
+def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> None:
+    """Judge and diversity at the evaluations, a column a list, a line a run."""
+    names = list(dict.fromkeys(key[0] for key in folders))
+    figure = Figure(figsize=(3.4 * len(names), 5.4), layout="constrained")
+    axes = figure.subplots(2, len(names), sharex=True, sharey="row", squeeze=False)
+    for (name, method, seed), folder in folders.items():
+        rounds, evaluations = records(folder)
+        queries = rounds[0]["reward_queries"]
+        x = [evaluation["evaluation"] * queries for evaluation in evaluations]
+        for row, key in enumerate(("eval/judge/correct", "eval/diversity")):
+            axes[row][names.index(name)].plot(
+                x, [evaluation[key] for evaluation in evaluations], "C1" if method == "b2" else "C0", marker="o", ms=3,
+                label={"b2": "B2-DiffuRL", "ddpo": "DDPO"}[method] if seed == 0 else None,
+            )  # fmt: skip
+    for column, name in enumerate(names):
+        axes[0][column].set(title=LISTS[name], ylim=(0, 1))
+        axes[1][column].set(xlabel="reward queries", ylim=(0, None))
+    axes[0][0].set_ylabel("shows the prompt (judge)")
+    axes[1][0].set_ylabel("diversity")
+    axes[0][0].legend(frameon=False, loc="lower right")
+    for axis in axes.flat:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out.with_suffix(".svg"))
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="of bundled-pair; the others have one")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--work", type=Path, default=Path("build/relations"))
+    parser.add_argument("--out", type=Path, default=Path("docs/relations"))
+    arguments = parser.parse_args()
+    wanted = [("pair", seed) for seed in range(arguments.seeds)] + [("count", 0), ("attributes", 0)]
+    runs = {
+        (name, method, seed): (
+            arguments.work / f"{name}-{method}-{seed}",
+            [preset, "--prompts", LISTS[name], "--rounds", str(arguments.rounds), "--seed", str(seed)],
+        )
+        for name, seed in wanted
+        for method, preset in PRESETS.items()
+    }
+    folders = run_all(runs)
+    plot(folders, arguments.out)
+    result = table(folders)
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

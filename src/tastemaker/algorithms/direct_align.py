@@ -1,0 +1,83 @@
+"""Direct-Align: the reward's gradient at any time, without a chain (SRPO, Shen et al. 2025, arXiv 2509.06942)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.algorithms import pathwise
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from torch import Tensor
+
+    from tastemaker.task import Task
+    from tastemaker.types import Metrics, Rollout, Rows
+
+_NOISE = 2**44
+"""Step counters of the noise that finished latents are given, apart from the sampler's and all other."""
+
+
+@dataclass(frozen=True)
+class DirectAlign:
+    """Reward gradients at any timestep, through one call of the network.
+
+    Samples a picture without a graph, adds noise that is known, lets the network take `jump` steps of it away, and
+    removes the rest exactly, since it is known. So even an early time gives a picture that a reward can read. The
+    relative reward of the same paper (a prompt with good words against one with bad ones) is a reward, not part of
+    this.
+    """
+
+    name: ClassVar[str] = "direct-align"
+    needs: ClassVar[Literal["prompts"]] = "prompts"
+
+    jump: int = 4
+    """Sampler steps that the network takes at once; the more, the more of the picture is its own."""
+    noises: int = 1
+    """Noises for each picture; each is scored, and the mean of the losses taken."""
+    objective: Literal["reward", "distance", "hinge"] = "reward"
+    """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
+    target: float | None = None
+    """Reward to be reached, for `distance` and `hinge`."""
+    checkpointing: Literal["block", "step", "none"] = "block"
+    """Recomputed in the backward pass: `block`: the step, and within it each block of the network, which needs the
+    least memory. `step`: the step. `none`: nothing."""
+
+    def __post_init__(self) -> None:
+        pathwise.check(self.objective, self.target, 0.0)
+        for field, value in {"jump": self.jump, "noises": self.noises}.items():
+            if value < 1:
+                raise ConfigError(f"algorithm.{field} is {value}, but must be at least 1")
+
+    @property
+    def queries(self) -> int:
+        """Pictures scored for each one sampled."""
+        return self.noises
+
+    def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
+        """The step of an update that learns, any of the window's."""
+        return pathwise.one(candidates, generator)
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each picture."""
+        return pathwise.rows(rollout)
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N pictures, which are sampled here; unreduced, and metrics [N]."""
+        import torch
+
+        from tastemaker.chain import renoised
+        from tastemaker.sample import sample
+
+        draw, cond = pathwise.told(task, rows)
+        (step,), recompute = pathwise.learning(rows), self.checkpointing != "none"
+        x0 = sample(task.model, cond, draw, task.grid, task.eta).x0
+        seen = []
+        for number in range(self.noises):
+            noise = draw.noise(_NOISE + number, x0.shape[1:], x0.device)
+            seen.append(renoised(task.model, cond, x0, noise, task.grid, step, step + self.jump, recompute=recompute))
+        rewards = torch.stack([pathwise.rewarded(task, rows, x, recompute) for x in seen])
+        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, 1.0, 0.0, None)
+        return losses.mean(dim=0), metrics

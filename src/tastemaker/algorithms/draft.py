@@ -1,0 +1,105 @@
+"""DRaFT: the reward's gradient through a fixed number of last steps (Clark et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.algorithms import pathwise
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from torch import Tensor
+
+    from tastemaker.task import Task
+    from tastemaker.types import Metrics, Rollout, Rows
+
+_LV = 2**43
+"""Step counters of the noise that finished latents are given again, apart from the sampler's and all other."""
+
+
+@dataclass(frozen=True)
+class DRaFT:
+    """Direct reward fine-tuning: DRaFT, DRaFT-K and DRaFT-LV.
+
+    With `noises` = 0 the gradient flows through the last `last` steps. With more the finished latent, held fixed, is
+    noised that often to the last step's time and denoised by the network, and the mean of the rewards' gradients is
+    taken (DRaFT-LV, lower variance); `ordinary` adds the ordinary term to them.
+    """
+
+    name: ClassVar[str] = "draft"
+    needs: ClassVar[Literal["prompts"]] = "prompts"
+
+    last: int | None = 1
+    """K, the last steps that learn; all of them for none."""
+    noises: int = 0
+    """DRaFT-LV: noises for each picture (the paper has 2); 0 for DRaFT-K."""
+    ordinary: bool = False
+    """DRaFT-LV: take the mean over the ordinary picture too."""
+    objective: Literal["reward", "distance", "hinge"] = "reward"
+    """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
+    target: float | None = None
+    """Reward to be reached, for `distance` and `hinge`."""
+    kl: float = 0.0
+    """Weight of the mean square difference between the network's outputs and the reference's, at the steps that
+    learn."""
+    checkpointing: Literal["block", "step", "none"] = "block"
+    """Recomputed in the backward pass: `block`: each step, and within it each block of the network, which needs the
+    least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
+
+    def __post_init__(self) -> None:
+        pathwise.check(self.objective, self.target, self.kl)
+        if self.last is not None and self.last < 1:
+            raise ConfigError(f"algorithm.last is {self.last}, but must be at least 1, or none for all steps")
+        if self.noises < 0:
+            raise ConfigError(f"algorithm.noises is {self.noises}, but must not be negative (DRaFT-LV has 2)")
+        if self.noises and self.last != 1:
+            raise ConfigError(
+                f"algorithm.noises is {self.noises}, which is DRaFT-LV and learns at the last step alone: set "
+                "algorithm.last to 1, or noises to 0"
+            )
+        if self.ordinary and not self.noises:
+            raise ConfigError("algorithm.ordinary belongs to DRaFT-LV: give algorithm.noises, or leave it out")
+        if self.kl > 0 and self.noises and not self.ordinary:
+            raise ConfigError(
+                f"algorithm.kl is {self.kl:g}, but DRaFT-LV compares no step of the chain with the reference: leave it "
+                "at 0, or take the ordinary term too (algorithm.ordinary)"
+            )
+
+    @property
+    def queries(self) -> int:
+        """Pictures scored for each one sampled."""
+        return max(1, self.noises + self.ordinary)
+
+    def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
+        """The steps of an update that learn, out of the window's; at least one."""
+        return pathwise.last(candidates, self.last)
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each picture."""
+        return pathwise.rows(rollout)
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N pictures, which are sampled here; unreduced, and metrics [N]."""
+        import torch
+
+        from tastemaker.chain import chain, renoised
+
+        draw, cond = pathwise.told(task, rows)
+        steps, recompute = pathwise.learning(rows), self.checkpointing != "none"
+        direct = not self.noises or self.ordinary
+        with torch.set_grad_enabled(direct):
+            made = chain(
+                task.model, cond, draw, task.grid, task.eta, steps, recompute=recompute, compare=self.kl > 0
+            )  # fmt: skip
+        pictures = [made.x0] if direct else []
+        for number in range(self.noises):
+            noise = draw.noise(_LV + number, made.x0.shape[1:], made.x0.device)
+            pictures.append(
+                renoised(task.model, cond, made.x0, noise, task.grid, steps[-1], len(task.grid), recompute=recompute)
+            )
+        rewards = torch.stack([pathwise.rewarded(task, rows, x0, recompute) for x0 in pictures])
+        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, 1.0, self.kl, made.divergence)
+        return losses.mean(dim=0), metrics

@@ -1,0 +1,98 @@
+"""What methods that follow a reward's own gradient have in common (methods.md §4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.random import Generator
+    from torch import Tensor
+
+    from tastemaker.losses import Objective
+    from tastemaker.task import Task
+    from tastemaker.types import Cond, Draw, Metrics, Rollout, Rows
+
+Checkpointing = Literal["block", "step", "none"]
+"""What is made again in the backward pass: steps and, within them, the network's blocks; steps; nothing."""
+
+
+def check(objective: str, target: float | None, kl: float) -> None:
+    """Raises ConfigError where the settings that all these methods have do not fit together."""
+    if objective != "reward" and target is None:
+        raise ConfigError(
+            f"algorithm.objective is {objective}, which is measured from a reward to be reached: give algorithm.target"
+        )
+    if objective == "reward" and target is not None:
+        raise ConfigError(
+            f"algorithm.target is {target:g}, but the objective `reward` has none: leave it out, or choose "
+            "algorithm.objective = hinge or distance"
+        )
+    if kl < 0:
+        raise ConfigError(f"algorithm.kl is {kl:g}, but must not be negative")
+
+
+def last(candidates: Sequence[int], count: int | None) -> list[int]:
+    """The last `count` of the window's steps, all of them for None or for more than there are."""
+    return list(candidates) if count is None else list(candidates)[-count:]
+
+
+def one(candidates: Sequence[int], generator: Generator) -> list[int]:
+    """One of the steps, each as likely."""
+    return [candidates[int(generator.integers(len(candidates)))]]
+
+
+def rows(rollout: Rollout) -> Rows:
+    """One row for each picture."""
+    from tastemaker.types import all_rows
+
+    return all_rows(rollout, places=1)
+
+
+def learning(rows: Rows) -> list[int]:
+    """The sampler steps that learn. Raises ValueError for rows of no round of this kind."""
+    if rows.learns is None:
+        raise ValueError("the rows do not say which steps learn")
+    return rows.learns[0].nonzero().flatten().tolist()
+
+
+def told(task: Task, rows: Rows) -> tuple[Draw, Cond]:
+    """The rows' places and what the network is told. Raises ValueError for a rollout without its draw."""
+    from tastemaker.types import Cond
+
+    if rows.rollout.draw is None:
+        raise ValueError("the rollout does not say which pictures it holds")
+    draw = rows.rollout.draw.select(rows.picture.tolist())
+    return draw, Cond(rows.rollout.text[rows.picture], task.empty, task.guidance)
+
+
+def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:
+    """Rewards [N], with their graph, of pictures of the rows' prompts from latents [N,*D], which the round gets to see.
+
+    Raises RewardError as `contract.graded` does, and ValueError where the task has no reward.
+    """
+    from tastemaker.chain import shown
+    from tastemaker.rewards.contract import graded
+
+    if task.reward is None:
+        raise ValueError("the task has no reward")
+    draw, _ = told(task, rows)
+    pictures = shown(task.model, x0, recompute=recompute)
+    reward = graded(task.reward, pictures, draw.prompts)
+    task.seen(rows.picture, pictures.detach(), reward.detach())
+    return reward
+
+
+def losses_of(
+    reward: Tensor, objective: Objective, target: float | None, scale: float, kl: float, divergence: Tensor | None
+) -> tuple[Tensor, Metrics]:
+    """scale * objective + kl * divergence [N], and the metrics that these methods have."""
+    from tastemaker import losses
+
+    loss = scale * losses.reward_loss(reward, objective, 0.0 if target is None else target)
+    if divergence is None:
+        return loss, {}
+    return loss + kl * divergence, {"divergence": divergence.detach()}

@@ -1,0 +1,79 @@
+"""ReFL: the reward's gradient at one random late step, through its estimate of the picture (Xu et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from tastemaker.algorithms import pathwise
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+    from torch import Tensor
+
+    from tastemaker.task import Task
+    from tastemaker.types import Metrics, Rollout, Rows
+
+
+@dataclass(frozen=True)
+class ReFL:
+    """Reward feedback learning (ImageReward's method).
+
+    Samples without a graph up to a random late step, takes the network's estimate of x_0 there, decodes and scores it.
+    The paper's joint loss adds a denoising loss on real pairs: that is the anchor (`anchor.source`, `anchor.weight`),
+    which the released code leaves out.
+    """
+
+    name: ClassVar[str] = "refl"
+    needs: ClassVar[Literal["prompts"]] = "prompts"
+
+    earliest: float = 0.75
+    """Where the range of late steps begins, as a share of the chain in [0, 1): step 30 of 40 in the public code."""
+    objective: Literal["reward", "distance", "hinge"] = "hinge"
+    """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
+    target: float | None = 2.0
+    """Reward to be reached; 2 is two standard deviations of ImageReward."""
+    scale: float = 1e-3
+    """Weight of the reward's loss, beside the anchor's."""
+    guided: bool = False
+    """Ask the network with guidance at the step that learns, and before it; the public code does not."""
+    kl: float = 0.0
+    """Weight of the mean square difference between the network's output and the reference's, at the step that
+    learns."""
+    checkpointing: Literal["block", "step", "none"] = "block"
+    """Recomputed in the backward pass: `block`: the step, and within it each block of the network, which needs the
+    least memory. `step`: the step. `none`: nothing."""
+
+    def __post_init__(self) -> None:
+        pathwise.check(self.objective, self.target, self.kl)
+        if not 0 <= self.earliest < 1:
+            raise ConfigError(f"algorithm.earliest is {self.earliest:g}, but must lie in [0, 1)")
+        if self.scale <= 0:
+            raise ConfigError(
+                f"algorithm.scale is {self.scale:g}, but must be greater than 0 (the public code has 1e-3)"
+            )
+
+    def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
+        """The step of an update that learns, out of the window's."""
+        return pathwise.one(list(candidates)[int(self.earliest * len(candidates)) :], generator)
+
+    def prepare(self, task: Task, rollout: Rollout) -> Rows:
+        """One row for each picture."""
+        return pathwise.rows(rollout)
+
+    def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
+        """Losses [N] of N pictures, which are sampled here; unreduced, and metrics [N]."""
+        from dataclasses import replace
+
+        from tastemaker.chain import chain
+
+        draw, cond = pathwise.told(task, rows)
+        (step,), recompute = pathwise.learning(rows), self.checkpointing != "none"
+        told = cond if self.guided else replace(cond, guidance=1.0)
+        made = chain(
+            task.model, told, draw, task.grid, task.eta, [step], until=step, recompute=recompute, compare=self.kl > 0
+        )  # fmt: skip
+        reward = pathwise.rewarded(task, rows, made.x0, recompute)
+        return pathwise.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)

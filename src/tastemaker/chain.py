@@ -1,0 +1,128 @@
+"""The sampling chain with its graph: pictures through which a reward's gradient flows back into the network.
+
+methods.md §4. The steps before the first one that learns are ordinary sampling, without a graph. Each step that learns
+is recomputed in the backward pass, so that between the two passes only its latents are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from tastemaker.losses import mean_square
+from tastemaker.process import Grid, transition
+from tastemaker.protocols import Model
+from tastemaker.sample import times
+from tastemaker.types import Cond, Draw
+
+
+@dataclass(frozen=True)
+class Chain:
+    """N finished latents that hang on the network's weights."""
+
+    x0: Tensor
+    """[N,*D]"""
+    divergence: Tensor | None
+    """[N] mean over the steps that learn of the mean square difference to the reference, in units of the network's
+    output (of its noise, where it predicts that); None where it was not asked for."""
+
+
+def chain(
+    model: Model,
+    cond: Cond,
+    draw: Draw,
+    grid: Grid,
+    eta: float,
+    learns: Sequence[int],
+    *,
+    until: int | None = None,
+    recompute: bool = True,
+    compare: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Chain:
+    """Samples N = len(draw) latents as `sample` does, with a graph through the predictions of the steps `learns`.
+
+    The predictions of all other steps are detached. So the gradient flows through the network at the steps that learn,
+    and through their latents (AlignProp §4.1); where a later step does not learn, through its latent alone. With
+    `until`, sampling ends at that step's estimate of x_0 (ReFL). `recompute` makes the steps that learn again in the
+    backward pass; values and gradients are the same without. `compare` measures the distance from the reference.
+    Noise is `sample`'s own, in float32; `dtype` is that of the latents.
+    """
+    steps, noisy = set(learns), set(grid.stochastic(eta))
+    first, last = min(steps, default=len(grid)), len(grid) - 1 if until is None else until
+    x = draw.noise(0, model.latent_shape, model.device).to(dtype)
+    gaps: list[Tensor] = []
+    for step in range(last + 1):
+        noise = draw.noise(step + 1, model.latent_shape, model.device).to(dtype) if step in noisy else None
+        move = _ending(model, cond, grid, step) if step == until else _moving(model, cond, grid, step, eta, noise)
+        if step in steps:
+            far = None
+            if compare:
+                with torch.no_grad(), model.reference():
+                    far = model.denoise(x.detach(), times(grid, step, x), cond)
+            x, x0 = checkpoint(move, x, use_reentrant=False, preserve_rng_state=False) if recompute else move(x)
+            if far is not None:
+                gaps.append(mean_square(x0 - far) * model.process.output_scale(times(grid, step, x)).square())
+            continue
+        with torch.no_grad():
+            still, _ = move(x.detach())
+        # With the prediction held fixed a step is linear in its latent: alpha_next / alpha times it, and no more.
+        path = (grid.alpha_next[step] / grid.alpha[step]).item() * (x - x.detach()) if step > first else 0.0
+        x = still + path
+    return Chain(x, torch.stack(gaps).mean(dim=0) if gaps else None)
+
+
+Move = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From a latent to the next one and the estimate of x_0 behind it, both [N,*D]."""
+
+
+def _moving(model: Model, cond: Cond, grid: Grid, step: int, eta: float, noise: Tensor | None) -> Move:
+    def move(x: Tensor) -> tuple[Tensor, Tensor]:
+        x0 = model.denoise(x, times(grid, step, x), cond)
+        mean, std = transition(x.to(x0.dtype), x0, grid, step, eta)
+        return (mean if noise is None else mean + std * noise).to(x.dtype), x0
+
+    return move
+
+
+def _ending(model: Model, cond: Cond, grid: Grid, step: int) -> Move:
+    def move(x: Tensor) -> tuple[Tensor, Tensor]:
+        x0 = model.denoise(x, times(grid, step, x), cond)
+        return x0.to(x.dtype), x0
+
+    return move
+
+
+def renoised(
+    model: Model, cond: Cond, x0: Tensor, noise: Tensor, grid: Grid, step: int, then: int, *, recompute: bool = True
+) -> Tensor:
+    """Finished latents [N,*D] seen again through the network: noised to `step`, denoised to step `then`, and back.
+
+    From step `then` (len(grid) is the finished latent) the known noise is taken away again, not the network's, so that
+    what hangs on the network is w x_0_theta + (1 - w) x_0 with w = 1 - (alpha_t sigma_s) / (alpha_s sigma_t) for a move
+    from t to s. With then = len(grid) and no noise left there it is the network's own estimate (DRaFT-LV); a short move
+    leaves most of a picture as it is, so that even early times give pictures that a reward can read (SRPO's
+    Direct-Align, arXiv 2509.06942 §3.1). x0 and noise are constants.
+    """
+    alpha, sigma = grid.alpha[step].item(), grid.sigma[step].item()
+    last = then >= len(grid)
+    alpha_then = (grid.alpha_next[-1] if last else grid.alpha[then]).item()
+    sigma_then = (grid.sigma_next[-1] if last else grid.sigma[then]).item()
+    weight = 1 - (alpha * sigma_then) / (alpha_then * sigma)
+    x = alpha * x0.detach() + sigma * noise
+    move = lambda x: model.denoise(x, times(grid, step, x), cond)  # noqa: E731
+    seen = checkpoint(move, x, use_reentrant=False, preserve_rng_state=False) if recompute else move(x)
+    assert isinstance(seen, Tensor)
+    return (weight * seen + (1 - weight) * x0.detach()).to(x0.dtype)
+
+
+def shown(model: Model, x0: Tensor, *, recompute: bool = True) -> Tensor:
+    """Pictures [N,3,H,W] of latents, recomputed in the backward pass one after the other: as little memory as one."""
+    if not recompute:
+        return model.decode(x0)
+    made = [checkpoint(model.decode, part, use_reentrant=False, preserve_rng_state=False) for part in x0.split(1)]
+    return torch.cat([part for part in made if isinstance(part, Tensor)])

@@ -1,0 +1,86 @@
+"""The round of algorithms that follow the reward's own gradient: they sample and score while they learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tastemaker import noise
+from tastemaker.training.draws import draw_round, share
+from tastemaker.training.measures import base_stds, diversity, gathered, share_correct, verdicts
+from tastemaker.training.session import Session
+from tastemaker.training.update import update
+from tastemaker.types import Draw, Rollout
+
+_TRUNCATION = 2
+"""The round's own decision which steps learn (noise.choices; draws.py has the others)."""
+
+
+@dataclass
+class Seen:
+    """The pictures of a round with their rewards, on the CPU, as its losses make them; the last one of each counts."""
+
+    count: int
+    pictures: dict[int, Tensor] = field(default_factory=dict)
+    rewards: dict[int, Tensor] = field(default_factory=dict)
+
+    def __call__(self, places: Tensor, pictures: Tensor, rewards: Tensor) -> None:
+        for place, picture, reward in zip(places.tolist(), pictures.float().cpu(), rewards.float().cpu(), strict=True):
+            self.pictures[place], self.rewards[place] = picture, reward
+
+    def together(self) -> tuple[Tensor, Tensor]:
+        """Pictures [B,3,H,W] and rewards [B] in the order of the draw."""
+        places = range(self.count)
+        return torch.stack([self.pictures[i] for i in places]), torch.stack([self.rewards[i] for i in places])
+
+
+def pathwise_round(session: Session) -> dict[str, Any]:
+    """One round; returns its record for metrics.jsonl.
+
+    Each update has its own steps that learn, the same for all its pictures and on every process.
+    """
+    config, accelerator, state = session.config, session.accelerator, session.state
+    algorithm: Any = config.algorithm
+    number, sampling, updates = state.round + 1, config.sampling, config.optimizer.updates
+    draw = draw_round(session.prompts, config.seed, number, sampling.samples, sampling.per_prompt)
+    mine = share(len(draw), updates, accelerator.process_index, accelerator.num_processes)
+    own, whole = draw.select(mine), len(session.task.grid)
+    generator = noise.choices(config.seed, number, _TRUNCATION)
+    window = session.window.steps(range(whole), number)
+    chosen = [algorithm.steps(window, generator) for _ in range(updates)]
+    learns = torch.tensor([[step in steps for step in range(whole)] for steps in chosen])
+    seen = Seen(len(own))
+    session.task = replace(session.task, seen=seen)
+    rows = algorithm.prepare(session.task, placed(session, own))
+    update_of = torch.as_tensor(mine)[rows.picture.cpu()] // (len(draw) // updates)
+    rows = replace(rows, learns=learns[update_of])
+    with session.phase("train", len(rows)):
+        metrics = update(session, rows, mine, own, len(draw))
+    pictures, own_reward = seen.together()
+    reward = gathered(accelerator, own_reward, len(draw), updates)
+    state.round = number
+    state.reward_queries += len(draw) * getattr(algorithm, "queries", 1)
+    return {
+        "round": number,
+        "reward/mean": reward.mean().item(),
+        "reward/std": reward.std(correction=0).item(),
+        "reward/min": reward.min().item(),
+        "reward/max": reward.max().item(),
+        "reward/base_stds": base_stds(reward, state),
+        **share_correct(verdicts(session, pictures, own.prompts), "judge/correct", accelerator),
+        "diversity": diversity(pictures, own.prompts, draw.prompts, accelerator),
+        "depth": sum(whole - min(steps) for steps in chosen) / updates,
+        **metrics,
+        "reward_queries": state.reward_queries,
+    }
+
+
+def placed(session: Session, draw: Draw) -> Rollout:
+    """The B pictures of a draw before any of them is there: their places and text states."""
+    text = session.model.encode(draw.prompts, session.config.sampling.guidance).text
+    empty = text.new_empty(len(draw), 0)
+    steps = torch.empty(0, dtype=torch.int64, device=text.device)
+    return Rollout(latents=empty, steps=steps, logp=empty, x0=empty, text=text, draw=draw)

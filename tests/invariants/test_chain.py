@@ -1,0 +1,310 @@
+"""The chain's gradients: against finite differences, against diffusers' own steps, and against each other."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from smooth import warmth
+
+import tiny
+from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.direct_align import DirectAlign
+from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.refl import ReFL
+from tastemaker.chain import chain, renoised, shown
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.tuning import Tuning
+from tastemaker.sample import sample
+from tastemaker.task import Task
+from tastemaker.types import Cond, Draw, Rollout, Rows
+
+T = 5
+DRAW = Draw(3, 1, ("cat", "dog"), (0, 1), (0, 0))
+
+
+def exact(checkpointing=True, prediction="epsilon"):
+    """A tuned tiny model in float64 whose adapters do something."""
+    model = plain(checkpointing, prediction)
+    model.pipeline.unet.double()
+    model.pipeline.vae.double()
+    return model
+
+
+def plain(checkpointing=True, prediction="epsilon"):
+    """The same in float32, as runs have it."""
+    model = LatentUNet(tiny.pipeline(prediction_type=prediction))
+    model.tune(Tuning(rank=2, gradient_checkpointing=checkpointing))
+    random = torch.Generator().manual_seed(1)
+    for name, parameter in sorted(model.trainable().items()):
+        if "lora_B" in name:
+            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=random))
+    return model
+
+
+def told(model, guidance):
+    cond = model.encode(DRAW.prompts, guidance)
+    kind = next(model.network.parameters()).dtype
+    return Cond(cond.text.to(kind), cond.empty.to(kind), guidance)
+
+
+def gradient(model, loss):
+    model.network.zero_grad()
+    loss.backward()
+    parameters = model.trainable()
+    return torch.cat([parameters[name].grad.flatten() for name in sorted(parameters)])
+
+
+def reward_of(model, learns, guidance=3.0, eta=0.0, recompute=True, decode=True, **more):
+    made = chain(
+        model, told(model, guidance), DRAW, model.process.grid(T), eta, learns, recompute=recompute,
+        dtype=torch.float64, **more,
+    )  # fmt: skip
+    x = shown(model, made.x0, recompute=recompute) if decode else made.x0
+    return warmth(x, DRAW.prompts).sum()
+
+
+def moved(model, direction, length):
+    """Moves the weights along a direction, and gives a function that moves them back."""
+    parameters = [model.trainable()[name] for name in sorted(model.trainable())]
+    for parameter, part in zip(parameters, direction.split([p.numel() for p in parameters]), strict=True):
+        parameter.data += length * part.view_as(parameter)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("k", [1, 3, T])
+def test_gradients_are_those_of_finite_differences(k, guidance):
+    model = exact()
+    learns = list(range(T))[-k:]
+    found = gradient(model, reward_of(model, learns, guidance))
+    # Along the gradient, for a slope that stands out from rounding, and across it.
+    across = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    direction = found / found.norm() + across / across.norm()
+    denoise, grid, h = model.denoise, model.process.grid(T), 1e-4
+    values = []
+    for length in (h, -h):
+
+        def only_in_the_suffix(x, t, cond, length=length):
+            # Weights are moved at the steps that learn alone: what came before is constant to a truncated gradient.
+            step = grid.times.tolist().index(int(t[0]))
+            if step not in learns:
+                return denoise(x, t, cond)
+            moved(model, direction, length)
+            try:
+                return denoise(x, t, cond)
+            finally:
+                moved(model, direction, -length)
+
+        model.denoise = only_in_the_suffix
+        with torch.no_grad():
+            values.append(reward_of(model, learns, guidance, recompute=False))
+    slope = (values[0] - values[1]) / (2 * h)
+    assert abs(slope) > 1e-6
+    assert (found @ direction).item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+def by_diffusers(model, learns, guidance, eta):
+    """The same sum of rewards, by diffusers' scheduler and autograd alone, with AlignProp's detached noise."""
+    scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
+    scheduler.set_timesteps(T)
+    cond = told(model, guidance)
+    x = DRAW.noise(0, model.latent_shape).double()
+    for step, t in enumerate(scheduler.timesteps):
+        ask = lambda text: model.pipeline.unet(x, t, encoder_hidden_states=text).sample  # noqa: B023, E731
+        off, on = ask(cond.empty.expand_as(cond.text)), ask(cond.text)
+        eps = off + guidance * (on - off)
+        eps = eps if step in learns else eps.detach()
+        noise = DRAW.noise(step + 1, model.latent_shape).double() if eta else None
+        x = scheduler.step(eps, int(t), x, eta=eta, variance_noise=noise).prev_sample
+    return warmth(model.decode(x), DRAW.prompts).sum()
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("learns", [[4], [2, 3, 4], [0, 1, 2, 3, 4], [1, 3], [0, 4], [2]])
+def test_values_and_gradients_are_those_of_diffusers_steps(learns, eta):
+    model = exact(checkpointing=False)
+    mine, theirs = reward_of(model, learns, eta=eta), by_diffusers(model, learns, 3.0, eta)
+    # diffusers keeps its alphas in float32.
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+    one, two = gradient(model, mine), gradient(model, theirs)
+    assert ((one - two).norm() / two.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_recomputing_steps_and_blocks_changes_nothing(prediction):
+    found = []
+    for blocks, recompute in ((False, False), (False, True), (True, True)):
+        model = exact(blocks, prediction)
+        found.append(gradient(model, reward_of(model, [1, 2, 3, 4], recompute=recompute)))
+    assert (found[0] - found[1]).abs().max() <= 1e-9 * found[0].abs().max()
+    assert (found[0] - found[2]).abs().max() <= 1e-9 * found[0].abs().max()
+
+
+def test_only_the_steps_that_learn_have_a_graph_and_are_called_again():
+    model = exact(checkpointing=False)
+    with_graph, denoise = Counter(), model.denoise
+
+    def counting(x, t, cond):
+        with_graph[int(t[0]), torch.is_grad_enabled()] += 1
+        return denoise(x, t, cond)
+
+    model.denoise = counting
+    reward_of(model, [3, 4]).backward()
+    times = model.process.grid(T).times.tolist()
+    assert with_graph == {(times[i], False): 1 for i in range(3)} | {(times[i], True): 2 for i in (3, 4)}
+
+
+def test_with_every_prediction_detached_there_is_no_gradient():
+    model = exact()
+    assert not reward_of(model, []).requires_grad
+    denoise = model.denoise
+    model.denoise = lambda x, t, cond: denoise(x, t, cond).detach()
+    loss = reward_of(model, [4]) + 0 * sum(p.sum() for p in model.trainable().values())
+    assert gradient(model, loss).abs().max() == 0
+
+
+def test_pictures_are_the_samplers_own():
+    model = plain()
+    for eta in (0.0, 1.0):
+        made = chain(model, told(model, 3.0), DRAW, model.process.grid(T), eta, [3, 4])
+        sampled = sample(model, told(model, 3.0), DRAW, model.process.grid(T), eta)
+        assert made.x0.equal(sampled.x0)
+
+
+def test_the_distance_to_the_reference():
+    model = exact()
+    grid, cond = model.process.grid(T), told(model, 3.0)
+    made = chain(model, cond, DRAW, grid, 0.0, [4], compare=True, dtype=torch.float64)
+    # By hand: the mean square difference of the guided noise predictions at the last step.
+    x = chain(model, cond, DRAW, grid, 0.0, [], until=3, dtype=torch.float64)
+    steps = DDIMScheduler.from_config(model.pipeline.scheduler.config)
+    steps.set_timesteps(T)
+    x = DRAW.noise(0, model.latent_shape).double()
+    eps = []
+    with torch.no_grad():
+        for t in steps.timesteps[:4]:
+            x = steps.step(predicted(model, x, t, cond), int(t), x).prev_sample
+        eps.append(predicted(model, x, steps.timesteps[4], cond))
+        with model.reference():
+            eps.append(predicted(model, x, steps.timesteps[4], cond))
+    expected = (eps[0] - eps[1]).square().flatten(1).mean(1)
+    assert made.divergence.detach().tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+    made.divergence.sum().backward()
+    assert any(p.grad.abs().max() > 0 for p in model.trainable().values())
+
+
+def predicted(model, x, t, cond):
+    ask = lambda text: model.pipeline.unet(x, t, encoder_hidden_states=text).sample  # noqa: E731
+    off = ask(cond.empty.expand_as(cond.text))
+    return off + cond.guidance * (ask(cond.text) - off)
+
+
+def test_a_picture_noised_and_seen_again():
+    model = exact()
+    grid, cond = model.process.grid(T), told(model, 3.0)
+    x0 = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    with torch.no_grad():
+        # One DDIM step from 1 to 3 by the network, then the rest of the known noise is taken out: the paper's own form.
+        a, s = grid.alpha[1], grid.sigma[1]
+        x = a * x0 + s * noise
+        own = model.denoise(x, grid.times[1].expand(2), cond)
+        eps = (x - a * own) / s
+        then = grid.alpha[3] * own + grid.sigma[3] * eps
+        expected = (then - grid.sigma[3] * noise) / grid.alpha[3]
+        assert torch.allclose(renoised(model, cond, x0, noise, grid, 1, 3), expected, atol=1e-10)
+        # A perfect network gives the picture back from anywhere.
+        model.denoise = lambda x, t, cond: x0
+        assert torch.allclose(renoised(model, cond, x0, noise, grid, 0, 1), x0, atol=1e-12)
+
+
+def task(model, eta=0.0, guidance=3.0, seen=None):
+    cond = told(model, guidance)
+    made = Task(model, model.process.grid(T), eta, cond.empty, guidance, reward=warmth)
+    return made if seen is None else replace(made, seen=seen)
+
+
+def rows(model, learns, draw=DRAW):
+    text = model.encode(draw.prompts, 3.0).text
+    empty = text.new_empty(len(draw), 0)
+    rollout = Rollout(empty, torch.empty(0, dtype=torch.int64), empty, empty, text, draw=draw)
+    mask = torch.tensor([[step in learns for step in range(T)]] * len(draw))
+    return Rows(rollout, torch.arange(len(draw)), torch.zeros(len(draw), dtype=torch.int64), learns=mask)
+
+
+def loss_gradient(model, algorithm, learns, **more):
+    loss, _ = algorithm.loss(task(model, **more), rows(model, learns))
+    return loss.detach(), gradient(model, loss.sum())
+
+
+def test_alignprop_with_one_step_is_draft_1():
+    model = plain()
+    one = loss_gradient(model, AlignProp(truncation="fixed", last=1), [T - 1])
+    two = loss_gradient(model, DRaFT(last=1), [T - 1])
+    assert one[0].equal(two[0])
+    assert one[1].equal(two[1])
+    assert one[1].abs().max() > 0
+
+
+def test_draft_lv_by_hand():
+    model = plain()
+    seen = []
+    algorithm = DRaFT(noises=2, ordinary=True)
+    loss, _ = algorithm.loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [T - 1]))
+    assert len(seen) == 3 == algorithm.queries
+    assert loss.tolist() == pytest.approx((-sum(reward for _, _, reward in seen) / 3).tolist(), rel=1e-6)
+    # The ordinary one is the sampler's picture; the others are the network's view of it under noise.
+    sampled = sample(model, told(model, 3.0), DRAW, model.process.grid(T), 0.0)
+    assert torch.allclose(seen[0][1], model.decode(sampled.x0), atol=1e-5)
+    assert not torch.allclose(seen[1][1], seen[2][1], atol=1e-6)
+
+
+def test_refl_stops_at_the_estimate_of_its_step():
+    model = plain()
+    seen = []
+    loss, _ = ReFL(target=5.0, scale=0.5).loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [3]))
+    # Without guidance, as the public code; the estimate of x_0 from diffusers' own step.
+    scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
+    scheduler.set_timesteps(T)
+    x = DRAW.noise(0, model.latent_shape)
+    cond = told(model, 1.0)
+    with torch.no_grad():
+        for t in scheduler.timesteps[:4]:
+            eps = model.pipeline.unet(x, t, encoder_hidden_states=cond.text).sample
+            step = scheduler.step(eps, int(t), x)
+            x = step.prev_sample
+        reward = warmth(model.decode(step.pred_original_sample), DRAW.prompts)
+    assert loss.tolist() == pytest.approx((0.5 * (5 - reward)).tolist(), rel=1e-4)
+    assert gradient(model, loss.sum()).abs().max() > 0
+
+
+def test_direct_align_learns_at_any_step():
+    for step in (0, 2, T - 1):
+        model = plain()
+        loss, found = loss_gradient(model, DirectAlign(jump=1), [step])
+        assert found.abs().max() > 0
+        assert loss.isfinite().all()
+
+
+def test_steps_are_drawn_as_described():
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    candidates = range(10)
+    uniform = Counter(len(AlignProp().steps(candidates, random)) for _ in range(5000))
+    assert sorted(uniform) == list(range(1, 11))
+    assert all(abs(count / 5000 - 0.1) < 0.02 for count in uniform.values())
+    assert AlignProp(truncation="fixed", last=3).steps(candidates, random) == [7, 8, 9]
+    assert AlignProp(truncation="fixed").steps(candidates, random) == list(range(10))
+    depths = [len(AlignProp(truncation="gaussian", last=5, spread=1).steps(candidates, random)) for _ in range(2000)]
+    assert abs(np.mean(depths) - 5) < 0.1
+    assert abs(np.var(depths) - (1 + 1 / 12)) < 0.15  # that of the normal, and of rounding it
+    # Step i of 10 with probability (i + 1) / 11, each by itself: as the 2023 code's randint(0..10) <= i.
+    holes = Counter()
+    for _ in range(5000):
+        holes.update(AlignProp(truncation="per-step").steps(candidates, random))
+    assert all(abs(holes[i] / 5000 - (i + 1) / 11) < 0.03 for i in candidates)
+    late = Counter(step for _ in range(1000) for step in ReFL(earliest=0.75).steps(range(40), random))
+    assert (min(late), max(late), len(late)) == (30, 39, 10)
+    assert {s for _ in range(300) for s in DirectAlign().steps(range(4), random)} == {0, 1, 2, 3}
