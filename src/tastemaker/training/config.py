@@ -129,6 +129,10 @@ class Evaluation:
     """Number of prompts, taken evenly from the run's list."""
     per_prompt: int = 4
     """Pictures of each."""
+    watch: str | None = None
+    """End the run early where this measure of the evaluations falls: judge/correct, diversity, or reward/mean."""
+    fall: float = 0.1
+    """How far below its highest so far the measure may be; what is left is the last model that was above that."""
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,8 @@ class Config:
                 f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
                 "with no reference under these settings: leave it at 0"
             )
+        if e.fall < 0:
+            raise ConfigError(f"evaluation.fall is {e.fall:g}, but must not be negative")
         if not 0 <= self.anchor.drop_captions < 1:
             raise ConfigError(f"anchor.drop_captions is {self.anchor.drop_captions}, but must lie in [0, 1)")
         if s.eta < 0 or (s.eta == 0 and not self.pathwise):

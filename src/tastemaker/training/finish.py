@@ -14,7 +14,7 @@ def write_adapter(session: Session, folder: Path) -> None:
     """Writes what was trained, in diffusers' format, and the run's README.md."""
     config = session.config
     target = folder / ("adapter" if config.tuning.mode == "lora" else "model")
-    with session.averaged():
+    with session.averaged() if session.kept is None else session.kept.inside():
         session.model.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")

@@ -28,6 +28,7 @@ from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.stopping import Interrupted, Preempted, StopNow, listening
 from tastemaker.training.tracking import append_metrics, environment, truncate_metrics
+from tastemaker.training.watch import agreed, fell
 
 
 def train(config: Config, out: Path, *, command: str) -> None:
@@ -66,6 +67,7 @@ def _begin(config: Config, out: Path, command: str) -> None:
         session.state.base_mean = base.reward.mean().item()
         session.state.base_std = base.reward.std(correction=0).item()
         session.seconds.clear()
+        fell(session, base.record(session.state))
         if accelerator.is_main_process:
             with new_folder(out) as folder:
                 (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -118,10 +120,10 @@ def _train(session: Session, folder: Path) -> None:
     config, accelerator, state = session.config, session.accelerator, session.state
     if config.trackers:
         accelerator.init_trackers("tastemaker", config={"config": dump_config(config)})
-    signalled, saved = 0, state.round
+    signalled, saved, fallen = 0, state.round, False
     try:
         with listening(session.stop, session.display):
-            while state.round < config.rounds and not signalled:
+            while state.round < config.rounds and not signalled and not fallen:
                 began = time.perf_counter()
                 record = one_round(session)
                 due = state.round == config.rounds or state.round % config.evaluation.every == 0
@@ -129,12 +131,14 @@ def _train(session: Session, folder: Path) -> None:
                 here = accelerator.is_main_process or accelerator.is_fsdp2
                 evaluation = evaluate(session) if due and here else None
                 accelerator.wait_for_everyone()
+                fallen = agreed(session, evaluation is not None and fell(session, evaluation.record(state)))
                 signalled = session.stop.agreed()
                 with _storing(folder):
                     if accelerator.is_main_process:
                         record |= timings(session, began)
                         _record_round(session, folder, record, evaluation)
-                    if signalled or state.round == config.rounds or state.round % config.checkpoint.every == 0:
+                    last = signalled or fallen or state.round == config.rounds
+                    if last or state.round % config.checkpoint.every == 0:
                         begin = time.perf_counter()
                         _save(session, folder)
                         saved = state.round
@@ -147,7 +151,8 @@ def _train(session: Session, folder: Path) -> None:
                 _save(session, folder)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {_how_to_go_on(folder)}") from None
-    if signalled == signal.SIGTERM and state.round < config.rounds:
+    done = fallen or state.round == config.rounds
+    if signalled == signal.SIGTERM and not done:
         raise Preempted(f"stopped by SIGTERM after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
     with sharding.whole(session.model.network, keep=accelerator.is_main_process), _storing(folder):
         if accelerator.is_main_process:
@@ -156,7 +161,7 @@ def _train(session: Session, folder: Path) -> None:
             session.display.say(summary(config, folder, report))
     if config.trackers:
         accelerator.end_training()
-    if state.round < config.rounds:
+    if not done:
         raise Interrupted(f"stopped by Ctrl-C after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
 
 
@@ -225,4 +230,6 @@ def _training(session: Session) -> Training:
         copies |= {f"reference.{name}": value for name, value in session.model.held.copies.items()}
     if session.average is not None:
         copies |= {f"average.{name}": value for name, value in session.average.copies.items()}
+    if session.kept is not None:
+        copies |= {f"kept.{name}": value for name, value in session.kept.copies.items()}
     return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler, copies)

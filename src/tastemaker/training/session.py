@@ -51,6 +51,9 @@ class Session:
     average: Held | None = None
     """The average of the weights, where there is to be one."""
 
+    kept: Held | None = None
+    """The weights that the run leaves if it is stopped early."""
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside it the model has the average of its weights, where it keeps one."""

@@ -121,6 +121,8 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     session.anchor = make_anchor(session, anchors)
     if config.optimizer.ema:
         session.average = Held(model.trainable())
+    if config.evaluation.watch is not None:
+        session.kept = Held(model.trainable())
     return session
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tastemaker.training.presets import bundled, ddpo, papers
+from tastemaker.training.presets import backprop, bundled, ddpo, papers
 from tastemaker.training.presets.preset import Preset
 
-PRESETS: dict[str, Preset] = ddpo.PRESETS | bundled.PRESETS | papers.PRESETS
+PRESETS: dict[str, Preset] = ddpo.PRESETS | bundled.PRESETS | papers.PRESETS | backprop.PRESETS
 
 __all__ = ["PRESETS", "Preset"]

@@ -1,0 +1,149 @@
+"""Reward backpropagation: the papers' settings, and the bundled model's.
+
+Where a paper's reward or base model is not part of this version the preset names none, and asks for one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.direct_align import DirectAlign
+from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.refl import ReFL
+from tastemaker.models.tuning import Tuning
+from tastemaker.training.config import Checkpoints, Config, Evaluation, Optimizer, Sampling
+from tastemaker.training.presets.ddpo import BUNDLED as DDPO_BUNDLED
+from tastemaker.training.presets.papers import SD14, SD15
+from tastemaker.training.presets.preset import Preset
+
+ALIGNPROP = Config(
+    model=SD15,
+    reward="",
+    prompts="alignprop-animals",
+    rounds=7,
+    algorithm=AlignProp(),
+    sampling=Sampling(steps=50, eta=0.0, guidance=7.5, samples=256, per_prompt=1, batch=8),
+    optimizer=Optimizer(lr=1e-3, weight_decay=0.1, clip_norm=5.0, updates=2, rows=4),
+    tuning=Tuning(mode="lora", rank=4),
+)
+"""Seven epochs of two updates of 128 pictures, as the aesthetic reward's."""
+
+LONG = replace(ALIGNPROP, rounds=100, checkpoint=Checkpoints(every=5))
+
+SECOND_CODE = replace(
+    ALIGNPROP,
+    rounds=20,
+    algorithm=AlignProp(truncation="gaussian", last=8, spread=5.0, objective="distance", target=10.0),
+    sampling=replace(ALIGNPROP.sampling, eta=1.0, guidance=5.0, samples=128),
+    optimizer=replace(ALIGNPROP.optimizer, weight_decay=1e-4, clip_norm=1.0, updates=1),
+)
+
+DRAFT = replace(
+    ALIGNPROP,
+    rounds=2000,
+    algorithm=DRaFT(last=1),
+    sampling=replace(ALIGNPROP.sampling, samples=4, batch=4),
+    optimizer=Optimizer(lr=4e-4, weight_decay=0.1, updates=1, rows=4),
+    tuning=Tuning(mode="lora", rank=8),
+    evaluation=Evaluation(every=100),
+    checkpoint=Checkpoints(every=100),
+)
+
+REFL = Config(
+    model=SD14,
+    reward="",
+    prompts="",
+    rounds=100,
+    algorithm=ReFL(),
+    sampling=Sampling(steps=40, eta=1.0, guidance=7.5, samples=64, per_prompt=1, batch=8),
+    optimizer=Optimizer(lr=1e-5, weight_decay=1e-2, updates=1, rows=2, ema=0.9),
+    tuning=Tuning(mode="full"),
+    checkpoint=Checkpoints(every=10),
+)
+
+THESIS = Config(
+    model="",
+    reward="",
+    prompts="",
+    rounds=750,
+    algorithm=AlignProp(truncation="fixed"),
+    sampling=Sampling(steps=25, eta=1.0, guidance=1.0, samples=32, per_prompt=1, batch=32),
+    optimizer=Optimizer(lr=1e-6, warmup=100, weight_decay=0.01, clip_norm=1e9, updates=1, rows=4),
+    tuning=Tuning(mode="full"),
+    checkpoint=Checkpoints(every=10),
+)
+
+BUNDLED = replace(
+    DDPO_BUNDLED,
+    reward="jpeg-surrogate-compressibility",
+    rounds=8,
+    algorithm=AlignProp(checkpointing="step"),
+    sampling=Sampling(steps=20, eta=0.0, guidance=5.0, samples=16, per_prompt=2, batch=64),
+    optimizer=Optimizer(lr=3e-3, warmup=2, updates=2, rows=8),
+    evaluation=Evaluation(every=2, prompts=8, per_prompt=8),
+)
+
+_ALIGNPROP = "AlignProp §4.1, §5 and Tables 1 and 3; weight decay, gradient clip and LoRA rank are its 2023 code's"
+_DRAFT = "DRaFT's values as two re-implementations give them (methods.md §4.3)"
+_BUNDLED = "measured on the bundled model: docs/methods/alignprop.md"
+
+_CONFIGS: dict[str, tuple[Config, str, str]] = {
+    "alignprop-compressibility": (BUNDLED, "bundled model, the reward's own gradient: simple pictures", _BUNDLED),
+    "alignprop-incompressibility": (
+        replace(BUNDLED, reward="jpeg-surrogate-incompressibility"),
+        "bundled model, the reward's own gradient: busy pictures", _BUNDLED,
+    ),
+    "draft-compressibility": (
+        replace(BUNDLED, algorithm=DRaFT(last=1, checkpointing="step")),
+        "bundled model, the gradient through the last step (DRaFT-1)", _BUNDLED,
+    ),
+    "draft-lv-compressibility": (
+        replace(BUNDLED, algorithm=DRaFT(noises=2, checkpointing="step")),
+        "bundled model, the same with the picture noised twice (DRaFT-LV)", _BUNDLED,
+    ),
+    "refl-compressibility": (
+        replace(BUNDLED, algorithm=ReFL(objective="reward", target=None, scale=1.0, guided=True, checkpointing="step")),
+        "bundled model, the gradient at a random late step (ReFL)", _BUNDLED,
+    ),
+    "direct-align-compressibility": (
+        replace(BUNDLED, algorithm=DirectAlign(checkpointing="step")),
+        "bundled model, the gradient at any step without a chain (SRPO)", _BUNDLED,
+    ),
+    "alignprop-aesthetic-sd15": (
+        replace(ALIGNPROP, algorithm=AlignProp(objective="distance", target=10.0)),
+        "Stable Diffusion 1.5, 14 updates; give --reward (the paper: LAION aesthetic)", _ALIGNPROP,
+    ),
+    "alignprop-hps-sd15": (
+        LONG, "Stable Diffusion 1.5, 100 epochs; give --reward and --prompts (the paper: HPS v2)", _ALIGNPROP,
+    ),
+    "alignprop-compressibility-sd15": (
+        replace(LONG, reward="jpeg-surrogate-compressibility"),
+        "Stable Diffusion 1.5, a network that predicts the JPEG size", _ALIGNPROP,
+    ),
+    "alignprop-removal-sd15": (
+        LONG, "Stable Diffusion 1.5, concept removal; give --reward and --prompts (the paper: 1 - OwlViT)", _ALIGNPROP,
+    ),
+    "alignprop-sd15-gaussian": (
+        SECOND_CODE, "Stable Diffusion 1.5, the 2024 public code's settings; give --reward",
+        "AlignProp's 2024 public code (methods.md §4.1), without its washed-out pictures",
+    ),
+    "draft-1-sd15": (DRAFT, "Stable Diffusion 1.5, DRaFT-1; give --reward", _DRAFT),
+    "draft-lv-sd15": (
+        replace(DRAFT, algorithm=DRaFT(noises=2)), "Stable Diffusion 1.5, DRaFT-LV; give --reward", _DRAFT,
+    ),
+    "draft-50-sd15": (
+        replace(DRAFT, algorithm=DRaFT(last=None)), "Stable Diffusion 1.5, DRaFT through all 50 steps; give --reward",
+        _DRAFT,
+    ),
+    "refl-sd14": (
+        REFL, "Stable Diffusion 1.4, ReFL; give --reward and --prompts (the paper: ImageReward)",
+        "ImageReward's released ReFL.py (methods.md §4.2), in float32; its EMA's decay ends at 0.92",
+    ),
+    "thesis-backprop": (
+        THESIS, "experiment 5, no reinforcement learning; give --model, --prompts and --reward",
+        "thesis §6.8 and Table 6.2, column 5",
+    ),
+}  # fmt: skip
+
+PRESETS = {name: Preset(config, summary, source) for name, (config, summary, source) in _CONFIGS.items()}
