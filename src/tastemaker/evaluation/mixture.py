@@ -158,17 +158,16 @@ def draw_plot(found: Mapping[str, Any], folder: Path) -> None:
     if by_alpha:
         mixtures = sorted(mixtures, key=lambda mixture: mixture["weights"][0])
     x = [mixture["weights"][0] if by_alpha else i for i, mixture in enumerate(mixtures)]
-    line = {} if by_alpha else {"linestyle": ""}  # there is nothing between two sets of weights
+    line, dashes = ("-", "--") if by_alpha else ("", "")  # there is nothing between two sets of weights
     with styled():
         figure = Figure(figsize=(6.4, 3.8), layout="constrained", facecolor="white")
         axis = figure.subplots()
         for reward, colour in zip(found["rewards"], COLOURS * 2, strict=False):
             y = [mixture["rewards"][reward]["standardised"] for mixture in mixtures]
             error = [mixture["rewards"][reward]["error"] for mixture in mixtures]
-            axis.errorbar(x, y, error, color=colour, label=reward, marker="o", markersize=3.5, elinewidth=0.8, **line)
+            axis.errorbar(x, y, error, color=colour, label=reward, marker="o", markersize=3.5, elinewidth=0.8, ls=line)
         average = [mixture["average"] for mixture in mixtures]
-        style = {"linestyle": "--"} | line
-        axis.plot(x, average, color=INK, label="their average", marker="o", markersize=3.5, **style)
+        axis.plot(x, average, color=INK, label="their average", marker="o", markersize=3.5, ls=dashes)
         axis.axhline(0, color=MUTED, linewidth=0.8)
         axis.set_ylabel("base model's deviations")
         axis.set_xlabel(_x_label(found) if by_alpha else "weights")
