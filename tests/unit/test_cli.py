@@ -13,9 +13,10 @@ import pytest
 import tastemaker
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.rwr import RWR
-from tastemaker.cli import settings
-from tastemaker.cli.arguments import flag_types, nearest_flags, split_assignments
+from tastemaker.cli import mix, settings
+from tastemaker.cli.arguments import flag_types, nearest_flags, parse, split_assignments
 from tastemaker.cli.main import VERBS, main
+from tastemaker.cli.sampling import step_mask
 from tastemaker.cli.train import TrainArgs
 from tastemaker.training.config import Config
 from tastemaker.training.configfile import dump_config
@@ -145,6 +146,33 @@ MISTAKES = [
     (["sample", "--prompt", "a", "--eta", "nan"], "--eta is nan, but must be finite"),
     (["sample", "--prompt", "a", "--steps", "1001"], "--steps is 1001, but the schedule has only 1000"),
     (["sample", "--prompt", "a", "--adapter", "none"], "--adapter is none, but there is no such folder"),
+    (["sample", "--prompt", "a", "--adapter-steps", "0:9"], "--adapter-steps says when an adapter acts"),
+    (["sample", "--prompt", "a", "--adapter", "a-run", "--adapter-steps", "5"], "--adapter-steps is '5', but must be"),
+    (
+        ["sample", "--prompt", "a", "--adapter", "a-run", "--adapter-steps", "0:5,40:51"],
+        "the range 40:51, but of 50",
+    ),
+    (["sample", "--prompt", "a", "--adapter", "a-run", "--adapter-steps", "5:5"], "its end is larger than its start"),
+    (["mix"], "give the folders of the adapters"),
+    (["mix", "a-run", "nowhere"], "there is no folder nowhere"),
+    (["mix", "a-run", "--alpha", "0:1"], "--alpha is '0:1', but must be a number, several"),
+    (["mix", "a-run", "--alpha", "half"], "--alpha is 'half', but must be a number, several with commas, or start"),
+    (["mix", "a-run", "--alpha", "0:nan:1"], "--alpha is '0:nan:1', but must be"),
+    (["mix", "a-run", "--alpha", "1:0:0.1"], "by a step that leads there"),
+    (["mix", "a-run", "--alpha", "0:1:0.001"], "which are 1001 mixtures, but a sweep has at most 101"),
+    (["mix", "a-run", "runs/a", "--weights", "0.5"], "must have a number for each of the 2 adapters"),
+    (["mix", "a-run", "runs/a", "--weights", "0:1:1"], "--weights is '0:1:1', but must be numbers with commas"),
+    (["mix", "a-run", "runs/a", "--weights", "1,0", "--alpha", "1"], "give --alpha or --weights, not both"),
+    (["mix", "a-run", "runs/a", "a-run"], "--alpha mixes two adapters, and there are 3: give --weights"),
+    (["mix", "a-run", "--mode", "both"], "--mode cannot be 'both'; known: 'factor', 'delta'"),
+    (["mix", "a-run", "--rank", "2"], "--rank is of mixtures in --mode delta"),
+    (["mix", "a-run", "--rank", "0", "--mode", "delta"], "--rank is 0, but must be at least 1"),
+    (["mix", "a-run", "--n", "1", "--take", "1"], "one picture has no deviation to measure rewards in"),
+    (["mix", "used"], "which would name the base model: give --model MODEL"),
+    (["mix", "used", "--model", "m"], "which would name a reward: give --reward NAME"),
+    (["mix", "used", "--model", "m", "--reward", "r"], "which would name prompts: give --prompts or --prompt"),
+    (["mix", "a-run", "--out", "used"], "used"),
+    (["mix", "a-run"], "there is no adapter in a-run: expected a finished run"),
     (["ls", "preset"], "unknown kind 'preset'; did you mean 'presets'?"),
     (["doctor", "--fast"], "unexpected '--fast': doctor takes no arguments"),
 ]
@@ -267,6 +295,28 @@ def test_every_setting_has_a_flag():
     assert {"config", "out", "rounds", "optimizer.lr", "algorithm.clip", "tuning.targets"} <= set(known)
     assert "preset" not in known
     assert "settings.rounds" not in known
+
+
+def test_weights_of_a_sweep():
+    points = lambda *words: mix._points(parse(mix.MixArgs, ["a", *words], "mix"))  # noqa: E731
+    assert points() == {f"alpha {n / 10:g}": (n / 10,) for n in range(11)}
+    assert points("b", "--alpha", "0:1:0.25") == {
+        "alpha 0": (0, 1), "alpha 0.25": (0.25, 0.75), "alpha 0.5": (0.5, 0.5), "alpha 0.75": (0.75, 0.25),
+        "alpha 1": (1, 0),
+    }  # fmt: skip
+    # 1 - 0.9 is 0.09999999999999998, and 3 * 0.1 is 0.30000000000000004: the weights are what was written.
+    assert points("b")["alpha 0.9"] == (0.9, 0.1)
+    assert points("b")["alpha 0.3"] == (0.3, 0.7)
+    assert points("b", "--alpha=-0.5,1.5") == {"alpha -0.5": (-0.5, 1.5), "alpha 1.5": (1.5, -0.5)}
+    assert list(points("b", "--alpha", "1:0:-0.5")) == ["alpha 1", "alpha 0.5", "alpha 0"]
+    assert points("b", "c", "--weights", "0.2,0.3,0.5") == {"weights 0.2,0.3,0.5": (0.2, 0.3, 0.5)}
+
+
+def test_steps_of_an_adapter():
+    """Half-open, as Python's slices are; step 0 is the noisiest."""
+    assert step_mask("0:2,3:4", 5) == (True, True, False, True, False)
+    assert step_mask(":2, 4:", 5) == (True, True, False, False, True)
+    assert step_mask(":", 2) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.training.folders import check_new_folder
+
+if TYPE_CHECKING:
+    from tastemaker.training.config import Config
 
 RUNS = Path("runs")
 
@@ -33,6 +37,18 @@ def require_unused(out: Path) -> Path:
 def is_run(path: Path) -> bool:
     """Whether a run has been started in this folder."""
     return (path / "config.yaml").is_file()
+
+
+def run_config(adapter: Path) -> Config | None:
+    """The settings of the run that is given, or in which the given folder of an adapter lies; None elsewhere."""
+    # Here, since most verbs do without, and their --help is to be quick.
+    from tastemaker.training.config import Config
+    from tastemaker.training.configfile import load_config
+
+    for folder in (adapter, adapter.parent):
+        if is_run(folder):
+            return load_config(folder / "config.yaml", Config())
+    return None
 
 
 def require_run(path: Path) -> Path:

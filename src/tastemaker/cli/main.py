@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a model to a reward, from a preset or a file",
     "resume": "go on with a run that was stopped",
     "sample": "make pictures with a model or with what a run trained",
+    "mix": "mix adapters, and measure the mixtures by the rewards of both",
     "report": "write a run's report, or compare several runs",
     "bench": "measure speed, memory and overhead of a model and its settings",
     "ls": "list presets, algorithms, rewards, prompts and models",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from tastemaker.cli.arguments import parse
-from tastemaker.cli.folders import is_run, next_free, require_unused
+from tastemaker.cli.folders import next_free, require_unused, run_config
+from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
 from tastemaker.errors import ConfigError
 from tastemaker.prompts import load_prompts
 from tastemaker.training.config import Config, Sampling
-from tastemaker.training.reflection import require_finite
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class SampleArgs:
     """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
     adapter: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """A run, or a folder with an adapter; the model as it is when left out."""
+    adapter_steps: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANGES", help_behavior_hint="")
+    ] = ()
+    """Steps at which the adapter acts, as 0:10,15:20 (0 is the noisiest; the end is not in it). Given several times:
+    a sheet of them beside the base model and the whole adapter."""
     prompt: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
     ] = ()
@@ -51,7 +56,28 @@ def run(words: list[str]) -> int:
     args = parse(SampleArgs, words, "sample")
     prompts = _prompts(args)
     model, sampling = _settings(args)
+    masks = {ranges: step_mask(ranges, sampling.steps) for ranges in args.adapter_steps}
+    if masks and args.adapter is None:
+        raise ConfigError("--adapter-steps says when an adapter acts: give it by --adapter RUN")
     out = require_unused(args.out or next_free("sample"))
+    if args.adapter is not None and masks:
+        from tastemaker.evaluation.step_ranges import write_ranges
+        from tastemaker.training.folders import new_folder
+
+        with new_folder(out) as folder:
+            write_ranges(
+                model=model,
+                adapter=str(args.adapter),
+                masks=masks,
+                prompts=prompts,
+                n=args.n,
+                seed=args.seed,
+                guidance=sampling.guidance,
+                eta=sampling.eta,
+                folder=folder,
+            )
+        print(out / "sheet.png")
+        return 0
     from tastemaker.evaluation.samples import write_samples
 
     sheet = write_samples(
@@ -78,21 +104,9 @@ def _prompts(args: SampleArgs) -> tuple[str, ...]:
 def _settings(args: SampleArgs) -> tuple[str, Sampling]:
     """Model and sampler settings: as given, else the run's, else a config's defaults."""
     base = Config()
-    if args.adapter is not None and not args.adapter.is_dir():
-        raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder")
-    # The adapter's own folder lies in the run that trained it.
-    for folder in (args.adapter, args.adapter.parent) if args.adapter is not None else ():
-        if is_run(folder):
-            from tastemaker.training.configfile import load_config
-
-            base = load_config(folder / "config.yaml", base)
-            break
-    given = {"steps": args.steps, "guidance": args.guidance, "eta": args.eta}
-    sampling = replace(base.sampling, **{name: value for name, value in given.items() if value is not None})
-    require_finite(sampling, "--")
-    for name, value, low in (("n", args.n, 1), ("steps", sampling.steps, 1), ("eta", sampling.eta, 0)):
-        if value < low:
-            raise ConfigError(f"--{name} is {value}, but must be at least {low}")
-    if sampling.steps > 1000:
-        raise ConfigError(f"--steps is {sampling.steps}, but the schedule has only 1000 of them")
-    return args.model or base.model, sampling
+    if args.adapter is not None:
+        if not args.adapter.is_dir():
+            raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder")
+        base = run_config(args.adapter) or base
+    require_at_least("n", args.n, 1)
+    return args.model or base.model, chosen_sampling(base.sampling, args.steps, args.guidance, args.eta)

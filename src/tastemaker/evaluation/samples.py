@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -18,6 +19,10 @@ from tastemaker.protocols import Model
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.sample import batches, sample
 from tastemaker.types import Draw
+
+if TYPE_CHECKING:
+    from tastemaker.models.latent_unet import LatentUNet
+    from tastemaker.models.pixel_unet import PixelUNet
 
 
 @torch.no_grad()
@@ -91,6 +96,26 @@ def find_adapter(adapter: str | Path) -> Path:
     raise ConfigError(f"there is no adapter in {adapter}: expected a finished run, or a folder with {names}")
 
 
+def load_here(model: str) -> LatentUNet | PixelUNet:
+    """The model on this machine's accelerator in half precision, or on the CPU. Raises ModelError."""
+    from tastemaker.models import load_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(model, "fp32" if device == "cpu" else "fp16", device)
+
+
+def fixed_draw(prompts: Sequence[str], n: int, seed: int) -> Draw:
+    """`n` pictures of each prompt, one prompt after another."""
+    rows = [(place, index) for place in range(len(prompts)) for index in range(n)]
+    return Draw(
+        seed,
+        0,
+        tuple(prompts[place] for place, _ in rows),
+        tuple(place for place, _ in rows),
+        tuple(i for _, i in rows),
+    )
+
+
 def write_samples(
     *,
     model: str,
@@ -107,22 +132,14 @@ def write_samples(
 
     Raises ConfigError where the folder is in use or the adapter missing, ModelError where the model does not load.
     """
-    from tastemaker.models import load_model
     from tastemaker.training.folders import new_folder
 
     found = find_adapter(adapter) if adapter else None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    door = load_model(model, "fp32" if device == "cpu" else "fp16", device)
+    door = load_here(model)
     if found:
         door.apply(found)
-    rows = [(place, index) for place in range(len(prompts)) for index in range(n)]
-    draw = Draw(
-        seed,
-        0,
-        tuple(prompts[place] for place, _ in rows),
-        tuple(place for place, _ in rows),
-        tuple(i for _, i in rows),
-    )
+    draw = fixed_draw(prompts, n, seed)
+    rows = list(zip(draw.prompt_index, draw.sample_index, strict=True))
     x = pictures(door, draw, door.process.grid(steps), guidance, eta, batch=16)
     with new_folder(out) as folder:
         images = to_pil(x)

@@ -200,7 +200,8 @@ class LatentUNet:
     def apply(self, folder: Path) -> None:
         """Puts on what `save` wrote: an adapter, or the whole U-Net."""
         if (folder / lora.WEIGHTS).is_file():
-            self.pipeline.load_lora_weights(folder)
+            with quiet():  # diffusers notes that the text encoder gets none
+                self.pipeline.load_lora_weights(folder)
         else:
             unet = type(self.pipeline.unet).from_pretrained(folder / "unet")
             self.pipeline.unet.load_state_dict(unet.state_dict())

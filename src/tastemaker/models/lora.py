@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
 from tastemaker.models.quiet import quiet
@@ -71,21 +72,30 @@ def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str
 
 def save_lora(network: Any, folder: Path) -> None:
     """Writes the adapter to `folder` in the form of `StableDiffusionPipeline.load_lora_weights`, alpha included."""
+    write_lora(get_peft_model_state_dict(network), network.peft_config["default"], folder)
+
+
+def write_lora(state: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
+    """`save_lora` of an adapter by peft's names."""
     StableDiffusionLoraLoaderMixin.save_lora_weights(
         folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(network)),
-        unet_lora_adapter_metadata=network.peft_config["default"].to_dict(),
+        unet_lora_layers=convert_state_dict_to_diffusers(state),
+        unet_lora_adapter_metadata=config.to_dict(),
     )
 
 
 def save_peft(network: Any, folder: Path) -> None:
     """Writes the adapter to `folder` in the form of `peft.PeftModel.from_pretrained`, alpha included."""
+    write_peft(get_peft_model_state_dict(network), network.peft_config["default"], folder)
+
+
+def write_peft(state: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
+    """`save_peft` of an adapter by peft's names."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(network)
     # peft's own files hold the names of its wrapper around a model.
     weights = {f"base_model.model.{name}": value.contiguous().cpu() for name, value in state.items()}
     save_file(weights, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
-    network.peft_config["default"].save_pretrained(folder)
+    config.save_pretrained(str(folder))
 
 
 def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None]:
@@ -103,6 +113,7 @@ def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None
 def adapters_off(network: nn.Module) -> Iterator[None]:
     """Inside it the network is the one that training started from."""
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    learning = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -110,3 +121,25 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+        # peft lets adapters learn that are turned on. Those loaded to sample do not, and torch multiplies by weights
+        # that learn in another order, even where no graph is kept.
+        for parameter, was in learning:
+            parameter.requires_grad_(was)
+
+
+def remove(network: Any) -> None:
+    """Takes every adapter off for good: the network is the one that was loaded."""
+    recurse_remove_peft_layers(network)
+    for mark in ("peft_config", "_hf_peft_config_loaded"):
+        if mark in vars(network):
+            delattr(network, mark)
+
+
+@contextmanager
+def applied(model: Any, folder: Path) -> Iterator[None]:
+    """Inside it a model that has no adapter has the folder's."""
+    model.apply(folder)
+    try:
+        yield
+    finally:
+        remove(model.pipeline.unet)

@@ -1,0 +1,184 @@
+"""Mixtures of adapters on disk, measured on the same pictures: `tastemaker mix` (AlignProp §5.4 and Table 4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tastemaker.errors import RewardError
+from tastemaker.evaluation.labelled import labelled_grid
+from tastemaker.evaluation.report_svg import COLOURS, INK, MUTED, styled
+from tastemaker.evaluation.samples import find_adapter, fixed_draw, load_here, pictures, to_pil
+from tastemaker.models import adapter_files, lora
+from tastemaker.models.mixing import Adapter, Mode, compress, mix, require_alike, require_fits
+from tastemaker.rewards.contract import score
+from tastemaker.rewards.registry import load_reward
+from tastemaker.sample import batches
+
+BATCH, ROWS = 16, 8
+"""Pictures sampled at once, and prompts in the grid."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is mixed, and how the mixtures are measured."""
+
+    adapters: tuple[Path, ...]
+    points: dict[str, tuple[float, ...]]
+    """Weights of each mixture, by its name."""
+    mode: Mode
+    rank: int | None
+    model: str
+    prompts: tuple[str, ...]
+    n: int
+    """Pictures of each prompt."""
+    seed: int
+    rewards: tuple[str, ...]
+    sampling: Any
+    """Steps, guidance, eta and size (training.config.Sampling)."""
+
+    @property
+    def calls(self) -> int:
+        """Of the network, in the whole sweep."""
+        return (1 + len(self.points)) * self.sampling.steps * len(batches(len(self.prompts) * self.n, BATCH))
+
+
+def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Fills `folder` with adapters/, and where there are rewards with mix.json, mix.png, mix.svg and grid.png.
+
+    Returns what mix.json says. Raises ModelError, before anything is sampled, for adapters that cannot be mixed.
+    """
+    sources = [find_adapter(adapter) for adapter in plan.adapters]
+    names = [str(adapter) for adapter in plan.adapters]
+    forms = [adapter_files.form(source) for source in sources]
+    parts = [adapter_files.read(source) for source in sources]
+    require_alike(parts, names)
+    door = load_here(plan.model)
+    require_fits(parts[0], door.pipeline.unet, names[0], plan.model)
+    ranks = [_write(plan, parts, sources, weights, folder / place(name), forms[0]) for name, weights in _items(plan)]
+    found = {
+        "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
+        "seed": plan.seed, "steps": plan.sampling.steps, "guidance": plan.sampling.guidance, "eta": plan.sampling.eta,
+        "rewards": plan.rewards, "base": {}, "mixtures": [
+            {"name": name, "weights": weights, "rank": rank, "adapter": str(place(name))}
+            for (name, weights), rank in zip(_items(plan), ranks, strict=True)
+        ],
+    }  # fmt: skip
+    if plan.rewards:
+        _measure(plan, door, folder, found, advance)
+        draw_plot(found, folder)
+    (folder / "mix.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def place(name: str) -> Path:
+    """Of a mixture's adapter in the folder."""
+    return Path("adapters") / name.replace(" ", "-").replace(",", "_")
+
+
+def _items(plan: Plan) -> list[tuple[str, tuple[float, ...]]]:
+    return list(plan.points.items())
+
+
+def _write(
+    plan: Plan, parts: Sequence[Adapter], sources: Sequence[Path], weights: Sequence[float], folder: Path, form: str
+) -> int:
+    """Writes a mixture and returns its rank. One adapter alone is its own files: arithmetic would not change its
+    values, but other ranks, scales and dtypes would change a picture's last bits."""
+    used = [index for index, weight in enumerate(weights) if weight]
+    if len(used) == 1 and weights[used[0]] == 1:
+        adapter_files.copy(sources[used[0]], folder)
+        made = parts[used[0]]
+    else:
+        made = mix(parts, weights, plan.mode)
+        made = compress(made, plan.rank) if plan.rank else made
+        adapter_files.write(made, folder, form)
+    return max(factors.rank for factors in made.values())
+
+
+def _measure(plan: Plan, door: Any, folder: Path, found: dict[str, Any], advance: Callable[[], None]) -> None:
+    """Puts the rewards of the base model and of every mixture into `found`, and draws the grid."""
+    rewards = {name: load_reward(name) for name in plan.rewards}
+    door.check(plan.prompts)
+    sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
+    if sampling.size is not None:
+        door.resize(sampling.size)
+    grid = door.process.grid(sampling.steps)
+
+    def look() -> tuple[dict[str, Tensor], list[Any]]:
+        x = pictures(door, draw, grid, sampling.guidance, sampling.eta, BATCH, advance)
+        first = x[:: plan.n][:ROWS]
+        return {name: score(reward, x, draw.prompts) for name, reward in rewards.items()}, to_pil(first)
+
+    base, shown = look()
+    columns = [shown]
+    found["base"] = {name: standing(values, values, name) for name, values in base.items()}
+    for mixture in found["mixtures"]:
+        with lora.applied(door, folder / mixture["adapter"]):
+            values, shown = look()
+        columns.append(shown)
+        mixture["rewards"] = {name: standing(values[name], base[name], name) for name in rewards}
+        mixture["average"] = sum(one["standardised"] for one in mixture["rewards"].values()) / len(rewards)
+    prompts = plan.prompts[:ROWS]
+    images = [column[row] for row in range(len(prompts)) for column in columns]
+    names = ["base", *(mixture["name"].removeprefix("weights ") for mixture in found["mixtures"])]
+    labelled_grid(images, prompts, names).save(folder / "grid.png")
+
+
+def standing(values: Tensor, base: Tensor, name: str) -> dict[str, float]:
+    """Mean and deviation of rewards [B], and the mean in the base model's deviations from its mean, with its error.
+
+    Both are of the same prompts and noise, so the error (of the mean difference) is that of B paired differences.
+    Raises RewardError where the base model's rewards do not differ.
+    """
+    unit = base.double().std(correction=0).item()
+    if unit == 0:
+        raise RewardError(
+            f"the reward {name} gives all {len(base)} pictures of the base model {base[0].item():g}, and has no "
+            "deviation to measure mixtures in: give more or other prompts"
+        )
+    difference = values.double() - base.double()
+    return {
+        "mean": values.double().mean().item(), "std": values.double().std(correction=0).item(),
+        "standardised": difference.mean().item() / unit,
+        "error": difference.std(correction=1).item() / len(values) ** 0.5 / unit,
+    }  # fmt: skip
+
+
+def draw_plot(found: Mapping[str, Any], folder: Path) -> None:
+    """mix.png and mix.svg: every reward and their average over alpha, or over the mixtures in their order."""
+    mixtures = found["mixtures"]
+    by_alpha = all(mixture["name"].startswith("alpha ") for mixture in mixtures)
+    if by_alpha:
+        mixtures = sorted(mixtures, key=lambda mixture: mixture["weights"][0])
+    x = [mixture["weights"][0] if by_alpha else i for i, mixture in enumerate(mixtures)]
+    line, dashes = ("-", "--") if by_alpha else ("", "")  # there is nothing between two sets of weights
+    with styled():
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained", facecolor="white")
+        axis = figure.subplots()
+        for reward, colour in zip(found["rewards"], COLOURS * 2, strict=False):
+            y = [mixture["rewards"][reward]["standardised"] for mixture in mixtures]
+            error = [mixture["rewards"][reward]["error"] for mixture in mixtures]
+            axis.errorbar(x, y, error, color=colour, label=reward, marker="o", markersize=3.5, elinewidth=0.8, ls=line)
+        average = [mixture["average"] for mixture in mixtures]
+        axis.plot(x, average, color=INK, label="their average", marker="o", markersize=3.5, ls=dashes)
+        axis.axhline(0, color=MUTED, linewidth=0.8)
+        axis.set_ylabel("base model's deviations")
+        axis.set_xlabel(_x_label(found) if by_alpha else "weights")
+        if not by_alpha:
+            axis.set_xticks(x, [mixture["name"].removeprefix("weights ") for mixture in mixtures], rotation=30)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0, labelcolor=INK)
+        for kind in ("png", "svg"):
+            figure.savefig(folder / f"mix.{kind}", dpi=160, facecolor="white")
+
+
+def _x_label(found: Mapping[str, Any]) -> str:
+    names = [Path(name).name for name in found["adapters"]]
+    rest = names[1] if len(names) > 1 else "the base model"
+    return f"alpha, the weight of {names[0]}; the rest is {rest} ({found['mode']})"

@@ -1,0 +1,66 @@
+"""`tastemaker sample --adapter-steps`: what an adapter does in parts of the sampling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from tastemaker.evaluation.labelled import labelled_grid
+from tastemaker.evaluation.samples import contact_sheet, find_adapter, fixed_draw, load_here, pictures, to_pil
+from tastemaker.models.adapter_files import form
+from tastemaker.models.switched import switched
+from tastemaker.protocols import Model
+from tastemaker.types import Draw
+
+
+def write_ranges(
+    *,
+    model: str,
+    adapter: str,
+    masks: dict[str, tuple[bool, ...]],
+    prompts: Sequence[str],
+    n: int,
+    seed: int,
+    guidance: float,
+    eta: float,
+    folder: Path,
+) -> None:
+    """Samples `n` pictures of each prompt with the adapter on at the steps of each mask, by the masks' names.
+
+    One mask gives pictures and their sheet. Several give folders of pictures, and a sheet whose rows are the base
+    model, each mask, and the adapter at all steps; its columns are the pictures.
+    """
+    found = find_adapter(adapter)
+    form(found)
+    door = load_here(model)
+    door.apply(found)
+    draw = fixed_draw(prompts, n, seed)
+    several = len(masks) > 1
+    rows = {name: _masked(door, draw, mask, guidance, eta) for name, mask in masks.items()}
+    if several:
+        steps = len(next(iter(masks.values())))
+        whole = {"base": (False,) * steps, "all steps": (True,) * steps}
+        base, full = (_masked(door, draw, mask, guidance, eta) for mask in whole.values())
+        rows = {"base": base, **{f"steps {name}": x for name, x in rows.items()}, "all steps": full}
+    listing = []
+    for name, x in rows.items():
+        place = name.replace(" ", "-").replace(":", "-").replace(",", "+") if several else ""
+        (folder / place).mkdir(exist_ok=True)
+        for index, image in enumerate(to_pil(x)):
+            file = Path(place) / f"{draw.prompt_index[index]:03d}-{draw.sample_index[index]:02d}.png"
+            image.save(folder / file)
+            entry = {"file": str(file), "prompt": draw.prompts[index], "seed": draw.sample_index[index]}
+            listing.append(entry | {"adapter_steps": name.removeprefix("steps ")})
+    images = [image for x in rows.values() for image in to_pil(x)]
+    sheet = labelled_grid(images, list(rows)) if several else contact_sheet(images, columns=n)
+    sheet.save(folder / "sheet.png")
+    (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
+
+
+def _masked(door: Model, draw: Draw, mask: Sequence[bool], guidance: float, eta: float) -> Tensor:
+    """[B,3,H,W]"""
+    grid = door.process.grid(len(mask))
+    return pictures(switched(door, grid, mask), draw, grid, guidance, eta, batch=16)
