@@ -12,7 +12,7 @@ from skimage.color import lab2rgb, rgb2lab
 from tastemaker.errors import RewardError
 from tastemaker.rewards.contract import reward, score
 from tastemaker.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility, to_bytes
-from tastemaker.rewards.registry import BUILTIN, load_reward
+from tastemaker.rewards.registry import BUILTIN, differentiable_rewards, load_reward
 
 PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -227,3 +227,13 @@ def test_marks():
 
     assert (brightness.differentiable, brightness.space) == (True, "latent")
     assert jpeg_compressibility.differentiable is False
+
+
+def test_the_registry_knows_which_rewards_have_a_gradient(tmp_path):
+    """Its flag is the function's own mark, for every entry."""
+    file = saved(torch.ones(3, 8, 8), tmp_path / "y.png")
+    for name, entry in BUILTIN.items():
+        function = load_reward(f"{name}:{file}" if entry.argument else name)
+        assert function.differentiable == entry.differentiable, name
+    assert set(differentiable_rewards()) >= {"target-image"}
+    assert "jpeg-compressibility" not in differentiable_rewards()

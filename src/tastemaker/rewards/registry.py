@@ -26,6 +26,8 @@ class RewardEntry:
     summary: str
     argument: str | None = None
     """What has to follow the name after a colon, where anything does; the target then makes the reward from it."""
+    differentiable: bool = False
+    """The function's own mark, known without importing it: whether methods that need a gradient can use it."""
 
 
 BUILTIN = {
@@ -42,7 +44,10 @@ BUILTIN = {
         "tastemaker.rewards.colour:colourfulness", "share of vivid pixels times the entropy of hues, up to 2.81 bits"
     ),
     "target-image": RewardEntry(
-        "tastemaker.rewards.target:target_image", "-10 times the weighted RMS distance to one picture", "FILE"
+        "tastemaker.rewards.target:target_image",
+        "-10 times the weighted RMS distance to one picture",
+        "FILE",
+        differentiable=True,
     ),
 }
 
@@ -50,6 +55,11 @@ BUILTIN = {
 def installed() -> dict[str, str]:
     """Names and targets of the rewards that other installed packages offer."""
     return {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def differentiable_rewards() -> list[str]:
+    """Names of the built-in rewards that have a gradient, without what some need after a colon."""
+    return [name for name, entry in BUILTIN.items() if entry.differentiable]
 
 
 def load_reward(name: str) -> Reward:
