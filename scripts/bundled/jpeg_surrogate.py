@@ -5,7 +5,7 @@
 Pictures: drawings, the bundled model's samples, samples of finished runs on it (--runs), photographs of scikit-image,
 patterns, and all of these changed at random. Then twice: pictures that climb the network itself, up and down, join
 them with their true sizes, and it is trained again. Every third run, two photographs and other seeds are held out.
---measure only measures the network that ships. One core: about 12 minutes with 23 runs, most of it for their samples,
+--measure only measures the network that ships. One core: about 14 minutes with 26 runs, 4 of them for their samples,
 which stay in --work; the outcome is a function of the seeds, of the runs and of torch's version.
 """
 

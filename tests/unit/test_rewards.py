@@ -235,5 +235,5 @@ def test_the_registry_knows_which_rewards_have_a_gradient(tmp_path):
     for name, entry in BUILTIN.items():
         function = load_reward(f"{name}:{file}" if entry.argument else name)
         assert function.differentiable == entry.differentiable, name
-    assert set(differentiable_rewards()) >= {"target-image"}
+    assert set(differentiable_rewards()) >= {"target-image", "jpeg-surrogate-compressibility"}
     assert "jpeg-compressibility" not in differentiable_rewards()

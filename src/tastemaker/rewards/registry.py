@@ -37,6 +37,16 @@ BUILTIN = {
     "jpeg-incompressibility": RewardEntry(
         "tastemaker.rewards.jpeg:jpeg_incompressibility", "the JPEG size in kB (quality 95): busy pictures"
     ),
+    "jpeg-surrogate-compressibility": RewardEntry(
+        "tastemaker.rewards.jpeg_surrogate:jpeg_surrogate_compressibility",
+        "minus the JPEG size in kB as a small network counts it",
+        differentiable=True,
+    ),
+    "jpeg-surrogate-incompressibility": RewardEntry(
+        "tastemaker.rewards.jpeg_surrogate:jpeg_surrogate_incompressibility",
+        "the JPEG size in kB as a small network counts it",
+        differentiable=True,
+    ),
     "judge-score": RewardEntry(
         "tastemaker.rewards.judge:judge_score", "the judge's confidence that the prompt is shown (bundled model)"
     ),
