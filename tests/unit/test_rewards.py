@@ -13,7 +13,7 @@ from tastemaker.errors import RewardError
 from tastemaker.rewards.colour import _ab, colourfulness, soft_colourfulness
 from tastemaker.rewards.contract import graded, reward, score
 from tastemaker.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility, to_bytes
-from tastemaker.rewards.registry import BUILTIN, load_reward
+from tastemaker.rewards.registry import BUILTIN, differentiable_rewards, load_reward
 
 PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -252,13 +252,6 @@ def test_soft_colourfulness_goes_with_the_hard_one_and_has_its_gradient():
     assert torch.autograd.grad(soft_colourfulness(grey, [""]).sum(), grey)[0].isfinite().all()
 
 
-def test_marks_in_the_list_are_the_rewards_own(tmp_path):
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
-    for name, entry in BUILTIN.items():
-        made = load_reward(f"{name}:{tmp_path / 'red.png'}" if entry.argument else name)
-        assert made.differentiable == entry.differentiable, name
-
-
 def test_graded_answers_keep_their_graph_and_are_checked():
     x = PICTURES.clone().requires_grad_()
     assert graded(lambda x, prompts: x.mean((1, 2, 3)), x, ["a"] * 3).requires_grad
@@ -268,3 +261,13 @@ def test_graded_answers_keep_their_graph_and_are_checked():
         graded(lambda x, prompts: x.mean((1, 2, 3)) / 0, x, ["a"] * 3)
     with pytest.raises(RewardError, match="raised ZeroDivisionError"):
         graded(lambda x, prompts: 1 / 0, x, ["a"] * 3)
+
+
+def test_the_registry_knows_which_rewards_have_a_gradient(tmp_path):
+    """Its flag is the function's own mark, for every entry."""
+    file = saved(torch.ones(3, 8, 8), tmp_path / "y.png")
+    for name, entry in BUILTIN.items():
+        function = load_reward(f"{name}:{file}" if entry.argument else name)
+        assert function.differentiable == entry.differentiable, name
+    assert set(differentiable_rewards()) >= {"target-image", "jpeg-surrogate-compressibility"}
+    assert "jpeg-compressibility" not in differentiable_rewards()

@@ -43,8 +43,8 @@ def _rewards() -> dict[str, str]:
     from tastemaker.rewards.registry import BUILTIN, installed
 
     others = {name: f"from an installed package: {target}" for name, target in installed().items()}
-    named = {name if e.argument is None else f"{name}:{e.argument}": e.summary for name, e in BUILTIN.items()}
-    return named | others
+    named = {name if e.argument is None else f"{name}:{e.argument}": e for name, e in BUILTIN.items()}
+    return {name: e.summary + "; differentiable" * e.differentiable for name, e in named.items()} | others
 
 
 def _prompts() -> dict[str, str]:

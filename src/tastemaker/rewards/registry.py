@@ -27,7 +27,7 @@ class RewardEntry:
     argument: str | None = None
     """What has to follow the name after a colon, where anything does; the target then makes the reward from it."""
     differentiable: bool = False
-    """Whether it has a gradient, as its own mark says."""
+    """The function's own mark, known without importing it: whether methods that need a gradient can use it."""
 
 
 BUILTIN = {
@@ -36,6 +36,16 @@ BUILTIN = {
     ),
     "jpeg-incompressibility": RewardEntry(
         "tastemaker.rewards.jpeg:jpeg_incompressibility", "the JPEG size in kB (quality 95): busy pictures"
+    ),
+    "jpeg-surrogate-compressibility": RewardEntry(
+        "tastemaker.rewards.jpeg_surrogate:jpeg_surrogate_compressibility",
+        "minus the JPEG size in kB as a small network counts it",
+        differentiable=True,
+    ),
+    "jpeg-surrogate-incompressibility": RewardEntry(
+        "tastemaker.rewards.jpeg_surrogate:jpeg_surrogate_incompressibility",
+        "the JPEG size in kB as a small network counts it",
+        differentiable=True,
     ),
     "judge-score": RewardEntry(
         "tastemaker.rewards.judge:judge_score", "the judge's confidence that the prompt is shown (bundled model)"
@@ -58,14 +68,14 @@ BUILTIN = {
 }
 
 
-def differentiable_rewards() -> list[str]:
-    """Built-in rewards whose gradient can be followed."""
-    return [name for name, entry in BUILTIN.items() if entry.differentiable]
-
-
 def installed() -> dict[str, str]:
     """Names and targets of the rewards that other installed packages offer."""
     return {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def differentiable_rewards() -> list[str]:
+    """Names of the built-in rewards that have a gradient, without what some need after a colon."""
+    return [name for name, entry in BUILTIN.items() if entry.differentiable]
 
 
 def load_reward(name: str) -> Reward:
