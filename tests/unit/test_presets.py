@@ -11,6 +11,7 @@ from tastemaker.training.presets import PRESETS
 TASKS = ("compressibility", "incompressibility")
 
 
+BACKPROP = ("alignprop", "draft", "draft-lv", "refl", "direct-align")
 METHODS = ("pg", "dpok", "grpo", "dpo", "ppo", "b2", "nft", "rwr", "rwr-sparse")
 
 
@@ -21,14 +22,19 @@ def test_names_of_all_presets():
     rwr = {f"rwr{kind}-{task}-sd14" for task in TASKS for kind in ("", "-sparse")}
     templates = {f"{method}-sd14-template{number}" for method in ("b2", "ddpo") for number in (1, 2, 3)}
     thesis = {f"thesis-{name}" for name in ("target", "colour", "aesthetic", "macaw", "pink", "pickscore")}
-    assert set(PRESETS) == ddpo | bundled | rwr | templates | thesis | {"dpok-sd15", "d3po-sd15"}
+    gradient = {f"{method}-compressibility" for method in BACKPROP} | {"alignprop-incompressibility"}
+    gradient |= {f"alignprop-{name}-sd15" for name in ("aesthetic", "hps", "compressibility", "removal")}
+    gradient |= {"alignprop-sd15-gaussian", "draft-1-sd15", "draft-lv-sd15", "draft-50-sd15", "refl-sd14"}
+    thesis |= {"thesis-backprop"}
+    assert set(PRESETS) == ddpo | bundled | rwr | templates | thesis | gradient | {"dpok-sd15", "d3po-sd15"}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_name_says_reward_and_model(name: str):
     config = PRESETS[name].config
     if "compress" in name:
-        assert config.reward == ("jpeg-incompressibility" if "incompress" in name else "jpeg-compressibility")
+        kind = "jpeg-surrogate" if config.pathwise else "jpeg"
+        assert config.reward == (f"{kind}-incompressibility" if "incompress" in name else f"{kind}-compressibility")
     if "sd14" in name:
         assert config.model == "CompVis/stable-diffusion-v1-4"
     elif "sd15" in name:
@@ -213,3 +219,40 @@ def test_every_method_on_the_bundled_model_asks_for_as_many_rewards(method: str)
     base, config = PRESETS["ddpo-compressibility"].config, PRESETS[f"{method}-compressibility"].config
     assert config.algorithm.name == {"b2": "ddpo", "rwr-sparse": "rwr"}.get(method, method)
     assert (config.sampling.samples, config.prompts, config.tuning) == (128, base.prompts, base.tuning)
+
+
+def test_alignprop():
+    """AlignProp §4.1, A.1: 7 epochs of 256 pictures in batches of 128 (14 updates), 50 DDIM steps, w 7.5, lr 1e-3."""
+    config = PRESETS["alignprop-aesthetic-sd15"].config
+    assert (config.rounds, config.optimizer.updates, config.sampling.samples) == (7, 2, 256)
+    assert (config.sampling.steps, config.sampling.eta, config.sampling.guidance) == (50, 0.0, 7.5)
+    assert (config.optimizer.lr, config.tuning.rank, config.prompts) == (1e-3, 4, "alignprop-animals")
+    assert (config.algorithm.truncation, config.algorithm.objective, config.algorithm.target) == (
+        "uniform", "distance", 10.0,
+    )  # fmt: skip
+    second = PRESETS["alignprop-sd15-gaussian"].config
+    # Its first step that learns is 42 of 50 in the mean.
+    assert (second.algorithm.last, second.algorithm.spread) == (50 - 42, 5.0)
+    assert (second.sampling.eta, second.sampling.guidance, second.optimizer.clip_norm) == (1.0, 5.0, 1.0)
+
+
+def test_draft_refl_and_the_thesis_fifth_experiment():
+    draft = PRESETS["draft-lv-sd15"].config
+    assert (draft.algorithm.last, draft.algorithm.noises, draft.tuning.rank) == (1, 2, 8)
+    assert (draft.optimizer.lr, draft.optimizer.weight_decay, draft.sampling.samples, draft.rounds) == (
+        4e-4,
+        0.1,
+        4,
+        2000,
+    )
+    assert PRESETS["draft-50-sd15"].config.algorithm.last is None
+    refl = PRESETS["refl-sd14"].config
+    assert (refl.sampling.steps, refl.sampling.eta, refl.algorithm.guided) == (40, 1.0, False)
+    assert int(refl.algorithm.earliest * 40) == 30
+    assert (refl.algorithm.target, refl.algorithm.scale, refl.optimizer.lr) == (2.0, 1e-3, 1e-5)
+    assert (refl.rounds * refl.optimizer.updates, refl.sampling.samples, refl.tuning.mode) == (100, 64, "full")
+    thesis = PRESETS["thesis-backprop"].config
+    assert (thesis.algorithm.truncation, thesis.algorithm.last, thesis.algorithm.kl) == ("fixed", None, 0.0)
+    assert (thesis.sampling.steps, thesis.sampling.samples, thesis.optimizer.rows) == (25, 32, 4)
+    assert (thesis.optimizer.lr, thesis.optimizer.warmup, thesis.optimizer.weight_decay) == (1e-6, 100, 0.01)
+    assert (thesis.rounds, thesis.optimizer.updates, thesis.tuning.mode) == (750, 1, "full")
