@@ -14,6 +14,7 @@ VERBS = {
     "resume": "go on with a run that was stopped",
     "sample": "make pictures with a model or with what a run trained",
     "report": "write a run's report, or compare several runs",
+    "reward": "serve a reward to runs on other machines",
     "bench": "measure speed, memory and overhead of a model and its settings",
     "ls": "list presets, algorithms, rewards, prompts and models",
     "doctor": "show what is installed and what is missing",
