@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import ssl
 import sys
 import threading
@@ -21,7 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import httpx
 import torch
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from torch import Tensor
 
 from tastemaker.errors import RewardError, RewardUnavailable
@@ -47,7 +48,8 @@ CONNECT = 10.0
 """Most seconds for a connection to come about."""
 ANSWER_BYTES = 2**20
 """Longest answer that is read."""
-_backoff = wait_exponential_jitter(initial=0.25, max=10, jitter=0.5)
+_DICE = random.Random()
+"""Its own, so that waiting changes no random number of a run."""
 _WRITE = {"png": (write_json, JSON), "safetensors": (write_safetensors, SAFETENSORS)}
 _HINTS = {
     401: "is the right token in ${token_env}?",
@@ -308,7 +310,7 @@ class RemoteReward:
         error = state.outcome.exception() if state.outcome else None
         if len(self._servers.urls) > 1 and self._servers.any_fresh():
             return 0.0
-        return max(_backoff(state), error.after if isinstance(error, _Passing) else 0.0)
+        return max(backoff(state.attempt_number), error.after if isinstance(error, _Passing) else 0.0)
 
     def _tell(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -342,6 +344,11 @@ async def _exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[
         return response.status_code, response.headers, content[:ANSWER_BYTES]
     finally:
         await response.aclose()
+
+
+def backoff(tries: int) -> float:
+    """Seconds to wait after so many tries: 0.25, 0.5, 1, ... up to 10, and up to half as much again at random."""
+    return min(0.25 * 2 ** min(tries - 1, 10), 10.0) * (1 + 0.5 * _DICE.random())
 
 
 def retry_after(headers: httpx.Headers) -> float:

@@ -120,10 +120,9 @@ def read_safetensors(body: bytes, limits: Limits) -> Asked:
     metadata, entry = header.get("__metadata__"), header.get("pictures")
     if set(header) != {"__metadata__", "pictures"} or not isinstance(metadata, dict) or not isinstance(entry, dict):
         raise Refused(400, "expected one tensor `pictures`, and metadata with `prompts`")
-    shape = entry.get("shape")
-    whole = isinstance(shape, list) and len(shape) == 4 and all(type(n) is int and n > 0 for n in shape)
-    if not whole or shape[1] != 3 or entry.get("dtype") != "F32":
-        raise Refused(400, f"pictures must be F32 of shape [B,3,H,W], not {entry.get('dtype')} of {_short(shape)}")
+    shape: Any = entry.get("shape")
+    if entry.get("dtype") != "F32" or not _is_shape(shape):
+        raise Refused(400, f"pictures must be F32 of shape [B,3,H,W], not {_short((entry.get('dtype'), shape))}")
     try:
         written = json.loads(metadata.get("prompts", ""))
     except (TypeError, ValueError, RecursionError) as error:
@@ -140,6 +139,13 @@ def read_safetensors(body: bytes, limits: Limits) -> Asked:
 
 
 READ = {JSON: read_json, SAFETENSORS: read_safetensors}
+
+
+def _is_shape(shape: Any) -> bool:
+    """Whether it is [B,3,H,W]."""
+    return (
+        isinstance(shape, list) and len(shape) == 4 and all(type(n) is int and n > 0 for n in shape) and shape[1] == 3
+    )
 
 
 def _header(body: bytes) -> dict[str, Any]:
