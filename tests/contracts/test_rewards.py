@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from serving import served
 
+from serving import served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardUnavailable
 from tastemaker.rewards.check import check_reward, pictures

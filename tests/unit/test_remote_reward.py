@@ -9,10 +9,10 @@ from email.utils import formatdate
 
 import httpx
 import pytest
-import serving
 import torch
-from serving import GOOD, Scripted, changed, cut, drip, good, hang_up, raw, redness, served, slow
 
+import serving
+from serving import GOOD, Scripted, changed, cut, drip, good, hang_up, raw, redness, served, slow
 from tastemaker.errors import ConfigError, RewardError, RewardUnavailable
 from tastemaker.rewards import remote
 from tastemaker.rewards.contract import score
@@ -123,7 +123,7 @@ def test_what_does_not_pass_ends_in_an_error_in_time(what):
 def test_a_server_that_fails_at_a_request_is_asked_so_many_times():
     with Scripted(lambda n: PASSING["500"]) as server:
         ask, _ = client(server.url, wait=60, tries=3)
-        with pytest.raises(RewardUnavailable, match="3 tries .*status 500: out of memory"):
+        with pytest.raises(RewardUnavailable, match=r"3 tries .*status 500: out of memory"):
             ask(X[:1], ["a"])
         assert len(server.asked) == 3
 
@@ -273,7 +273,7 @@ def test_the_token_is_sent_and_never_shown(monkeypatch):
 
 def test_a_token_that_was_asked_for_must_be_there(monkeypatch):
     assert read_token("TASTEMAKER_REWARD_TOKEN") is None
-    with pytest.raises(RewardError, match="variable NO_SUCH_TOKEN.* is not set"):
+    with pytest.raises(RewardError, match=r"variable NO_SUCH_TOKEN.* is not set"):
         load_reward("http://127.0.0.1:9", Remote(token_env="NO_SUCH_TOKEN"))
     monkeypatch.setenv("MY_TOKEN", "a b")
     with pytest.raises(RewardError, match="has blanks") as caught:
@@ -300,7 +300,7 @@ def test_addresses():
 def test_settings_are_checked(name):
     with pytest.raises(ConfigError, match=f"remote.{name} is 0"):
         Remote(**{name: 0})
-    with pytest.raises(ConfigError, match="remote.wait is -1"):
+    with pytest.raises(ConfigError, match=r"remote.wait is -1"):
         Remote(wait=-1)
 
 

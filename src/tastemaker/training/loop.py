@@ -143,7 +143,9 @@ def collect(
             pictures.append(x)
             scorer.submit(x, chosen.prompts)
         start = time.perf_counter()
-        rewards = [answer.result() for answer in scorer.answers]
+        # A signal need not wait for a reward that takes long; but several processes have to be asked together.
+        alone = session.accelerator.num_processes == 1
+        rewards = [answer.result() for answer in scorer.finished(between if alone else lambda: None)]
         session.seconds["score"] += time.perf_counter() - start
     return concat(parts), torch.cat(pictures), torch.cat(rewards)
 
@@ -158,6 +160,13 @@ class _Scorer:
 
     def submit(self, x: Tensor, prompts: Sequence[str]) -> None:
         self.answers.append(self.thread.submit(self._score, x, prompts))
+
+    def finished(self, meanwhile: Callable[[], None]) -> Iterator[Future[Tensor]]:
+        """The answers in order, each when it is there; calls `meanwhile` again and again until then."""
+        for answer in self.answers:
+            while wait([answer], timeout=0.2).not_done:
+                meanwhile()
+            yield answer
 
     def check(self) -> None:
         if self.failed is not None:
@@ -181,8 +190,9 @@ def _scorer(reward: Reward) -> Iterator[_Scorer]:
     except BaseException:
         scorer.thread.shutdown(wait=False, cancel_futures=True)
         cancel = getattr(reward, "cancel", lambda: None)
-        while wait(scorer.answers, timeout=0.1).not_done:
+        while under_way := [answer for answer in scorer.answers if not answer.done()]:
             cancel()
+            wait(under_way, timeout=0.1)
         raise
     finally:
         scorer.thread.shutdown(cancel_futures=True)
