@@ -44,7 +44,7 @@ def _rewards() -> dict[str, str]:
 
     others = {name: f"from an installed package: {target}" for name, target in installed().items()}
     named = {name if e.argument is None else f"{name}:{e.argument}": e.summary for name, e in BUILTIN.items()}
-    return named | others
+    return named | others | {"http://HOST:PORT": "any of these on a server (`tastemaker reward serve NAME`)"}
 
 
 def _prompts() -> dict[str, str]:

@@ -253,7 +253,8 @@ class RemoteReward:
         except _Passing as error:
             spent = f"{tries} {'try' if tries == 1 else 'tries'} in {time.monotonic() - began:.0f} s"
             kind = RewardError if error.kind == "nonsense" else RewardUnavailable
-            raise kind(f"the reward {self.__name__} gave no numbers after {spent}: {error}") from None
+            mend = " (is it running? `remote.wait` is how long it is waited for)" if error.kind == "silent" else ""
+            raise kind(f"the reward {self.__name__} gave no numbers after {spent}: {error}{mend}") from None
         raise AssertionError  # the loop returns or raises
 
     async def _once(

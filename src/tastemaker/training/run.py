@@ -147,7 +147,7 @@ def _train(session: Session, folder: Path) -> None:
         if saved != state.round and accelerator.num_processes == 1:
             with _storing(folder):
                 _save(session, folder)
-        raise type(error)(f"{error}. {_how_to_go_on(folder)}") from error
+        raise type(error)(f"{error}; {_how_to_go_on(folder)}") from error
     except StopNow:
         signalled = signal.SIGTERM
         if saved != state.round:
