@@ -34,8 +34,9 @@ EVALUATION = 5
 
 
 @pytest.fixture(autouse=True)
-def _no_token(monkeypatch):
+def _no_token_and_no_reports(monkeypatch):
     monkeypatch.delenv("TASTEMAKER_REWARD_TOKEN", raising=False)
+    monkeypatch.setattr("tastemaker.training.run.write_report", lambda folder: folder / "report.html")  # a second each
 
 
 def words(checkpoint, out, reward, *more):

@@ -77,6 +77,7 @@ class _Servers:
     turn: int = 0
 
     def pick(self) -> str:
+        """The next of those that have not failed of late, or the one whose failure is longest ago."""
         self.turn += 1
         order = [self.urls[(self.turn + place) % len(self.urls)] for place in range(len(self.urls))]
         now = time.monotonic()
@@ -211,14 +212,14 @@ class RemoteReward:
         return found
 
     async def _ask_identity(self, client: httpx.AsyncClient) -> Identity:
-        def read(content: bytes) -> tuple[None, Identity]:
+        def _read(content: bytes) -> tuple[None, Identity]:
             told = json.loads(content)
             found = read_identity(told)
             if told.get("protocol") != PROTOCOL:
                 raise ValueError(f"it speaks protocol {told.get('protocol')}, this version {PROTOCOL}")
             return None, found
 
-        await self._retried(lambda server: client.build_request("GET", f"{server}/info"), client, read)
+        await self._retried(lambda server: client.build_request("GET", f"{server}/info"), client, _read)
         assert self._identity is not None
         return self._identity
 
@@ -231,7 +232,7 @@ class RemoteReward:
         """What a server answers, tried again for as long as the settings say."""
         began, answered = time.monotonic(), 0
 
-        def over(state: RetryCallState) -> bool:
+        def _over(state: RetryCallState) -> bool:
             nonlocal answered
             error = state.outcome.exception() if state.outcome else None
             answered += isinstance(error, _Passing) and error.kind != "silent"
@@ -243,7 +244,7 @@ class RemoteReward:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(_Passing),
                 wait=self._pause,
-                stop=over,
+                stop=_over,
                 before_sleep=self._tell,
                 reraise=True,
             ):
