@@ -27,6 +27,15 @@ class RewardError(TastemakerError):
     """A reward that cannot be found, raises, or answers with something else than one finite number per image."""
 
 
+class RewardUnavailable(RewardError):
+    """A reward elsewhere that could not be reached, or did not get well, for as long as one waits for it.
+
+    Its exit code is sysexits' EX_UNAVAILABLE: what was asked is right, and may work when the server is back.
+    """
+
+    exit_code = 69
+
+
 class CheckpointError(TastemakerError):
     """A checkpoint that is missing, damaged, or of another run than the one that is to go on."""
 

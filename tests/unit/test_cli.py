@@ -175,6 +175,18 @@ MISTAKES = [
     (["mix", "a-run"], "there is no adapter in a-run: expected a finished run"),
     (["ls", "preset"], "unknown kind 'preset'; did you mean 'presets'?"),
     (["doctor", "--fast"], "unexpected '--fast': doctor takes no arguments"),
+    (["doctor", "--reward", "jpeg-compressibility", "--size", "4"], "--size is 4, but must lie in [8, 4096]"),
+    (["doctor", "--reward", "jpeg-compressibility", "--bacth", "4"], "unknown flag --bacth; did you mean --batch?"),
+    (["reward", "sevre"], "unknown `tastemaker reward sevre`; did you mean 'serve'?"),
+    (["reward", "serve"], "give a reward, as in `tastemaker reward serve jpeg-compressibility`"),
+    (["reward", "serve", "http://127.0.0.1:1"], "is served already"),
+    (["reward", "serve", "x", "--port", "70000"], "--port is 70000"),
+    (["reward", "serve", "x", "--token-env", "a secret"], "--token-env is not the name of an environment variable"),
+    (
+        ["reward", "serve", "x", "--host", "0.0.0.0"],
+        "put a token into $TASTEMAKER_REWARD_TOKEN, or give --without-token",
+    ),
+    (["train", PRESET, "remote.timeout=0"], "remote.timeout is 0"),
 ]
 
 

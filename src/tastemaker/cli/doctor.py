@@ -1,4 +1,7 @@
-"""`tastemaker doctor`: what is installed and what is missing. Needs no package beside Python's own to run."""
+"""`tastemaker doctor`: what is installed and what is missing, or whether a reward keeps its contract.
+
+The first needs no package beside Python's own to run.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,11 @@ REQUIRED = {
     "scikit-image": "0.24",
     "rich": "13.7",
     "tyro": "1.0",
+    "httpx": "0.27",
+    "tenacity": "9",
+    "fastapi": "0.121",
+    "starlette": "0.49.1",
+    "uvicorn": "0.35",
 }
 """Packages without which tastemaker does not work, with the oldest version that will do: pyproject.toml's (a test)."""
 EXTRAS = {
@@ -45,10 +53,12 @@ EXTRAS = {
 ROOM_GB = 5
 """Less free disk than this may not hold the checkpoints of a larger model."""
 
-_HELP = """usage: tastemaker doctor
+_HELP = """usage: tastemaker doctor [--reward NAME ...]
 
 Shows what is installed and what is missing, a line each, and how to mend it. Uses no network.
-Exit code 0, or 1 where something required is missing."""
+Exit code 0, or 1 where something required is missing.
+
+With --reward, runs a reward through its contract instead: `tastemaker doctor --reward --help`."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,13 @@ class Line:
 
 def run(words: list[str]) -> int:
     """Runs the verb."""
+    if any(word.partition("=")[0] == "--reward" for word in words):
+        from tastemaker.cli.doctor_reward import run as examine
+
+        return examine(words)
     if words:
         if words[0] not in ("-h", "--help"):
-            raise ConfigError(f"unexpected {words[0]!r}: doctor takes no arguments")
+            raise ConfigError(f"unexpected {words[0]!r}: doctor takes no arguments, or --reward NAME")
         print(_HELP)
         return 0
     missing = 0

@@ -44,7 +44,8 @@ def _rewards() -> dict[str, str]:
 
     others = {name: f"from an installed package: {target}" for name, target in installed().items()}
     named = {name if e.argument is None else f"{name}:{e.argument}": e for name, e in BUILTIN.items()}
-    return {name: e.summary + "; differentiable" * e.differentiable for name, e in named.items()} | others
+    shown = {name: e.summary + "; differentiable" * e.differentiable for name, e in named.items()}
+    return shown | others | {"http://HOST:PORT": "any of these on a server (`tastemaker reward serve NAME`)"}
 
 
 def _prompts() -> dict[str, str]:

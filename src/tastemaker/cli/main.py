@@ -15,6 +15,7 @@ VERBS = {
     "sample": "make pictures with a model or with what a run trained",
     "mix": "mix adapters, and measure the mixtures by the rewards of both",
     "report": "write a run's report, or compare several runs",
+    "reward": "serve a reward to runs on other machines",
     "bench": "measure speed, memory and overhead of a model and its settings",
     "ls": "list presets, algorithms, rewards, prompts and models",
     "doctor": "show what is installed and what is missing",

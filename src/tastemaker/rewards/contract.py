@@ -17,7 +17,9 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 class Reward(Protocol):
     """A plain function of pictures [B,3,H,W] in [0,1] and B prompts, to B finite numbers; higher is better.
 
-    A function without marks is taken as one on images that has no gradient.
+    A function without marks is taken as one on images that has no gradient. One that is elsewhere may have two methods
+    more: `identity()`, which reward answers, compared when a run is resumed; and `cancel()`, called from another
+    thread, which ends a call that nobody waits for any longer.
     """
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor: ...

@@ -1,15 +1,17 @@
-"""Rewards by name: the built-in ones, entry points of other packages, and `module:function`."""
+"""Rewards by name: the built-in ones, entry points of other packages, `module:function`, and those on servers."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
+from tastemaker.rewards.endpoints import Remote, is_remote
 
 if TYPE_CHECKING:
     from tastemaker.rewards.contract import Reward
@@ -78,13 +80,19 @@ def differentiable_rewards() -> list[str]:
     return [name for name, entry in BUILTIN.items() if entry.differentiable]
 
 
-def load_reward(name: str) -> Reward:
+def load_reward(name: str, remote: Remote | None = None, say: Callable[[str], None] | None = None) -> Reward:
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
 
-    Raises RewardError where there is none, its module does not import, or the argument is missing or wrong.
+    A URL, or several after `remote:`, is a reward on servers, which is asked as `remote` says, and tells by `say` when
+    it waits for them. Raises RewardError where there is none, its module does not import, or the argument is missing
+    or wrong; a server is not asked before the first pictures are.
     """
     if not name:
         raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
+    if is_remote(name):
+        from tastemaker.rewards.remote import RemoteReward
+
+        return RemoteReward(name, remote) if say is None else RemoteReward(name, remote, say)
     first, _, argument = name.partition(":")
     entry = BUILTIN.get(first)
     if entry is not None and entry.argument is not None:

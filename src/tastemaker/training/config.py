@@ -24,6 +24,7 @@ from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
+from tastemaker.rewards.endpoints import Remote
 from tastemaker.selection import All, BestWorst, NonZero
 from tastemaker.training.sources import Anchor, Pairs, Reference
 from tastemaker.windows import Backward, Sliding, Whole
@@ -166,7 +167,7 @@ class Config:
     prompts: str = "bundled-single"
     """A built-in list (`tastemaker ls prompts`), or a .txt or .jsonl file."""
     reward: str = "jpeg-compressibility"
-    """A built-in reward (`tastemaker ls rewards`), an entry point's name, or `module:function`."""
+    """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, or the URL of a server."""
     rounds: int = 100
     """Rounds of sampling and training."""
     seed: int = 0
@@ -187,6 +188,7 @@ class Config:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
     speed: Speed = field(default_factory=Speed)
+    remote: Remote = field(default_factory=Remote)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     trackers: tuple[str, ...] = ()
     """Any of tensorboard, wandb, trackio; metrics.jsonl is always written."""

@@ -10,16 +10,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from tastemaker.rewards.endpoints import is_remote
 from tastemaker.training.config import Config
 from tastemaker.training.tracking import versions
 
-FREE = ("rounds", "trackers", "checkpoint")
+FREE = ("rounds", "trackers", "checkpoint", "remote")
 """Settings that change no weight and no figure, and may differ."""
 
 
 def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     """Settings, versions and hardware that results depend on in their last bit, as JSON."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
+    if is_remote(config.reward):
+        # A server may move. Which reward it offers is compared instead (run.py), and how pictures travel to it.
+        settings["reward"] = "remote"
+        settings["remote"] = {"format": config.remote.format}
     cuda = accelerator.device.type == "cuda"
     eight_bit = {"bitsandbytes": version("bitsandbytes")} if config.optimizer.eight_bit else {}
     return {

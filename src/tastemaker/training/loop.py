@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +20,9 @@ from tastemaker.advantage import (
     percentile,
     standardise,
 )
+from tastemaker.errors import RewardError
 from tastemaker.losses import adaptive_kl
-from tastemaker.rewards.contract import score
+from tastemaker.rewards.contract import Reward, score
 from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import draw_evaluation, draw_round, share
@@ -72,15 +73,17 @@ def collect(
 ) -> tuple[Rollout, Tensor, Tensor]:
     """Samples a draw in batches; a batch is scored while the next one is sampled. Calls `between` before each.
 
-    Gives the rollout, the pictures [B,3,H,W] and the rewards [B], both on the CPU.
+    Gives the rollout, the pictures [B,3,H,W] and the rewards [B], both on the CPU. Raises RewardError soon after the
+    reward fails, without sampling the rest.
     """
     sampling, model = session.config.sampling, session.model
-    parts, pictures, answers = [], [], []
-    with _scorer() as scorer:
+    parts, pictures = [], []
+    with _scorer(session.reward) as scorer:
         # The branches of a root are sampled together.
         size = max(1, sampling.batch // sampling.branches) * sampling.branches
         for places in batches(len(draw), size):
             between()
+            scorer.check()
             chosen = draw.select(places)
             step = lambda: session.display.advance(len(places))  # noqa: B023, E731
             cond = model.encode(chosen.prompts, sampling.guidance)
@@ -91,21 +94,61 @@ def collect(
             x = model.decode(part.x0).float().cpu()
             parts.append(part)
             pictures.append(x)
-            answers.append(scorer.submit(score, session.reward, x, chosen.prompts))
+            scorer.submit(x, chosen.prompts)
         start = time.perf_counter()
-        rewards = [answer.result() for answer in answers]
+        # A signal need not wait for a reward that takes long; but several processes have to be asked together.
+        alone = session.accelerator.num_processes == 1
+        rewards = [answer.result() for answer in scorer.finished(between if alone else lambda: None)]
         session.seconds["score"] += time.perf_counter() - start
     return concat(parts), torch.cat(pictures), torch.cat(rewards)
 
 
+class _Scorer:
+    """One thread, as rewards need not bear more. After a failure nothing is asked any more: each question may wait."""
+
+    def __init__(self, reward: Reward) -> None:
+        self.reward, self.thread = reward, ThreadPoolExecutor(max_workers=1)
+        self.answers: list[Future[Tensor]] = []
+        self.failed: RewardError | None = None
+
+    def submit(self, x: Tensor, prompts: Sequence[str]) -> None:
+        self.answers.append(self.thread.submit(self._score, x, prompts))
+
+    def finished(self, meanwhile: Callable[[], None]) -> Iterator[Future[Tensor]]:
+        """The answers in order, each when it is there; calls `meanwhile` again and again until then."""
+        for answer in self.answers:
+            while wait([answer], timeout=0.2).not_done:
+                meanwhile()
+            yield answer
+
+    def check(self) -> None:
+        if self.failed is not None:
+            raise self.failed
+
+    def _score(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.check()
+        try:
+            return score(self.reward, x, prompts)
+        except RewardError as error:
+            self.failed = error
+            raise
+
+
 @contextmanager
-def _scorer() -> Iterator[ThreadPoolExecutor]:
-    """One thread, as rewards need not bear more; after an error the pictures that still wait are not scored."""
-    scorer = ThreadPoolExecutor(max_workers=1)
+def _scorer(reward: Reward) -> Iterator[_Scorer]:
+    """After an error or a signal, pictures that still wait are not scored, and a reward that can be is cut short."""
+    scorer = _Scorer(reward)
     try:
         yield scorer
+    except BaseException:
+        scorer.thread.shutdown(wait=False, cancel_futures=True)
+        cancel = getattr(reward, "cancel", lambda: None)
+        while under_way := [answer for answer in scorer.answers if not answer.done()]:
+            cancel()
+            wait(under_way, timeout=0.1)
+        raise
     finally:
-        scorer.shutdown(cancel_futures=True)
+        scorer.thread.shutdown(cancel_futures=True)
 
 
 def one_round(session: Session) -> dict[str, Any]:

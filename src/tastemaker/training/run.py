@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tastemaker.errors import ConfigError, StorageError
+from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.evaluation.report import write_report
 from tastemaker.evaluation.samples import save_grid
 from tastemaker.training import checkpoint, disk, sharding
@@ -27,7 +27,7 @@ from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.stopping import Interrupted, Preempted, StopNow, listening
-from tastemaker.training.tracking import append_metrics, environment, truncate_metrics
+from tastemaker.training.tracking import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.training.watch import agreed, fell
 
 
@@ -123,13 +123,11 @@ def _train(session: Session, folder: Path) -> None:
     signalled, saved, fallen = 0, state.round, False
     try:
         with listening(session.stop, session.display):
+            fallen = _evaluate_again(session, folder)
             while state.round < config.rounds and not signalled and not fallen:
                 began = time.perf_counter()
                 record = one_round(session)
-                due = state.round == config.rounds or state.round % config.evaluation.every == 0
-                # One process evaluates, but a sharded network is called by all of them together.
-                here = accelerator.is_main_process or accelerator.is_fsdp2
-                evaluation = evaluate(session) if due and here else None
+                evaluation, failed = _evaluated(session) if _due(session) else (None, None)
                 accelerator.wait_for_everyone()
                 fallen = agreed(session, evaluation is not None and fell(session, evaluation.record(state)))
                 signalled = session.stop.agreed()
@@ -138,12 +136,23 @@ def _train(session: Session, folder: Path) -> None:
                         record |= timings(session, began)
                         _record_round(session, folder, record, evaluation)
                     last = signalled or fallen or state.round == config.rounds
-                    if last or state.round % config.checkpoint.every == 0:
+                    scheduled = last or state.round % config.checkpoint.every == 0
+                    if scheduled or (failed is not None and accelerator.num_processes == 1):
                         begin = time.perf_counter()
                         _save(session, folder)
                         saved = state.round
                         session.seconds["save"] += time.perf_counter() - begin
                 session.display.round_done(record)
+                if failed is not None:
+                    raise failed
+    except RewardError as error:
+        # It failed while pictures were sampled, or evaluated, when the round is saved: the state is a round's end. Of
+        # several processes only one may know, and saving a sharded network takes them all. Where rewards are asked in
+        # the updates, the weights may be between two rounds.
+        if saved != state.round and accelerator.num_processes == 1 and not config.pathwise:
+            with _storing(folder):
+                _save(session, folder)
+        raise type(error)(f"{error}; {_how_to_go_on(folder)}") from error
     except StopNow:
         signalled = signal.SIGTERM
         if saved != state.round:
@@ -163,6 +172,34 @@ def _train(session: Session, folder: Path) -> None:
         accelerator.end_training()
     if not done:
         raise Interrupted(f"stopped by Ctrl-C after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
+
+
+def _due(session: Session) -> bool:
+    """Whether this process evaluates now. One does, but a sharded network is called by all of them together."""
+    config, accelerator, number = session.config, session.accelerator, session.state.round
+    here = accelerator.is_main_process or accelerator.is_fsdp2
+    return here and (number == config.rounds or number % config.evaluation.every == 0)
+
+
+def _evaluated(session: Session) -> tuple[Evaluation | None, RewardError | None]:
+    """The evaluation, or why there is none: the round before it is whole, and is kept."""
+    try:
+        return evaluate(session), None
+    except RewardError as error:
+        return None, error
+
+
+def _evaluate_again(session: Session, folder: Path) -> bool:
+    """Of a resumed run: the evaluation that its last round lacks, because the reward failed in it; whether it ends."""
+    fallen, records = False, read_metrics(folder / "metrics.jsonl")
+    if _due(session) and not any(record.get("evaluation") == session.state.round for record in records):
+        evaluation = evaluate(session)
+        fallen = fell(session, evaluation.record(session.state))
+        if session.accelerator.is_main_process:
+            with _storing(folder):
+                _record_evaluation(session, folder, evaluation)
+    session.accelerator.wait_for_everyone()
+    return agreed(session, fallen)
 
 
 def _how_to_go_on(folder: Path) -> str:
@@ -216,6 +253,8 @@ def _circumstances(session: Session) -> dict[str, Any]:
     """What a resumed run is compared with."""
     given = {"pairs": session.pairs, "anchor's pictures": session.anchor}
     digests = {name: data.digest for name, data in given.items() if data is not None}
+    if (identity := getattr(session.reward, "identity", None)) is not None:
+        digests["the server's reward"] = str(identity())
     return facts(session.config, session.accelerator) | digests
 
 

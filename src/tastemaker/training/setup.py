@@ -57,7 +57,8 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
-    prompts, reward = load_prompts(config.prompts), load_reward(config.reward)
+    display = Display(config.rounds, state.round, accelerator.is_main_process)
+    prompts, reward = load_prompts(config.prompts), load_reward(config.reward, config.remote, display.say)
     if config.pathwise:
         _require_gradient(config, reward, accelerator)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
@@ -70,7 +71,6 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
             f"{config.sampling.samples}, optimizer.updates = {config.optimizer.updates}), "
             f"which {world} processes do not divide{kept}"
         )
-    display = Display(config.rounds, state.round, accelerator.is_main_process)
     if pairs is not None:
         display.say(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
     display.say(f"loading {config.model}")

@@ -1,0 +1,55 @@
+"""`tastemaker doctor --reward NAME`: whether a reward keeps its contract, a line for each part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
+
+from tastemaker.cli.arguments import flag_types, parse, split_assignments
+from tastemaker.errors import ConfigError
+from tastemaker.rewards.endpoints import Remote
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """Runs a reward through its contract on made-up pictures, and says for each part what was found.
+
+    Exit code 0, or 1 where a part is broken.
+    """
+
+    reward: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """Any reward that a run takes: built in, an entry point's, `module:function`, or the URL of a server."""
+    prompts: str = "bundled-single"
+    """Where prompts are taken from: a built-in list, or a .txt or .jsonl file."""
+    batch: int = 6
+    """Pictures."""
+    size: int = 64
+    """Their side in pixels."""
+    remote: Remote = field(default_factory=lambda: Remote(wait=10.0))
+    """How a reward on a server is asked; nothing is kept in its cache."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the verb."""
+    args = parse(DoctorArgs, split_assignments(words, flag_types(DoctorArgs)), "doctor")
+    if not 2 <= args.batch <= 1024:
+        raise ConfigError(f"--batch is {args.batch}, but must lie in [2, 1024]")
+    if not 8 <= args.size <= 4096:
+        raise ConfigError(f"--size is {args.size}, but must lie in [8, 4096]")
+    from tastemaker.prompts import load_prompts
+    from tastemaker.rewards.check import check_reward
+    from tastemaker.rewards.registry import load_reward
+
+    known = load_prompts(args.prompts)
+    prompts = [known.prompts[place] for place in known.spread(args.batch)]
+    # A cache would make any reward deterministic.
+    reward = load_reward(args.reward, replace(args.remote, cache=0))
+    broken = 0
+    for finding in check_reward(reward, (prompts * args.batch)[: args.batch], args.size):
+        broken += finding.state == "failed"
+        print(f"{finding.state:8} {finding.what}", flush=True)
+    if broken:
+        print(f"\n{args.reward}: {broken} {'part' if broken == 1 else 'parts'} of the contract broken.")
+    return 1 if broken else 0

@@ -1,0 +1,109 @@
+"""`tastemaker reward`: what is done with rewards outside of a run. Now: `serve`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from tastemaker.cli.arguments import parse
+from tastemaker.errors import ConfigError, nearest
+from tastemaker.rewards.endpoints import TOKEN_ENV, check_variable, is_remote, read_token
+
+_HELP = """usage: tastemaker reward serve NAME ...
+
+What is done with rewards outside of a run.
+
+  serve    offer a reward to training runs on other machines, over HTTP
+
+`tastemaker reward serve --help` shows its options."""
+
+
+@dataclass(frozen=True)
+class ServeArgs:
+    """Offers a reward over HTTP; a run uses it as `--reward http://HOST:PORT` (docs/remote-rewards.md).
+
+    Stops with Ctrl-C. Requests that wait together are joined into one call of the reward.
+    """
+
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """A reward as `--reward` takes it: built in, an entry point's, or `module:function`."""
+    host: str = "127.0.0.1"
+    """Address to listen at: this machine alone, or 0.0.0.0 for all that reach it, for which a token is needed."""
+    port: int = 8000
+    """Port to listen at; 0 takes a free one."""
+    token_env: str = TOKEN_ENV
+    """Name of the environment variable with a token that clients must have too."""
+    without_token: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Listen beyond this machine without a token: whoever reaches the port may ask."""
+    max_batch: int = 32
+    """Most pictures in one call of the reward."""
+    join_ms: float = 5.0
+    """Milliseconds that a request waits for others to be joined with; 0 joins none, for rewards that depend on their
+    batch."""
+    max_pictures: int = 64
+    """Most pictures in a request."""
+    max_megapixels: float = 16.8
+    """Most millions of pixels in a request, its pictures together."""
+    max_body_mib: float = 64.0
+    """Largest body of a request."""
+
+
+def run(words: list[str]) -> int:
+    """Runs the verb."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_HELP)
+        return 0
+    if words[0] != "serve":
+        raise ConfigError(f"unknown `tastemaker reward {words[0]}`; {nearest(words[0], ['serve'])}")
+    return _serve(parse(ServeArgs, words[1:], "reward serve"))
+
+
+def _serve(args: ServeArgs) -> int:
+    if args.name is None:
+        raise ConfigError("give a reward, as in `tastemaker reward serve jpeg-compressibility`")
+    if is_remote(args.name):
+        raise ConfigError(f"{args.name} is served already: name a reward of this machine")
+    _check(args)
+    token = read_token(args.token_env)
+    from tastemaker.rewards.registry import load_reward
+    from tastemaker.rewards.server import Service, identify, is_loopback, known_hosts, listen, server
+    from tastemaker.rewards.wire import Limits
+
+    if token is None and not is_loopback(args.host) and not args.without_token:
+        raise ConfigError(
+            f"--host {args.host} is reached from other machines: put a token into ${args.token_env}, or give "
+            "--without-token where everybody who reaches it may ask"
+        )
+    reward = load_reward(args.name)
+    if getattr(reward, "space", "image") != "image":
+        raise ConfigError(f"the reward {args.name} is on latents, and only rewards on pictures can be served")
+    limits = Limits(int(args.max_body_mib * 2**20), args.max_pictures, int(args.max_megapixels * 1e6))
+    service = Service(
+        reward, identify(args.name, reward), token, known_hosts(args.host), args.max_batch, args.join_ms / 1000, limits
+    )
+    with listen(args.host, args.port) as listener:
+        port = listener.getsockname()[1]
+        shown = f"[{args.host}]" if ":" in args.host else args.host
+        who = f"with the token in ${args.token_env}" if token else "without a token"
+        print(f"serving {service.identity} at http://{shown}:{port}, {who}; Ctrl-C stops it", flush=True)
+        server(service).run(sockets=[listener])
+    print("tastemaker: the server has stopped", file=sys.stderr)
+    return 0
+
+
+def _check(args: ServeArgs) -> None:
+    check_variable("--token-env", args.token_env)
+    if not 0 <= args.port < 65536:
+        raise ConfigError(f"--port is {args.port}, but must be 0 (any that is free) to 65535")
+    if not 0 <= args.join_ms <= 10_000:
+        raise ConfigError(f"--join-ms is {args.join_ms}, but must lie in [0, 10000]")
+    sizes = {
+        "max-batch": args.max_batch, "max-pictures": args.max_pictures, "max-megapixels": args.max_megapixels,
+        "max-body-mib": args.max_body_mib,
+    }  # fmt: skip
+    for name, value in sizes.items():
+        if not 0 < value < 1e6:
+            raise ConfigError(f"--{name} is {value}, but must be greater than 0, and less than a million")
