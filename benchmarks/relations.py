@@ -77,7 +77,8 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="of bundled-pair; the others have one")
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--lists", default="pair,count,attributes", help="comma-separated")
     parser.add_argument("--work", type=Path, default=Path("build/relations"))
     parser.add_argument("--out", type=Path, default=Path("docs/relations"))
     arguments = parser.parse_args()
@@ -85,11 +86,13 @@ def main() -> None:
     runs = {
         (name, method, seed): (
             arguments.work / f"{name}-{method}-{seed}",
-            [preset, "--prompts", LISTS[name], "--rounds", str(arguments.rounds), "--seed", str(seed)],
+            [preset, "--prompts", LISTS[name], "--rounds", str(arguments.rounds), "--seed", str(seed),
+             *([f"window.rounds={arguments.rounds}"] if method == "b2" else [])],
         )
         for name, seed in wanted
         for method, preset in PRESETS.items()
-    }
+        if name in arguments.lists.split(",")
+    }  # fmt: skip
     folders = run_all(runs)
     plot(folders, arguments.out)
     result = table(folders)

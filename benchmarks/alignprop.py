@@ -1,0 +1,125 @@
+"""Reward queries of AlignProp against DDPO's on the same differentiable reward, and what the choice of K does.
+
+    python benchmarks/alignprop.py [--seeds 3] [--work build/alignprop]
+
+The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 pictures);
+AlignProp with two pictures an update, evaluated after each round of two updates. Then AlignProp with K drawn at random,
+1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread each. A run that is there already is not made
+again. Writes docs/alignprop.{png,svg,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from runs import records, run_all
+
+REWARD = ["--reward", "jpeg-surrogate-compressibility"]
+DEPTHS = {
+    "random": [],
+    "1": ["algorithm.truncation=fixed", "algorithm.last=1"],
+    "10": ["algorithm.truncation=fixed", "algorithm.last=10"],
+    "20 (all)": ["algorithm.truncation=fixed", "algorithm.last=20"],
+}
+UNWATCHED = ["evaluation.watch=none"]
+
+
+def wanted(work: Path, seeds: int) -> dict[tuple[str, int], tuple[Path, list[str]]]:
+    """Words of each run by its kind and seed."""
+    runs: dict[tuple[str, int], tuple[Path, list[str]]] = {}
+    for seed in range(seeds):
+        last = ["--seed", str(seed)]
+        runs["ddpo", seed] = (work / f"ddpo-{seed}", ["ddpo-compressibility", *REWARD, *last])
+        quick = ["alignprop-compressibility", *UNWATCHED, "optimizer.lr=4e-3", "evaluation.every=1", "--rounds", "8"]
+        runs["alignprop", seed] = (work / f"alignprop-{seed}", [*quick, *last])
+        for name, words in DEPTHS.items():
+            settings = ["alignprop-compressibility", *UNWATCHED, *words, "evaluation.every=4", "--rounds", "12"]
+            runs[name, seed] = (work / f"depth-{name.split()[0]}-{seed}", [*settings, *last])
+    return runs
+
+
+def queries_to(reward: float, folder: Path) -> int | None:
+    """Reward queries after which an evaluation was at `reward` base standard deviations; None where none was."""
+    rounds, evaluations = records(folder)
+    each = rounds[0]["reward_queries"]
+    reached = [e["evaluation"] * each for e in evaluations if e["eval/reward/base_stds"] >= reward]
+    return reached[0] if reached else None
+
+
+def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
+    """Per seed the queries of both methods; per K the means over seeds of the last evaluation."""
+    out: dict[str, Any] = {"queries": [], "K": {}}
+    for seed in range(seeds):
+        rounds, evaluations = records(folders["ddpo", seed])
+        final = evaluations[-1]
+        taken = queries_to(final["eval/reward/base_stds"], folders["alignprop", seed])
+        mine = records(folders["alignprop", seed])[1]
+        at = next((e for e in mine if e["eval/reward/base_stds"] >= final["eval/reward/base_stds"]), None)
+        out["queries"].append({
+            "seed": seed, "ddpo reward": round(final["eval/reward/base_stds"], 2),
+            "ddpo queries": rounds[-1]["reward_queries"], "ddpo judge": round(final["eval/judge/correct"], 3),
+            "alignprop queries": taken, "ratio": rounds[-1]["reward_queries"] / taken if taken else None,
+            "alignprop judge there": round(at["eval/judge/correct"], 3) if at else None,
+        })  # fmt: skip
+    for name in DEPTHS:
+        last = [records(folders[name, seed])[1][-1] for seed in range(seeds)]
+        seconds = [r["seconds/train"] for seed in range(seeds) for r in records(folders[name, seed])[0]]
+        keys = ("eval/reward/base_stds", "eval/judge/correct", "eval/diversity")
+        means = {key.removeprefix("eval/"): round(statistics.fmean(e[key] for e in last), 3) for key in keys}
+        spread = [round(e["eval/reward/base_stds"], 2) for e in last]
+        out["K"][name] = {
+            **means,
+            "each seed's reward": spread,
+            "seconds a round": round(statistics.median(seconds), 2),
+        }
+    return out
+
+
+def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
+    """Left: reward by queries, on a logarithmic scale. Right: reward against the judge for each K."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, colour in (("ddpo", "C0"), ("alignprop", "C1")):
+        for seed in range(seeds):
+            rounds, evaluations = records(folders[name, seed])
+            each = rounds[0]["reward_queries"]
+            points = [(e["evaluation"] * each, e["eval/reward/base_stds"]) for e in evaluations if e["evaluation"]]
+            label = {"ddpo": "DDPO", "alignprop": "AlignProp"}[name] if seed == 0 else None
+            left.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3, label=label)
+    left.set(xscale="log", xlabel="reward queries", ylabel="reward, in base standard deviations")
+    left.legend(frameon=False)
+    for place, name in enumerate(DEPTHS):
+        for seed in range(seeds):
+            evaluations = records(folders[name, seed])[1]
+            x = [e["eval/reward/base_stds"] for e in evaluations]
+            y = [e["eval/judge/correct"] for e in evaluations]
+            right.plot(x, y, color=f"C{place}", marker="o", ms=3, label=f"K = {name}" if seed == 0 else None)
+    right.set(xlabel="reward, in base standard deviations", ylabel="shows the prompt (judge)", ylim=(0, 1.02))
+    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(out.with_suffix(".svg"))
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("build/alignprop"))
+    parser.add_argument("--out", type=Path, default=Path("docs/alignprop"))
+    arguments = parser.parse_args()
+    folders = run_all(wanted(arguments.work, arguments.seeds))
+    plot(folders, arguments.seeds, arguments.out)
+    result = table(folders, arguments.seeds)
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
