@@ -83,7 +83,7 @@ BUNDLED = replace(
     optimizer=Optimizer(lr=3e-3, warmup=2, updates=2, rows=2),
     evaluation=Evaluation(every=2, prompts=8, per_prompt=8, watch="judge/correct", fall=0.2),
 )
-"""A gradient is worth so many samples that two pictures make an update; left alone it soon goes through the pictures."""
+"""A gradient is worth so many samples that two pictures make an update; left alone it soon ruins the pictures."""
 
 _ALIGNPROP = "AlignProp §4.1, §5 and Tables 1 and 3; weight decay, gradient clip and LoRA rank are its 2023 code's"
 _DRAFT = "DRaFT's values as two re-implementations give them (methods.md §4.3)"
