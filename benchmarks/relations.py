@@ -3,7 +3,7 @@
     python benchmarks/relations.py [--seeds 3] [--work build/relations]
 
 The bundled model's analogues of B2's three templates: two objects in a relation (3 seeds), a number of objects and an
-object with its attributes (a seed each), at equal reward queries. Two runs at a time, one thread each. A run that is
+object with its attributes (a seed each), at equal reward queries: 10 rounds of 64 pictures. Two runs at a time, one thread each. A run that is
 there already is not made again. Writes docs/relations.{png,svg,json}.
 """
 
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from runs import records, run_all
 
 PRESETS = {"ddpo": "ddpo-relations", "b2": "b2-relations"}
+BASE = ["sampling.samples=64", "sampling.per_prompt=8", "evaluation.every=5"]
 LISTS = {"pair": "bundled-pair", "count": "bundled-count", "attributes": "bundled-attributes"}
 
 
@@ -77,7 +78,7 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="of bundled-pair; the others have one")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--lists", default="pair,count,attributes", help="comma-separated")
     parser.add_argument("--work", type=Path, default=Path("build/relations"))
     parser.add_argument("--out", type=Path, default=Path("docs/relations"))
@@ -86,7 +87,7 @@ def main() -> None:
     runs = {
         (name, method, seed): (
             arguments.work / f"{name}-{method}-{seed}",
-            [preset, "--prompts", LISTS[name], "--rounds", str(arguments.rounds), "--seed", str(seed),
+            [preset, *BASE, "--prompts", LISTS[name], "--rounds", str(arguments.rounds), "--seed", str(seed),
              *([f"window.rounds={arguments.rounds}"] if method == "b2" else [])],
         )
         for name, seed in wanted

@@ -98,7 +98,8 @@ class Algorithm(Protocol):
     `pairs_up`, where the pictures of a group must be on one process; `weights = "positive"`, where it takes weights
     and not advantages; `normalise = "minibatch"`, where advantages are standardised in each update; `kl`, and
     `kl_target` for a controller of it. One that needs prompts has `steps(candidates, generator)`, the steps of an
-    update that learn, and may have `queries`, pictures scored for each one sampled.
+    update that learn, `calls(steps, whole)`, its network calls for a picture without and with a graph, and may have
+    `queries`, pictures scored for each one sampled.
     """
 
     name: ClassVar[str]

@@ -14,6 +14,10 @@ import pytest
 import torch
 
 from tastemaker import losses, sample, types
+from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.direct_align import DirectAlign
+from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.refl import ReFL
 from tastemaker.cli import bench as verb
 from tastemaker.cli.main import main
 from tastemaker.training import bench, loop, setup, trace
@@ -84,6 +88,26 @@ def test_a_round_makes_no_other_calls_than_the_floor_s(
     recorder = Recorder(session.model.network)
     loop.one_round(session)
     assert bench.needed_calls(session) == bench.Calls(recorder.forward, recorder.backward)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        AlignProp(checkpointing="none"), AlignProp(checkpointing="none", truncation="per-step"),
+        DRaFT(checkpointing="none", last=2), DRaFT(checkpointing="none", noises=2),
+        DRaFT(checkpointing="none", noises=1, ordinary=True), ReFL(checkpointing="none"),
+        DirectAlign(checkpointing="none", noises=2),
+    ],
+)  # fmt: skip
+def test_the_floor_of_methods_that_follow_the_gradient(words: list[str], tmp_path: Path, algorithm: Any):
+    settings = verb.read(verb.BenchArgs, words, "bench")[0].settings
+    sampling = replace(settings.sampling, eta=0.0)
+    settings = replace(settings, algorithm=algorithm, reward="soft-colourfulness", sampling=sampling)
+    session = start(settings, tmp_path, State())
+    needed, recorder = bench.needed_calls(session), Recorder(session.model.network)
+    loop.one_round(session)
+    assert needed.backward == recorder.backward
+    assert {rows: count for rows, count in needed.forward.items() if count} == recorder.forward
 
 
 def test_the_floor_is_the_bare_call_times_its_count(session: Session):

@@ -80,6 +80,10 @@ class AlignProp:
         kept = [step for place, step in enumerate(candidates) if place >= generator.integers(whole + 1)]
         return kept or list(candidates)[-1:]
 
+    def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
+        """Calls of the network for a picture, without a graph and with one."""
+        return whole - len(steps), len(steps)
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each picture."""
         return pathwise.rows(rollout)

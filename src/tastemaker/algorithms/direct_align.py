@@ -60,6 +60,10 @@ class DirectAlign:
         """The step of an update that learns, any of the window's."""
         return pathwise.one(candidates, generator)
 
+    def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
+        """Calls of the network for a picture, without a graph and with one."""
+        return whole, self.noises
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each picture."""
         return pathwise.rows(rollout)

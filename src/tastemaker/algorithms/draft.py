@@ -77,6 +77,11 @@ class DRaFT:
         """The steps of an update that learn, out of the window's; at least one."""
         return pathwise.last(candidates, self.last)
 
+    def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
+        """Calls of the network for a picture, without a graph and with one."""
+        direct = len(steps) if not self.noises or self.ordinary else 0
+        return whole - direct, direct + self.noises
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each picture."""
         return pathwise.rows(rollout)

@@ -59,6 +59,10 @@ class ReFL:
         """The step of an update that learns, out of the window's."""
         return pathwise.one(list(candidates)[int(self.earliest * len(candidates)) :], generator)
 
+    def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
+        """Calls of the network for a picture, without a graph and with one."""
+        return steps[0], 1
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each picture."""
         return pathwise.rows(rollout)

@@ -22,6 +22,7 @@ from tastemaker.sample import batches
 from tastemaker.training import loop
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
+from tastemaker.training.pathwise import learning_steps
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.trace import FORWARD, OTHER, PARTS, TRAIN, clock, traced_round
@@ -89,12 +90,13 @@ def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text
     with tempfile.TemporaryDirectory() as folder:
         session = start(config, Path(folder), State())
         loop.one_round(session)
-        calls, device = needed_calls(session), session.accelerator.device
+        device = session.accelerator.device
         walls, floors, phases, parts, memory = [], [], [], [], 0.0
         for number in range(repeats):
             parts.append(traced_round(session))
             # Of the rounds alone: the bare calls come later. Two rounds, since Adam has no moments in the first one.
             memory = memory or peak_memory(device)
+            calls = needed_calls(session)
             before = measure_floor(session, calls)
             wall, phase = plain_round(session)
             after = measure_floor(session, calls)
@@ -111,6 +113,8 @@ def needed_calls(session: Session) -> Calls:
     """The calls that a round cannot do without, at the batch sizes of its config. From the settings, not observed."""
     s, o = session.config.sampling, session.config.optimizer
     double = 1 if s.guidance == 1 else 2
+    if session.config.pathwise:
+        return _pathwise_calls(session, double)
     kept = len(session.window.steps(session.task.grid.stochastic(s.eta), session.state.round + 1))
     trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
     forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
@@ -119,6 +123,22 @@ def needed_calls(session: Session) -> Calls:
         {rows: count * s.steps for rows, count in forward.items()},
         {rows: count * o.updates * o.inner_epochs for rows, count in backward.items()},
     )
+
+
+def _pathwise_calls(session: Session, double: int) -> Calls:
+    """Of the next round, whose steps that learn counters settle. What is made again to save memory is not needed."""
+    algorithm: Any = session.config.algorithm
+    s, o = session.config.sampling, session.config.optimizer
+    if getattr(algorithm, "guided", True) is False:
+        double = 1
+    parts = [double * len(part) for part in batches(s.samples // o.updates, o.rows)]
+    forward, backward = Counter(), Counter()
+    for steps in learning_steps(session, session.state.round + 1):
+        plain, graph = algorithm.calls(steps, s.steps)
+        for rows in parts:
+            forward[rows] += plain
+            backward[rows] += graph
+    return Calls(dict(forward), dict(backward))
 
 
 def measure_floor(session: Session, calls: Calls) -> Floor:
@@ -195,7 +215,7 @@ def _summary(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
         },
-        images_per_second=s.samples / median["sample"], rows_per_second=rows / median["train"],
+        images_per_second=s.samples / median.get("sample", median["train"]), rows_per_second=rows / median["train"],
         peak_memory_gib=memory, wall=statistics.median(walls), floor=statistics.median(totals),
         overhead=statistics.median(overheads), walls=walls, floors=totals, overheads=overheads, phases=median,
         parts={name: statistics.fmean(part[name] for part in parts) for name in PARTS},

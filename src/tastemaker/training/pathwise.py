@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,9 +48,7 @@ def pathwise_round(session: Session) -> dict[str, Any]:
     draw = draw_round(session.prompts, config.seed, number, sampling.samples, sampling.per_prompt)
     mine = share(len(draw), updates, accelerator.process_index, accelerator.num_processes)
     own, whole = draw.select(mine), len(session.task.grid)
-    generator = noise.choices(config.seed, number, _TRUNCATION)
-    window = session.window.steps(range(whole), number)
-    chosen = [algorithm.steps(window, generator) for _ in range(updates)]
+    chosen = learning_steps(session, number)
     learns = torch.tensor([[step in steps for step in range(whole)] for steps in chosen])
     seen = Seen(len(own))
     session.task = replace(session.task, seen=seen)
@@ -76,6 +74,14 @@ def pathwise_round(session: Session) -> dict[str, Any]:
         **metrics,
         "reward_queries": state.reward_queries,
     }
+
+
+def learning_steps(session: Session, number: int) -> list[list[int]]:
+    """The sampler steps that learn in each update of a round."""
+    config, algorithm = session.config, cast(Any, session.config.algorithm)
+    generator = noise.choices(config.seed, number, _TRUNCATION)
+    window = session.window.steps(range(len(session.task.grid)), number)
+    return [algorithm.steps(window, generator) for _ in range(config.optimizer.updates)]
 
 
 def placed(session: Session, draw: Draw) -> Rollout:
