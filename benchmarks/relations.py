@@ -3,8 +3,8 @@
     python benchmarks/relations.py [--seeds 3] [--work build/relations]
 
 The bundled model's analogues of B2's three templates: two objects in a relation (3 seeds), a number of objects and an
-object with its attributes (a seed each), at equal reward queries: 10 rounds of 64 pictures. Two runs at a time, one thread each. A run that is
-there already is not made again. Writes docs/relations.{png,svg,json}.
+object with its attributes (a seed each), at equal reward queries: 10 rounds of 64 pictures. Two runs at a time, one
+thread each. A run that is there already is not made again. Writes docs/relations.{png,svg,json}.
 """
 
 from __future__ import annotations
