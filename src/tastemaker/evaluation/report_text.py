@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tastemaker.algorithms.registry import ALGORITHMS
 from tastemaker.evaluation.report_data import Run, number, seconds_by_phase, series
 
 REWARD_ALARM = 1.0  # base standard deviations up, together with ...
@@ -65,6 +66,11 @@ class Summary:
         return up is not None and down is not None and up > REWARD_ALARM and down < -JUDGE_ALARM
 
 
+def _written(name: str) -> str:
+    """An algorithm's name as its paper writes it: DDPO, AlignProp, DiffusionDPO."""
+    return ALGORITHMS[name].__name__ if name in ALGORITHMS else name
+
+
 def _short(name: str) -> str:
     """A name without the folders of a path in it: hub names and `module:function` stay what they are."""
     head, colon, tail = name.rpartition(":")
@@ -81,7 +87,7 @@ def summarise(run: Run, name: str) -> Summary:
         model=_short(str(run.config.get("model") or "")),
         reward_name=_short(str(run.config.get("reward") or "")),
         pairs=str((pairs.get("source") if isinstance(pairs, dict) else None) or ""),
-        algorithm=str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "").upper(),
+        algorithm=_written(str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "")),
         prompts=str(run.config.get("prompts") or ""),
         reward=_change(run, "reward/mean"),
         stds=_change(run, "reward/base_stds"),
