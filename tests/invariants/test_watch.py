@@ -1,0 +1,64 @@
+"""Early stopping: a run ends where what it watches falls, and leaves the model that was there before."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from tastemaker.cli.main import main
+
+# |R + 10| is smaller where the reward is: a run that works against its own evaluations.
+DOWNHILL = [
+    "algorithm=alignprop", "algorithm.objective=distance", "algorithm.target=-10", "--reward", "smooth:warmth",
+    "--prompts", "ddpo-animals", "sampling.steps=3", "sampling.samples=4", "sampling.per_prompt=1", "optimizer.rows=4",
+    "optimizer.updates=2", "optimizer.lr=1e-2", "optimizer.warmup=0", "evaluation.every=1", "evaluation.prompts=2",
+    "evaluation.per_prompt=2", "--rounds", "5",
+]  # fmt: skip
+
+
+def train(checkpoint, run, *more):
+    return main(["train", "ddpo-compressibility", "--model", str(checkpoint), "--out", str(run), *DOWNHILL, *more])
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def adapter(run):
+    return load_file(run / "adapter/pytorch_lora_weights.safetensors")
+
+
+def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoint, tmp_path, capsys):
+    assert train(checkpoint, tmp_path / "free") == 0
+    values = [record["eval/reward/mean"] for record in metrics(tmp_path / "free") if "evaluation" in record]
+    assert values == sorted(values, reverse=True)  # it does fall
+    # Between the fall after two rounds and that after three.
+    fall = values[0] - (values[2] + values[3]) / 2
+    watched = ["evaluation.watch=reward/mean", f"evaluation.fall={fall}"]
+    capsys.readouterr()
+    assert train(checkpoint, tmp_path / "watched", *watched) == 0
+    assert "stopping after round 3" in capsys.readouterr().out
+    assert [r["round"] for r in metrics(tmp_path / "watched") if "round" in r] == [1, 2, 3]
+    assert (tmp_path / "watched/report.html").is_file()
+    assert train(checkpoint, tmp_path / "two", "--rounds", "2") == 0
+    left, expected = adapter(tmp_path / "watched"), adapter(tmp_path / "two")
+    assert all(left[name].equal(expected[name]) for name in expected)
+    # Stopped in between and resumed, it ends at the same place with the same model.
+    assert train(checkpoint, tmp_path / "cut", *watched, "--rounds", "2") == 0
+    assert main(["resume", str(tmp_path / "cut"), "--rounds", "5"]) == 0
+    resumed = adapter(tmp_path / "cut")
+    assert all(left[name].equal(resumed[name]) for name in left)
+    assert [r["round"] for r in metrics(tmp_path / "cut") if "round" in r] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["evaluation.watch=rewrd/mean"], "evaluations of this run measure reward/mean"),
+        (["evaluation.fall=-1"], "must not be negative"),
+    ],
+)
+def test_what_cannot_be_watched(checkpoint, tmp_path, capsys, words, message):
+    assert train(checkpoint, tmp_path / "run", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
