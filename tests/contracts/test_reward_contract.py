@@ -21,7 +21,7 @@ X = pictures(len(PROMPTS), 64)
 
 def named(name, folder):
     """The reward's full name: some need a file."""
-    if BUILTIN[name].argument is None:
+    if BUILTIN[name].argument is None or BUILTIN[name].default is not None:
         return name
     path = folder / "target.png"
     Image.fromarray(to_bytes(X[2:3])[0].numpy()).save(path)

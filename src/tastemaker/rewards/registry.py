@@ -27,9 +27,11 @@ class RewardEntry:
     target: str
     summary: str
     argument: str | None = None
-    """What has to follow the name after a colon, where anything does; the target then makes the reward from it."""
+    """What follows the name after a colon, where anything does; the target then makes the reward from it."""
     differentiable: bool = False
     """The function's own mark, known without importing it: whether methods that need a gradient can use it."""
+    default: str | None = None
+    """What `argument` is where nothing follows the name. Without one, something must."""
 
 
 BUILTIN = {
@@ -96,6 +98,7 @@ def load_reward(name: str, remote: Remote | None = None, say: Callable[[str], No
     first, _, argument = name.partition(":")
     entry = BUILTIN.get(first)
     if entry is not None and entry.argument is not None:
+        argument = argument or entry.default
         if not argument:
             raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
         return _import(entry.target, first)(argument)
