@@ -149,17 +149,28 @@ def _gradient(reward: Reward, x: Tensor, prompts: Sequence[str]) -> list[Finding
         return [
             Finding("failed", f"declares a gradient, which is zero for {dead} of {len(x)}: is the way cut by detach?")
         ]
-    # Along its own gradient a reward rises by the gradient's norm.
-    step = 1e-2
+    # Along its own gradient a reward rises by the gradient's norm, over a way that is short for how it bends: its own
+    # for each picture, and too short for float32 where a picture is at a kink.
     way = slope / norms.view(-1, *[1] * (x.dim() - 1))
-    rise = (_asked(reward, x + step * way, prompts) - _asked(reward, x - step * way, prompts)) / (2 * step)
-    apart = ((rise - norms).abs() / norms).max().item()
-    if apart <= 0.1:
-        return [Finding("ok", f"has the gradient it declares: along it, answers rise as it says, to {apart:.1g}")]
+    tried = []
+    for step in (1e-2, 1e-3, 1e-4, 1e-5):
+        rise = (_asked(reward, x + step * way, prompts) - _asked(reward, x - step * way, prompts)) / (2 * step)
+        tried.append((rise - norms).abs() / norms)
+    apart = torch.stack(tried).amin(dim=0)
+    wrong = int((apart > 0.1).sum())
+    if 2 * wrong < len(x):
+        others = f" ({wrong} of {len(x)} are at a kink)" if wrong else ""
+        return [
+            Finding(
+                "ok",
+                f"has the gradient it declares: along it, answers rise as it says, to {apart[apart <= 0.1].max():.1g}"
+                + others,
+            )
+        ]
     return [
         Finding(
             "failed",
-            f"has a gradient that is not its own: along it, answers rise by {rise.tolist()[0]:.3g} for the first, the "
-            f"gradient says {norms.tolist()[0]:.3g} (furthest apart by {apart:.1g})",
+            f"has a gradient that is not its own: for {wrong} of {len(x)}, answers do not rise along it as it says "
+            f"(apart by {apart.max():.2g} of it)",
         )
     ]
