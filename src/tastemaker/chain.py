@@ -64,7 +64,7 @@ def chain(
             if compare:
                 with torch.no_grad(), model.reference():
                     far = model.denoise(x.detach(), times(grid, step, x), cond)
-            x, x0 = checkpoint(move, x, use_reentrant=False, preserve_rng_state=False) if recompute else move(x)
+            x, x0 = _recomputed(move, x) if recompute else move(x)
             if far is not None:
                 gaps.append(mean_square(x0 - far) * model.process.output_scale(times(grid, step, x)).square())
             continue
@@ -74,6 +74,19 @@ def chain(
         path = (grid.alpha_next[step] / grid.alpha[step]).item() * (x - x.detach()) if step > first else 0.0
         x = still + path
     return Chain(x, torch.stack(gaps).mean(dim=0) if gaps else None)
+
+
+def _recomputed(move: Move, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`move(x)`, of which nothing but x is kept.
+
+    The re-entrant kind of checkpoint, because the other kind keeps the nodes of a graph without its tensors, 5 MB a
+    step on the bundled model. It wants an input with a gradient, and `backward` without `inputs`.
+    """
+    found = checkpoint(
+        move, x if x.requires_grad else x.detach().requires_grad_(), use_reentrant=True, preserve_rng_state=False
+    )
+    assert isinstance(found, tuple)
+    return found
 
 
 Move = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -124,5 +137,7 @@ def shown(model: Model, x0: Tensor, *, recompute: bool = True) -> Tensor:
     """Pictures [N,3,H,W] of latents, recomputed in the backward pass one after the other: as little memory as one."""
     if not recompute:
         return model.decode(x0)
-    made = [checkpoint(model.decode, part, use_reentrant=False, preserve_rng_state=False) for part in x0.split(1)]
+    made = [
+        checkpoint(model.decode, part, use_reentrant=x0.requires_grad, preserve_rng_state=False) for part in x0.split(1)
+    ]
     return torch.cat([part for part in made if isinstance(part, Tensor)])

@@ -150,9 +150,28 @@ def test_only_the_steps_that_learn_have_a_graph_and_are_called_again():
         return denoise(x, t, cond)
 
     model.denoise = counting
-    reward_of(model, [3, 4]).backward()
+    reward = reward_of(model, [3, 4])
     times = model.process.grid(T).times.tolist()
-    assert with_graph == {(times[i], False): 1 for i in range(3)} | {(times[i], True): 2 for i in (3, 4)}
+    assert with_graph == {(times[i], False): 1 for i in range(T)}
+    reward.backward()
+    assert with_graph == {(times[i], False): 1 for i in range(T)} | {(times[i], True): 1 for i in (3, 4)}
+
+
+def nodes(tensor):
+    """Nodes of the graph behind a tensor."""
+    found, edges = set(), [tensor.grad_fn]
+    while edges:
+        node = edges.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            edges += [before for before, _ in node.next_functions]
+    return len(found)
+
+
+def test_a_step_that_learns_leaves_hardly_a_graph_behind():
+    model = exact(checkpointing=True)
+    one, all_of_them = (nodes(reward_of(model, learns)) for learns in ([4], [0, 1, 2, 3, 4]))
+    assert all_of_them - one <= 4 * 4
 
 
 def test_with_every_prediction_detached_there_is_no_gradient():
