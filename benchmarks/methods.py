@@ -48,38 +48,55 @@ METHODS: dict[str, list[str]] = {
 """Settings of each, over BASE."""
 
 
-def plot(folders: dict[tuple[str, int], Path], out: Path) -> dict[str, dict[str, float]]:
-    """Reward and judge by reward queries, a line a method with the range over its seeds; returns the last figures."""
-    figure = Figure(figsize=(9, 7), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    table = {}
-    colours = [f"C{number}" for number in range(10)] + ["black", "grey"]
-    for method, colour in zip(dict.fromkeys(m for m, _ in folders), colours, strict=False):
-        runs = [records(path) for (m, _), path in folders.items() if m == method]
-        for axis, key in zip(axes, ("reward/base_stds", "judge/correct"), strict=True):
-            values = list(zip(*[[record[key] for record in rounds] for rounds, _ in runs], strict=True))
-            x = [record["reward_queries"] - runs[0][0][0]["reward_queries"] for record in runs[0][0]]
-            axis.plot(x, [statistics.fmean(v) for v in values], color=colour, label=method, lw=1.6)
-            axis.fill_between(x, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.08, lw=0)
-        last = [evaluations[-1] for _, evaluations in runs]
-        stds = [e["eval/reward/base_stds"] for e in last]
-        table[method] = {
-            "seeds": len(runs), "base stds, mean": round(statistics.fmean(stds), 2),
+def table(runs: dict[str, list[Path]]) -> dict[str, dict[str, float]]:
+    """What each method's last evaluations found, over its seeds."""
+    found = {}
+    for method, folders in runs.items():
+        rounds = [round_ for folder in folders for round_ in records(folder)[0]]
+        last = [records(folder)[1][-1] for folder in folders]
+        stds = [evaluation["eval/reward/base_stds"] for evaluation in last]
+        found[method] = {
+            "seeds": len(folders), "base stds, mean": round(statistics.fmean(stds), 2),
             "lowest": round(min(stds), 2), "highest": round(max(stds), 2),
             "judge after": round(statistics.fmean(e["eval/judge/correct"] for e in last), 3),
             "diversity after": round(statistics.fmean(e["eval/diversity"] for e in last), 3),
-            "queries": runs[0][0][-1]["reward_queries"],
-            "seconds a round": round(statistics.median(r["seconds/round"] for rounds, _ in runs for r in rounds), 1),
+            "queries": rounds[-1]["reward_queries"],
+            "seconds a round": round(statistics.median(r["seconds/round"] for r in rounds), 1),
         }  # fmt: skip
-    axes[0].set_ylabel("reward of the round, in base standard deviations")
-    axes[1].set(ylabel="shows the prompt (judge)", xlabel="reward queries before the round", ylim=(0, 1.02))
-    for axis in axes:
-        axis.grid(alpha=0.25)
+    return found
+
+
+def plot(runs: dict[str, list[Path]], found: dict[str, dict[str, float]], out: Path) -> None:
+    """Rewards by queries, a panel a method: its mean, its seeds thin, the other methods' means in grey."""
+    curves = {}
+    for method, folders in runs.items():
+        seeds = [records(folder)[0] for folder in folders]
+        x = [record["reward_queries"] - seeds[0][0]["reward_queries"] for record in seeds[0]]
+        curves[method] = x, [[record["reward/base_stds"] for record in rounds] for rounds in seeds]
+    rows = -(-len(runs) // 4)
+    figure = Figure(figsize=(11, 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
+    for axis in list(axes.flat)[len(runs) :]:
+        axis.remove()
+    for axis, method in zip(axes.flat, runs, strict=False):
+        for x, seeds in curves.values():
+            axis.plot(x, [statistics.fmean(values) for values in zip(*seeds, strict=True)], color="0.85", lw=0.9)
+        x, seeds = curves[method]
+        for values in seeds:
+            axis.plot(x, values, color="C0", lw=0.8, alpha=0.5)
+        axis.plot(x, [statistics.fmean(values) for values in zip(*seeds, strict=True)], color="C0", lw=2.2)
+        end = found[method]
+        axis.set_title(method, loc="left", fontsize=10, fontweight="bold")
+        axis.text(
+            0.04, 0.95, f"{end['base stds, mean']:+.2f} in the end\n{end['judge after']:.0%} show the prompt",
+            transform=axis.transAxes, va="top", fontsize=8.5, color="0.3",
+        )  # fmt: skip
+        axis.grid(alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, ncols=2, loc="upper left")
+    figure.supxlabel("reward queries before the round", fontsize=10)
+    figure.supylabel("reward of the round, in base standard deviations", fontsize=10)
     figure.savefig(out.with_suffix(".svg"))
     figure.savefig(out.with_suffix(".png"), dpi=110)
-    return table
 
 
 def main() -> None:
@@ -96,9 +113,12 @@ def main() -> None:
         for seed in range(arguments.seeds)
         for method in arguments.only.split(",")
     }
-    table = plot(run_all(runs), arguments.out)
-    arguments.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
-    print(json.dumps(table, indent=1))
+    done = run_all(runs)
+    folders = {method: [done[method, seed] for seed in range(arguments.seeds)] for method in arguments.only.split(",")}
+    found = table(folders)
+    plot(folders, found, arguments.out)
+    arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
