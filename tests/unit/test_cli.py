@@ -71,7 +71,7 @@ def test_help_takes_less_than_three_tenths_of_a_second(words: list[str]):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(3)) < 0.3
+    assert any(seconds() < 0.3 for _ in range(6))
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])
