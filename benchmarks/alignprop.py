@@ -35,7 +35,7 @@ def wanted(work: Path, seeds: int) -> dict[tuple[str, int], tuple[Path, list[str
     for seed in range(seeds):
         last = ["--seed", str(seed)]
         runs["ddpo", seed] = (work / f"ddpo-{seed}", ["ddpo-compressibility", *REWARD, *last])
-        quick = ["alignprop-compressibility", *UNWATCHED, "optimizer.lr=4e-3", "evaluation.every=1", "--rounds", "8"]
+        quick = ["alignprop-compressibility", *UNWATCHED, "optimizer.lr=4e-3", "evaluation.every=1", "--rounds", "16"]
         runs["alignprop", seed] = (work / f"alignprop-{seed}", [*quick, *last])
         for name, words in DEPTHS.items():
             settings = ["alignprop-compressibility", *UNWATCHED, *words, "evaluation.every=4", "--rounds", "12"]
