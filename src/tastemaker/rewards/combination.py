@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from functools import reduce
 
 import torch
@@ -21,6 +21,7 @@ from tastemaker.rewards.expression import (
     Product,
     Standardise,
     Sum,
+    labels,
     walk,
     written,
 )
@@ -39,6 +40,9 @@ class Combination:
         self.__name__ = name
         self.tree, self.rewards = tree, dict(rewards)
         self.statistics: Statistics = {}
+        # A server may have moved when a run goes on.
+        elsewhere = [part for part in rewards if is_remote(part)]
+        self._keys = {part: part for part in rewards} | dict(zip(elsewhere, labels(elsewhere), strict=True))
         spaces = {part: getattr(reward, "space", "image") for part, reward in rewards.items()}
         if len(set(spaces.values())) > 1:
             wanted = ", ".join(f"{part} {space}s" for part, space in spaces.items())
@@ -80,7 +84,7 @@ class Combination:
 
         Raises RewardError where what is standardised does not differ, so that there is no unit.
         """
-        self.statistics = {name: _spread(found[name]) for name in self.rewards}
+        self.statistics = {self._keys[name]: _spread(found[name]) for name in self.rewards}
         for key, node in self._standardised():
             values = self._value(node.of, found)
             mean, std = _spread(values)
@@ -94,7 +98,7 @@ class Combination:
 
     def recall(self, measured: Mapping[str, Sequence[float]]) -> None:
         """Takes its statistics, mean and deviation, from those that were measured before."""
-        keys = [*self.rewards, *(key for key, _ in self._standardised())]
+        keys = [*self._keys.values(), *(key for key, _ in self._standardised())]
         self.statistics = {key: (measured[key][0], measured[key][1]) for key in keys if key in measured}
 
     def cancel(self) -> None:
@@ -107,7 +111,10 @@ class Combination:
         return written(self.tree, lambda part: known.get(part, part))
 
     def _standardised(self) -> list[tuple[str, Standardise]]:
-        return [(written(node), node) for node in walk(self.tree) if isinstance(node, Standardise)]
+        return [(self._key(node), node) for node in walk(self.tree) if isinstance(node, Standardise)]
+
+    def _key(self, node: Node) -> str:
+        return written(node, lambda part: self._keys[part])
 
     def _value(self, node: Node, found: Mapping[str, Tensor]) -> Tensor:
         like = next(iter(found.values()))
@@ -125,7 +132,7 @@ class Combination:
             case Clip(of, low, high):
                 return self._value(of, found).clamp(low, high)
             case Standardise(of):
-                mean, std = self._measured(written(node))
+                mean, std = self._measured(self._key(node))
                 return (self._value(of, found) - mean) / std
 
     def _measured(self, key: str) -> tuple[float, float]:
@@ -149,11 +156,16 @@ def asked_together(rewards: Mapping[str, Reward], x: Tensor, prompts: Sequence[s
         waiting = {name: threads.submit(checked, rewards[name], x, prompts) for name in elsewhere}
         try:
             here = {name: checked(reward, x, prompts) for name, reward in rewards.items() if name not in waiting}
-            found = here | {name: answer.result() for name, answer in waiting.items()}
+            for answer in as_completed(waiting.values()):
+                answer.result()
         except BaseException:
-            for name in elsewhere:
-                rewards[name].cancel()  # type: ignore[attr-defined]
+            # Nobody needs the others' answers; a call that has not begun yet cannot be cut short.
+            while under_way := [name for name, answer in waiting.items() if not answer.done()]:
+                for name in under_way:
+                    rewards[name].cancel()  # type: ignore[attr-defined]
+                wait((waiting[name] for name in under_way), timeout=0.1)
             raise
+        found = here | {name: answer.result() for name, answer in waiting.items()}
     return {name: found[name].to(x.device) for name in rewards}
 
 
@@ -179,15 +191,3 @@ def leaves(rewards: Mapping[str, Reward]) -> dict[str, Reward]:
 def total(name: str, reward: Reward, found: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
     """A reward [B] out of what its leaves answered. Raises RewardError where it is not finite, or not measured."""
     return put_together(reward, found, prompts) if isinstance(reward, Combination) else found[name]
-
-
-def labels(names: Sequence[str]) -> dict[str, str]:
-    """Short names for metrics and plots: without the folders of a path, where that leaves no two the same."""
-    short = {name: _short(name) for name in names}
-    return {name: text if list(short.values()).count(text) == 1 else name for name, text in short.items()}
-
-
-def _short(name: str) -> str:
-    head, colon, argument = name.partition(":")
-    local = colon and not is_remote(name) and argument.startswith(("/", "~", "."))
-    return f"{head}:{argument.rstrip('/').rpartition('/')[2]}" if local else name

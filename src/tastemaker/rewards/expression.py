@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from tastemaker.errors import RewardError
+from tastemaker.rewards.endpoints import is_remote
 
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf)(?=[\s*,)]|$)")
 _CALL = re.compile(r"(min|clip|standardise)\(")
@@ -92,9 +93,9 @@ def parse(text: str) -> Node:
 
 def _names_file(text: str) -> bool:
     """Whether it is a reward of a file, whose path may look like a sum: `target-image:four - copy.png`."""
-    _, _, argument = text.partition(":")
+    name, _, argument = text.partition(":")
     with suppress(OSError, ValueError):
-        return bool(argument) and Path(argument).expanduser().is_file()
+        return bool(re.fullmatch(r"[\w.-]+", name) and argument) and Path(argument).expanduser().is_file()
     return False
 
 
@@ -138,6 +139,35 @@ def written(node: Node, rename: Callable[[str], str] = lambda name: name) -> str
             return f"clip({written(of, rename)}, {written(Constant(low))}, {written(Constant(high))})"
         case Standardise(of):
             return f"standardise({written(of, rename)})"
+
+
+def without_addresses(name: str) -> str:
+    """A reward's name without the addresses of servers, which may move."""
+    tree = parse(name)
+    if not any(is_remote(part) for part in parts(tree)):
+        return name
+    return written(tree, lambda part: "remote" if is_remote(part) else part)
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Short names for metrics and plots, all different: without the addresses of servers and the folders of files."""
+    found: list[str] = []
+    for name in names:
+        tree = parse(name)
+        text = written(tree, _short) if any(_short(part) != part for part in parts(tree)) else name
+        count = 1
+        while (label := text if count == 1 else f"{text}-{count}") in found:
+            count += 1
+        found.append(label)
+    return found
+
+
+def _short(name: str) -> str:
+    if is_remote(name):
+        return "remote"
+    head, colon, argument = name.partition(":")
+    local = colon and argument.startswith(("/", "~", "."))
+    return f"{head}:{argument.rstrip('/').rpartition('/')[2]}" if local else name
 
 
 def _quoted(name: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from tastemaker.rewards.endpoints import is_remote
-from tastemaker.rewards.expression import parse, parts, written
+from tastemaker.rewards.expression import parse, parts, without_addresses
 from tastemaker.training.config import Config
 from tastemaker.training.tracking import versions
 
@@ -27,8 +27,8 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     rewards = [config.reward, *config.evaluation.rewards]
     if any(is_remote(part) for reward in rewards for part in parts(parse(reward))):
         # A server may move. Which reward it offers is compared instead (run.py), and how pictures travel to it.
-        settings["reward"] = _without_addresses(config.reward)
-        looking = tuple(_without_addresses(reward) for reward in config.evaluation.rewards)
+        settings["reward"] = without_addresses(config.reward)
+        looking = tuple(without_addresses(reward) for reward in config.evaluation.rewards)
         settings["evaluation"] = {**settings["evaluation"], "rewards": looking}
         settings["remote"] = {"format": config.remote.format}
     cuda = accelerator.device.type == "cuda"
@@ -44,13 +44,6 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         "threads": 0 if cuda else torch.get_num_threads(),
         "cpu": "" if cuda else torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _without_addresses(reward: str) -> str:
-    tree = parse(reward)
-    if not any(is_remote(part) for part in parts(tree)):
-        return reward
-    return written(tree, lambda part: "remote" if is_remote(part) else part)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

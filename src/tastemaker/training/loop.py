@@ -22,8 +22,9 @@ from tastemaker.advantage import (
 )
 from tastemaker.errors import RewardError
 from tastemaker.losses import adaptive_kl
-from tastemaker.rewards.combination import labels, leaves, score_together, total
+from tastemaker.rewards.combination import leaves, score_together, total
 from tastemaker.rewards.contract import Reward
+from tastemaker.rewards.expression import labels
 from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import UNSEEN, draw_evaluation, draw_round, share
@@ -58,13 +59,13 @@ class Evaluation:
         return {"evaluation": state.round} | self._measures(state, "eval/")
 
     def _measures(self, state: State, under: str) -> dict[str, float]:
-        short = labels(list(self.others))
+        others = zip(labels(list(self.others)), self.others.values(), strict=True)
         found = {
             "reward/mean": self.reward.mean().item(),
             "reward/std": self.reward.std(correction=0).item(),
             "reward/base_stds": base_stds(self.reward, state),
             **parts_means(self.parts),
-            **{f"rewards/{short[name]}": values.mean().item() for name, values in self.others.items()},
+            **{f"rewards/{name}": values.mean().item() for name, values in others},
             "diversity": diversity(self.pictures, self.draw.prompts),
             **share_correct(self.correct, "judge/correct"),
         }

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tastemaker.evaluation.judge import judge
-from tastemaker.rewards.combination import labels
+from tastemaker.rewards.expression import labels
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import share
 from tastemaker.training.session import Session
@@ -25,8 +25,8 @@ def base_stds(reward: Tensor, state: State) -> float:
 
 def parts_means(parts: Mapping[str, Tensor]) -> dict[str, float]:
     """The mean of each part of a combined reward, in its own units, by the names under which they are logged."""
-    short = labels(list(parts))
-    return {f"reward/parts/{short[name]}": values.mean().item() for name, values in parts.items()}
+    names = labels(list(parts))
+    return {f"reward/parts/{name}": part.mean().item() for name, part in zip(names, parts.values(), strict=True)}
 
 
 def diversity(

@@ -258,9 +258,13 @@ def _save(session: Session, folder: Path) -> None:
 def _measured(session: Session) -> str:
     """For people and programs: what a combined reward is made of, and its scale. A resumed run has it by its state."""
     state = session.state
-    scale = {name: {"mean": mean, "std": std} for name, (mean, std) in state.base_parts.items()}
+    scale = {
+        setting: {part: {"mean": mean, "std": std} for part, (mean, std) in found.items()}
+        for setting, found in state.base_parts.items()
+    }
     whole = {"mean": state.base_mean, "std": state.base_std}
-    return json.dumps({"reward": session.config.reward, "base": whole, "parts": scale}, indent=1) + "\n"
+    base = {"reward": whole, "parts": scale}
+    return json.dumps({"reward": session.config.reward, "base": base}, indent=1) + "\n"
 
 
 def _circumstances(session: Session) -> dict[str, Any]:

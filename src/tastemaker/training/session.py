@@ -63,21 +63,23 @@ class Session:
     """The weights that the run leaves if it is stopped early."""
 
     @property
-    def combinations(self) -> list[Combination]:
-        """Those of its rewards that are made of others."""
-        return [reward for reward in (self.reward, *self.others.values()) if isinstance(reward, Combination)]
+    def combinations(self) -> dict[str, Combination]:
+        """Those of its rewards that are made of others, by the setting that names them."""
+        others = {f"evaluation.rewards[{place}]": reward for place, reward in enumerate(self.others.values())}
+        named = {"reward": self.reward, **others}
+        return {name: reward for name, reward in named.items() if isinstance(reward, Combination)}
 
     def measure(self, found: Mapping[str, Tensor]) -> None:
         """Takes the combinations' statistics from the base model's rewards [B] by name, where they have none yet."""
-        for combination in self.combinations:
+        for name, combination in self.combinations.items():
             if not combination.statistics:
                 combination.measure(found)
-            self.state.base_parts |= {name: list(pair) for name, pair in combination.statistics.items()}
+                self.state.base_parts[name] = {key: list(pair) for key, pair in combination.statistics.items()}
 
     def recall(self) -> None:
         """Gives the combinations the statistics of a run that goes on."""
-        for combination in self.combinations:
-            combination.recall(self.state.base_parts)
+        for name, combination in self.combinations.items():
+            combination.recall(self.state.base_parts.get(name, {}))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
