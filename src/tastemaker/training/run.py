@@ -14,6 +14,8 @@ from typing import Any
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.evaluation.report import write_report
 from tastemaker.evaluation.samples import save_grid
+from tastemaker.pictures import digest
+from tastemaker.prompts import BUILTIN
 from tastemaker.training import checkpoint, disk, sharding
 from tastemaker.training.checkpoint import State, Training
 from tastemaker.training.config import Config
@@ -271,6 +273,11 @@ def _circumstances(session: Session) -> dict[str, Any]:
     """What a resumed run is compared with."""
     given = {"pairs": session.pairs, "anchor's pictures": session.anchor}
     digests = {name: data.digest for name, data in given.items() if data is not None}
+    lists = {"prompts": session.config.prompts, "evaluation.unseen": session.config.evaluation.unseen}
+    for (name, source), found in zip(lists.items(), (session.prompts, session.unseen), strict=True):
+        # A file may have been changed, or a data set; what ships with the package is its version's.
+        if found is not None and source not in BUILTIN:
+            digests[f"what {name} holds"] = digest([found.prompts, found.weights])
     for what, reward in {"the server's reward": session.reward, **_looking(session)}.items():
         if (identity := getattr(reward, "identity", None)) is not None:
             digests[what] = str(identity())
