@@ -112,11 +112,10 @@ def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
 
 
 def test_evaluation_alone_changes_no_weight(finished, checkpoint, tmp_path):
-    plain = words(checkpoint, tmp_path / "run", "")
+    plain, run = words(checkpoint, tmp_path / "run", ""), tmp_path / "run"
     with Scripted([]) as server:
-        plain = [*plain[: plain.index("--reward")], "--reward", mixed(server.url)]
-        assert main(plain) == 0
-    one, two = (load_file(run / "checkpoints/step-000002/weights.safetensors") for run in (finished, tmp_path / "run"))
+        assert main([*plain[: plain.index("--reward")], "--rounds", "1", "--reward", mixed(server.url)]) == 0
+    one, two = (load_file(folder / "checkpoints/step-000001/weights.safetensors") for folder in (finished, run))
     assert all(one[name].equal(two[name]) for name in one)
 
 

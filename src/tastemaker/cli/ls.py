@@ -45,10 +45,14 @@ def _rewards() -> dict[str, str]:
     others = {name: f"from an installed package: {target}" for name, target in installed().items()}
     named = {name if e.argument is None else f"{name}:{e.argument}": e for name, e in BUILTIN.items()}
     shown = {name: e.summary + "; differentiable" * e.differentiable for name, e in named.items()}
-    return shown | others | {
-        "http://HOST:PORT": "any of these on a server (`tastemaker reward serve NAME`)",
-        "'A + 0.5*B'": "several as one: sums, products, min(A, B), clip(A, LOW, HIGH), standardise(A)",
-    }
+    return (
+        shown
+        | others
+        | {
+            "http://HOST:PORT": "any of these on a server (`tastemaker reward serve NAME`)",
+            "'A + 0.5*B'": "several as one: sums, products, min(A, B), clip(A, LOW, HIGH), standardise(A)",
+        }
+    )
 
 
 def _prompts() -> dict[str, str]:

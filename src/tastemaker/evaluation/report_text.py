@@ -13,6 +13,7 @@ from tastemaker.evaluation.report_data import Run, measures, number, seconds_by_
 
 REWARD_ALARM = 1.0  # base standard deviations up, together with ...
 JUDGE_ALARM = 0.15  # ... this share of pictures down, means that the reward is being gamed
+ROUNDING = 1e-6
 DASH = "–"
 
 
@@ -144,6 +145,9 @@ def _change(run: Run, key: str, percent: bool = False) -> Change:
     )
     of_base = [values for start, (at, values) in sources if at and at[0] == start]
     chosen = next((values for values in of_base if len(values) > 1), of_base[0] if of_base else [])
+    if key.endswith("reward/mean") and measures(run, "reward/parts/"):
+        # What is standardised has mean 0 at first, but for rounding.
+        chosen = [0.0 if abs(value) < ROUNDING else value for value in chosen]
     before = chosen[0] if chosen else None
     after = chosen[-1] if len(chosen) > 1 else None
     return Change(before, after, (text(before), text(after)))

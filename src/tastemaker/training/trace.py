@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tastemaker.training import loop
+from tastemaker.training import loop, measures
 from tastemaker.training.session import Session
 from tastemaker.types import Draw
 
@@ -87,7 +87,7 @@ def tracing(session: Session, trace: Trace) -> Iterator[None]:
     places: list[tuple[Any, str, str]] = [
         (loop, "sample", MATHS), (type(session.config.algorithm), "loss", MATHS), (Draw, "noise", NOISE),
         (session.accelerator, "backward", MATHS), (session.model, "decode", DECODE), (session.model, "encode", TEXT),
-        (loop, "judge", JUDGE), (session.accelerator, "clip_grad_norm_", STEP), (session.optimizer, "step", STEP),
+        (measures, "judge", JUDGE), (session.accelerator, "clip_grad_norm_", STEP), (session.optimizer, "step", STEP),
         (session.optimizer, "zero_grad", STEP),
     ]  # fmt: skip
     with ExitStack() as stack:
