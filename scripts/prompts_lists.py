@@ -23,7 +23,7 @@ def main(data: Path) -> None:
     given = json.loads(data.read_text(encoding="utf-8"))
     ddpo, b2, thesis, align, dpok = (given[key] for key in ("ddpo", "b2_diffurl", "thesis", "alignprop", "dpok"))
     engine = inflect.engine()
-    numbers = [str(engine.number_to_words(number)) for number in NUMBERS]
+    numbers = [str(engine.number_to_words(str(number))) for number in NUMBERS]  # type: ignore[arg-type]
     plurals = [str(engine.plural(animal)) for animal in ddpo["counting_animals_repo"]]
     predicates = b2["template_3_predicates_train"]
     extra = b2["template_3_predicates_test_extra"]
