@@ -105,8 +105,8 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}:{reader.line_num}: not CSV: {error}") from error
 
 
-def open_dataset(source: str, split: str) -> Any:
-    """A `datasets.Dataset`: a folder that the `datasets` library reads or wrote, or a name on the hub.
+def open_dataset(source: str, split: str, what: str = "pictures") -> Any:
+    """A `datasets.Dataset`: a folder that the `datasets` library reads or wrote, a parquet file, or a name on the hub.
 
     Raises DataError where the library is missing, or cannot load it.
     """
@@ -118,12 +118,17 @@ def open_dataset(source: str, split: str) -> Any:
         ) from error
     local = Path(source).expanduser()
     if not local.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise DataError(f"there are no pictures at {source}: give a folder, a table, or a hub name like owner/name")
+        raise DataError(f"there are no {what} at {source}: give a folder, a table, or a hub name like owner/name")
     saved = any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        found: Any = datasets.load_from_disk(str(local)) if saved else datasets.load_dataset(source)
+        if local.is_file():
+            found: Any = datasets.load_dataset("parquet", data_files={split: str(local)})
+        elif saved:
+            found = datasets.load_from_disk(str(local))
+        else:
+            found = datasets.load_dataset(str(local) if local.exists() else source)
     except Exception as error:  # the library's, fsspec's, arrow's and the hub's kinds
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"cannot load the data set {source}: {type(error).__name__}: {reason}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,11 +17,12 @@ from tastemaker.types import Cond, Noised, Transitions
 if TYPE_CHECKING:
     from tastemaker.rewards.contract import Reward
 
-Seen = Callable[[Tensor, Tensor, Tensor], None]
-"""Told of pictures that a loss has made: their places [N] in the rollout, themselves [N,3,H,W], their rewards [N]."""
+Seen = Callable[[Tensor, Tensor, Tensor, Mapping[str, Tensor]], None]
+"""Told of pictures that a loss has made: their places [N] in the rollout, themselves [N,3,H,W], their rewards [N], and
+by name those of a combination's parts."""
 
 
-def unseen(places: Tensor, pictures: Tensor, rewards: Tensor) -> None:
+def unseen(places: Tensor, pictures: Tensor, rewards: Tensor, parts: Mapping[str, Tensor]) -> None:
     """Nobody looks."""
 
 

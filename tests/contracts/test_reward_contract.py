@@ -55,6 +55,38 @@ def test_built_in_rewards_keep_the_contract_on_a_server(name, tmp_path):
         assert str(tmp_path) not in str(exact.identity())
 
 
+COMBINED = {
+    "soft-colourfulness - 0.1*jpeg-surrogate-incompressibility": True,
+    "min(judge-score, 0.5*colourfulness) * jpeg-compressibility": False,
+    "clip(judge-score, 0.1, 0.9) + {url}": False,
+}
+
+
+@pytest.mark.parametrize("text", COMBINED)
+def test_combinations_keep_the_contract(text):
+    with served("colourfulness", join=0.0) as url:
+        function = load_reward(text.format(url=url), Remote(cache=0))
+        findings = check_reward(function, PROMPTS)
+    assert "failed" not in states(findings), findings
+    assert any("has the gradient" in finding.what for finding in findings) == COMBINED[text]
+
+
+def test_combinations_keep_the_contract_on_a_server(tmp_path):
+    file = tmp_path / "four+one.png"
+    Image.fromarray(to_bytes(X[2:3])[0].numpy()).save(file)
+    name = f"0.5*target-image:{file} + judge-score"
+    with served(name, join=0.0) as url:
+        remote = load_reward(url, Remote(format="safetensors", cache=0))
+        assert "failed" not in states(check_reward(remote, PROMPTS))
+        assert score(remote, X, PROMPTS).equal(score(load_reward(name), X, PROMPTS))
+        assert str(remote.identity()).startswith("((0.5 * target-image:four+one.png) + judge-score) (")
+        first = str(remote.identity())
+    # Another picture is another reward.
+    Image.fromarray(to_bytes(X[1:2])[0].numpy()).save(file)
+    with served(name) as url:
+        assert str(load_reward(url).identity()) != first
+
+
 class Counter:
     count = 0.0
 

@@ -20,7 +20,7 @@ from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.cli import bench as verb
 from tastemaker.cli.main import main
-from tastemaker.training import bench, loop, setup, trace
+from tastemaker.training import bench, loop, measures, setup, trace
 from tastemaker.training.checkpoint import State
 from tastemaker.training.presets import PRESETS
 from tastemaker.training.session import Session
@@ -180,7 +180,7 @@ def test_what_is_slow_is_found_in_its_part(session: Session, monkeypatch: pytest
         ("optimizer step", session.optimizer, "step", 2),
         ("optimizer step", session.optimizer, "zero_grad", 2),
         ("scoring (waited for)", session, "reward", 1),
-        ("judge", loop, "judge", 1),
+        ("judge", measures, "judge", 1),
         ("other", loop, "advantages", 1),
     ]
     slept = dict.fromkeys(PARTS, 0.0)
@@ -227,7 +227,8 @@ def test_a_network_s_forward_and_backward_are_told_apart_from_the_maths(session:
 
 def test_tracing_puts_everything_back(session: Session):
     owners: tuple[Any, ...] = (
-        session.model, session.accelerator, session.optimizer, loop, types.Draw, type(session.config.algorithm),
+        session.model, session.accelerator, session.optimizer, loop, measures, types.Draw,
+        type(session.config.algorithm),
     )  # fmt: skip
     before = [dict(vars(owner)) for owner in owners]
     trace.traced_round(session)

@@ -1,10 +1,13 @@
 """Prompts: built-in lists against the counts of methods.md §9b, files, weights, and what is refused."""
 
+from collections import Counter
+
 import pytest
 
 from tastemaker.drawings.scene import parse
 from tastemaker.errors import PromptError
 from tastemaker.prompts import BUILTIN, PromptSet, load_prompts
+from tastemaker.prompts.templates import drawn
 from tastemaker.training.draws import draw_evaluation, draw_round, share
 
 
@@ -14,7 +17,9 @@ from tastemaker.training.draws import draw_evaluation, draw_round, share
         ("ddpo-animals", 45), ("imagenet-animals", 398), ("ddpo-activities", 135), ("b2-template1-train", 45),
         ("b2-template1-test", 90), ("b2-template2-train", 40), ("b2-template2-test", 40), ("b2-template3-train", 40),
         ("b2-template3-test", 30), ("alignprop-animals", 45), ("alignprop-animals-test", 6), ("thesis-pink", 4),
-        ("thesis-diverse", 24), ("thesis-animals", 24),
+        ("thesis-diverse", 24), ("thesis-animals", 24), ("ddpo-counting", 154), ("alignprop-animals-train", 45),
+        ("thesis-pink-test", 512), ("thesis-pink-bare", 4), ("thesis-pink-bare-test", 64), ("dpok-test", 8),
+        ("dpok-rabbit", 1), ("alignprop-removal", 1), ("alignprop-figures", 2), ("ddpo-unseen", 4),
     ],
 )  # fmt: skip
 def test_counts_of_the_papers_lists(name, count):
@@ -24,8 +29,48 @@ def test_counts_of_the_papers_lists(name, count):
 
 
 def test_imagenet_animals_are_classes_0_to_397():
+    """Spot names by their ILSVRC-2012 class index; 151 to 268 are dogs, as in the public DDPO code."""
     prompts = load_prompts("imagenet-animals").prompts
-    assert (prompts[0], prompts[88], prompts[291], prompts[397]) == ("tench", "macaw", "lion", "puffer")
+    known = {
+        0: "tench", 1: "goldfish", 7: "cock", 25: "European fire salamander", 84: "peacock", 88: "macaw",
+        100: "black swan", 150: "sea lion", 151: "Chihuahua", 268: "Mexican hairless", 269: "timber wolf",
+        281: "tabby", 291: "lion", 319: "dragonfly", 340: "zebra", 366: "gorilla", 388: "giant panda", 397: "puffer",
+    }  # fmt: skip
+    assert {place: prompts[place] for place in known} == known
+
+
+def test_papers_splits_are_apart_and_words_make_the_lists():
+    for train, test in (
+        ("b2-template1-train", "b2-template1-test"), ("b2-template2-train", "b2-template2-test"),
+        ("b2-template3-train", "b2-template3-test"), ("alignprop-animals-train", "alignprop-animals-test"),
+        ("ddpo-activities", "ddpo-unseen"), ("thesis-pink", "thesis-pink-test"),
+        ("thesis-pink-bare", "thesis-pink-bare-test"),
+    ):  # fmt: skip
+        assert not set(load_prompts(train).prompts) & set(load_prompts(test).prompts), test
+    # The lists of B2-DiffuRL always have "a", so that three of the 135 differ in their article.
+    made, printed = (set(load_prompts(name).prompts) for name in ("a(n) [animal] [activity]", "ddpo-activities"))
+    assert made - printed == {f"an ant {activity}" for activity in ("riding a bike", "playing chess", "washing dishes")}
+    assert set(load_prompts("ddpo-counting").prompts) == set(load_prompts("[number] [counted-animals]").prompts)
+    assert load_prompts("ddpo-counting").prompts[7 * 14] == "two wolves"
+    assert "A photograph of an elephant wearing red sunglasses." in load_prompts("thesis-pink-test").prompts
+
+
+@pytest.mark.parametrize("name", ["single", "attributes", "count", "pair"])
+def test_bundled_lists_are_split_three_to_one(name):
+    whole, train, test = (load_prompts(f"bundled-{name}{part}").prompts for part in ("", "-train", "-test"))
+    assert len(test) * 4 == len(whole)
+    assert sorted(train + test) == sorted(whole)
+    for part in (train, test):
+        things = [thing for prompt in part for thing in parse(prompt).things]
+        kinds, colours = Counter(thing.kind for thing in things), Counter(thing.colour for thing in things)
+        assert len(kinds) == len(colours) == 8
+        assert len(set(kinds.values())) == 1  # each as often as any other
+    assert set(load_prompts("bundled-eight").prompts) <= set(load_prompts("bundled-single-train").prompts)
+    if name != "pair":
+        # What is kept for testing is an object in a colour, so that no list gives away another's.
+        held = [parse(prompt).things[0] for prompt in load_prompts("bundled-single-test").prompts]
+        pairs = {(thing.kind, thing.colour) for thing in held}
+        assert {(t.kind, t.colour) for prompt in test for t in parse(prompt).things} == pairs
 
 
 def test_bundled_lists_are_of_the_judges_grammar_and_balanced():
@@ -80,6 +125,138 @@ def test_missing_and_misspelt():
         load_prompts("missing.txt")
     with pytest.raises(PromptError, match="did you mean 'ddpo-animals'"):
         load_prompts("ddpo-animal")
+
+
+def test_csv_files(tmp_path):
+    (tmp_path / "a.csv").write_text('\ufeffprompt,weight,note\n"a cat, sitting",2,x\na dog,,y\n a dog ,3,z\n', "utf-8")
+    # One prompt in two rows has the weight of both.
+    assert load_prompts(str(tmp_path / "a.csv")) == PromptSet(("a cat, sitting", "a dog"), (2.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("picture,weight\nx,1\n", "no column prompt or caption or text; the columns are picture, weight"),
+        ("prompt,weight\na cat,much\n", "a.csv:2: expected a prompt and a weight, but the weight is 'much'"),
+        ("prompt,weight\na cat,-1\n", "but the weight is -1.0: it must be a number greater than 0"),
+        ("prompt\n\na cat\n' '\n", None),
+        ("caption,note\n ,x\n", "a.csv:2: expected a caption, but the caption is ' '"),
+        ("prompt\na cat, a dog\n", "expected 1 columns"),
+    ],
+)
+def test_unusable_csv_files(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    if message is None:
+        assert len(load_prompts(str(tmp_path / "a.csv"))) == 2
+        return
+    with pytest.raises(PromptError, match=message):
+        load_prompts(str(tmp_path / "a.csv"))
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def test_data_sets(datasets, tmp_path):
+    """Saved by the library, with splits or without; a folder of parquet or csv files; one parquet file."""
+    columns = {"caption": ["a cat", "a dog", "a cat"], "weight": [1.0, 1.0, 0.5], "other": [1, 2, 3]}
+    made, expected = datasets.Dataset.from_dict(columns), PromptSet(("a cat", "a dog"), (1.5, 1.0))
+    test = datasets.Dataset.from_dict({"caption": ["a fox"]})
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": made, "test": test}).save_to_disk(tmp_path / "two")
+    (tmp_path / "parquet").mkdir()
+    made.to_parquet(tmp_path / "parquet/train.parquet")
+    (tmp_path / "csv").mkdir()
+    made.to_csv(tmp_path / "csv/data.csv", index=False)
+    for name in ("one", "two", "two:train", "parquet", "parquet/train.parquet", "csv"):
+        assert load_prompts(f"dataset:{tmp_path / name}") == expected, name
+    assert load_prompts(f"dataset:{tmp_path / 'two'}:test").prompts == ("a fox",)
+    assert load_prompts(f"[big|small] [dataset:{tmp_path / 'one'}]").weights == (1.5, 1.0, 1.5, 1.0)
+
+
+def test_unusable_data_sets(datasets, tmp_path):
+    datasets.Dataset.from_dict({"title": ["a cat"]}).save_to_disk(tmp_path / "title")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a", None]})}).save_to_disk(tmp_path / "none")
+    for name, message in {
+        f"{tmp_path}/title": "no column prompt or caption or text; the columns are title",
+        f"{tmp_path}/none": "row 1: expected a text, but the text is None",
+        f"{tmp_path}/none:test": "has no split 'test'; it has train",
+        f"{tmp_path}/missing": "there are no prompts at",
+        "": "names no data set",
+    }.items():
+        with pytest.raises(PromptError, match=message) as caught:
+            load_prompts(f"dataset:{name}")
+        assert "\n" not in str(caught.value)
+
+
+def test_templates_are_products(tmp_path):
+    (tmp_path / "things.jsonl").write_text('{"prompt": "owl"}\n{"prompt": "unicorn", "weight": 3}\n')
+    found = load_prompts(f"A(n) [red | orange] [{tmp_path}/things.jsonl] and a(n) [eagle|hour]")
+    assert found.prompts == (
+        "A red owl and an eagle", "A red owl and an hour", "A red unicorn and an eagle", "A red unicorn and an hour",
+        "An orange owl and an eagle", "An orange owl and an hour", "An orange unicorn and an eagle",
+        "An orange unicorn and an hour",
+    )  # fmt: skip
+    assert found.weights == (1.0, 1.0, 3.0, 3.0) * 2
+    assert load_prompts("a(n) [unicorn|European|FBI agent|heir]").prompts == (
+        "a unicorn", "a European", "an FBI agent", "an heir"
+    )  # fmt: skip
+    assert load_prompts("[bundled-colour] [bundled-kind]").prompts[:2] == ("red circle", "red square")
+
+
+def test_some_of_many_are_drawn_without_making_all():
+    """398^4 * 45 prompts: the first few of a shuffle, always the same, each once, and as random as they look."""
+    huge = "[imagenet-animals] [imagenet-animals] [imagenet-animals] [imagenet-animals] [animal]"
+    with pytest.raises(PromptError, match=r"has 1,129,132,224,720 prompts, more than 100,000: draw some .*'1000 of "):
+        load_prompts(huge)
+    first, second = load_prompts(f"3000 of {huge}").prompts, load_prompts(f"3001-4000 of {huge}").prompts
+    assert (len(set(first)), len(set(second)), len(set(first) & set(second))) == (3000, 1000, 0)
+    assert load_prompts(f"10 of {huge}").prompts == first[:10]
+    animals = Counter(prompt.rsplit(" ", 1)[1] for prompt in first)
+    # 67 each are expected, with a deviation of 8.
+    assert len(animals) == 45
+    assert max(abs(count - 3000 / 45) for count in animals.values()) < 5 * 8.1
+
+
+def test_some_of_a_list_are_a_split_of_it():
+    parts = [set(load_prompts(f"{part} of imagenet-animals").prompts) for part in ("300", "301-398")]
+    assert parts[0] | parts[1] == set(load_prompts("imagenet-animals").prompts)
+    assert not parts[0] & parts[1]
+    assert sum(range(10)) == sum(drawn(10, 1, 10))
+    assert len(load_prompts("2 of a(n) [animal]")) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a [] cat", r"has an empty hole \[\]"),
+        ("a [animl]", r"unknown words \[animl\]: did you mean 'animal'"),
+        ("a [red||blue]", "has an empty choice"),
+        ("a [missing.txt]", "there is no prompt file missing.txt"),
+        ("46 of [animal]", "takes prompts up to number 46, but '\\[animal\\]' has only 45"),
+        ("0 of ddpo-animals", "takes the prompts 1 to 0"),
+        ("5-4 of ddpo-animals", "takes the prompts 5 to 4"),
+        ("5 of ddpo-animal", "did you mean 'ddpo-animals'"),
+        ("a red star", "unknown prompts 'a red star'"),
+    ],
+)
+def test_unusable_templates(source, message):
+    with pytest.raises(PromptError, match=message) as caught:
+        load_prompts(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_may_have_brackets_or_numbers_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a[1].txt").write_text("a cat\n")
+    (tmp_path / "2 of mine.txt").write_text("a dog\n")
+    assert load_prompts("a[1].txt").prompts == ("a cat",)
+    assert load_prompts("2 of mine.txt").prompts == ("a dog",)
 
 
 def test_a_round_draws_by_weight_and_is_the_same_every_time():

@@ -75,15 +75,16 @@ def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:
     Raises RewardError as `contract.graded` does, and ValueError where the task has no reward.
     """
     from tastemaker.chain import shown
-    from tastemaker.rewards.contract import graded
+    from tastemaker.rewards.contract import graded_parts
 
     if task.reward is None:
         raise ValueError("the task has no reward")
     draw, _ = told(task, rows)
     pictures = shown(task.model, x0, recompute=recompute)
-    reward = graded(task.reward, pictures, draw.prompts)
-    task.seen(rows.picture, pictures.detach(), reward.detach())
-    return reward
+    found = graded_parts(task.reward, pictures, draw.prompts)
+    parts = {name: values.detach() for name, values in found.parts.items()}
+    task.seen(rows.picture, pictures.detach(), found.total.detach(), parts)
+    return found.total
 
 
 def losses_of(

@@ -36,6 +36,7 @@ REQUIRED = {
     "scikit-image": "0.24",
     "rich": "13.7",
     "tyro": "1.0",
+    "inflect": "7.0",
     "httpx": "0.27",
     "tenacity": "9",
     "fastapi": "0.121",
@@ -48,7 +49,7 @@ EXTRAS = {
     "wandb": "curves in Weights & Biases (trackers=wandb)",
     "trackio": "curves in trackio (trackers=trackio)",
     "bitsandbytes": "AdamW states in 8 bits (optimizer.eight_bit)",
-    "datasets": "pairs and pictures out of Hugging Face data sets",
+    "datasets": "prompts, pairs and pictures out of Hugging Face data sets",
 }
 ROOM_GB = 5
 """Less free disk than this may not hold the checkpoints of a larger model."""

@@ -22,7 +22,7 @@ class DoctorArgs:
     reward: Annotated[str, tyro.conf.arg(metavar="NAME")]
     """Any reward that a run takes: built in, an entry point's, `module:function`, or the URL of a server."""
     prompts: str = "bundled-single"
-    """Where prompts are taken from: a built-in list, or a .txt or .jsonl file."""
+    """Where prompts are taken from: what `--prompts` of a run takes."""
     batch: int = 6
     """Pictures."""
     size: int = 64

@@ -45,13 +45,31 @@ def _rewards() -> dict[str, str]:
     others = {name: f"from an installed package: {target}" for name, target in installed().items()}
     named = {name if e.argument is None else f"{name}:{e.argument}": e for name, e in BUILTIN.items()}
     shown = {name: e.summary + "; differentiable" * e.differentiable for name, e in named.items()}
-    return shown | others | {"http://HOST:PORT": "any of these on a server (`tastemaker reward serve NAME`)"}
+    return (
+        shown
+        | others
+        | {
+            "http://HOST:PORT": "any of these on a server (`tastemaker reward serve NAME`)",
+            "'A + 0.5*B'": "several as one: sums, products, min(A, B), clip(A, LOW, HIGH), standardise(A)",
+        }
+    )
 
 
 def _prompts() -> dict[str, str]:
-    from tastemaker.prompts import BUILTIN
+    from tastemaker.prompts import BUILTIN, WORDS
 
-    return {name: f"{prompts.summary} ({prompts.count} prompts)" for name, prompts in BUILTIN.items()}
+    lists = {name: f"{prompts.summary} ({prompts.count} prompts)" for name, prompts in BUILTIN.items()}
+    words = {f"[{name}]": f"in a template: {words.summary}" for name, words in WORDS.items()}
+    return (
+        lists
+        | words
+        | {
+            "FILE": "a .txt, .jsonl or .csv file",
+            "dataset:NAME": "a Hugging Face data set, or a folder that `datasets` reads or wrote",
+            "'a(n) [animal] [activity]'": "a template: all combinations of lists, files, or words as in [red|green]",
+            "'100 of ...'": "so many of any of these at random, always the same; '101-150 of ...' are others",
+        }
+    )
 
 
 KINDS: dict[str, Callable[[], dict[str, str]]] = {

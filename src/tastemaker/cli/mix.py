@@ -54,7 +54,7 @@ class MixArgs:
     ] = ()
     """A prompt; may be given several times."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="")] = None
-    """A built-in list (`tastemaker ls prompts`), or a .txt or .jsonl file; the runs' own when left out."""
+    """A built-in list, file, data set or template (`tastemaker ls prompts`); the runs' own when left out."""
     take: int = 8
     """Prompts taken evenly from the lists."""
     n: int = 4

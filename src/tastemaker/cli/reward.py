@@ -11,6 +11,8 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.rewards.endpoints import TOKEN_ENV, check_variable, is_remote, read_token
+from tastemaker.rewards.expression import parse as parse_reward
+from tastemaker.rewards.expression import parts
 
 _HELP = """usage: tastemaker reward serve NAME ...
 
@@ -64,8 +66,9 @@ def run(words: list[str]) -> int:
 def _serve(args: ServeArgs) -> int:
     if args.name is None:
         raise ConfigError("give a reward, as in `tastemaker reward serve jpeg-compressibility`")
-    if is_remote(args.name):
-        raise ConfigError(f"{args.name} is served already: name a reward of this machine")
+    for part in parts(parse_reward(args.name)):
+        if is_remote(part):
+            raise ConfigError(f"{part} is served already: name a reward of this machine")
     _check(args)
     token = read_token(args.token_env)
     from tastemaker.rewards.registry import load_reward
@@ -78,6 +81,11 @@ def _serve(args: ServeArgs) -> int:
             "--without-token where everybody who reaches it may ask"
         )
     reward = load_reward(args.name)
+    if unmeasured := getattr(reward, "unmeasured", []):
+        raise ConfigError(
+            f"{unmeasured[0]} is measured on a run's base model, which a server does not have: serve what is in the "
+            f"brackets, and let the run standardise it: --reward 'standardise(http://{args.host}:{args.port})'"
+        )
     if getattr(reward, "space", "image") != "image":
         raise ConfigError(f"the reward {args.name} is on latents, and only rewards on pictures can be served")
     limits = Limits(int(args.max_body_mib * 2**20), args.max_pictures, int(args.max_megapixels * 1e6))

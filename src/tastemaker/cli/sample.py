@@ -37,7 +37,7 @@ class SampleArgs:
     ] = ()
     """A prompt; may be given several times."""
     prompts: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="")] = None
-    """A built-in list (`tastemaker ls prompts`), or a .txt or .jsonl file, instead of --prompt."""
+    """A built-in list, file, data set or template (`tastemaker ls prompts`), instead of --prompt."""
     n: int = 4
     """Pictures of each prompt."""
     seed: int = 0

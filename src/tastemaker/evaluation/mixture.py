@@ -17,6 +17,7 @@ from tastemaker.evaluation.report_svg import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.samples import find_adapter, fixed_draw, load_here, pictures, to_pil
 from tastemaker.models import adapter_files, lora
 from tastemaker.models.mixing import Adapter, Mode, compress, mix, require_alike, require_fits
+from tastemaker.rewards.combination import Combination, score_together
 from tastemaker.rewards.contract import score
 from tastemaker.rewards.registry import load_reward
 from tastemaker.sample import batches
@@ -114,6 +115,9 @@ def _measure(plan: Plan, door: Any, folder: Path, found: dict[str, Any], advance
     def look() -> tuple[dict[str, Tensor], list[Any]]:
         x = pictures(door, draw, grid, sampling.guidance, sampling.eta, BATCH, advance)
         first = x[:: plan.n][:ROWS]
+        for reward in rewards.values():
+            if isinstance(reward, Combination) and reward.unmeasured:  # so these are the base model's
+                reward.measure(score_together(reward.rewards, x, draw.prompts))
         return {name: score(reward, x, draw.prompts) for name, reward in rewards.items()}, to_pil(first)
 
     base, shown = look()

@@ -86,6 +86,13 @@ def series(records: Iterable[Record], x: str, y: str, shift: int = 0) -> tuple[l
     return [a for a, _ in kept], [b for _, b in kept]
 
 
+def measures(run: Run, under: str) -> list[str]:
+    """Names of what was measured under a heading, as `reward/parts/` or `rewards/`, in rounds or evaluations."""
+    keys = [key for record in run.rounds for key in record if key.startswith(under)]
+    keys += [key[5:] for record in run.evaluations for key in record if key.startswith(f"eval/{under}")]
+    return list(dict.fromkeys(key.removeprefix(under) for key in keys))
+
+
 def base_scale(run: Run) -> tuple[float, float] | None:
     """Mean and standard deviation of the base model's reward, from the two units in which rewards are logged.
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from tastemaker.evaluation.report_data import PHASES, Run, base_scale, number, seconds_by_phase, series
+from tastemaker.evaluation.report_data import PHASES, Run, base_scale, measures, number, seconds_by_phase, series
 from tastemaker.evaluation.report_svg import (
     COLOURS,
     INK,
@@ -27,13 +27,15 @@ from tastemaker.evaluation.report_svg import (
 )
 
 DONE = "rounds of training done"
+MOST_PANELS = 3
 
 
 def run_plots(run: Run) -> list[Plot]:
     """The plots of one run, without those that the run has no numbers for."""
     with styled():
-        made = [draw(run) for draw in (_reward, _judge, _pairs, _ratio, _update, _seconds, _diversity)]
-    return [plot for plot in made if plot is not None]
+        rewards = [_reward(run), *_parts(run), *_others(run)]
+        rest = [draw(run) for draw in (_judge, _unseen, _pairs, _ratio, _update, _seconds, _diversity)]
+    return [plot for plot in (*rewards, *rest) if plot is not None]
 
 
 def compare_plots(runs: Sequence[Run]) -> list[Plot]:
@@ -48,6 +50,10 @@ def compare_plots(runs: Sequence[Run]) -> list[Plot]:
          f"{sentence}; the height is the share of pictures that show what the prompt says, by an independent judge."),
         ("Diversity", "diversity", "diversity",
          f"{sentence}; the height tells how much pictures of one prompt differ from each other."),
+        ("Reward on prompts not trained on", "unseen/reward/base_stds", "base std",
+         "Each dot is one evaluation of a run on prompts that it is not trained on, in the unit of the first plot."),
+        ("Judge on prompts not trained on", "unseen/judge/correct", "judged correct",
+         "Each dot is one evaluation of a run on prompts that it is not trained on: the share that show their prompt."),
     )  # fmt: skip
     with styled():
         made = [_overlay(runs, *plot) for plot in shown]
@@ -115,6 +121,65 @@ def _spread(axis: Axes, run: Run) -> None:
     )
     for label, alpha, low, high in bands:
         axis.fill_between(at, low, high, color=COLOURS[0], alpha=alpha, linewidth=0, label=label)
+
+
+def _parts(run: Run) -> list[Plot]:
+    return _one_by_one(
+        run, "reward/parts/", "Parts of the reward",
+        "Each reward that the trained one is put together from, by itself and in its own units, before it is weighted, "
+        "clipped or standardised: one that falls while another rises pays for it.",
+    )  # fmt: skip
+
+
+def _others(run: Run) -> list[Plot]:
+    return _one_by_one(
+        run, "rewards/", "Rewards that only look",
+        "Rewards that are measured and never trained on, in their own units, on the evaluations' fixed pictures: what "
+        "rises here too was not only learned for the trained reward's sake.",
+    )  # fmt: skip
+
+
+def _one_by_one(run: Run, under: str, title: str, caption: str) -> list[Plot]:
+    """A panel for each measure whose name begins with `under`, a few to a plot; rings are of unseen prompts."""
+    names = measures(run, under)
+    plots = []
+    for start in range(0, len(names), MOST_PANELS):
+        shown = names[start : start + MOST_PANELS]
+        figure, axes = panels(len(shown))
+        for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+            _measured(axis, run, under + name, Look(COLOURS[0], labelled=place == 0))
+            _rings(axis, run, under + name, labelled=place == 0)
+            axis.set_title(name, loc="right", fontsize="small", color=MUTED, parse_math=False)
+        plots.append(finish(figure, axes, DONE, title if not start else f"{title}, continued", caption))
+    return plots
+
+
+def _rings(axis: Axes, run: Run, key: str, labelled: bool) -> None:
+    """Evaluations on prompts that are not trained on."""
+    at, values = series(run.evaluations, "evaluation", f"eval/unseen/{key}")
+    if at:
+        label = "unseen prompts" if labelled else None
+        axis.scatter(at, values, s=26, facecolors="none", edgecolors=COLOURS[1], label=label, zorder=4)
+
+
+def _unseen(run: Run) -> Plot | None:
+    keys = {"reward/base_stds": "reward, base std", "judge/correct": "judged correct"}
+    keys = {key: label for key, label in keys.items() if series(run.evaluations, "evaluation", f"eval/unseen/{key}")[0]}
+    if not keys:
+        return None
+    figure, axes = panels(len(keys))
+    for place, (axis, key) in enumerate(zip(axes, keys, strict=True)):
+        at, values = series(run.evaluations, "evaluation", f"eval/{key}")
+        evaluation_dots(axis, at, values, COLOURS[0], None if place else "trained prompts")
+        _rings(axis, run, key, labelled=not place)
+        axis.set_ylabel(keys[key])
+        if key == "judge/correct":
+            share_axis(axis, keys[key])
+    return finish(
+        figure, axes, DONE, "Prompts not trained on",
+        "Evaluations on the training prompts (dots) and on prompts that are never trained on (rings): where the rings "
+        "stay behind, what was learned is those prompts rather than what they have in common.",
+    )  # fmt: skip
 
 
 def _judge(run: Run) -> Plot | None:
@@ -242,7 +307,7 @@ def _overlay(runs: Sequence[Run], title: str, key: str, label: str, caption: str
     if not drawn:
         return None
     axis.set_ylabel(label)
-    if key == "judge/correct":
+    if key.endswith("judge/correct"):
         share_axis(axis, label)
     if key == "diversity":
         from_zero(axis)

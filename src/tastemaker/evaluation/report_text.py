@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.algorithms.registry import ALGORITHMS
-from tastemaker.evaluation.report_data import Run, number, seconds_by_phase, series
+from tastemaker.evaluation.report_data import Run, measures, number, seconds_by_phase, series
 
 REWARD_ALARM = 1.0  # base standard deviations up, together with ...
 JUDGE_ALARM = 0.15  # ... this share of pictures down, means that the reward is being gamed
+ROUNDING = 1e-6
 DASH = "–"
 
 
@@ -30,6 +31,15 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A measurement of evaluations on the prompts that are trained on, and on those that are not."""
+
+    what: str
+    trained: Change
+    unseen: Change
+
+
+@dataclass(frozen=True)
 class Summary:
     """The headline of one run."""
 
@@ -44,6 +54,8 @@ class Summary:
     stds: Change
     judge: Change
     diversity: Change
+    table: tuple[Row, ...]
+    """Parts of the reward, rewards that only look, and figures on unseen prompts; empty where there are none."""
     evaluated: bool
     """Whether the changes are of the evaluation's fixed pictures, rather than of training pictures."""
     rounds: int
@@ -93,6 +105,7 @@ def summarise(run: Run, name: str) -> Summary:
         stds=_change(run, "reward/base_stds"),
         judge=_change(run, "judge/correct", percent=True),
         diversity=_change(run, "diversity"),
+        table=_table(run),
         evaluated=len(run.evaluations) > 1,
         rounds=int(run.rounds[-1]["round"]) if run.rounds else 0,
         planned=None if planned is None else int(planned),
@@ -103,6 +116,20 @@ def summarise(run: Run, name: str) -> Summary:
         command=str(run.env.get("command") or ""),
         env=tuple((str(key), _plain(value)) for key, value in run.env.items() if key != "command"),
     )
+
+
+def _table(run: Run) -> tuple[Row, ...]:
+    parts, others = measures(run, "reward/parts/"), measures(run, "rewards/")
+    keys = {"reward/mean": "reward"}
+    keys |= {f"reward/parts/{name}": f"part: {name}" for name in parts}
+    keys |= {f"rewards/{name}": f"only looking: {name}" for name in others}
+    keys |= {"judge/correct": "judged correct", "diversity": "diversity"}
+    rows = [
+        Row(what, *(_change(run, under + key, key == "judge/correct") for under in ("", "unseen/")))
+        for key, what in keys.items()
+    ]
+    rows = [row for row in rows if row.trained.before is not None or row.unseen.before is not None]
+    return tuple(rows) if parts or others or any(row.unseen.before is not None for row in rows) else ()
 
 
 def _change(run: Run, key: str, percent: bool = False) -> Change:
@@ -118,6 +145,9 @@ def _change(run: Run, key: str, percent: bool = False) -> Change:
     )
     of_base = [values for start, (at, values) in sources if at and at[0] == start]
     chosen = next((values for values in of_base if len(values) > 1), of_base[0] if of_base else [])
+    if key.endswith("reward/mean") and measures(run, "reward/parts/"):
+        # What is standardised has mean 0 at first, but for rounding.
+        chosen = [0.0 if abs(value) < ROUNDING else value for value in chosen]
     before = chosen[0] if chosen else None
     after = chosen[-1] if len(chosen) > 1 else None
     return Change(before, after, (text(before), text(after)))

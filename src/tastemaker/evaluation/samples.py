@@ -61,9 +61,14 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, cell: int | None 
     return sheet
 
 
-def save_grid(run: Path, round: int, x: Tensor, draw: Draw, reward: Tensor, correct: Sequence[bool | None]) -> None:
-    """samples/round-NNNN of a run: the pictures, and samples.json with prompt, seed, reward and verdict of each."""
-    final = run / f"samples/round-{round:04d}"
+def save_grid(
+    run: Path, round: int, x: Tensor, draw: Draw, reward: Tensor, correct: Sequence[bool | None], kind: str = "round"
+) -> None:
+    """samples/round-NNNN of a run: the pictures, and samples.json with prompt, seed, reward and verdict of each.
+
+    `kind` is another beginning of the folder's name, for pictures that the report's slider does not show.
+    """
+    final = run / f"samples/{kind}-{round:04d}"
     temporary = final.with_name(f".tmp-{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -1,17 +1,20 @@
-"""Prompts: built-in lists, text and JSON-lines files, and how a round draws from them."""
+"""Prompts: built-in lists, templates, files and data sets, and how a round draws from them (docs/prompts.md)."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from tastemaker.drawings.scene import COLOURS, KINDS, NUMBERS, PATTERNS, RELATIONS, Request, Wanted
+from tastemaker.drawings.scene import COLOURS, KINDS, NUMBERS, PATTERNS, RELATIONS, Request, Wanted, parse
 from tastemaker.errors import PromptError, nearest
+from tastemaker.prompts.templates import MOST, drawn, is_template
+from tastemaker.prompts.templates import parse as parse_template
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,21 @@ class PromptList:
 
     summary: str
     make: Callable[[], tuple[str, ...]]
+    size: int | None = None
+    """How many they are, where making them takes long."""
 
     @property
     def count(self) -> int:
-        return len(self.make())
+        return len(self.make()) if self.size is None else self.size
 
 
 @cache
 def _data() -> dict[str, dict]:
-    return json.loads(files("tastemaker.prompts").joinpath("lists.json").read_text(encoding="utf-8"))["lists"]
+    return json.loads(files("tastemaker.prompts").joinpath("lists.json").read_text(encoding="utf-8"))
 
 
-def _from_data(name: str) -> Callable[[], tuple[str, ...]]:
-    return lambda: tuple(_data()[name]["prompts"])
+def _from_data(kind: str, name: str) -> Callable[[], tuple[str, ...]]:
+    return lambda: tuple(_data()[kind][name]["prompts"])
 
 
 def _single() -> tuple[str, ...]:
@@ -101,41 +106,156 @@ def _pair() -> tuple[str, ...]:
     return tuple(request.caption() for request in requests)
 
 
-BUILTIN: dict[str, PromptList] = {
+def _held_out(kind: str, colour: str) -> bool:
+    """Whether a kind in a colour is kept for testing: 16 of the 64, each kind and each colour twice."""
+    return (list(COLOURS).index(colour) - 3 * KINDS.index(kind)) % len(COLOURS) in (2, 5)
+
+
+def _for_test(place: int, prompt: str) -> bool:
+    """Whether a prompt of a bundled list is kept for testing: by its place among pairs, by its object elsewhere."""
+    request = parse(prompt)
+    assert request is not None, prompt
+    if request.template == "pair":
+        return (place % 8 + 2 * (place // 8) + 3 * (place // 56)) % 4 == 0
+    (thing,) = request.things
+    return _held_out(thing.kind, thing.colour or "")
+
+
+def _split(make: Callable[[], tuple[str, ...]], test: bool) -> Callable[[], tuple[str, ...]]:
+    return lambda: tuple(prompt for place, prompt in enumerate(make()) if _for_test(place, prompt) == test)
+
+
+_BUNDLED = {
     "bundled-single": PromptList("[colour] [object]: every pair that the bundled model knows", _single),
-    "bundled-eight": PromptList("eight of them: each object and each colour once", _eight),
     "bundled-attributes": PromptList("one object with a ground, texture or size to obey (bundled model)", _attributes),
     "bundled-count": PromptList("[number] [colour] [objects], two to four (bundled model)", _count),
     "bundled-pair": PromptList("[object] on the left of [object] and its kin (bundled model)", _pair),
 }
-BUILTIN["bundled-kinds"] = PromptList(
-    "the eight objects' bare names: classes of benchmarks/models/drawn32", lambda: KINDS
-)
-BUILTIN["none"] = PromptList("one prompt that says nothing, for models that take none", lambda: ("a picture",))
-BUILTIN |= {name: PromptList(entry["summary"], _from_data(name)) for name, entry in _data().items()}
+BUILTIN: dict[str, PromptList] = {}
+for _name, _list in _BUNDLED.items():
+    BUILTIN[_name] = _list
+    for _part in ("train", "test"):
+        BUILTIN[f"{_name}-{_part}"] = PromptList(
+            f"{_name}, {'a quarter kept for testing' if _part == 'test' else 'the rest, for training'}",
+            _split(_list.make, _part == "test"),
+        )
+BUILTIN |= {
+    "bundled-eight": PromptList("eight of bundled-single: each object and each colour once", _eight),
+    "bundled-kinds": PromptList("the eight objects' bare names: classes of benchmarks/models/drawn32", lambda: KINDS),
+    "none": PromptList("one prompt that says nothing, for models that take none", lambda: ("a picture",)),
+    **{name: PromptList(entry["summary"], _from_data("lists", name)) for name, entry in _data()["lists"].items()},
+    "thesis-pink-test": PromptList(
+        "64 other animals with sunglasses in 8 other colours (thesis, evaluation)",
+        lambda: load_prompts("A photograph of a(n) [thesis-animal] wearing [thesis-colour] sunglasses.").prompts,
+        512,
+    ),
+}
+WORDS: dict[str, PromptList] = {
+    **{name: PromptList(entry["summary"], _from_data("words", name)) for name, entry in _data()["words"].items()},
+    "bundled-kind": PromptList("8 objects that the bundled model knows", lambda: KINDS),
+    "bundled-colour": PromptList("8 colours that it knows", lambda: tuple(COLOURS)),
+    "bundled-relation": PromptList("4 relations that it knows", lambda: RELATIONS),
+}
+"""Lists of words, for the holes of templates."""
+FILES = (".txt", ".jsonl", ".csv")
+_TAKEN = re.compile(r"(?:(\d{1,9})-)?(\d{1,9}) of (.+)", re.DOTALL)
 
 
 def load_prompts(source: str) -> PromptSet:
-    """The built-in list of that name, or the prompts of a .txt or .jsonl file.
+    """Prompts by what `--prompts` says, the first that it is:
 
-    A text file holds a prompt a line; a JSON-lines file holds `{"prompt": "...", "weight": 2}` a line, weight 1
-    when left out. Blank lines are skipped. Raises PromptError where nothing usable is there.
+    - a built-in list's name;
+    - `dataset:NAME` or `dataset:NAME:SPLIT`: a Hugging Face data set, a folder that `datasets` reads or wrote, or a
+      parquet file, with a column prompt, caption or text, and weight where there are weights;
+    - a .txt file, with a prompt a line; a .jsonl file, with `{"prompt": "...", "weight": 2}` a line; a .csv file, with
+      columns as of a data set. A weight is 1 when left out, and blank lines are skipped;
+    - a template, `a(n) [animal] [activity]`: all combinations of built-in lists, files, or words as in `[red|green]`;
+    - `1000 of` any of these, or `1001-1100 of` it: so many drawn from it at random, always the same.
+
+    Raises PromptError where nothing usable is there.
     """
     if source in BUILTIN:
         prompts = BUILTIN[source].make()
         return PromptSet(prompts, (1.0,) * len(prompts))
+    if source.startswith("dataset:"):
+        from tastemaker.prompts.tables import from_dataset
+
+        return from_dataset(source.removeprefix("dataset:"))
     path = Path(source).expanduser()
-    if path.suffix not in (".txt", ".jsonl"):
-        raise PromptError(
-            f"unknown prompts {source!r}: {nearest(source, list(BUILTIN))} (or give a .txt or .jsonl file)"
-        )
+    if (taken := _TAKEN.fullmatch(source)) and not _exists(path):
+        return _drawn(source, int(taken[1] or 1), int(taken[2]), taken[3])
+    if path.suffix.lower() in FILES and (_exists(path) or not is_template(source)):
+        return _from_file(path)
+    if is_template(source):
+        template = parse_template(source, _words)
+        if template.count > MOST:
+            raise PromptError(
+                f"the template {source!r} has {template.count:,} prompts, more than {MOST:,}: draw some of them, "
+                f"as in '1000 of {source}'"
+            )
+        return _prompts([template.prompt(place) for place in range(template.count)])
+    raise PromptError(
+        f"unknown prompts {source!r}: {nearest(source, list(BUILTIN))} (or give a {', '.join(FILES[:-1])} or "
+        f"{FILES[-1]} file, dataset:NAME, or a template such as 'a(n) [animal] [activity]')"
+    )
+
+
+def _drawn(source: str, first: int, last: int, of: str) -> PromptSet:
+    """The first-th to last-th of a shuffled list or template."""
+    if is_template(of) and of not in BUILTIN and not _exists(Path(of).expanduser()):
+        template = parse_template(of, _words)
+        total, at = template.count, template.prompt
+    else:
+        whole = load_prompts(of)
+        total, at = len(whole), lambda place: (whole.prompts[place], whole.weights[place])
+    if not 1 <= first <= last:
+        raise PromptError(f"{source!r} takes the prompts {first} to {last}: expected FIRST-LAST, counted from 1")
+    if last > min(total, MOST):
+        has = f"{of!r} has only {total:,}" if last > total else f"a list has at most {MOST:,}"
+        raise PromptError(f"{source!r} takes prompts up to number {last:,}, but {has}")
+    return _prompts([at(place) for place in drawn(total, first, last)])
+
+
+def _words(hole: str) -> PromptSet:
+    """What goes into a template's hole. Raises PromptError."""
+    if "|" in hole:
+        words = tuple(word.strip() for word in hole.split("|"))
+        if not all(words):
+            raise PromptError(f"[{hole}] has an empty choice: expected words with | between them, as in [red|green]")
+        return PromptSet(words, (1.0,) * len(words))
+    if hole in WORDS:
+        words = WORDS[hole].make()
+        return PromptSet(words, (1.0,) * len(words))
+    if hole in BUILTIN or hole.startswith("dataset:") or Path(hole).suffix.lower() in FILES:
+        return load_prompts(hole)
+    raise PromptError(
+        f"unknown words [{hole}]: {nearest(hole, [*WORDS, *BUILTIN])} (or give a {', '.join(FILES[:-1])} or "
+        f"{FILES[-1]} file, or words as in [red|green])"
+    )
+
+
+def _prompts(pairs: Sequence[tuple[str, float]]) -> PromptSet:
+    return PromptSet(tuple(prompt for prompt, _ in pairs), tuple(weight for _, weight in pairs))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a text that is too long for a name, say
+        return False
+
+
+def _from_file(path: Path) -> PromptSet:
+    if path.suffix.lower() == ".csv":
+        from tastemaker.prompts.tables import from_csv
+
+        return from_csv(path)
     lines = [(number, line.strip()) for number, line in enumerate(_read(path).splitlines(), 1) if line.strip()]
     if not lines:
         raise PromptError(f"the prompt file {path} is empty: expected a prompt a line")
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return PromptSet(tuple(line for _, line in lines), (1.0,) * len(lines))
-    pairs = [_entry(path, number, line) for number, line in lines]
-    return PromptSet(tuple(prompt for prompt, _ in pairs), tuple(weight for _, weight in pairs))
+    return _prompts([_entry(path, number, line) for number, line in lines])
 
 
 def _read(path: Path) -> str:
@@ -159,7 +279,11 @@ def _entry(path: Path, number: int, line: str) -> tuple[str, float]:
         raise PromptError(f"{expected}, but the line is not JSON ({error.msg})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
         raise PromptError(f"{expected}, but found {line[:80]}")
-    weight = entry.get("weight", 1)
+    return entry["prompt"], checked_weight(entry.get("weight", 1), expected)
+
+
+def checked_weight(weight: object, expected: str) -> float:
+    """A weight as a number; raises PromptError, beginning with `expected`, for what is none greater than 0."""
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight <= 0:
         raise PromptError(f"{expected}, but the weight is {weight!r}: it must be a number greater than 0")
-    return entry["prompt"], float(weight)
+    return float(weight)

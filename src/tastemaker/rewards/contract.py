@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -25,6 +26,19 @@ class Reward(Protocol):
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
+@runtime_checkable
+class Combined(Reward, Protocol):
+    """A reward made of others, whose own rewards are of interest too."""
+
+    def parts(self, x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The parts' rewards [B] by name."""
+        ...
+
+    def combine(self, found: Mapping[str, Tensor]) -> Tensor:
+        """The reward [B] from them."""
+        ...
+
+
 def reward(
     *, differentiable: bool = False, space: Literal["image", "latent"] = "image"
 ) -> Callable[[Function], Function]:
@@ -45,7 +59,22 @@ def score(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
     picture. A failed reward is never a number.
     """
     with torch.no_grad():
-        return _checked(reward, _asked(reward, x, prompts), prompts).float().cpu()
+        return checked(reward, x, prompts).float().cpu()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of B pictures, and for a combination those of its parts."""
+
+    total: Tensor
+    """[B]"""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """[B] each, by name; none of a reward that is one by itself."""
+
+
+def put_together(reward: Combined, parts: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
+    """The checked rewards [B] of a combination, whose parts' are there. Raises RewardError."""
+    return _finite(reward, reward.combine(parts), prompts)
 
 
 def graded(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -53,13 +82,34 @@ def graded(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
 
     Raises RewardError as `score` does, and where the answer hangs on no graph though the pictures do.
     """
-    answer = _checked(reward, _asked(reward, x, prompts), prompts)
+    return graded_parts(reward, x, prompts).total
+
+
+def graded_parts(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Scores:
+    """As `graded`, with a combination's parts. Raises RewardError where one of them hangs on no graph."""
+    if not isinstance(reward, Combined):
+        return Scores(_graph(reward, x, checked(reward, x, prompts)))
+    parts = reward.parts(x, prompts)
+    for name, values in parts.items():
+        _graph(reward, x, values, name)
+    return Scores(put_together(reward, parts, prompts), parts)
+
+
+def _graph(reward: Reward, x: Tensor, answer: Tensor, name: str = "") -> Tensor:
     if x.requires_grad and not answer.requires_grad:
         raise RewardError(
-            f"the reward {_name(reward)} says that it is differentiable, but its answer has no gradient: take out what "
-            "leaves torch (.detach(), .numpy(), PIL), or do not mark it as differentiable"
+            f"the reward {name or _name(reward)} says that it is differentiable, but its answer has no gradient: take "
+            "out what leaves torch (.detach(), .numpy(), PIL), or do not mark it as differentiable"
         )
     return answer
+
+
+def checked(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A reward's answer as a tensor [B] of finite numbers, where and with what graph it makes them.
+
+    Raises RewardError where the reward raises or answers with something else.
+    """
+    return _finite(reward, _asked(reward, x, prompts), prompts)
 
 
 def _name(reward: Reward) -> str:
@@ -76,7 +126,7 @@ def _asked(reward: Reward, x: Tensor, prompts: Sequence[str]) -> object:
         raise RewardError(f"the reward {_name(reward)} raised {type(error).__name__}: {reason}") from error
 
 
-def _checked(reward: Reward, answer: object, prompts: Sequence[str]) -> Tensor:
+def _finite(reward: Reward, answer: object, prompts: Sequence[str]) -> Tensor:
     """The answer as a tensor [B], once it is known to be finite."""
     name = _name(reward)
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
 from tastemaker.rewards.endpoints import Remote, is_remote
+from tastemaker.rewards.expression import Part, parse, parts
 
 if TYPE_CHECKING:
     from tastemaker.rewards.contract import Reward
@@ -82,15 +83,34 @@ def differentiable_rewards() -> list[str]:
     return [name for name, entry in BUILTIN.items() if entry.differentiable]
 
 
-def load_reward(name: str, remote: Remote | None = None, say: Callable[[str], None] | None = None) -> Reward:
+def load_reward(
+    name: str,
+    remote: Remote | None = None,
+    say: Callable[[str], None] | None = None,
+    known: dict[str, Reward] | None = None,
+) -> Reward:
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
 
+    Several are put together as in `clip-score + 0.5*jpeg-compressibility` (rewards/expression.py).
     A URL, or several after `remote:`, is a reward on servers, which is asked as `remote` says, and tells by `say` when
-    it waits for them. Raises RewardError where there is none, its module does not import, or the argument is missing
-    or wrong; a server is not asked before the first pictures are.
+    it waits for them. What is in `known` is not loaded again, and what is loaded is added to it. Raises RewardError
+    where there is none, its module does not import, the argument is missing or wrong, or a combination cannot be read;
+    a server is not asked before the first pictures are.
     """
     if not name:
         raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
+    tree, loaded = parse(name), {} if known is None else known
+    for part in parts(tree):
+        if part not in loaded:
+            loaded[part] = _load_one(part, remote, say)
+    if isinstance(tree, Part):
+        return loaded[tree.name]
+    from tastemaker.rewards.combination import Combination
+
+    return Combination(name, tree, {part: loaded[part] for part in parts(tree)})
+
+
+def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | None) -> Reward:
     if is_remote(name):
         from tastemaker.rewards.remote import RemoteReward
 
@@ -106,6 +126,7 @@ def load_reward(name: str, remote: Remote | None = None, say: Callable[[str], No
     if ":" not in target:
         raise RewardError(
             f"unknown reward {name!r}: {nearest(name, [*BUILTIN, *installed()])} (or give `module:function`)"
+            + ("; several rewards are put together with blanks around + and *" if set(name) & set("+*") else "")
         )
     return _import(target, name)
 

@@ -22,8 +22,10 @@ from fastapi.responses import JSONResponse
 import tastemaker
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.rewards.batching import Batcher
+from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.contract import Reward, score
 from tastemaker.rewards.endpoints import Token
+from tastemaker.rewards.expression import written
 from tastemaker.rewards.wire import PROTOCOL, READ, Asked, Identity, Limits, Refused, answer
 
 BODY_SECONDS = 60.0
@@ -50,8 +52,17 @@ class Service:
 
 
 def identify(name: str, reward: Reward) -> Identity:
-    """Name and version of a reward: tastemaker's own, with a hash of the source it is written in, and of its file."""
+    """Name and version of a reward: tastemaker's own, with a hash of the source it is written in, and of its file.
+
+    Those of a combination are made of its parts'.
+    """
     digest = hashlib.sha256()
+    if isinstance(reward, Combination):
+        parts = {part: identify(part, function) for part, function in reward.rewards.items()}
+        digest.update(Path(inspect.getfile(Combination)).read_bytes())
+        digest.update(" ".join(one.version for one in parts.values()).encode())
+        shown = written(reward.tree, lambda part: parts[part].reward)
+        return Identity(shown, f"{tastemaker.__version__}+{digest.hexdigest()[:12]}")
     with suppress(TypeError, OSError):  # a callable without a source of its own
         digest.update(Path(inspect.getsourcefile(_function(reward)) or "").read_bytes())
     first, _, argument = name.partition(":")

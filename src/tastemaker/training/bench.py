@@ -89,6 +89,8 @@ def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text
         raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
     with tempfile.TemporaryDirectory() as folder:
         session = start(config, Path(folder), State())
+        if any(reward.unmeasured for reward in session.combinations.values()):
+            loop.evaluate(session)
         loop.one_round(session)
         device = session.accelerator.device
         walls, floors, phases, parts, memory = [], [], [], [], 0.0

@@ -41,6 +41,9 @@ class State:
     """Mean of the base model's rewards on the evaluation pictures."""
     base_std: float = 1.0
     """Their standard deviation, the unit in which progress is shown."""
+    base_parts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Mean and deviation, on the same pictures, of combined rewards' parts and of what they standardise: first by the
+    setting that names the reward."""
     past_rewards: dict[str, list[float]] = field(default_factory=dict)
     """Each prompt's ring buffer, or its rewards of recent rounds."""
     past_rounds: dict[str, list[int]] = field(default_factory=dict)

@@ -130,6 +130,11 @@ class Evaluation:
     """Number of prompts, taken evenly from the run's list."""
     per_prompt: int = 4
     """Pictures of each."""
+    unseen: str | None = None
+    """A second list, of prompts that are not trained on: as many of it are evaluated beside them, with their own
+    figures (`eval/unseen/...`)."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that score the evaluations' pictures and are never trained on (`eval/rewards/NAME`)."""
     watch: str | None = None
     """End the run early where this measure of the evaluations falls: judge/correct, diversity, or reward/mean."""
     fall: float = 0.1
@@ -165,9 +170,11 @@ class Config:
     model: str = "bundled"
     """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
     prompts: str = "bundled-single"
-    """A built-in list (`tastemaker ls prompts`), or a .txt or .jsonl file."""
+    """A built-in list (`tastemaker ls prompts`), a .txt, .jsonl or .csv file, `dataset:NAME`, or a template such as
+    `a(n) [animal] [activity]` (docs/prompts.md)."""
     reward: str = "jpeg-compressibility"
-    """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, or the URL of a server."""
+    """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, the URL of a server, or
+    several put together: `clip-score + 0.5*jpeg-compressibility` (docs/rewards.md)."""
     rounds: int = 100
     """Rounds of sampling and training."""
     seed: int = 0

@@ -16,6 +16,8 @@ from tastemaker.types import Draw, Rows
 
 EVALUATION = 2**40
 """The round number of evaluation pictures: their noise is that of no training round."""
+UNSEEN = EVALUATION + 1
+"""That of pictures of prompts which are not trained on."""
 _PROMPTS, _ORDER, _PASSES, _STEPS, _STATES = 0, 1, 2, 2**41, 2**10
 
 
@@ -73,10 +75,10 @@ def in_turn(population: int, seed: int, start: int, count: int, purpose: int = _
     return found
 
 
-def draw_evaluation(prompts: PromptSet, seed: int, count: int, per_prompt: int) -> Draw:
+def draw_evaluation(prompts: PromptSet, seed: int, count: int, per_prompt: int, round: int = EVALUATION) -> Draw:
     """The same pictures at every evaluation: `per_prompt` seeds of `count` prompts spread over the list."""
     rows = [(prompt, sample) for prompt in prompts.spread(count) for sample in range(per_prompt)]
-    return _draw(prompts, seed, EVALUATION, rows)
+    return _draw(prompts, seed, round, rows)
 
 
 def _draw(prompts: PromptSet, seed: int, round: int, rows: Sequence[tuple[int, int]]) -> Draw:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from tastemaker.rewards.endpoints import is_remote
+from tastemaker.rewards.expression import parse, parts, without_addresses
 from tastemaker.training.config import Config
 from tastemaker.training.tracking import versions
 
@@ -21,9 +22,14 @@ FREE = ("rounds", "trackers", "checkpoint", "remote")
 def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     """Settings, versions and hardware that results depend on in their last bit, as JSON."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
-    if is_remote(config.reward):
+    # Runs of versions without them have none.
+    settings["evaluation"]["rewards"] = config.evaluation.rewards or None
+    rewards = [config.reward, *config.evaluation.rewards]
+    if any(is_remote(part) for reward in rewards for part in parts(parse(reward))):
         # A server may move. Which reward it offers is compared instead (run.py), and how pictures travel to it.
-        settings["reward"] = "remote"
+        settings["reward"] = without_addresses(config.reward)
+        looking = tuple(without_addresses(reward) for reward in config.evaluation.rewards)
+        settings["evaluation"] = {**settings["evaluation"], "rewards": looking}
         settings["remote"] = {"format": config.remote.format}
     cuda = accelerator.device.type == "cuda"
     eight_bit = {"bitsandbytes": version("bitsandbytes")} if config.optimizer.eight_bit else {}

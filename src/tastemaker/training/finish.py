@@ -42,4 +42,10 @@ def summary(config: Config, folder: Path, report: Path) -> str:
     )
     if "eval/judge/correct" in final:
         text += f"; shows the prompt: {first['eval/judge/correct']:.0%} -> {final['eval/judge/correct']:.0%}"
+    if "eval/unseen/reward/mean" in final:
+        text += f"\n{config.evaluation.unseen}, not trained on: "
+        text += f"{first['eval/unseen/reward/mean']:.3f} -> {final['eval/unseen/reward/mean']:.3f}"
+        if "eval/unseen/judge/correct" in final:
+            correct = [record["eval/unseen/judge/correct"] for record in (first, final)]
+            text += f"; shows the prompt: {correct[0]:.0%} -> {correct[1]:.0%}"
     return f"{text}\nreport: {report}"

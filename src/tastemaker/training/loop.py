@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,12 +22,14 @@ from tastemaker.advantage import (
 )
 from tastemaker.errors import RewardError
 from tastemaker.losses import adaptive_kl
-from tastemaker.rewards.contract import Reward, score
+from tastemaker.rewards.combination import leaves, score_together, total
+from tastemaker.rewards.contract import Reward
+from tastemaker.rewards.expression import labels
 from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
-from tastemaker.training.draws import draw_evaluation, draw_round, share
+from tastemaker.training.draws import UNSEEN, draw_evaluation, draw_round, share
 from tastemaker.training.given import given_round
-from tastemaker.training.measures import base_stds, diversity, gathered, share_correct, verdicts
+from tastemaker.training.measures import base_stds, diversity, gathered, parts_means, share_correct, verdicts
 from tastemaker.training.pathwise import pathwise_round
 from tastemaker.training.reference import move_reference
 from tastemaker.training.session import Session
@@ -46,39 +48,79 @@ class Evaluation:
     """[B]"""
     correct: list[bool | None]
     """The judge's verdicts."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """[B] each, of a combined reward's parts by name."""
+    others: dict[str, Tensor] = field(default_factory=dict)
+    """[B] each, of the rewards that only look, by name."""
+    unseen: Evaluation | None = None
+    """The same of prompts that are not trained on."""
 
     def record(self, state: State) -> dict[str, Any]:
-        record = {
-            "evaluation": state.round,
-            "eval/reward/mean": self.reward.mean().item(),
-            "eval/reward/std": self.reward.std(correction=0).item(),
-            "eval/reward/base_stds": base_stds(self.reward, state),
-            "eval/diversity": diversity(self.pictures, self.draw.prompts),
+        return {"evaluation": state.round} | self._measures(state, "eval/")
+
+    def _measures(self, state: State, under: str) -> dict[str, float]:
+        others = zip(labels(list(self.others)), self.others.values(), strict=True)
+        found = {
+            "reward/mean": self.reward.mean().item(),
+            "reward/std": self.reward.std(correction=0).item(),
+            "reward/base_stds": base_stds(self.reward, state),
+            **parts_means(self.parts),
+            **{f"rewards/{name}": values.mean().item() for name, values in others},
+            "diversity": diversity(self.pictures, self.draw.prompts),
+            **share_correct(self.correct, "judge/correct"),
         }
-        return record | share_correct(self.correct, "eval/judge/correct")
+        own = {f"{under}{name}": value for name, value in found.items()}
+        return own if self.unseen is None else own | self.unseen._measures(state, f"{under}unseen/")
 
 
 @torch.no_grad()
 def evaluate(session: Session) -> Evaluation:
-    """Samples and scores the fixed pictures with the model as it is now."""
-    config = session.config
-    draw = draw_evaluation(session.prompts, config.seed, config.evaluation.prompts, config.evaluation.per_prompt)
-    with session.phase("evaluate", len(draw) * config.sampling.steps), session.inference(), session.averaged():
-        _, pictures, reward = collect(session, draw, keep=())
-    return Evaluation(draw, pictures, reward, verdicts(session, pictures, draw.prompts))
+    """Samples and scores the fixed pictures with the model as it is now.
+
+    The first time, which is the base model's, combined rewards measure what they standardise on them.
+    """
+    options, seed = session.config.evaluation, session.config.seed
+    seen = _evaluated(session, draw_evaluation(session.prompts, seed, options.prompts, options.per_prompt))
+    if session.unseen is None:
+        return seen
+    draw = draw_evaluation(session.unseen, seed, options.prompts, options.per_prompt, UNSEEN)
+    return replace(seen, unseen=_evaluated(session, draw))
+
+
+def _evaluated(session: Session, draw: Draw) -> Evaluation:
+    every = {session.config.reward: session.reward, **session.others}
+    with (
+        session.phase("evaluate", len(draw) * session.config.sampling.steps), session.inference(), session.averaged()
+    ):  # fmt: skip
+        _, pictures, found = collect(session, draw, keep=(), rewards=every)
+    session.measure(found)
+    totals = {name: total(name, reward, found, draw.prompts) for name, reward in every.items()}
+    parts = {name: found[name] for name in leaves({session.config.reward: session.reward})}
+    return Evaluation(
+        draw,
+        pictures,
+        totals[session.config.reward],
+        verdicts(session, pictures, draw.prompts),
+        parts if parts.keys() != {session.config.reward} else {},
+        {name: totals[name] for name in session.others},
+    )
 
 
 def collect(
-    session: Session, draw: Draw, keep: Sequence[int], between: Callable[[], None] = lambda: None
-) -> tuple[Rollout, Tensor, Tensor]:
+    session: Session,
+    draw: Draw,
+    keep: Sequence[int],
+    between: Callable[[], None] = lambda: None,
+    rewards: Mapping[str, Reward] | None = None,
+) -> tuple[Rollout, Tensor, dict[str, Tensor]]:
     """Samples a draw in batches; a batch is scored while the next one is sampled. Calls `between` before each.
 
-    Gives the rollout, the pictures [B,3,H,W] and the rewards [B], both on the CPU. Raises RewardError soon after the
-    reward fails, without sampling the rest.
+    Gives the rollout, the pictures [B,3,H,W], and by name the rewards [B] of `rewards` (the run's own) or of their
+    parts, all on the CPU. Raises RewardError soon after a reward fails, without sampling the rest.
     """
     sampling, model = session.config.sampling, session.model
     parts, pictures = [], []
-    with _scorer(session.reward) as scorer:
+    with _scorer(leaves(rewards or {session.config.reward: session.reward})) as scorer:
         # The branches of a root are sampled together.
         size = max(1, sampling.batch // sampling.branches) * sampling.branches
         for places in batches(len(draw), size):
@@ -98,23 +140,24 @@ def collect(
         start = time.perf_counter()
         # A signal need not wait for a reward that takes long; but several processes have to be asked together.
         alone = session.accelerator.num_processes == 1
-        rewards = [answer.result() for answer in scorer.finished(between if alone else lambda: None)]
+        answers = [answer.result() for answer in scorer.finished(between if alone else lambda: None)]
         session.seconds["score"] += time.perf_counter() - start
-    return concat(parts), torch.cat(pictures), torch.cat(rewards)
+    found = {name: torch.cat([answer[name] for answer in answers]) for name in scorer.rewards}
+    return concat(parts), torch.cat(pictures), found
 
 
 class _Scorer:
     """One thread, as rewards need not bear more. After a failure nothing is asked any more: each question may wait."""
 
-    def __init__(self, reward: Reward) -> None:
-        self.reward, self.thread = reward, ThreadPoolExecutor(max_workers=1)
-        self.answers: list[Future[Tensor]] = []
+    def __init__(self, rewards: Mapping[str, Reward]) -> None:
+        self.rewards, self.thread = rewards, ThreadPoolExecutor(max_workers=1)
+        self.answers: list[Future[dict[str, Tensor]]] = []
         self.failed: RewardError | None = None
 
     def submit(self, x: Tensor, prompts: Sequence[str]) -> None:
         self.answers.append(self.thread.submit(self._score, x, prompts))
 
-    def finished(self, meanwhile: Callable[[], None]) -> Iterator[Future[Tensor]]:
+    def finished(self, meanwhile: Callable[[], None]) -> Iterator[Future[dict[str, Tensor]]]:
         """The answers in order, each when it is there; calls `meanwhile` again and again until then."""
         for answer in self.answers:
             while wait([answer], timeout=0.2).not_done:
@@ -125,26 +168,29 @@ class _Scorer:
         if self.failed is not None:
             raise self.failed
 
-    def _score(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    def cancel(self) -> None:
+        for reward in self.rewards.values():
+            getattr(reward, "cancel", lambda: None)()
+
+    def _score(self, x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         self.check()
         try:
-            return score(self.reward, x, prompts)
+            return score_together(self.rewards, x, prompts)
         except RewardError as error:
             self.failed = error
             raise
 
 
 @contextmanager
-def _scorer(reward: Reward) -> Iterator[_Scorer]:
+def _scorer(rewards: Mapping[str, Reward]) -> Iterator[_Scorer]:
     """After an error or a signal, pictures that still wait are not scored, and a reward that can be is cut short."""
-    scorer = _Scorer(reward)
+    scorer = _Scorer(rewards)
     try:
         yield scorer
     except BaseException:
         scorer.thread.shutdown(wait=False, cancel_futures=True)
-        cancel = getattr(reward, "cancel", lambda: None)
         while under_way := [answer for answer in scorer.answers if not answer.done()]:
-            cancel()
+            scorer.cancel()
             wait(under_way, timeout=0.1)
         raise
     finally:
@@ -172,9 +218,12 @@ def sampled_round(session: Session) -> dict[str, Any]:
     own = draw.select(mine)
     keep = session.window.steps(session.task.grid.stochastic(sampling.eta), number)
     with session.phase("sample", len(mine) * sampling.steps), session.inference():
-        rollout, pictures, own_reward = collect(session, own, keep, session.stop.check)
+        rollout, pictures, found = collect(session, own, keep, session.stop.check)
     session.stop.check()
+    own_reward = total(config.reward, session.reward, found, own.prompts)
     reward = gathered(accelerator, own_reward, len(draw), config.slices)
+    parts = {} if config.reward in found else found
+    parts = {name: gathered(accelerator, values, len(draw), config.slices) for name, values in parts.items()}
     advantage = advantages(session, draw, reward)
     # Pairs must not depend on which pictures a process has, so that they stay within what it surely has together.
     paired = getattr(config.algorithm, "pairs_up", False)
@@ -203,6 +252,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
         "reward/min": reward.min().item(),
         "reward/max": reward.max().item(),
         "reward/base_stds": base_stds(reward, state),
+        **parts_means(parts),
         **share_correct(correct, "judge/correct", accelerator),
         "diversity": diversity(pictures, own.prompts, draw.prompts, accelerator),
         "advantage/std": advantage.std(correction=0).item(),

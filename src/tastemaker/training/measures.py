@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from tastemaker.evaluation.judge import judge
+from tastemaker.rewards.expression import labels
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import share
 from tastemaker.training.session import Session
@@ -20,6 +21,12 @@ from tastemaker.training.update import tensor
 def base_stds(reward: Tensor, state: State) -> float:
     """How far the mean reward is above the base model's, in standard deviations of the base model's rewards."""
     return (reward.mean().item() - state.base_mean) / max(state.base_std, 1e-12)
+
+
+def parts_means(parts: Mapping[str, Tensor]) -> dict[str, float]:
+    """The mean of each part of a combined reward, in its own units, by the names under which they are logged."""
+    names = labels(list(parts))
+    return {f"reward/parts/{name}": part.mean().item() for name, part in zip(names, parts.values(), strict=True)}
 
 
 def diversity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tastemaker import noise
 from tastemaker.training.draws import draw_round, share
-from tastemaker.training.measures import base_stds, diversity, gathered, share_correct, verdicts
+from tastemaker.training.measures import base_stds, diversity, gathered, parts_means, share_correct, verdicts
 from tastemaker.training.session import Session
 from tastemaker.training.update import update
 from tastemaker.types import Draw, Rollout
@@ -26,15 +27,20 @@ class Seen:
     count: int
     pictures: dict[int, Tensor] = field(default_factory=dict)
     rewards: dict[int, Tensor] = field(default_factory=dict)
+    parts: dict[str, dict[int, Tensor]] = field(default_factory=dict)
 
-    def __call__(self, places: Tensor, pictures: Tensor, rewards: Tensor) -> None:
+    def __call__(self, places: Tensor, pictures: Tensor, rewards: Tensor, parts: Mapping[str, Tensor]) -> None:
         for place, picture, reward in zip(places.tolist(), pictures.float().cpu(), rewards.float().cpu(), strict=True):
             self.pictures[place], self.rewards[place] = picture, reward
+        for name, values in parts.items():
+            kept = self.parts.setdefault(name, {})
+            kept |= dict(zip(places.tolist(), values.float().cpu(), strict=True))
 
-    def together(self) -> tuple[Tensor, Tensor]:
-        """Pictures [B,3,H,W] and rewards [B] in the order of the draw."""
-        places = range(self.count)
-        return torch.stack([self.pictures[i] for i in places]), torch.stack([self.rewards[i] for i in places])
+    def together(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Pictures [B,3,H,W], rewards [B] and those of the parts [B], in the order of the draw."""
+        order = range(self.count)
+        parts = {name: torch.stack([values[i] for i in order]) for name, values in self.parts.items()}
+        return torch.stack([self.pictures[i] for i in order]), torch.stack([self.rewards[i] for i in order]), parts
 
 
 def pathwise_round(session: Session) -> dict[str, Any]:
@@ -57,7 +63,7 @@ def pathwise_round(session: Session) -> dict[str, Any]:
     rows = replace(rows, learns=learns[update_of])
     with session.phase("train", len(rows)):
         metrics = update(session, rows, mine, own, len(draw))
-    pictures, own_reward = seen.together()
+    pictures, own_reward, own_parts = seen.together()
     reward = gathered(accelerator, own_reward, len(draw), updates)
     state.round = number
     state.reward_queries += len(draw) * getattr(algorithm, "queries", 1)
@@ -68,6 +74,7 @@ def pathwise_round(session: Session) -> dict[str, Any]:
         "reward/min": reward.min().item(),
         "reward/max": reward.max().item(),
         "reward/base_stds": base_stds(reward, state),
+        **parts_means({name: gathered(accelerator, part, len(draw), updates) for name, part in own_parts.items()}),
         **share_correct(verdicts(session, pictures, own.prompts), "judge/correct", accelerator),
         "diversity": diversity(pictures, own.prompts, draw.prompts, accelerator),
         "depth": sum(whole - min(steps) for steps in chosen) / updates,

@@ -14,6 +14,8 @@ from typing import Any
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.evaluation.report import write_report
 from tastemaker.evaluation.samples import save_grid
+from tastemaker.pictures import digest
+from tastemaker.prompts import BUILTIN
 from tastemaker.training import checkpoint, disk, sharding
 from tastemaker.training.checkpoint import State, Training
 from tastemaker.training.config import Config
@@ -73,6 +75,8 @@ def _begin(config: Config, out: Path, command: str) -> None:
                 (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
                 details = json.dumps(environment(command, accelerator), indent=1)
                 (folder / "env.json").write_text(details + "\n", encoding="utf-8")
+                if session.state.base_parts:
+                    (folder / "reward.json").write_text(_measured(session), encoding="utf-8")
                 _record_evaluation(session, folder, base)
                 _save(session, folder)
         else:
@@ -85,6 +89,7 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
     session = start(config, run, State())
     accelerator = session.accelerator
     session.state, then, notes = checkpoint.load(run, _training(session))
+    session.recall()
     changed = differences(then, json.loads(json.dumps(_circumstances(session))))
     if changed and not allow_inexact:
         raise ConfigError(
@@ -239,7 +244,10 @@ def _record_round(session: Session, folder: Path, record: dict, evaluation: Eval
 
 def _record_evaluation(session: Session, folder: Path, evaluation: Evaluation) -> None:
     append_metrics(folder / "metrics.jsonl", evaluation.record(session.state))
-    save_grid(folder, session.state.round, evaluation.pictures, evaluation.draw, evaluation.reward, evaluation.correct)
+    grids = {"round": evaluation, "unseen": evaluation.unseen}
+    for kind, shown in grids.items():
+        if shown is not None:
+            save_grid(folder, session.state.round, shown.pictures, shown.draw, shown.reward, shown.correct, kind)
 
 
 def _save(session: Session, folder: Path) -> None:
@@ -249,13 +257,36 @@ def _save(session: Session, folder: Path) -> None:
     checkpoint.save(folder, session.state, _training(session), circumstances, config.checkpoint, write=write)
 
 
+def _measured(session: Session) -> str:
+    """For people and programs: what a combined reward is made of, and its scale. A resumed run has it by its state."""
+    state = session.state
+    scale = {
+        setting: {part: {"mean": mean, "std": std} for part, (mean, std) in found.items()}
+        for setting, found in state.base_parts.items()
+    }
+    whole = {"mean": state.base_mean, "std": state.base_std}
+    base = {"reward": whole, "parts": scale}
+    return json.dumps({"reward": session.config.reward, "base": base}, indent=1) + "\n"
+
+
 def _circumstances(session: Session) -> dict[str, Any]:
     """What a resumed run is compared with."""
     given = {"pairs": session.pairs, "anchor's pictures": session.anchor}
     digests = {name: data.digest for name, data in given.items() if data is not None}
-    if (identity := getattr(session.reward, "identity", None)) is not None:
-        digests["the server's reward"] = str(identity())
+    lists = {"prompts": session.config.prompts, "evaluation.unseen": session.config.evaluation.unseen}
+    for (name, source), found in zip(lists.items(), (session.prompts, session.unseen), strict=True):
+        # A file may have been changed, or a data set; what ships with the package is its version's.
+        if found is not None and source not in BUILTIN:
+            digests[f"what {name} holds"] = digest([found.prompts, found.weights])
+    for what, reward in {"the server's reward": session.reward, **_looking(session)}.items():
+        if (identity := getattr(reward, "identity", None)) is not None:
+            digests[what] = str(identity())
     return facts(session.config, session.accelerator) | digests
+
+
+def _looking(session: Session) -> dict[str, Any]:
+    """The rewards that are only evaluated, without the addresses of servers, which may move."""
+    return {f"evaluation.rewards[{place}]": reward for place, reward in enumerate(session.others.values())}
 
 
 def _training(session: Session) -> Training:

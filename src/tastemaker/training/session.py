@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from tastemaker.models.held import Held
 from tastemaker.preferences.pairs import PairSet
 from tastemaker.prompts import PromptSet
+from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.contract import Reward
 from tastemaker.task import Task
 from tastemaker.training.anchor import Anchored
@@ -48,11 +50,36 @@ class Session:
     """What is held on to beside it."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
+    others: dict[str, Reward] = field(default_factory=dict)
+    """Rewards that only look, by name: evaluated and never trained on."""
+
+    unseen: PromptSet | None = None
+    """Prompts that are evaluated and never trained on."""
+
     average: Held | None = None
     """The average of the weights, where there is to be one."""
 
     kept: Held | None = None
     """The weights that the run leaves if it is stopped early."""
+
+    @property
+    def combinations(self) -> dict[str, Combination]:
+        """Those of its rewards that are made of others, by the setting that names them."""
+        others = {f"evaluation.rewards[{place}]": reward for place, reward in enumerate(self.others.values())}
+        named = {"reward": self.reward, **others}
+        return {name: reward for name, reward in named.items() if isinstance(reward, Combination)}
+
+    def measure(self, found: Mapping[str, Tensor]) -> None:
+        """Takes the combinations' statistics from the base model's rewards [B] by name, where they have none yet."""
+        for name, combination in self.combinations.items():
+            if not combination.statistics:
+                combination.measure(found)
+                self.state.base_parts[name] = {key: list(pair) for key, pair in combination.statistics.items()}
+
+    def recall(self) -> None:
+        """Gives the combinations the statistics of a run that goes on."""
+        for name, combination in self.combinations.items():
+            combination.recall(self.state.base_parts.get(name, {}))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

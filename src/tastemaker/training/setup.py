@@ -15,7 +15,8 @@ from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
 from tastemaker.models.held import Held
 from tastemaker.preferences.pairs import load_pairs
-from tastemaker.prompts import load_prompts
+from tastemaker.prompts import PromptSet, load_prompts
+from tastemaker.rewards.combination import leaves
 from tastemaker.rewards.contract import Reward
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.task import Task
@@ -61,6 +62,9 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     prompts, reward = load_prompts(config.prompts), load_reward(config.reward, config.remote, display.say)
     if config.pathwise:
         _require_gradient(config, reward, accelerator)
+    known = leaves({config.reward: reward})
+    others = {name: load_reward(name, config.remote, display.say, known) for name in config.evaluation.rewards}
+    unseen = _unseen(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     anchors = given_pictures(config)
     world, part = accelerator.num_processes, config.sampling.samples // config.slices
@@ -77,7 +81,9 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     set_seed(config.seed)
     # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
     model = load_model(config.model, config.precision, accelerator.device, "cpu" if accelerator.is_fsdp2 else None)
-    model.check(prompts.prompts)
+    for given in (prompts, unseen):
+        if given is not None:
+            model.check(given.prompts)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
     algorithm: Any = config.algorithm
@@ -118,6 +124,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     session = Session(
         config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates, pairs
     )
+    session.others, session.unseen = others, unseen
     session.anchor = make_anchor(session, anchors)
     if config.optimizer.ema:
         session.average = Held(model.trainable())
@@ -126,11 +133,27 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     return session
 
 
+def _unseen(config: Config, trained: PromptSet) -> PromptSet | None:
+    """The prompts that are only evaluated. Raises ConfigError where some of them are trained on."""
+    if config.evaluation.unseen is None:
+        return None
+    found, known = load_prompts(config.evaluation.unseen), frozenset(trained.prompts)
+    both = [prompt for prompt in found.prompts if prompt in known]
+    if both:
+        raise ConfigError(
+            f"evaluation.unseen is {config.evaluation.unseen}, but {len(both)} of its {len(found)} prompts are trained "
+            f"on too, {both[0]!r} among them: give a list that has none of {config.prompts}"
+        )
+    return found
+
+
 def _require_gradient(config: Config, reward: Reward, accelerator: Accelerator) -> None:
     """Raises ConfigError where the reward's gradient cannot be followed, before any weights are loaded."""
     if not getattr(reward, "differentiable", False):
+        lacking = getattr(reward, "without_gradient", [config.reward])
+        which = f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} none"
         raise ConfigError(
-            f"the algorithm {config.algorithm.name} follows the reward's gradient, but {config.reward} has none: take "
+            f"the algorithm {config.algorithm.name} follows the reward's gradient, but {which}: take "
             f"one of {', '.join(differentiable_rewards())}, or mark your own with @reward(differentiable=True)"
         )
     if accelerator.is_fsdp2:

@@ -1,0 +1,372 @@
+"""Rewards put together: what a name may say, values and gradients by hand, and what is measured on the base model."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from serving import Scripted, served
+from tastemaker.cli.main import main
+from tastemaker.errors import ConfigError, RewardError
+from tastemaker.rewards.combination import Combination
+from tastemaker.rewards.contract import graded, graded_parts, reward, score
+from tastemaker.rewards.endpoints import Remote
+from tastemaker.rewards.expression import (
+    Clip,
+    Constant,
+    Minimum,
+    Part,
+    Product,
+    Standardise,
+    Sum,
+    labels,
+    parse,
+    parts,
+    without_addresses,
+    written,
+)
+from tastemaker.rewards.registry import load_reward
+
+A, B, C = Part("a"), Part("b"), Part("c")
+
+
+def minus(node):
+    return Product((Constant(-1.0), node))
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("a + b", Sum((A, B))),
+        ("a - b", Sum((A, minus(B)))),
+        ("a -b", Sum((A, minus(B)))),
+        ("a - 1", Sum((A, Constant(-1.0)))),
+        ("-a", minus(A)),
+        ("0.5*a", Product((Constant(0.5), A))),
+        ("a * 2e-1 * b", Product((A, Constant(0.2), B))),
+        ("a + b * c", Sum((A, Product((B, C))))),
+        ("(a + b) * c", Product((Sum((A, B)), C))),
+        ("a - (b - c)", Sum((A, minus(Sum((B, minus(C))))))),
+        ("min(a, 2*b, c)", Minimum((A, Product((Constant(2.0), B)), C))),
+        ("clip(a, -inf, .3)", Clip(A, -math.inf, 0.3)),
+        ("standardise(a) + standardise(a + b)", Sum((Standardise(A), Standardise(Sum((A, B)))))),
+        # Names keep what is in them: it is the blanks around an operator that make it one.
+        ("clip-score + x:f", Sum((Part("clip-score"), Part("x:f")))),
+        ("target-image:/p/four+one.png + a", Sum((Part("target-image:/p/four+one.png"), A))),
+        ("2*http://host:1/ - a", Sum((Product((Constant(2.0), Part("http://host:1/"))), minus(A)))),
+        ("min(remote:http://h:1,http://h:2, a)", Minimum((Part("remote:http://h:1,http://h:2"), A))),
+        ("min(target-image:f(1).png, a)", Minimum((Part("target-image:f(1).png"), A))),
+        ("'target-image:/my pictures/a + b.png' * a", Product((Part("target-image:/my pictures/a + b.png"), A))),
+        ('"a\'s" + b', Sum((Part("a's"), B))),
+        ("mint + minimum", Sum((Part("mint"), Part("minimum")))),
+        # What combines nothing is one name, as ever.
+        ("jpeg-compressibility", Part("jpeg-compressibility")),
+        ("target-image:/my pictures/four.png", Part("target-image:/my pictures/four.png")),
+        ("target-image:/p/four (1).png", Part("target-image:/p/four (1).png")),
+        ("remote:http://h:1, http://h:2", Part("remote:http://h:1, http://h:2")),
+        ("a+b", Part("a+b")),
+        ("", Part("")),
+        ("3", Part("3")),
+    ],
+)
+def test_what_a_name_says(text, tree):
+    assert parse(text) == tree
+    assert parse(written(tree)) == tree
+
+
+def test_a_file_whose_path_looks_like_a_difference_is_a_file(tmp_path):
+    path = tmp_path / "four - copy.png"
+    assert isinstance(parse(f"target-image:{path}"), Sum)
+    Image.new("RGB", (4, 4), "white").save(path)
+    assert parse(f"target-image:{path}") == Part(f"target-image:{path}")
+    assert score(load_reward(f"target-image:{path}"), torch.ones(1, 3, 4, 4), ["x"]).item() == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a +", "expected a reward or a number where it ends"),
+        ("a + * b", r"expected a reward or a number where there is '\* b'"),
+        ("(a + b", r"expected \) where it ends"),
+        ("a + b)", r"expected \+, -, \* or the end where there is '\)'"),
+        ("a + my pictures", "put a name with blanks in quotes"),
+        ("2 * 3", "names no reward"),
+        ("inf*a", "only a clip's bounds may be inf"),
+        ("clip(a, 1, 1)", r"clips to \[1, 1\]: the first must be the smaller"),
+        ("clip(a, 1)", "a comma, a blank and a bound"),
+        ("clip(a, b, 1)", "expected a number where there is 'b, 1"),
+        ("min(a, b", r"or \), where it ends"),
+        ("a + 'b", 'no end to the name that begins at "\'b"'),
+        ("(" * 60 + "a", "more than 50 brackets"),
+        ("- " * 60 + "a", "more than 50 brackets"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_one_sentence(text, message):
+    with pytest.raises(RewardError, match=message) as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
+
+
+PIECES = ["a", "min(", "clip(", "standardise(", "(", ")", ", ", " + ", " - ", "*", "1", "'", " "]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_any_text_is_a_tree_or_refused(text):
+    try:
+        tree = parse(text)
+    except RewardError:
+        return
+    if not isinstance(tree, Part):
+        assert parse(written(tree)) == tree
+
+
+def test_labels_tell_parts_apart_without_paths_and_addresses():
+    names = ["judge", "judge-2", "judge", "x:/home/me/four.png", "x:~/four.png", "http://h:1", "remote:http://h:2"]
+    assert labels(names) == [
+        "judge", "judge-2", "judge-3", "x:four.png", "x:four.png-2", "remote", "remote-2"
+    ]  # fmt: skip
+    assert labels(["min(http://h:1, a)"]) == ["min(remote, a)"]
+    assert without_addresses("2*http://h:1 + a") == "((2 * remote) + a)"
+    assert without_addresses("2*b + a") == "2*b + a"
+
+
+# Red, green and blue of three pictures of one colour each.
+COLOURS = torch.tensor([[0.2, 0.6, 1.0], [0.5, 0.1, 0.3], [1.0, 1.0, 0.0]])
+
+
+def flat_pictures():
+    return COLOURS[:, :, None, None].expand(3, 3, 4, 4).contiguous()
+
+
+@reward(differentiable=True)
+def red(x, prompts):
+    return x[:, 0].mean(dim=(1, 2))
+
+
+@reward(differentiable=True)
+def green(x, prompts):
+    return x[:, 1].mean(dim=(1, 2))
+
+
+@reward(differentiable=True)
+def blue(x, prompts):
+    return x[:, 2].mean(dim=(1, 2))
+
+
+def hard(x, prompts):
+    return x[:, 2].mean(dim=(1, 2)).round()
+
+
+FUNCTIONS = {"red": red, "green": green, "blue": blue, "hard": hard}
+
+
+def combined(text, **more):
+    tree = parse(text)
+    return Combination(text, tree, {name: (FUNCTIONS | more)[name] for name in parts(tree)})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "slopes"),
+    [
+        ("red + 0.5*green - blue", (-0.5, 0.25, 1.5), [(1, 0.5, -1)] * 3),
+        ("2 - red", (1.8, 1.5, 1.0), [(-1, 0, 0)] * 3),
+        ("red * green", (0.12, 0.05, 1.0), [(0.6, 0.2, 0), (0.1, 0.5, 0), (1, 1, 0)]),
+        ("red * red", (0.04, 0.25, 1.0), [(0.4, 0, 0), (1, 0, 0), (2, 0, 0)]),
+        # At a tie, the third picture's, each has half of the gradient.
+        ("min(red, green)", (0.2, 0.1, 1.0), [(1, 0, 0), (0, 1, 0), (0.5, 0.5, 0)]),
+        ("clip(2*red, 0.5, 1.5)", (0.5, 1.0, 1.5), [(0, 0, 0), (2, 0, 0), (0, 0, 0)]),
+        ("(red + green) * blue", (0.8, 0.18, 0.0), [(1, 1, 0.8), (0.3, 0.3, 0.6), (0, 0, 2)]),
+    ],
+)
+def test_values_and_gradients_by_hand(text, expected, slopes):
+    function = combined(text)
+    x = flat_pictures().requires_grad_()
+    values = graded(function, x, "abc")
+    torch.testing.assert_close(values.detach(), torch.tensor(expected))
+    torch.testing.assert_close(score(function, x, "abc"), torch.tensor(expected))
+    # Of a picture's 16 pixels each has a sixteenth.
+    (slope,) = torch.autograd.grad(values.sum(), x)
+    torch.testing.assert_close(slope.sum(dim=(2, 3)), torch.tensor(slopes, dtype=torch.float32))
+
+
+def test_standardising_uses_the_base_models_pictures():
+    """red of the base model's: 0.2, 0.5, 1: mean 17/30, variance 1.29/3 - (17/30)^2 = 98/900."""
+    function = combined("standardise(red) + 2*green")
+    assert function.unmeasured == ["standardise(red)"]
+    with pytest.raises(RewardError, match=r"has standardise\(red\), which is measured on the base model's pictures"):
+        score(function, flat_pictures(), "abc")
+    function.measure(function.parts(flat_pictures(), "abc"))
+    mean, std = 17 / 30, math.sqrt(98) / 30
+    assert function.statistics["standardise(red)"] == function.statistics["red"] == pytest.approx((mean, std))
+    assert function.statistics["green"][0] == pytest.approx(1.7 / 3)
+    x = torch.full((2, 3, 4, 4), 0.3).requires_grad_()
+    values = graded(function, x, "ab")
+    torch.testing.assert_close(values.detach(), torch.full((2,), (0.3 - mean) / std + 0.6))
+    (slope,) = torch.autograd.grad(values.sum(), x)
+    torch.testing.assert_close(slope.sum(dim=(2, 3)), torch.tensor([[1 / std, 2.0, 0.0]] * 2))
+    # A run that goes on has them from its checkpoint, which is JSON.
+    again = combined("standardise(red) + 2*green")
+    again.recall({name: list(pair) for name, pair in function.statistics.items()})
+    assert score(again, x, "ab").equal(score(function, x, "ab"))
+
+
+def test_standardising_inside_of_standardising():
+    """The inner values have mean 0 and deviation 1; clipped at 1 they are (-1.11, -0.20, 1) of (.., .., 1.31)."""
+    function = combined("standardise(clip(standardise(red), -2, 1))")
+    function.measure(function.parts(flat_pictures(), "abc"))
+    inner = ((COLOURS[:, 0] - 17 / 30) / (math.sqrt(98) / 30)).clamp(-2, 1)
+    expected = (inner - inner.mean()) / inner.std(correction=0)
+    torch.testing.assert_close(score(function, flat_pictures(), "abc"), expected)
+
+
+def test_base_pictures_that_are_all_the_same_are_no_unit():
+    function = combined("standardise(red) + green")
+    with pytest.raises(RewardError, match=r"all 3 of them have 0.25: leave standardise out"):
+        function.measure(function.parts(torch.full((3, 3, 4, 4), 0.25), "abc"))
+
+
+def test_each_part_is_asked_once_and_seen_by_itself():
+    calls = []
+
+    def counted(x, prompts):
+        calls.append(len(x))
+        return red(x, prompts)
+
+    function = combined("counted * counted + min(counted, green)", counted=counted)
+    found = function.parts(flat_pictures(), "abc")
+    assert calls == [3]
+    assert list(found) == ["counted", "green"]
+    torch.testing.assert_close(function.combine(found), COLOURS[:, 0] ** 2 + COLOURS[:, :2].amin(dim=1))
+
+
+def test_a_part_that_fails_is_named():
+    x = flat_pictures()
+
+    def broken(x, prompts):
+        return 1 / 0
+
+    with pytest.raises(RewardError, match="the reward broken raised ZeroDivisionError"):
+        score(combined("red + broken", broken=broken), x, "abc")
+
+    def unsure(x, prompts):
+        return red(x, prompts) * torch.tensor([1, 1, float("nan")])
+
+    with pytest.raises(RewardError, match="the reward unsure returned nan for 1 of 3"):
+        score(combined("min(red, unsure)", unsure=unsure), x, "abc")
+    with pytest.raises(RewardError, match=r"the reward big \* big returned inf"):
+        score(combined("big * big", big=lambda x, p: red(x, p) * 1e30), x, "abc")
+
+    @reward(differentiable=True)
+    def cut(x, prompts):
+        return red(x.detach(), prompts)
+
+    with pytest.raises(RewardError, match="the reward cut says that it is differentiable"):
+        graded_parts(combined("green + cut", cut=cut), x.requires_grad_(), "abc")
+
+
+def test_marks_are_those_of_the_parts():
+    assert combined("red + green").differentiable
+    assert not combined("red + hard").differentiable
+    assert combined("red + hard").without_gradient == ["hard"]
+    assert combined("red + green").space == "image"
+    assert not hasattr(combined("red + green"), "identity")
+
+    @reward(space="latent")
+    def smooth(x, prompts):
+        return x.mean(dim=(1, 2, 3))
+
+    with pytest.raises(RewardError, match="want different things: red images, smooth latents"):
+        combined("red + smooth", smooth=smooth)
+
+
+def test_built_in_rewards_by_name(tmp_path):
+    file = tmp_path / "four+one.png"
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(file)
+    x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    names = ("jpeg-compressibility", "colourfulness", f"target-image:{file}")
+    size, colour, likeness = (score(load_reward(name), x, "abc") for name in names)
+    function = load_reward(f"0.5*{names[0]} + {names[1]} * {names[2]}")
+    torch.testing.assert_close(score(function, x, "abc"), 0.5 * size + colour * likeness)
+    with pytest.raises(RewardError, match=r"unknown reward 'colourfulness\+judge-score'.*blanks around \+ and \*"):
+        load_reward("colourfulness+judge-score")
+    with pytest.raises(RewardError, match="unknown reward 'colourfullness': did you mean 'colourfulness'"):
+        load_reward("judge-score + colourfullness")
+
+
+def test_parts_that_are_known_are_not_loaded_again():
+    known = {"colourfulness": red}
+    function = load_reward("colourfulness + judge-score", None, None, known)
+    assert isinstance(function, Combination)
+    assert function.rewards["colourfulness"] is red
+    assert list(known) == ["colourfulness", "judge-score"]
+
+
+def test_servers_are_asked_at_once_and_beside_the_local_parts():
+    """Each of three waits for the two others: one after the other, they would wait for ever."""
+    meeting = threading.Barrier(3)
+
+    def waiting(x, prompts):
+        meeting.wait(20)
+        return red(x, prompts)
+
+    def waiting_too(x, prompts):
+        meeting.wait(20)
+        return green(x, prompts)
+
+    exact = Remote(format="safetensors", batch=8)
+    with served(waiting) as one, served(waiting_too) as two:
+        text = f"{one} + 2*{two} + local"
+        tree = parse(text)
+        rewards = {one: load_reward(one, exact), two: load_reward(two, exact), "local": waiting}
+        function = Combination(text, tree, rewards)
+        torch.testing.assert_close(score(function, flat_pictures(), "abc"), 2 * COLOURS[:, 0] + 2 * COLOURS[:, 1])
+        assert function._identity() == "('redness (1)' + (2 * 'redness (1)') + local)"
+
+
+def test_a_server_that_fails_ends_the_others_call():
+    from serving import raw, slow
+
+    with Scripted(lambda n: slow(20)) as silent, Scripted(lambda n: raw(b"{}", 400)) as refusing:
+        function = load_reward(f"{silent.url} + {refusing.url}", Remote(timeout=30))
+        ended = threading.Event()
+
+        def ask():
+            with pytest.raises(RewardError, match="refuses: status 400"):
+                score(function, flat_pictures(), "abc")
+            ended.set()
+
+        threading.Thread(target=ask, daemon=True).start()
+        assert ended.wait(10)
+
+
+def test_statistics_do_not_depend_on_where_a_server_is():
+    with Scripted([]) as one, Scripted([]) as two:
+        before, after = (load_reward(f"standardise({server.url}) + colourfulness") for server in (one, two))
+        before.measure(before.parts(flat_pictures(), "abc"))
+        assert list(before.statistics) == ["remote", "colourfulness", "standardise(remote)"]
+        after.recall({name: list(pair) for name, pair in before.statistics.items()})
+        assert score(after, flat_pictures(), "abc").equal(score(before, flat_pictures(), "abc"))
+
+
+def test_what_a_server_does_not_offer(capsys):
+    assert main(["reward", "serve", "standardise(colourfulness) + judge-score"]) == 2
+    assert "standardise(http://127.0.0.1:8000)" in capsys.readouterr().err
+    assert main(["reward", "serve", "http://127.0.0.1:9 + judge-score"]) == 2
+    assert "http://127.0.0.1:9 is served already" in capsys.readouterr().err
+
+
+def test_doctor_measures_on_its_own_pictures_and_bears_a_clip(capsys):
+    words = ["doctor", "--size", "16", "--reward"]
+    assert main([*words, "standardise(soft-colourfulness) - 0.1*jpeg-surrogate-compressibility"]) == 0
+    assert "standardises by these images here" in capsys.readouterr().out
+    assert main([*words, "clip(soft-colourfulness, 0.5, 0.6)"]) == 0
+    assert "which a clip holds at its bound" in capsys.readouterr().out
+    assert main([*words, "soft-colourfulness + "]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert ConfigError.exit_code == 2
