@@ -101,11 +101,22 @@ def _pair() -> tuple[str, ...]:
     return tuple(request.caption() for request in requests)
 
 
+def _and() -> tuple[str, ...]:
+    """Any other object and a circle: each kind and each colour of both equally often; 56 prompts."""
+    kinds, colours = [kind for kind in KINDS if kind != "circle"], list(COLOURS)
+    return tuple(
+        Request((Wanted(kind, colours[tint]), Wanted("circle", colours[(tint + 1 + place) % 8]))).caption()
+        for place, kind in enumerate(kinds)
+        for tint in range(8)
+    )
+
+
 BUILTIN: dict[str, PromptList] = {
     "bundled-single": PromptList("[colour] [object]: every pair that the bundled model knows", _single),
     "bundled-eight": PromptList("eight of them: each object and each colour once", _eight),
     "bundled-attributes": PromptList("one object with a ground, texture or size to obey (bundled model)", _attributes),
     "bundled-count": PromptList("[number] [colour] [objects], two to four (bundled model)", _count),
+    "bundled-and": PromptList("[colour] [object] and a [colour] circle, which is to go (bundled model)", _and),
     "bundled-pair": PromptList("[object] on the left of [object] and its kin (bundled model)", _pair),
 }
 BUILTIN["bundled-kinds"] = PromptList(
