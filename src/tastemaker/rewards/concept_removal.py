@@ -17,6 +17,8 @@ from tastemaker.drawings.scene import KINDS, Wanted, parse
 from tastemaker.errors import RewardError
 from tastemaker.rewards.contract import Reward, reward
 from tastemaker.rewards.judge import look, present
+from tastemaker.rewards.place import place_for
+from tastemaker.rewards.preprocess import Preprocess
 
 DETECTOR = "google/owlvit-base-patch32"
 LAST_NAMED = "last-named"
@@ -36,10 +38,10 @@ def concept_removal(argument: str) -> Reward:
 
     @reward(differentiable=True)
     def concept_removal(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        place = x.device if x.is_cuda or not torch.cuda.is_available() else torch.device("cuda")
+        place = place_for(x)
         network.to(place)
         ids = tokens.to(place).expand(len(x), -1)
-        logits = network(pixel_values=_pixels(x.to(place), network.config), input_ids=ids).logits
+        logits = network(pixel_values=_pixels(x.to(place).float(), network.config), input_ids=ids).logits
         return (1 - logits[..., 0].amax(dim=1).sigmoid()).to(x.device)
 
     return concept_removal
@@ -77,17 +79,12 @@ def _detector(model: str, concept: str) -> tuple[Any, Tensor]:
 
 def _pixels(x: Tensor, config: Any) -> Tensor:
     """[B,3,S,S] as the detector was trained on: OwlViT stretches a picture to a square, OWLv2 pads it to one first."""
-    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-
     side, height, width = config.vision_config.image_size, *x.shape[-2:]
-    x = x.float()
-    if config.model_type == "owlv2":
-        longest = max(height, width)
-        x = F.pad(x, (0, longest - width, 0, longest - height))
-    mode = "bicubic" if config.model_type == "owlvit" else "bilinear"
-    x = F.interpolate(x, (side, side), mode=mode, antialias=True).clamp(0, 1)
-    mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    return (x - mean) / std
+    if config.model_type == "owlvit":
+        return Preprocess((side, side), fit="stretch")(x)
+    longest = max(height, width)
+    square = F.pad(x, (0, longest - width, 0, longest - height))
+    return Preprocess((side, side), fit="stretch", resampling="bilinear")(square)
 
 
 def judge_removal(argument: str) -> Reward:

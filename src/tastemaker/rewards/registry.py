@@ -74,8 +74,8 @@ BUILTIN = {
     ),
     "judge-removal": RewardEntry(
         "tastemaker.rewards.concept_removal:judge_removal",
-        "1 - the judge's confidence in such an object, or in the one that the prompt names last (bundled model)",
-        "OBJECT or judge-removal:last-named",
+        "1 - the judge's confidence in such an object, or in the prompt's second: last-named (bundled model)",
+        "OBJECT",
         differentiable=True,
     ),
     "concept-removal": RewardEntry(
