@@ -45,9 +45,10 @@ def second_implementation(state, pixels, ids, mask):
 
     def norm(name, x, eps):
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * state[f"{name}.weight"] + state[
-            f"{name}.bias"
-        ]
+        return (
+            centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt() * state[f"{name}.weight"]
+            + state[f"{name}.bias"]
+        )
 
     def gelu(x):
         return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
@@ -64,9 +65,7 @@ def second_implementation(state, pixels, ids, mask):
         x = x + linear(f"{block}.mlp.fc2", gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x, 1e-6))))
     seen = norm(f"{eye}.norm", x, 1e-6)
     words = state[f"{book}.embeddings.word_embeddings.weight"][ids]
-    h = norm(
-        f"{book}.embeddings.LayerNorm", words + state[f"{book}.embeddings.position_embeddings.weight"][:35], 1e-12
-    )
+    h = norm(f"{book}.embeddings.LayerNorm", words + state[f"{book}.embeddings.position_embeddings.weight"][:35], 1e-12)
     for n in range(2):
         layer = f"{book}.encoder.layer.{n}"
         for name, source, what in (("attention", None, mask), ("crossattention", seen, None)):

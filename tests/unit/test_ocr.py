@@ -1,6 +1,7 @@
 """Legible text: its measure by hand, what prompts ask for, and pictures with text drawn into them."""
 
 import builtins
+from random import Random
 
 import pytest
 import torch
@@ -51,12 +52,9 @@ def test_legibility_is_flow_grpos_measure():
                 row.append(min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (x != y)))
         return row[-1]
 
-    generator = torch.Generator().manual_seed(0)
+    random = Random(0)
     for _ in range(200):
-        found, wanted = (
-            "".join("ab C"[int(n)] for n in torch.randint(4, (int(torch.randint(1, 9, (), generator=generator)),), generator=generator))
-            for _ in range(2)
-        )  # fmt: skip
+        found, wanted = ("".join(random.choices("ab C", k=random.randint(1, 8))) for _ in range(2))
         wanted += "b"
         recognised, prompt = found.replace(" ", "").lower(), wanted.replace(" ", "").lower()
         dist = 0 if prompt in recognised else distance(recognised, prompt)
@@ -67,7 +65,7 @@ def test_legibility_is_flow_grpos_measure():
     ("prompt", "text"),
     [
         ('a shop with "Fresh Bread" over it', "Fresh Bread"),
-        ('a shop with “Fresh Bread” over it', "Fresh Bread"),
+        ("a shop with “Fresh Bread” over it", "Fresh Bread"),
         ('"one" and "two"', "one"),
     ],
 )
@@ -75,7 +73,9 @@ def test_what_is_asked_for(prompt, text):
     assert module.quoted(prompt) == text
 
 
-@pytest.mark.parametrize("prompt", ["a red star", 'a sign that says ""', 'a sign that says " "', 'open "quotes', "it's 'x'"])
+@pytest.mark.parametrize(
+    "prompt", ["a red star", 'a sign that says ""', 'a sign that says " "', 'open "quotes', "it's 'x'"]
+)
 def test_prompts_without_a_text_are_refused(prompt):
     with pytest.raises(RewardError, match="needs prompts with the text to be shown in quotation marks"):
         score(load_reward("ocr"), torch.rand(1, 3, 32, 32), [prompt])

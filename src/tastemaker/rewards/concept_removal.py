@@ -33,7 +33,9 @@ def concept_removal(argument: str) -> Reward:
     """
     concept, _, model = argument.partition("@")
     if not concept.strip():
-        raise RewardError(f"the reward concept-removal:{argument} names no concept: give one as in concept-removal:books")
+        raise RewardError(
+            f"the reward concept-removal:{argument} names no concept: give one as in concept-removal:books"
+        )
     network, tokens = _detector(model or DETECTOR, concept.strip())
 
     @reward(differentiable=True)

@@ -70,8 +70,8 @@ def image_reward(source: str) -> Reward:
     """The reward `image-reward[:WEIGHTS]`: ImageReward's score [B], about N(0,1) over its training pictures.
 
     WEIGHTS is a repository of the Hugging Face hub with ImageReward.pt in it (THUDM/ImageReward where it is left out),
-    that file itself or the same as safetensors, or a folder with one of them; a BERT tokenizer beside the file is taken,
-    else bert-base-uncased's. Prompts are cut after 35 tokens. Raises RewardError where something does not load.
+    that file itself or the same as safetensors, or a folder with one of them; a BERT tokenizer beside the file is
+    taken, else bert-base-uncased's. Prompts are cut after 35 tokens. Raises RewardError where something does not load.
     """
     file = _file(source)
     network = assemble(_read(file), _tokenizer(file), str(file))
@@ -111,7 +111,7 @@ def assemble(state: Mapping[str, Tensor], tokenizer: Any, source: str = "the che
         # Cross-attention is there only in a "decoder"; without is_decoder at the call it still looks both ways.
         reading.is_decoder, reading._attn_implementation = True, "eager"
         with quiet():
-            networks = (BlipVisionModel(seeing), BlipTextModel(reading, add_pooling_layer=False), _head(head))
+            networks: Any = (BlipVisionModel(seeing), BlipTextModel(reading, add_pooling_layer=False), _head(head))
         for network, weights in zip(networks, (vision, text, head), strict=True):
             missing = set(network.state_dict()) - set(weights)
             if missing:
@@ -128,8 +128,10 @@ def assemble(state: Mapping[str, Tensor], tokenizer: Any, source: str = "the che
             f"the reward image-reward has a tokenizer of {len(tokenizer)} tokens, but the weights in {source} know "
             f"{words.shape[0]}: put the vocab.txt that belongs to them beside them"
         )
-    ready = [network.float().eval().requires_grad_(False) for network in networks]
-    return ImageReward(*ready, tokenizer, Preprocess((side, side)))  # pyright: ignore[reportArgumentType]
+    for network in networks:
+        network.float().eval().requires_grad_(False)
+    eyes, reader, scorer = networks
+    return ImageReward(eyes, reader, scorer, tokenizer, Preprocess((side, side)))
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -215,6 +217,7 @@ def _tokenizer(file: Path) -> Any:
 def _not_to_be_had(what: str, error: Exception) -> RewardError:
     reason = " ".join(str(error).split())[:200]
     return RewardError(
-        f"the reward image-reward cannot load {what} ({type(error).__name__}: {reason}). Where there is no network, put "
-        f"{FILES[1]} of THUDM/ImageReward and vocab.txt of {TOKENS} into one folder, and give it: image-reward:FOLDER"
+        f"the reward image-reward cannot load {what} ({type(error).__name__}: {reason}). Where there is no network, "
+        f"put {FILES[1]} of THUDM/ImageReward and vocab.txt of {TOKENS} into one folder, and give it: "
+        "image-reward:FOLDER"
     )

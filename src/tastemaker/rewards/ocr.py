@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from PIL import Image
@@ -75,7 +76,7 @@ def _reader() -> Callable[[Image.Image], str]:
         ) from error
     threads = {"EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads()}
     # As Flow-GRPO has it, text that stands on its head is not turned round.
-    engine = RapidOCR(params={"Global.log_level": "error", "Global.use_cls": False, **threads})
+    engine: Any = RapidOCR(params={"Global.log_level": "error", "Global.use_cls": False, **threads})
 
     def read(picture: Image.Image) -> str:
         return "".join(engine(picture).txts or ())

@@ -1,7 +1,7 @@
 """Pictures as an image network wants them: resized, cropped or padded, and normalised, with a gradient.
 
-The tensor twin of the image processors of transformers and open_clip, which work on PIL images. It rounds nothing to 256
-levels, and is otherwise the same to the last digits of the resampling.
+The tensor twin of the image processors of transformers and open_clip, which work on PIL images. It rounds nothing to
+256 levels, and is otherwise the same to the last digits of the resampling.
 """
 
 from __future__ import annotations
