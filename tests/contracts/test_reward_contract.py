@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from PIL import Image
 
+from naming import asked, named
 from serving import served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardUnavailable
@@ -19,15 +19,6 @@ PROMPTS = ["a red star", "two blue fish", "a tree above a heart", "a green squar
 X = pictures(len(PROMPTS), 64)
 
 
-def named(name, folder):
-    """The reward's full name: some need a file."""
-    if BUILTIN[name].argument is None or BUILTIN[name].default is not None:
-        return name
-    path = folder / "target.png"
-    Image.fromarray(to_bytes(X[2:3])[0].numpy()).save(path)
-    return f"{name}:{path}"
-
-
 def states(findings):
     return [finding.state for finding in findings]
 
@@ -35,7 +26,7 @@ def states(findings):
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_built_in_rewards_keep_the_contract(name, tmp_path):
     function = load_reward(named(name, tmp_path))
-    findings = check_reward(function, PROMPTS)
+    findings = check_reward(function, asked(name, PROMPTS))
     assert "failed" not in states(findings), findings
     assert len(findings) == 7
     assert any("has the gradient" in finding.what for finding in findings) == BUILTIN[name].differentiable
@@ -43,15 +34,15 @@ def test_built_in_rewards_keep_the_contract(name, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_built_in_rewards_keep_the_contract_on_a_server(name, tmp_path):
-    name = named(name, tmp_path)
+    prompts, name = asked(name, PROMPTS), named(name, tmp_path)
     here, rounded = load_reward(name), to_bytes(X).permute(0, 3, 1, 2).float() / 255
     # A network's answers depend on their batch in the last digits, so that requests are not joined or cut here.
     with served(name, join=0.0) as url:
-        findings = check_reward(load_reward(url, Remote(cache=0, batch=2)), PROMPTS)
+        findings = check_reward(load_reward(url, Remote(cache=0, batch=2)), prompts)
         assert "failed" not in states(findings), findings
         exact = load_reward(url, Remote(format="safetensors"))
-        assert score(exact, X, PROMPTS).equal(score(here, X, PROMPTS))
-        assert score(load_reward(url), X, PROMPTS).equal(score(here, rounded, PROMPTS))
+        assert score(exact, X, prompts).equal(score(here, X, prompts))
+        assert score(load_reward(url), X, prompts).equal(score(here, rounded, prompts))
         assert str(tmp_path) not in str(exact.identity())
 
 

@@ -50,6 +50,7 @@ EXTRAS = {
     "trackio": "curves in trackio (trackers=trackio)",
     "bitsandbytes": "AdamW states in 8 bits (optimizer.eight_bit)",
     "datasets": "prompts, pairs and pictures out of Hugging Face data sets",
+    "rapidocr": "legible text as a reward (ocr), with onnxruntime and rapidfuzz: pip install 'tastemaker[ocr]'",
 }
 ROOM_GB = 5
 """Less free disk than this may not hold the checkpoints of a larger model."""

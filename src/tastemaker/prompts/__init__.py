@@ -106,6 +106,16 @@ def _pair() -> tuple[str, ...]:
     return tuple(request.caption() for request in requests)
 
 
+def _and() -> tuple[str, ...]:
+    """Any other object and a circle: each kind and each colour of both equally often; 56 prompts."""
+    kinds, colours = [kind for kind in KINDS if kind != "circle"], list(COLOURS)
+    return tuple(
+        Request((Wanted(kind, colours[tint]), Wanted("circle", colours[(tint + 1 + place) % 8]))).caption()
+        for place, kind in enumerate(kinds)
+        for tint in range(8)
+    )
+
+
 def _held_out(kind: str, colour: str) -> bool:
     """Whether a kind in a colour is kept for testing: 16 of the 64, each kind and each colour twice."""
     return (list(COLOURS).index(colour) - 3 * KINDS.index(kind)) % len(COLOURS) in (2, 5)
@@ -141,6 +151,7 @@ for _name, _list in _BUNDLED.items():
         )
 BUILTIN |= {
     "bundled-eight": PromptList("eight of bundled-single: each object and each colour once", _eight),
+    "bundled-and": PromptList("[colour] [object] and a [colour] circle, which is to go (bundled model)", _and),
     "bundled-kinds": PromptList("the eight objects' bare names: classes of benchmarks/models/drawn32", lambda: KINDS),
     "none": PromptList("one prompt that says nothing, for models that take none", lambda: ("a picture",)),
     **{name: PromptList(entry["summary"], _from_data("lists", name)) for name, entry in _data()["lists"].items()},

@@ -25,8 +25,6 @@ def judge_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
 
     Raises RewardError for a prompt that is not of the bundled model's grammar. Sizes are not scored.
     """
-    from tastemaker.evaluation.judge import SIDE, load_judge
-
     requests = [parse(prompt) for prompt in prompts]
     unknown = [prompt for prompt, request in zip(prompts, requests, strict=True) if request is None]
     if unknown:
@@ -34,18 +32,28 @@ def judge_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
             f"judge-score does not know the prompt {unknown[0]!r}: it reads those of the bundled model "
             "(`tastemaker ls prompts`)"
         )
-    small = F.interpolate(x.float().cpu(), (SIDE, SIDE), mode="area")
-    out = load_judge()(small)
-    chances = {
-        "kind": out["kind"].sigmoid(), "colour": out["colour"].softmax(1), "texture": out["texture"].softmax(1),
-        "ground": out["ground"].softmax(1), "pattern": out["pattern"].softmax(1),
-    }  # fmt: skip
+    chances = look(x)
     scores = [
         confidence(request, {name: values[index] for name, values in chances.items()})
         for index, request in enumerate(requests)
         if request is not None
     ]
     return torch.stack(scores)
+
+
+def look(x: Tensor) -> dict[str, Tensor]:
+    """What the judge gives for pictures [B,3,H,W] in [0,1], on the CPU, with their graph.
+
+    Chances of kind [B,8,16,16], each on its own, and of colour [B,8,16,16] and texture [B,2,16,16] in each cell; of
+    ground [B,8] and pattern [B,3].
+    """
+    from tastemaker.evaluation.judge import SIDE, load_judge
+
+    out = load_judge()(F.interpolate(x.float().cpu(), (SIDE, SIDE), mode="area"))
+    return {
+        "kind": out["kind"].sigmoid(), "colour": out["colour"].softmax(1), "texture": out["texture"].softmax(1),
+        "ground": out["ground"].softmax(1), "pattern": out["pattern"].softmax(1),
+    }  # fmt: skip
 
 
 def confidence(request: Request, chances: dict[str, Tensor]) -> Tensor:

@@ -70,6 +70,28 @@ BUILTIN = {
         "FILE",
         differentiable=True,
     ),
+    "ocr": RewardEntry(
+        "tastemaker.rewards.ocr:ocr", 'how well the prompt\'s "text in quotation marks" can be read (extra ocr)'
+    ),
+    "judge-removal": RewardEntry(
+        "tastemaker.rewards.concept_removal:judge_removal",
+        "1 - the judge's confidence in such an object, or in the prompt's second: last-named (bundled model)",
+        "OBJECT",
+        differentiable=True,
+    ),
+    "concept-removal": RewardEntry(
+        "tastemaker.rewards.concept_removal:concept_removal",
+        "1 - an open-vocabulary detector's confidence in the concept (OwlViT or OWLv2)",
+        "CONCEPT[@MODEL]",
+        differentiable=True,
+    ),
+    "image-reward": RewardEntry(
+        "tastemaker.rewards.image_reward:image_reward",
+        "ImageReward: human preference for a picture of the prompt, about N(0,1)",
+        "WEIGHTS",
+        differentiable=True,
+        default="THUDM/ImageReward",
+    ),
 }
 
 

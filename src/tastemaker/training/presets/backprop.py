@@ -1,6 +1,6 @@
 """Reward backpropagation: the papers' settings, and the bundled model's.
 
-Where a paper's reward or base model is not part of this version the preset names none, and asks for one.
+Where a paper's reward, prompts or base model are not part of this version the preset names none, and asks for them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DRAFT = replace(
 
 REFL = Config(
     model=SD14,
-    reward="",
+    reward="image-reward",
     prompts="",
     rounds=100,
     algorithm=ReFL(),
@@ -85,6 +85,15 @@ BUNDLED = replace(
 )
 """A gradient is worth so many samples that two pictures make an update; left alone it soon ruins the pictures."""
 
+REMOVAL = replace(
+    BUNDLED,
+    reward="judge-removal:circle",
+    prompts="bundled-and",
+    sampling=replace(BUNDLED.sampling, samples=8),
+    evaluation=Evaluation(every=3, prompts=28, per_prompt=4),
+)
+"""Nothing is watched: what the judge calls correct has the circle."""
+
 _ALIGNPROP = "AlignProp §4.1, §5 and Tables 1 and 3; weight decay, gradient clip and LoRA rank are its 2023 code's"
 _DRAFT = "DRaFT's values as two re-implementations give them (methods.md §4.3)"
 _BUNDLED = "measured on the bundled model: docs/methods/alignprop.md"
@@ -94,6 +103,10 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     "alignprop-incompressibility": (
         replace(BUNDLED, reward="jpeg-surrogate-incompressibility"),
         "bundled model, the reward's own gradient: busy pictures", _BUNDLED,
+    ),
+    "alignprop-removal": (
+        REMOVAL, "bundled model, concept removal: no circle where the prompt asks for one beside another object",
+        "measured on the bundled model: docs/concept-removal.md; the paper's set-up is AlignProp §5, iii",
     ),
     "draft-compressibility": (
         replace(BUNDLED, algorithm=DRaFT(last=1, checkpointing="step")),
@@ -123,7 +136,9 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         "Stable Diffusion 1.5, a network that predicts the JPEG size", _ALIGNPROP,
     ),
     "alignprop-removal-sd15": (
-        LONG, "Stable Diffusion 1.5, concept removal; give --reward and --prompts (the paper: 1 - OwlViT)", _ALIGNPROP,
+        replace(LONG, reward="concept-removal:books"),
+        'Stable Diffusion 1.5, concept removal by OwlViT; give --prompts (the paper: "{concept} and books")',
+        _ALIGNPROP,
     ),
     "alignprop-sd15-gaussian": (
         SECOND_CODE, "Stable Diffusion 1.5, the 2024 public code's settings; give --reward",
@@ -138,7 +153,7 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         _DRAFT,
     ),
     "refl-sd14": (
-        REFL, "Stable Diffusion 1.4, ReFL; give --reward and --prompts (the paper: ImageReward)",
+        REFL, "Stable Diffusion 1.4, ReFL on ImageReward; give --prompts",
         "ImageReward's released ReFL.py (methods.md §4.2), in float32; its EMA's decay ends at 0.92",
     ),
     "thesis-backprop": (
