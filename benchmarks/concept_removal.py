@@ -3,20 +3,17 @@
     python benchmarks/concept_removal.py [--seeds 3] [--work build/concept-removal]
 
 Prompts "[colour] [object] and a [colour] circle" for the paper's "{concept} and books", the judge for OwlViT: AlignProp
-climbs 1 - c, with c the judge's confidence in a circle of any colour. Twice: alone, and with an anchor on the base
-model's own pictures of the other objects. How often the judge finds the circle and the other object, by kind and
-colour, before training and at each evaluation. One run after the other, one thread. A run that is there already is not
-made again. Writes docs/concept-removal.{png,svg,json}.
+climbs 1 - c, with c the judge's confidence in a circle of any colour. How often the judge finds a circle, and the other
+object by kind and colour, before training and at each evaluation. One run after the other, one thread each. A run that
+is there already is not made again. Writes docs/concept-removal.{png,svg,json}, and concept-removal-pictures.png to be
+looked at, since the judge is both what is climbed and what measures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +25,10 @@ from runs import records, run_all
 
 from tastemaker.drawings.scene import Scene, Wanted, parse
 from tastemaker.evaluation.judge import see
-from tastemaker.prompts import load_prompts
+from tastemaker.evaluation.labelled import labelled_grid
 
 PRESET = "alignprop-removal"
-ANCHOR = ["anchor.weight=30", "anchor.pictures=112", "anchor.rows=16"]
-LABELS = {"alone": "AlignProp", "anchored": "AlignProp with an anchor"}
 KEYS = ("removed", "kept")
-
-
-def anchor_pictures(folder: Path) -> Path:
-    """The base model's own pictures of single objects that are no circles, with their prompts."""
-    if not (folder / "metadata.jsonl").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        prompts = folder.parent / "others.txt"
-        prompts.write_text("\n".join(p for p in load_prompts("bundled-single").prompts if "circle" not in p))
-        words = ["--model", "bundled", "--prompts", str(prompts), "--n", "2", "--out", str(folder)]
-        command = [sys.executable, "-m", "tastemaker.cli.main", "sample", *words]
-        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-        made = json.loads((folder / "samples.json").read_text())
-        lines = [json.dumps({"file_name": one["file"], "prompt": one["prompt"]}) for one in made]
-        (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
 
 
 def shows(scene: Scene, wanted: Wanted, any_colour: bool = False) -> bool:
@@ -84,65 +64,62 @@ def course(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def table(courses: dict[tuple[str, int], list[dict[str, float]]]) -> dict[str, Any]:
-    """Each variant's means over seeds before and after, each seed's end, and the courses."""
-    out: dict[str, Any] = {}
-    for variant in dict.fromkeys(key[0] for key in courses):
-        mine = [rows for key, rows in courses.items() if key[0] == variant]
-        mean = lambda place, key, mine=mine: round(statistics.fmean(rows[place][key] for rows in mine), 3)  # noqa: E731
-        out[variant] = {
-            "seeds": len(mine),
-            **{f"{key} {when}": mean(place, key) for key in KEYS for when, place in (("before", 0), ("after", -1))},
-            "each seed after": [{key: rows[-1][key] for key in KEYS} for rows in mine],
-            "reward queries": mean(-1, "queries"),
-            "course": mine,
-        }
-    return out
+def table(courses: list[list[dict[str, float]]]) -> dict[str, Any]:
+    """Means over seeds before and after, each seed's end, and the courses."""
+
+    def mean(place: int, key: str) -> float:
+        return round(statistics.fmean(rows[place][key] for rows in courses), 3)
+
+    return {
+        "seeds": len(courses),
+        **{f"{key} {when}": mean(place, key) for key in KEYS for when, place in (("before", 0), ("after", -1))},
+        "each seed after": [{key: rows[-1][key] for key in KEYS} for rows in courses],
+        "reward queries": mean(-1, "queries"),
+        "courses": courses,
+    }
 
 
-def plot(courses: dict[tuple[str, int], list[dict[str, float]]], out: Path) -> None:
-    """Both rates by updates, a panel a variant, a thin line a seed, the mean a thick one."""
-    names = list(dict.fromkeys(key[0] for key in courses))
-    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axis, name in zip(axes, names, strict=True):
-        mine = [rows for key, rows in courses.items() if key[0] == name]
-        updates = [row["updates"] for row in mine[0]]
-        for key, label, colour in (("kept", "the other object", "#0b6e99"), ("removed", "the circle", "#d1495b")):
-            values = np.array([[row[key] for row in rows] for rows in mine])
-            axis.plot(updates, values.T, color=colour, alpha=0.3, lw=1)
-            axis.plot(updates, values.mean(0), color=colour, lw=2, marker="o", ms=3, label=label)
-        axis.set(title=LABELS[name], xlabel="updates", ylim=(0, 1.02))
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("pictures that show it (judge)")
-    axes[0].legend(frameon=False, loc="lower left")
+def plot(courses: list[list[dict[str, float]]], out: Path) -> None:
+    """Both rates by updates: a thin line a seed, the mean a thick one."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axis, updates = figure.subplots(), [row["updates"] for row in courses[0]]
+    for key, label, colour in (("kept", "the other object", "#0b6e99"), ("removed", "the circle", "#d1495b")):
+        values = np.array([[row[key] for row in rows] for rows in courses])
+        axis.plot(updates, values.T, color=colour, alpha=0.3, lw=1)
+        axis.plot(updates, values.mean(0), color=colour, lw=2, marker="o", ms=3, label=label)
+    axis.set(xlabel="updates", ylabel="pictures that show it (judge)", ylim=(0, 1.02))
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower left")
     figure.savefig(out.with_suffix(".svg"))
     figure.savefig(out.with_suffix(".png"), dpi=110)
+
+
+def strip(run: Path, out: Path, columns: int = 12) -> None:
+    """Pictures of a run's fixed prompts at each of its evaluations, a row each."""
+    folders = sorted((run / "samples").glob("round-*"))
+    count = len(json.loads((folders[0] / "samples.json").read_text())["samples"])
+    places = [int((place + 0.5) * count / columns) for place in range(columns)]
+    images = [Image.open(folder / f"{place:03d}.png") for folder in folders for place in places]
+    names = [f"round {int(folder.name.partition('-')[2])}" for folder in folders]
+    labelled_grid(images, names, cell=64).save(out.with_name(f"{out.name}-pictures.png"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lanes", type=int, default=1, help="runs at a time")
-    parser.add_argument("--variants", default=",".join(LABELS), help="comma-separated")
     parser.add_argument("--work", type=Path, default=Path("build/concept-removal"))
     parser.add_argument("--out", type=Path, default=Path("docs/concept-removal"))
     arguments = parser.parse_args()
-    variants = arguments.variants.split(",")
-    extra = {"alone": []}
-    if "anchored" in variants:
-        extra["anchored"] = [*ANCHOR, f"anchor.source={anchor_pictures(arguments.work / 'others')}"]
-    runs = {
-        (name, seed): (arguments.work / f"{name}-{seed}", [PRESET, *extra[name], "--seed", str(seed)])
-        for seed in range(arguments.seeds)
-        for name in variants
-    }
-    courses = {key: course(folder) for key, folder in run_all(runs, arguments.lanes).items()}
+    runs = {seed: (arguments.work / f"seed-{seed}", [PRESET, "--seed", str(seed)]) for seed in range(arguments.seeds)}
+    folders = run_all(runs, arguments.lanes)
+    courses = [course(folder) for folder in folders.values()]
     plot(courses, arguments.out)
+    strip(folders[0], arguments.out)
     result = table(courses)
     arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({name: {k: v for k, v in one.items() if k != "course"} for name, one in result.items()}, indent=1))
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
