@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
 from tastemaker.rewards.endpoints import Remote, is_remote
+from tastemaker.rewards.vlm.settings import Vlm
 
 if TYPE_CHECKING:
     from tastemaker.rewards.contract import Reward
@@ -32,6 +33,8 @@ class RewardEntry:
     """The function's own mark, known without importing it: whether methods that need a gradient can use it."""
     default: str | None = None
     """What `argument` is where nothing follows the name. Without one, something must."""
+    asks: bool = False
+    """Whether it asks a vision-language model: the target is then given the settings `vlm`, and by whom to tell."""
 
 
 BUILTIN = {
@@ -69,6 +72,36 @@ BUILTIN = {
         "FILE",
         differentiable=True,
     ),
+    "caption-score": RewardEntry(
+        "tastemaker.rewards.caption:caption_score",
+        "how much of the prompt is in the judge's caption of the picture (bundled model)",
+        "HOW",
+        default="embeddings",
+    ),
+    "vlm-bertscore": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_bertscore",
+        "how much of the prompt is in what a vision-language model sees: BERTScore recall (DDPO)",
+        "MODEL@URL",
+        asks=True,
+    ),
+    "vlm-yes-no": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_yes_no",
+        "the chance that a vision-language model answers a question with yes",
+        "MODEL@URL",
+        asks=True,
+    ),
+    "vlm-rating": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_rating",
+        "a vision-language model's rating, 1 to 5 by default",
+        "MODEL@URL",
+        asks=True,
+    ),
+    "vlm-strict": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_strict",
+        "share of a vision-language model's answers that hold what is expected: counting (DDPO)",
+        "MODEL@URL",
+        asks=True,
+    ),
 }
 
 
@@ -82,12 +115,18 @@ def differentiable_rewards() -> list[str]:
     return [name for name, entry in BUILTIN.items() if entry.differentiable]
 
 
-def load_reward(name: str, remote: Remote | None = None, say: Callable[[str], None] | None = None) -> Reward:
+def load_reward(
+    name: str,
+    remote: Remote | None = None,
+    say: Callable[[str], None] | None = None,
+    vlm: Vlm | None = None,
+) -> Reward:
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
 
     A URL, or several after `remote:`, is a reward on servers, which is asked as `remote` says, and tells by `say` when
-    it waits for them. Raises RewardError where there is none, its module does not import, or the argument is missing
-    or wrong; a server is not asked before the first pictures are.
+    it waits for them; one that asks a vision-language model does so as `vlm` says. Raises RewardError where there is
+    none, its module does not import, or the argument is missing or wrong; a server is not asked before the first
+    pictures are.
     """
     if not name:
         raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
@@ -101,7 +140,8 @@ def load_reward(name: str, remote: Remote | None = None, say: Callable[[str], No
         argument = argument or entry.default
         if not argument:
             raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
-        return _import(entry.target, first)(argument)
+        make = _import(entry.target, first)
+        return make(argument, vlm, say) if entry.asks else make(argument)
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
     if ":" not in target:
         raise RewardError(

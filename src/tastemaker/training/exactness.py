@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from tastemaker.rewards.endpoints import is_remote
+from tastemaker.rewards.vlm.settings import is_vlm, without_servers
 from tastemaker.training.config import Config
 from tastemaker.training.tracking import versions
 
-FREE = ("rounds", "trackers", "checkpoint", "remote")
+FREE = ("rounds", "trackers", "checkpoint", "remote", "vlm")
 """Settings that change no weight and no figure, and may differ."""
 
 
@@ -25,6 +26,8 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         # A server may move. Which reward it offers is compared instead (run.py), and how pictures travel to it.
         settings["reward"] = "remote"
         settings["remote"] = {"format": config.remote.format}
+    if is_vlm(config.reward):
+        settings["reward"], settings["vlm"] = without_servers(config.reward), config.vlm.figures
     cuda = accelerator.device.type == "cuda"
     eight_bit = {"bitsandbytes": version("bitsandbytes")} if config.optimizer.eight_bit else {}
     return {

@@ -58,7 +58,7 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
-    prompts, reward = load_prompts(config.prompts), load_reward(config.reward, config.remote, display.say)
+    prompts, reward = load_prompts(config.prompts), load_reward(config.reward, config.remote, display.say, config.vlm)
     if config.pathwise:
         _require_gradient(config, reward, accelerator)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
