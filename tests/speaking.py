@@ -65,11 +65,8 @@ class Speaking:
         self, script: Callable[[int], Any] | Sequence[Any] = (), port: int = 0, logprobs: bool = True,
         say: Callable[[str, Any], tuple[str, Chances]] = eyes,
     ) -> None:  # fmt: skip
-        self.script = script if callable(script) else lambda n: script[n] if n < len(script) else None
-        self.logprobs, self.say = logprobs, say
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.most = self.running = 0
+        self.logprobs, self.say, self.running = logprobs, say, 0
+        self.begin(script)
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         app.post("/v1/chat/completions")(self.complete)
         self.listener: socket.socket = listen("127.0.0.1", port)
@@ -77,6 +74,13 @@ class Speaking:
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True)
         self.thread.start()
+
+    def begin(self, script: Callable[[int], Any] | Sequence[Any]) -> None:
+        """Counts anew, for this script."""
+        self.script = script if callable(script) else lambda n: script[n] if n < len(script) else None
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.most = 0
 
     async def complete(self, request: Request) -> Response:
         body, number = await request.json(), len(self.asked)

@@ -37,6 +37,12 @@ def _without_long_pauses(monkeypatch):
     monkeypatch.delenv("TASTEMAKER_VLM_KEY", raising=False)
 
 
+@pytest.fixture(scope="module")
+def speaking():
+    with Speaking() as server:
+        yield server
+
+
 def load(name, server, **settings):
     said = []
     settings = {"wait": 0.5, "timeout": 2.0} | settings
@@ -165,11 +171,11 @@ PASSING = {
 
 
 @pytest.mark.parametrize("fault", sorted(PASSING))
-def test_a_fault_that_passes_leaves_no_trace(fault):
-    with Speaking([PASSING[fault]]) as server:
-        reward, said = load("vlm-yes-no", server, wait=5, timeout=0.6)
-        assert score(reward, X, [RIGHT]).tolist() == pytest.approx([GOOD])
-        assert len(server.asked) == 2
+def test_a_fault_that_passes_leaves_no_trace(fault, speaking):
+    speaking.begin([PASSING[fault]])
+    reward, said = load("vlm-yes-no", speaking, wait=5, timeout=0.6)
+    assert score(reward, X, [RIGHT]).tolist() == pytest.approx([GOOD])
+    assert len(speaking.asked) == 2
     assert len(said) == 2
     assert "trying again" in said[0]
     assert "answers again" in said[1]
@@ -188,28 +194,28 @@ LASTING = {
 
 
 @pytest.mark.parametrize("fault", sorted(LASTING))
-def test_a_fault_that_lasts_is_an_error_and_no_number(fault):
+def test_a_fault_that_lasts_is_an_error_and_no_number(fault, speaking):
     kind, said = LASTING[fault]
     began = time.monotonic()
-    with Speaking(lambda n: PASSING[fault]) as server:
-        with pytest.raises(RewardError, match=said) as caught:
-            ask("vlm-yes-no", server, timeout=0.3, tries=3, wait=1)
-        assert type(caught.value) is kind
-        assert re.search(r"vlm-yes-no:judge@http\S+ gave no numbers after \d+ tries", str(caught.value))
-        # A busy or silent server is waited for, by the clock; another is tried so many times.
-        assert fault in ("503", "slow") or len(server.asked) == 3
+    speaking.begin(lambda n: PASSING[fault])
+    with pytest.raises(RewardError, match=said) as caught:
+        ask("vlm-yes-no", speaking, timeout=0.3, tries=3, wait=0.6)
+    assert type(caught.value) is kind
+    assert re.search(r"vlm-yes-no:judge@http\S+ gave no numbers after \d+ tries", str(caught.value))
+    # A busy or silent server is waited for, by the clock; another is tried so many times.
+    assert fault in ("503", "slow") or len(speaking.asked) == 3
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
     ("status", "hint"), [(400, "vlm.logprobs=false"), (401, "TASTEMAKER_VLM_KEY"), (404, "mostly in /v1"), (302, "")]
 )
-def test_a_refusal_ends_at_once(status, hint):
-    with Speaking([failing(status, {"error": {"message": "not so"}}, Location="http://127.0.0.1:9/")]) as server:
-        with pytest.raises(RewardError, match=f"refuses: status {status}: .*not so.*{hint}") as caught:
-            ask("vlm-yes-no", server)
-        assert type(caught.value) is RewardError
-        assert len(server.asked) == 1
+def test_a_refusal_ends_at_once(status, hint, speaking):
+    speaking.begin([failing(status, {"error": {"message": "not so"}}, Location="http://127.0.0.1:9/")])
+    with pytest.raises(RewardError, match=f"refuses: status {status}: .*not so.*{hint}") as caught:
+        ask("vlm-yes-no", speaking)
+    assert type(caught.value) is RewardError
+    assert len(speaking.asked) == 1
 
 
 def test_nobody_there():

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import math
+import ssl
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -52,6 +53,8 @@ class Served:
         self.where, self.settings, self.logprobs = where, settings, logprobs
         self.key = read_key(settings.key_env)
         self._waiting = Waiting(reward, Servers(where.urls), settings.wait, settings.tries, say, "vlm")
+        secure = any(url.startswith("https:") for url in where.urls)
+        self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._calls, self._one_call = Calls(reward), threading.Lock()
         self._cache: OrderedDict[bytes, Answer] = OrderedDict()
 
@@ -103,7 +106,9 @@ class Served:
                         default_headers={"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit},  # type: ignore[dict-item]
                         max_retries=0,
                         timeout=openai.Timeout(self.settings.timeout, connect=min(self.settings.timeout, CONNECT)),
-                        http_client=openai.DefaultAsyncHttpxClient(trust_env=False, follow_redirects=False),
+                        http_client=openai.DefaultAsyncHttpxClient(
+                            verify=self._tls, trust_env=False, follow_redirects=False
+                        ),
                     )
                 )
                 for url in self.where.urls
