@@ -76,7 +76,7 @@ BUILTIN = {
         "tastemaker.rewards.caption:caption_score",
         "how much of the prompt is in the judge's caption of the picture (bundled model)",
         "HOW",
-        default="embeddings",
+        default="words",
     ),
     "vlm-bertscore": RewardEntry(
         "tastemaker.rewards.vlm.rewards:vlm_bertscore",
