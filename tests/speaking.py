@@ -37,9 +37,9 @@ def picture(url: str) -> Any:
     return torch.from_numpy(pixels / 255).permute(2, 0, 1)[None]
 
 
-def eyes(question: str, x: Any) -> tuple[str, Chances]:
+def eyes(question: str, url: str) -> tuple[str, Chances]:
     """What somebody says who sees as the judge does, and the chances of the first word."""
-    scene = see(x)[0]
+    scene = see(picture(url))[0]
     about = re.search(r'"(.*)"', question)
     request = parse(about[1]) if about else None
     if request is not None:
@@ -63,7 +63,7 @@ class Speaking:
 
     def __init__(
         self, script: Callable[[int], Any] | Sequence[Any] = (), port: int = 0, logprobs: bool = True,
-        say: Callable[[str, Any], tuple[str, Chances]] = eyes,
+        say: Callable[[str, str], tuple[str, Chances]] = eyes,
     ) -> None:  # fmt: skip
         self.logprobs, self.say, self.running = logprobs, say, 0
         self.begin(script)
@@ -104,7 +104,7 @@ class Speaking:
         assert body["model"] == MODEL
         chances: Chances = {}
         if text is None:
-            text, chances = self.say(question["text"], picture(image["image_url"]["url"]))
+            text, chances = self.say(question["text"], image["image_url"]["url"])
         told = None
         if self.logprobs and body.get("logprobs") and chances:
             top = [{"token": token, "logprob": math.log(chance)} for token, chance in chances.items()]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tiny_language
-from speaking import Speaking, failing
+from speaking import Speaking, failing, picture
 from tastemaker.drawings import Scene, Thing, render
 from tastemaker.errors import RewardError, RewardUnavailable
 from tastemaker.rewards import patience
@@ -89,6 +89,16 @@ def test_yes_is_as_sure_as_the_model(tmp_path):
         assert ask("vlm-yes-no", server, x, [RIGHT, "two fish"]) == [1, 0]
 
 
+def test_answers_with_and_without_chances_are_not_mixed():
+    with Speaking(logprobs=False) as server:
+        reward, said = load("vlm-yes-no", server, cache=0)
+        assert score(reward, X, [RIGHT]).tolist() == [1]
+        assert said == ["judge gives no log-probabilities: its answers count as they are written"]
+        server.logprobs = True
+        with pytest.raises(RewardError, match=r"some answers only: give vlm.logprobs=false"):
+            score(reward, X, [RIGHT])
+
+
 def test_a_rating_is_as_sure_as_the_model():
     # 5 with 0.6 and 3 with 0.3; 4 for three of four.
     with Speaking() as server:
@@ -119,7 +129,7 @@ def test_a_question_of_ones_own():
 
 
 def test_so_many_requests_side_by_side_and_in_order():
-    say = lambda question, x: (str(round(4 * float(x.mean()) + 0.5)), {})  # noqa: E731
+    say = lambda question, url: (str(round(4 * float(picture(url).mean()) + 0.5)), {})  # noqa: E731
     x = torch.linspace(0.1, 0.9, 12).view(12, 1, 1, 1).expand(12, 3, 8, 8)
     with Speaking(lambda n: 0.1 if n % 3 else 0.05, say=say) as server:
         began = time.monotonic()

@@ -22,9 +22,10 @@ def to_bytes(x: Tensor) -> Tensor:
 def jpeg_files(x: Tensor, quality: int = QUALITY) -> list[bytes]:
     """Each picture of [B,3,H,W] in [0,1] as a JPEG file."""
     files = []
-    for picture in to_bytes(x).numpy():
+    # One after the other: all floats of a large batch at once do not fit into a processor's cache.
+    for picture in x.split(1):
         buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
+        Image.fromarray(to_bytes(picture)[0].numpy()).save(buffer, format="JPEG", quality=quality)
         files.append(buffer.getvalue())
     return files
 

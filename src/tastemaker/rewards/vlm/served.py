@@ -57,6 +57,8 @@ class Served:
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._calls, self._one_call = Calls(reward), threading.Lock()
         self._cache: OrderedDict[bytes, Answer] = OrderedDict()
+        self._has_chances: bool | None = None
+        """Whether answers come with the chances of their words; not known before the first."""
 
     def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
         with self._one_call:
@@ -132,6 +134,7 @@ class Served:
             )
             answer = _answer(told)
             read(answer)
+            self._same_kind(answer)
             return answer
         except openai.APIStatusError as error:
             raise self._refused(server, error) from None
@@ -147,6 +150,17 @@ class Served:
             raise Passing(f"{server} gave an answer that is not JSON: {self._safe(error)}", "nonsense") from None
         except (openai.APIError, ValueError) as error:
             raise Passing(f"{server} gave an answer that cannot be used: {self._safe(error)}", "nonsense") from None
+
+    def _same_kind(self, answer: Answer) -> None:
+        """Raises ValueError where one answer has chances and another none: they would be different rewards."""
+        if not self.logprobs:
+            return
+        has = bool(answer.words)
+        if self._has_chances is None and not has:
+            self._waiting.say(f"{self.where.model} gives no log-probabilities: its answers count as they are written")
+        if self._has_chances not in (None, has):
+            raise ValueError("log-probabilities come with some answers only: give vlm.logprobs=false to do without")
+        self._has_chances = has
 
     def _refused(self, server: str, error: openai.APIStatusError) -> Exception:
         status = error.status_code
