@@ -13,16 +13,17 @@ from typing import Any
 
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.server import Service, identify, known_hosts, listen, server
+from tastemaker.rewards.vlm.settings import Vlm
 from tastemaker.rewards.wire import JSON, READ, Identity, Limits, answer
 
 GOOD = Identity("redness", "1")
 
 
 @contextmanager
-def served(name_or_reward: Any, port: int = 0, **options: Any) -> Iterator[str]:
+def served(name_or_reward: Any, port: int = 0, vlm: Vlm | None = None, **options: Any) -> Iterator[str]:
     """The address of a real server of this reward."""
     named = isinstance(name_or_reward, str)
-    reward = load_reward(name_or_reward) if named else name_or_reward
+    reward = load_reward(name_or_reward, vlm=vlm) if named else name_or_reward
     identity = identify(name_or_reward, reward) if named else GOOD
     listener = listen("127.0.0.1", port)
     running = server(Service(reward, identity, **({"hosts": known_hosts("127.0.0.1")} | options)))

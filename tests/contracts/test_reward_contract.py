@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from PIL import Image
 
+import tiny_language
 from naming import asked, named
 from serving import served
+from speaking import Speaking
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardUnavailable
 from tastemaker.rewards.check import check_reward, pictures
@@ -15,9 +19,26 @@ from tastemaker.rewards.contract import reward, score
 from tastemaker.rewards.endpoints import Remote
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.registry import BUILTIN, load_reward
+from tastemaker.rewards.vlm.settings import Vlm, is_vlm
 
 PROMPTS = ["a red star", "two blue fish", "a tree above a heart", "a green square", "a blue circle"]
 X = pictures(len(PROMPTS), 64)
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """A server of a vision-language model, and how rewards ask it."""
+    folder = tmp_path_factory.mktemp("vlm")
+    lines = [{"prompt": p, "questions": ["What is it?", "How many?"], "answers": ["red", ["1", "2"]]} for p in PROMPTS]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = tiny_language.deberta(folder / "deberta")
+    with Speaking() as server:
+        yield server.name, Vlm(text_model=str(text), text_layer=2, questions=str(folder / "questions.jsonl"), cache=0)
+
+
+def full(name, folder, speaking):
+    """The reward's full name: some need a file, some a server."""
+    return f"{name}:{speaking[0]}" if is_vlm(name) else named(name, folder)
 
 
 def states(findings):
@@ -25,8 +46,8 @@ def states(findings):
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
-def test_built_in_rewards_keep_the_contract(name, tmp_path):
-    function = load_reward(named(name, tmp_path))
+def test_built_in_rewards_keep_the_contract(name, tmp_path, speaking):
+    function = load_reward(full(name, tmp_path, speaking), vlm=speaking[1])
     findings = check_reward(function, asked(name, PROMPTS))
     assert "failed" not in states(findings), findings
     assert len(findings) == 7
@@ -34,17 +55,18 @@ def test_built_in_rewards_keep_the_contract(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
-def test_built_in_rewards_keep_the_contract_on_a_server(name, tmp_path):
-    prompts, name = asked(name, PROMPTS), named(name, tmp_path)
-    here, rounded = load_reward(name), to_bytes(X).permute(0, 3, 1, 2).float() / 255
+def test_built_in_rewards_keep_the_contract_on_a_server(name, tmp_path, speaking):
+    prompts, name, vlm = asked(name, PROMPTS), full(name, tmp_path, speaking), speaking[1]
+    here, rounded = load_reward(name, vlm=vlm), to_bytes(X).permute(0, 3, 1, 2).float() / 255
     # A network's answers depend on their batch in the last digits, so that requests are not joined or cut here.
-    with served(name, join=0.0) as url:
+    with served(name, vlm=vlm, join=0.0) as url:
         findings = check_reward(load_reward(url, Remote(cache=0, batch=2)), prompts)
         assert "failed" not in states(findings), findings
         exact = load_reward(url, Remote(format="safetensors"))
         assert score(exact, X, prompts).equal(score(here, X, prompts))
         assert score(load_reward(url), X, prompts).equal(score(here, rounded, prompts))
         assert str(tmp_path) not in str(exact.identity())
+        assert speaking[0] not in str(exact.identity())
 
 
 COMBINED = {

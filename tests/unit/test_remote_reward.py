@@ -14,11 +14,12 @@ import torch
 import serving
 from serving import GOOD, Scripted, changed, cut, drip, good, hang_up, raw, redness, served, slow
 from tastemaker.errors import ConfigError, RewardError, RewardUnavailable
-from tastemaker.rewards import remote
+from tastemaker.rewards import patience
 from tastemaker.rewards.contract import score
 from tastemaker.rewards.endpoints import Remote, endpoints, read_token
+from tastemaker.rewards.patience import backoff, retry_after
 from tastemaker.rewards.registry import load_reward
-from tastemaker.rewards.remote import RemoteReward, backoff, retry_after
+from tastemaker.rewards.remote import RemoteReward
 
 X = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = list("abcde")
@@ -27,7 +28,7 @@ EXACT = redness(X, PROMPTS)
 
 @pytest.fixture(autouse=True)
 def _without_long_pauses(monkeypatch):
-    monkeypatch.setattr(remote, "backoff", lambda tries: 0.02)
+    monkeypatch.setattr(patience, "backoff", lambda tries: 0.02)
     monkeypatch.delenv("TASTEMAKER_REWARD_TOKEN", raising=False)
 
 

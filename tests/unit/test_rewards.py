@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
+import tiny_language
 from naming import ARGUMENTS, asked, named
 from tastemaker.errors import RewardError
 from tastemaker.rewards.colour import _ab, colourfulness, soft_colourfulness
 from tastemaker.rewards.contract import graded, reward, score
 from tastemaker.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility, to_bytes
 from tastemaker.rewards.registry import BUILTIN, differentiable_rewards, load_reward
+from tastemaker.rewards.vlm.settings import Vlm, is_vlm
 
 PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -161,7 +163,8 @@ def test_colourfulness_is_the_thesis_own_listing():
     torch.testing.assert_close(load_reward("colourfulness")(pictures, "abcdef"), expected)
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+# Those that ask a vision-language model are in test_vlm_rewards.py.
+@pytest.mark.parametrize("name", sorted(name for name in BUILTIN if not is_vlm(name)))
 def test_built_in_rewards_keep_order_and_do_not_depend_on_the_batch(name, tmp_path):
     function = load_reward(named(name, tmp_path))
     prompts = asked(name, ["a red star", "two blue fish", "a tree above a heart"])
@@ -265,8 +268,10 @@ def test_graded_answers_keep_their_graph_and_are_checked():
 
 def test_the_registry_knows_which_rewards_have_a_gradient(tmp_path):
     """Its flag is the function's own mark, for every entry."""
+    vlm = Vlm(text_model=str(tiny_language.deberta(tmp_path / "deberta")), text_layer=1)
     for name, entry in BUILTIN.items():
-        function = load_reward(named(name, tmp_path))
+        full = f"{name}:m@http://127.0.0.1:9/v1" if is_vlm(name) else named(name, tmp_path)
+        function = load_reward(full, vlm=vlm)
         assert function.differentiable == entry.differentiable, name
     assert set(differentiable_rewards()) >= {"target-image", "jpeg-surrogate-compressibility"}
     assert "jpeg-compressibility" not in differentiable_rewards()

@@ -10,6 +10,7 @@ import tyro
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.errors import ConfigError
 from tastemaker.rewards.endpoints import Remote
+from tastemaker.rewards.vlm.settings import Vlm
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class DoctorArgs:
     """Their side in pixels."""
     remote: Remote = field(default_factory=lambda: Remote(wait=10.0))
     """How a reward on a server is asked; nothing is kept in its cache."""
+    vlm: Vlm = field(default_factory=lambda: Vlm(wait=10.0))
+    """How a vision-language model is asked; nothing is kept in its cache."""
 
 
 def run(words: list[str]) -> int:
@@ -45,7 +48,7 @@ def run(words: list[str]) -> int:
     known = load_prompts(args.prompts)
     prompts = [known.prompts[place] for place in known.spread(args.batch)]
     # A cache would make any reward deterministic.
-    reward = load_reward(args.reward, replace(args.remote, cache=0))
+    reward = load_reward(args.reward, replace(args.remote, cache=0), vlm=replace(args.vlm, cache=0))
     broken = 0
     for finding in check_reward(reward, (prompts * args.batch)[: args.batch], args.size):
         broken += finding.state == "failed"

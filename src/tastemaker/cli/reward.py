@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
-from tastemaker.cli.arguments import parse
+from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.rewards.endpoints import TOKEN_ENV, check_variable, is_remote, read_token
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
+from tastemaker.rewards.vlm.settings import Vlm
 
 _HELP = """usage: tastemaker reward serve NAME ...
 
@@ -51,6 +52,8 @@ class ServeArgs:
     """Most millions of pixels in a request, its pictures together."""
     max_body_mib: float = 64.0
     """Largest body of a request."""
+    vlm: Vlm = field(default_factory=Vlm)
+    """How a vision-language model is asked."""
 
 
 def run(words: list[str]) -> int:
@@ -60,7 +63,7 @@ def run(words: list[str]) -> int:
         return 0
     if words[0] != "serve":
         raise ConfigError(f"unknown `tastemaker reward {words[0]}`; {nearest(words[0], ['serve'])}")
-    return _serve(parse(ServeArgs, words[1:], "reward serve"))
+    return _serve(parse(ServeArgs, split_assignments(words[1:], flag_types(ServeArgs)), "reward serve"))
 
 
 def _serve(args: ServeArgs) -> int:
@@ -80,7 +83,7 @@ def _serve(args: ServeArgs) -> int:
             f"--host {args.host} is reached from other machines: put a token into ${args.token_env}, or give "
             "--without-token where everybody who reaches it may ask"
         )
-    reward = load_reward(args.name)
+    reward = load_reward(args.name, vlm=args.vlm)
     if unmeasured := getattr(reward, "unmeasured", []):
         raise ConfigError(
             f"{unmeasured[0]} is measured on a run's base model, which a server does not have: serve what is in the "

@@ -25,6 +25,7 @@ from tastemaker.rewards.expression import (
     walk,
     written,
 )
+from tastemaker.rewards.vlm.settings import is_vlm
 
 Statistics = dict[str, tuple[float, float]]
 """Mean and standard deviation on the base model's pictures, by what was measured as text."""
@@ -41,7 +42,7 @@ class Combination:
         self.tree, self.rewards = tree, dict(rewards)
         self.statistics: Statistics = {}
         # A server may have moved when a run goes on.
-        elsewhere = [part for part in rewards if is_remote(part)]
+        elsewhere = [part for part in rewards if is_remote(part) or is_vlm(part)]
         self._keys = {part: part for part in rewards} | dict(zip(elsewhere, labels(elsewhere), strict=True))
         spaces = {part: getattr(reward, "space", "image") for part, reward in rewards.items()}
         if len(set(spaces.values())) > 1:
@@ -149,7 +150,7 @@ def asked_together(rewards: Mapping[str, Reward], x: Tensor, prompts: Sequence[s
 
     The others are called one after the other in this thread, as rewards need not bear more. Raises RewardError.
     """
-    elsewhere = [name for name in rewards if is_remote(name)]
+    elsewhere = [name for name, reward in rewards.items() if hasattr(reward, "cancel")]
     if not elsewhere or (len(elsewhere) == 1 and len(rewards) == 1):
         return {name: checked(reward, x, prompts) for name, reward in rewards.items()}
     with ThreadPoolExecutor(len(elsewhere)) as threads:

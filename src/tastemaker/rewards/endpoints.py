@@ -67,16 +67,16 @@ def check_variable(what: str, name: str) -> None:
         raise ConfigError(f"{what} is not the name of an environment variable, such as {TOKEN_ENV}, that has the token")
 
 
-def read_token(name: str) -> Token | None:
+def read_token(name: str, usual: str = TOKEN_ENV, what: str = "reward server's token") -> Token | None:
     """The token in the environment variable of this name; None where the usual one is not set.
 
     Raises RewardError where a variable that was asked for is not set, or has what an HTTP header cannot carry.
     """
     secret = os.environ.get(name, "").strip()
     if not secret:
-        if name == TOKEN_ENV:
+        if name == usual:
             return None
-        raise RewardError(f"the environment variable {name}, which should have the reward server's token, is not set")
+        raise RewardError(f"the environment variable {name}, which should have the {what}, is not set")
     if not re.fullmatch(r"[!-~]+", secret):
         raise RewardError(f"the token in {name} has blanks or letters beyond ASCII, which no HTTP header can carry")
     return Token(secret)

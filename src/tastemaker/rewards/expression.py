@@ -16,6 +16,7 @@ from typing import Literal, NoReturn
 
 from tastemaker.errors import RewardError
 from tastemaker.rewards.endpoints import is_remote
+from tastemaker.rewards.vlm.settings import is_vlm, without_servers
 
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf)(?=[\s*,)]|$)")
 _CALL = re.compile(r"(min|clip|standardise)\(")
@@ -144,9 +145,10 @@ def written(node: Node, rename: Callable[[str], str] = lambda name: name) -> str
 def without_addresses(name: str) -> str:
     """A reward's name without the addresses of servers, which may move."""
     tree = parse(name)
-    if not any(is_remote(part) for part in parts(tree)):
+    if not any(is_remote(part) or is_vlm(part) for part in parts(tree)):
         return name
-    return written(tree, lambda part: "remote" if is_remote(part) else part)
+    without = lambda part: "remote" if is_remote(part) else without_servers(part)  # noqa: E731
+    return without(name) if isinstance(tree, Part) else written(tree, without)
 
 
 def labels(names: Sequence[str]) -> list[str]:
@@ -165,6 +167,8 @@ def labels(names: Sequence[str]) -> list[str]:
 def _short(name: str) -> str:
     if is_remote(name):
         return "remote"
+    if is_vlm(name):
+        return without_servers(name)
     head, colon, argument = name.partition(":")
     local = colon and argument.startswith(("/", "~", "."))
     return f"{head}:{argument.rstrip('/').rpartition('/')[2]}" if local else name

@@ -19,14 +19,20 @@ def to_bytes(x: Tensor) -> Tensor:
     return (x.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
+def jpeg_files(x: Tensor, quality: int = QUALITY) -> list[bytes]:
+    """Each picture of [B,3,H,W] in [0,1] as a JPEG file."""
+    files = []
+    # One after the other: all floats of a large batch at once do not fit into a processor's cache.
+    for picture in x.split(1):
+        buffer = io.BytesIO()
+        Image.fromarray(to_bytes(picture)[0].numpy()).save(buffer, format="JPEG", quality=quality)
+        files.append(buffer.getvalue())
+    return files
+
+
 def jpeg_kilobytes(x: Tensor) -> Tensor:
     """Size [B] of each picture as a JPEG of quality 95, in kB of 1000 bytes."""
-    sizes = []
-    for picture in to_bytes(x).numpy():
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, format="JPEG", quality=QUALITY)
-        sizes.append(buffer.tell() / 1000)
-    return torch.tensor(sizes)
+    return torch.tensor([len(file) / 1000 for file in jpeg_files(x)])
 
 
 @reward()

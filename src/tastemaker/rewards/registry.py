@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tastemaker.errors import RewardError, nearest
 from tastemaker.rewards.endpoints import Remote, is_remote
 from tastemaker.rewards.expression import Part, parse, parts
+from tastemaker.rewards.vlm.settings import Vlm
 
 if TYPE_CHECKING:
     from tastemaker.rewards.contract import Reward
@@ -33,6 +34,8 @@ class RewardEntry:
     """The function's own mark, known without importing it: whether methods that need a gradient can use it."""
     default: str | None = None
     """What `argument` is where nothing follows the name. Without one, something must."""
+    asks: bool = False
+    """Whether it asks a vision-language model: the target is then given the settings `vlm`, and by whom to tell."""
 
 
 BUILTIN = {
@@ -92,6 +95,36 @@ BUILTIN = {
         differentiable=True,
         default="THUDM/ImageReward",
     ),
+    "caption-score": RewardEntry(
+        "tastemaker.rewards.caption:caption_score",
+        "how much of the prompt is in the judge's caption of the picture (bundled model)",
+        "HOW",
+        default="words",
+    ),
+    "vlm-bertscore": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_bertscore",
+        "how much of the prompt is in what a vision-language model sees: BERTScore recall (DDPO)",
+        "MODEL@URL",
+        asks=True,
+    ),
+    "vlm-yes-no": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_yes_no",
+        "the chance that a vision-language model answers a question with yes",
+        "MODEL@URL",
+        asks=True,
+    ),
+    "vlm-rating": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_rating",
+        "a vision-language model's rating, 1 to 5 by default",
+        "MODEL@URL",
+        asks=True,
+    ),
+    "vlm-strict": RewardEntry(
+        "tastemaker.rewards.vlm.rewards:vlm_strict",
+        "share of a vision-language model's answers that hold what is expected: counting (DDPO)",
+        "MODEL@URL",
+        asks=True,
+    ),
 }
 
 
@@ -110,21 +143,22 @@ def load_reward(
     remote: Remote | None = None,
     say: Callable[[str], None] | None = None,
     known: dict[str, Reward] | None = None,
+    vlm: Vlm | None = None,
 ) -> Reward:
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
 
     Several are put together as in `clip-score + 0.5*jpeg-compressibility` (rewards/expression.py).
     A URL, or several after `remote:`, is a reward on servers, which is asked as `remote` says, and tells by `say` when
-    it waits for them. What is in `known` is not loaded again, and what is loaded is added to it. Raises RewardError
-    where there is none, its module does not import, the argument is missing or wrong, or a combination cannot be read;
-    a server is not asked before the first pictures are.
+    it waits for them; one that asks a vision-language model does so as `vlm` says. What is in `known` is not loaded
+    again, and what is loaded is added to it. Raises RewardError where there is none, its module does not import, the
+    argument is missing or wrong, or a combination cannot be read; a server is not asked before the first pictures are.
     """
     if not name:
         raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
     tree, loaded = parse(name), {} if known is None else known
     for part in parts(tree):
         if part not in loaded:
-            loaded[part] = _load_one(part, remote, say)
+            loaded[part] = _load_one(part, remote, say, vlm)
     if isinstance(tree, Part):
         return loaded[tree.name]
     from tastemaker.rewards.combination import Combination
@@ -132,7 +166,7 @@ def load_reward(
     return Combination(name, tree, {part: loaded[part] for part in parts(tree)})
 
 
-def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | None) -> Reward:
+def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | None, vlm: Vlm | None) -> Reward:
     if is_remote(name):
         from tastemaker.rewards.remote import RemoteReward
 
@@ -143,7 +177,8 @@ def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | Non
         argument = argument or entry.default
         if not argument:
             raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
-        return _import(entry.target, first)(argument)
+        make = _import(entry.target, first)
+        return make(argument, vlm, say) if entry.asks else make(argument)
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
     if ":" not in target:
         raise RewardError(

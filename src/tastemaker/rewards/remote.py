@@ -8,25 +8,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import random
 import ssl
 import sys
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 
 import httpx
 import torch
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from torch import Tensor
 
-from tastemaker.errors import RewardError, RewardUnavailable
+from tastemaker.errors import RewardError
 from tastemaker.rewards.endpoints import Remote, Token, endpoints, read_token
+from tastemaker.rewards.patience import (
+    BUSY,
+    CONNECT,
+    Calls,
+    Passing,
+    Servers,
+    Waiting,
+    retry_after,
+    shown,
+    together,
+)
 from tastemaker.rewards.wire import (
     JSON,
     PROTOCOL,
@@ -40,16 +45,8 @@ from tastemaker.rewards.wire import (
 
 T = TypeVar("T")
 
-BUSY = (408, 425, 429, 499, 502, 503, 504)
-"""Statuses that say nothing of the request, and pass."""
-AVOID = 15.0
-"""Seconds for which other servers are preferred to one that failed."""
-CONNECT = 10.0
-"""Most seconds for a connection to come about."""
 ANSWER_BYTES = 2**20
 """Longest answer that is read."""
-_DICE = random.Random()
-"""Its own, so that waiting changes no random number of a run."""
 _WRITE = {"png": (write_json, JSON), "safetensors": (write_safetensors, SAFETENSORS)}
 _HINTS = {
     401: "is the right token in ${token_env}?",
@@ -57,34 +54,6 @@ _HINTS = {
     404: "is this the address of a `tastemaker reward serve`?",
     413: "make remote.batch smaller, or the server's limits larger",
 }
-
-
-class _Passing(Exception):
-    """What may be gone when tried again."""
-
-    def __init__(self, text: str, kind: Literal["silent", "failed", "nonsense"], after: float = 0.0) -> None:
-        super().__init__(text)
-        self.kind, self.after = kind, after
-
-
-@dataclass
-class _Servers:
-    """Which server is asked next: one that has not just failed, in turn."""
-
-    urls: tuple[str, ...]
-    avoided: dict[str, float] = field(default_factory=dict)
-    """Until when, by the monotonic clock."""
-    turn: int = 0
-
-    def pick(self) -> str:
-        """The next of those that have not failed of late, or the one whose failure is longest ago."""
-        self.turn += 1
-        order = [self.urls[(self.turn + place) % len(self.urls)] for place in range(len(self.urls))]
-        now = time.monotonic()
-        return min(order, key=lambda url: max(self.avoided.get(url, 0.0), now))
-
-    def any_fresh(self) -> bool:
-        return any(self.avoided.get(url, 0.0) <= time.monotonic() for url in self.urls)
 
 
 class RemoteReward:
@@ -105,16 +74,16 @@ class RemoteReward:
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     ) -> None:
         self.__name__ = name
-        self.settings, self.say = settings or Remote(), say
+        self.settings = settings or Remote()
         self.token: Token | None = read_token(self.settings.token_env)
-        self._servers = _Servers(endpoints(name))
-        secure = any(url.startswith("https:") for url in self._servers.urls)
+        servers = Servers(endpoints(name))
+        self._waiting = Waiting(name, servers, self.settings.wait, self.settings.tries, say, "remote")
+        secure = any(url.startswith("https:") for url in servers.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._identity: Identity | None = None
         self._cache: OrderedDict[bytes, float] = OrderedDict()
         self._one_call = threading.Lock()
-        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
-        self._outage = False
+        self._calls = Calls(name)
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         x = x.detach().float().cpu().contiguous()
@@ -138,12 +107,7 @@ class RemoteReward:
 
     def cancel(self) -> None:
         """Ends the call that is under way in another thread, if one is; it raises RewardUnavailable."""
-        running = self._running
-        if running is not None:
-            try:
-                running[0].call_soon_threadsafe(running[1].cancel)
-            except RuntimeError:  # its loop has just closed
-                return
+        self._calls.cancel()
 
     def _keep(self, key: bytes, value: float) -> None:
         if not self.settings.cache:
@@ -155,22 +119,10 @@ class RemoteReward:
 
     def _run(self, work: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
         async def main() -> T:
-            task = asyncio.current_task()
-            assert task is not None
-            self._running = asyncio.get_running_loop(), task
-            try:
-                async with self._client() as client:
-                    return await work(client)
-            finally:
-                self._running = None
+            async with self._client() as client:
+                return await work(client)
 
-        try:
-            if not _inside_a_loop():
-                return asyncio.run(main())
-            with ThreadPoolExecutor(1) as thread:  # a notebook
-                return thread.submit(lambda: asyncio.run(main())).result()
-        except asyncio.CancelledError:
-            raise RewardUnavailable(f"the reward {self.__name__} was not waited for any longer") from None
+        return self._calls.run(main)
 
     def _client(self) -> httpx.AsyncClient:
         """Goes nowhere but to the servers: no proxies or passwords of the environment, no redirects."""
@@ -202,13 +154,7 @@ class RemoteReward:
                 )  # fmt: skip
                 found.update(zip(places, values, strict=True))
 
-        tasks = [asyncio.create_task(one(places)) for places in groups]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await together(one(places) for places in groups)
         return found
 
     async def _ask_identity(self, client: httpx.AsyncClient) -> Identity:
@@ -230,33 +176,7 @@ class RemoteReward:
         read: Callable[[bytes], tuple[T, Identity]],
     ) -> T:
         """What a server answers, tried again for as long as the settings say."""
-        began, answered = time.monotonic(), 0
-
-        def _over(state: RetryCallState) -> bool:
-            nonlocal answered
-            error = state.outcome.exception() if state.outcome else None
-            answered += isinstance(error, _Passing) and error.kind != "silent"
-            late = time.monotonic() - began + state.upcoming_sleep > self.settings.wait
-            return late or answered >= self.settings.tries
-
-        tries = 0
-        try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(_Passing),
-                wait=self._pause,
-                stop=_over,
-                before_sleep=self._tell,
-                reraise=True,
-            ):
-                with attempt:
-                    tries += 1
-                    return await self._once(self._servers.pick(), ask, client, read)
-        except _Passing as error:
-            spent = f"{tries} {'try' if tries == 1 else 'tries'} in {time.monotonic() - began:.0f} s"
-            kind = RewardError if error.kind == "nonsense" else RewardUnavailable
-            mend = " (is it running? `remote.wait` is how long it is waited for)" if error.kind == "silent" else ""
-            raise kind(f"the reward {self.__name__} gave no numbers after {spent}: {error}{mend}") from None
-        raise AssertionError  # the loop returns or raises
+        return await self._waiting.ask(lambda server: self._once(server, ask, client, read))
 
     async def _once(
         self, server: str, ask: Callable[[str], httpx.Request], client: httpx.AsyncClient,
@@ -264,33 +184,24 @@ class RemoteReward:
     ) -> T:  # fmt: skip
         try:
             status, headers, content = await asyncio.wait_for(_exchange(client, ask(server)), self.settings.timeout)
-            value = self._judged(server, status, headers, content, read)
-        except _Passing:
-            self._servers.avoided[server] = time.monotonic() + AVOID
-            raise
+            return self._judged(server, status, headers, content, read)
         except (httpx.RequestError, httpx.InvalidURL, asyncio.TimeoutError, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, httpx.InvalidURL):
                 raise RewardError(f"the reward server {server} cannot be asked: {self._safe(error)}") from None
-            self._servers.avoided[server] = time.monotonic() + AVOID
             reason = f"{type(error).__name__}: {self._safe(error)}".removesuffix(": ")
             if isinstance(error, (asyncio.TimeoutError, httpx.TimeoutException)):
                 reason = f"no whole answer within {self.settings.timeout:g} s"
-            raise _Passing(f"{server}: {reason}", "silent") from None
-        self._servers.avoided.pop(server, None)
-        if self._outage:
-            self._outage = False
-            self.say(f"the reward server {server} answers again")
-        return value
+            raise Passing(f"{server}: {reason}", "silent") from None
 
     def _judged(
         self, server: str, status: int, headers: httpx.Headers, content: bytes,
         read: Callable[[bytes], tuple[T, Identity]],
     ) -> T:  # fmt: skip
-        """The value in an answer. Raises _Passing or RewardError."""
+        """The value in an answer. Raises Passing or RewardError."""
         if status in BUSY:
-            raise _Passing(f"{server}: {self._detail(status, content)}", "silent", retry_after(headers))
+            raise Passing(f"{server}: {self._detail(status, content)}", "silent", retry_after(headers))
         if status >= 500:
-            raise _Passing(f"{server}: {self._detail(status, content)}", "failed", retry_after(headers))
+            raise Passing(f"{server}: {self._detail(status, content)}", "failed", retry_after(headers))
         if status != 200:
             hint = _HINTS.get(status, "")
             mend = f"; {hint.replace('{token_env}', self.settings.token_env)}" if hint else ""
@@ -298,7 +209,7 @@ class RemoteReward:
         try:
             value, identity = read(content)
         except (ValueError, AttributeError) as error:
-            raise _Passing(f"{server} gave an answer that is none: {self._safe(error)}", "nonsense") from None
+            raise Passing(f"{server} gave an answer that is none: {self._safe(error)}", "nonsense") from None
         if self._identity is not None and identity != self._identity:
             raise RewardError(
                 f"the reward server {server} offers {self._safe(identity)}, but {self._safe(self._identity)} was "
@@ -306,19 +217,6 @@ class RemoteReward:
             )
         self._identity = identity
         return value
-
-    def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next try: none where another server has not failed of late."""
-        error = state.outcome.exception() if state.outcome else None
-        if len(self._servers.urls) > 1 and self._servers.any_fresh():
-            return 0.0
-        return max(backoff(state.attempt_number), error.after if isinstance(error, _Passing) else 0.0)
-
-    def _tell(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        if not self._outage:
-            self._outage = True
-            self.say(f"the reward server {error}; trying again, for up to {self.settings.wait:g} s")
 
     def _detail(self, status: int, content: bytes) -> str:
         try:
@@ -328,10 +226,7 @@ class RemoteReward:
         return f"status {status}: {self._safe(told)}".removesuffix(": ")
 
     def _safe(self, text: Any) -> str:
-        """In one line, not long, and without the token."""
-        line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
-        shown = line if self.token is None else self.token.hidden(line)
-        return shown if len(shown) <= 300 else shown[:297] + "..."
+        return shown(text, self.token)
 
 
 async def _exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
@@ -346,29 +241,6 @@ async def _exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[
         return response.status_code, response.headers, content[:ANSWER_BYTES]
     finally:
         await response.aclose()
-
-
-def backoff(tries: int) -> float:
-    """Seconds to wait after so many tries: 0.25, 0.5, 1, ... up to 10, and up to half as much again at random."""
-    return min(0.25 * 2 ** min(tries - 1, 10), 10.0) * (1 + 0.5 * _DICE.random())
-
-
-def retry_after(headers: httpx.Headers) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date, in [0, 60]; 0 without one."""
-    told = headers.get("retry-after", "").strip()
-    try:
-        seconds = float(told) if told.isdigit() else parsedate_to_datetime(told).timestamp() - time.time()
-    except (ValueError, TypeError):
-        return 0.0
-    return min(max(seconds, 0.0), 60.0)
-
-
-def _inside_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _key(picture: Tensor, prompt: str) -> bytes:

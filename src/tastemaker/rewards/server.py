@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import inspect
 import ipaddress
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +27,7 @@ from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.contract import Reward, score
 from tastemaker.rewards.endpoints import Token
 from tastemaker.rewards.expression import written
+from tastemaker.rewards.vlm.settings import is_vlm, without_servers
 from tastemaker.rewards.wire import PROTOCOL, READ, Asked, Identity, Limits, Refused, answer
 
 BODY_SECONDS = 60.0
@@ -65,6 +67,10 @@ def identify(name: str, reward: Reward) -> Identity:
         return Identity(shown, f"{tastemaker.__version__}+{digest.hexdigest()[:12]}")
     with suppress(TypeError, OSError):  # a callable without a source of its own
         digest.update(Path(inspect.getsourcefile(_function(reward)) or "").read_bytes())
+    if is_vlm(name):
+        # Where it is asked is nobody's business, and may change.
+        name = without_servers(name)
+        digest.update(json.dumps(getattr(reward, "figures", {}), sort_keys=True).encode())
     first, _, argument = name.partition(":")
     with suppress(OSError, ValueError):
         digest.update(Path(argument).expanduser().read_bytes())

@@ -25,6 +25,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.endpoints import Remote
+from tastemaker.rewards.vlm.settings import Vlm
 from tastemaker.selection import All, BestWorst, NonZero
 from tastemaker.training.sources import Anchor, Pairs, Reference
 from tastemaker.windows import Backward, Sliding, Whole
@@ -196,6 +197,7 @@ class Config:
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
     speed: Speed = field(default_factory=Speed)
     remote: Remote = field(default_factory=Remote)
+    vlm: Vlm = field(default_factory=Vlm)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     trackers: tuple[str, ...] = ()
     """Any of tensorboard, wandb, trackio; metrics.jsonl is always written."""

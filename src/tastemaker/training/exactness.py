@@ -12,10 +12,11 @@ from accelerate import Accelerator
 
 from tastemaker.rewards.endpoints import is_remote
 from tastemaker.rewards.expression import parse, parts, without_addresses
+from tastemaker.rewards.vlm.settings import is_vlm
 from tastemaker.training.config import Config
 from tastemaker.training.tracking import versions
 
-FREE = ("rounds", "trackers", "checkpoint", "remote")
+FREE = ("rounds", "trackers", "checkpoint", "remote", "vlm")
 """Settings that change no weight and no figure, and may differ."""
 
 
@@ -24,13 +25,16 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     # Runs of versions without them have none.
     settings["evaluation"]["rewards"] = config.evaluation.rewards or None
-    rewards = [config.reward, *config.evaluation.rewards]
-    if any(is_remote(part) for reward in rewards for part in parts(parse(reward))):
-        # A server may move. Which reward it offers is compared instead (run.py), and how pictures travel to it.
-        settings["reward"] = without_addresses(config.reward)
+    asked = [part for reward in (config.reward, *config.evaluation.rewards) for part in parts(parse(reward))]
+    # A server may move. Which reward it offers is compared instead (run.py), and how pictures travel to it.
+    settings["reward"] = without_addresses(config.reward)
+    if any(is_remote(part) or is_vlm(part) for part in asked):
         looking = tuple(without_addresses(reward) for reward in config.evaluation.rewards)
         settings["evaluation"] = {**settings["evaluation"], "rewards": looking}
+    if any(is_remote(part) for part in asked):
         settings["remote"] = {"format": config.remote.format}
+    if any(is_vlm(part) for part in asked):
+        settings["vlm"] = config.vlm.figures
     cuda = accelerator.device.type == "cuda"
     eight_bit = {"bitsandbytes": version("bitsandbytes")} if config.optimizer.eight_bit else {}
     return {

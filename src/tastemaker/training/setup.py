@@ -59,11 +59,16 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
-    prompts, reward = load_prompts(config.prompts), load_reward(config.reward, config.remote, display.say)
+    prompts, reward = (
+        load_prompts(config.prompts),
+        load_reward(config.reward, config.remote, display.say, vlm=config.vlm),
+    )
     if config.pathwise:
         _require_gradient(config, reward, accelerator)
     known = leaves({config.reward: reward})
-    others = {name: load_reward(name, config.remote, display.say, known) for name in config.evaluation.rewards}
+    others = {
+        name: load_reward(name, config.remote, display.say, known, config.vlm) for name in config.evaluation.rewards
+    }
     unseen = _unseen(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     anchors = given_pictures(config)

@@ -1,0 +1,127 @@
+"""A caption as a reward, all offline: the judge says what a picture of the bundled model's world shows.
+
+The mechanism of DDPO's reward (a model describes the picture, and the description is compared with the prompt) where
+nothing can be downloaded. As with judge-score, a run on it has no independent witness left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from tastemaker.drawings.scene import KINDS, NUMBERS, Request, Scene, Thing, Wanted, relation_of
+from tastemaker.errors import RewardError, nearest
+from tastemaker.rewards.contract import Reward, reward
+
+_STOP = frozenset(("a", "an", "the", "of", "on", "and", "with", "background"))
+"""Words that say nothing, or that every caption has."""
+_SINGULAR = {kind + "s": kind for kind in KINDS}
+
+
+def caption_score(how: str) -> Reward:
+    """The reward `caption-score:HOW`, at most 1: recall of the prompt in the judge's caption of the picture.
+
+    `words`: the share of the prompt's words that are in the caption (`word_recall`), in [0,1]. `embeddings`: BERTScore
+    recall with the bundled model's text encoder. Any prompt can be scored, but only the bundled model's words can be
+    in a caption. Raises RewardError for another `how`.
+    """
+    if how not in WAYS:
+        raise RewardError(f"caption-score can compare by words or embeddings, not {how!r}: {nearest(how, list(WAYS))}")
+    recall = WAYS[how]()
+
+    @reward()
+    def caption_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
+        from tastemaker.evaluation.judge import see
+
+        told = [captions(scene) for scene in see(x)]
+        pairs = [(caption, prompt) for one, prompt in zip(told, prompts, strict=True) for caption in one]
+        values = recall([caption for caption, _ in pairs], [prompt for _, prompt in pairs])
+        # Of captions that say the same, the one nearest to the prompt's way of saying it.
+        return torch.stack([part.max() for part in values.split([len(one) for one in told])])
+
+    return caption_score
+
+
+def captions(scene: Scene) -> tuple[str, ...]:
+    """All that can be said of a scene in one sentence, in the ways that are equally right.
+
+    Two things are told from either side. Others are listed, those of one kind, colour and texture together.
+    """
+    ground = f" on a {scene.pattern} {scene.ground} background"
+    if not scene.things:
+        return (f"nothing{ground}",)
+    if len(scene.things) == 2 and len({_looks(thing) for thing in scene.things}) == 2:
+        one, other = scene.things
+        return tuple(
+            Request((_looks(a), _looks(b)), relation=relation_of(a, b)).caption() + ground
+            for a, b in ((one, other), (other, one))
+        )
+    # A size says something of a thing that stands alone.
+    alone = len(scene.things) == 1
+    counts = Counter(_looks(thing, size=alone) for thing in scene.things)
+    return (" and ".join(_counted(wanted, count) for wanted, count in counts.items()) + ground,)
+
+
+def word_recall(caption: str, prompt: str) -> float:
+    """Share in [0,1] of the prompt's words that the caption has, as often as the prompt; plurals are their singulars.
+
+    Articles, `of`, `on`, `and`, `with` and `background` do not count; 1 for a prompt that has no other words.
+    """
+    wanted, there = _words(prompt), _words(caption)
+    return (wanted & there).total() / wanted.total() if wanted else 1.0
+
+
+def _words(text: str) -> Counter[str]:
+    words: list[str] = re.findall(r"\w+", text.lower())
+    return Counter(_SINGULAR.get(word, word) for word in words if word not in _STOP)
+
+
+def _looks(thing: Thing, size: bool = False) -> Wanted:
+    return Wanted(thing.kind, thing.colour, thing.texture, thing.size if size else None)
+
+
+def _counted(wanted: Wanted, count: int) -> str:
+    if count in NUMBERS or count == 1:
+        return Request((wanted,), count).caption()
+    return f"many {wanted.phrase(plural=True)}"
+
+
+def _by_words() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
+    return lambda told, prompts: torch.tensor([word_recall(*pair) for pair in zip(told, prompts, strict=True)])
+
+
+@cache
+def _by_embeddings() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from tastemaker.models.bundled import bundled_pipeline
+    from tastemaker.models.quiet import quiet
+    from tastemaker.rewards.bertscore import recall
+
+    with quiet():
+        tokenizer = CLIPTokenizer.from_pretrained(bundled_pipeline() / "tokenizer")
+        encoder = CLIPTextModel.from_pretrained(bundled_pipeline() / "text_encoder", dtype=torch.float32).eval()
+
+    def embedded(texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        given = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        special = (given.input_ids == tokenizer.bos_token_id) | (given.input_ids == tokenizer.eos_token_id)
+        return encoder(given.input_ids).last_hidden_state, given.attention_mask.bool(), ~special
+
+    @torch.no_grad()
+    def score(told: Sequence[str], prompts: Sequence[str]) -> Tensor:
+        candidate, seen, _ = embedded(told)
+        reference, _, words = embedded(prompts)
+        return recall(candidate, seen, reference, words.float())
+
+    return score
+
+
+WAYS: dict[str, Callable[[], Callable[[Sequence[str], Sequence[str]], Tensor]]] = {
+    "words": _by_words,
+    "embeddings": _by_embeddings,
+}

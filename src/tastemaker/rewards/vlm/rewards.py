@@ -1,0 +1,204 @@
+"""The rewards that ask a vision-language model: a caption compared with the prompt, a question, a rating, answers.
+
+Each maker takes what follows the reward's name, `MODEL` or `MODEL@URL`, and the settings `vlm`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tastemaker.errors import RewardError
+from tastemaker.rewards.contract import Reward, reward
+from tastemaker.rewards.jpeg import jpeg_files
+from tastemaker.rewards.vlm.answers import NUMBERS, Asker, Query, contains, is_number, rating, said, yes
+from tastemaker.rewards.vlm.settings import PROMPT, Vlm, where
+
+QUALITY = 80
+"""Of the JPEG that a model sees (ddpo-pytorch, rewards.py)."""
+CAPTION = "Answer concisely: what is going on in this image?"
+REFERENCE = f"The image contains {PROMPT}"
+YES_NO = f'Does this image show "{PROMPT}"? Please answer yes or no.'
+RATING = f'On a scale from {{low}} to {{high}}, how well does this image show "{PROMPT}"? Answer with one number only.'
+
+Say = Callable[[str], None]
+
+
+def vlm_bertscore(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+    """The reward `vlm-bertscore:MODEL`: BERTScore recall, at most 1, of what the model says that is going on.
+
+    The candidate is the answer, the reference "The image contains {prompt}" (DDPO §5.1; ddpo-pytorch, rewards.py).
+    """
+    settings = settings or Vlm()
+    from tastemaker.rewards.bertscore import load_recall
+
+    ask = _asker("vlm-bertscore", argument, settings, say)
+    recall = load_recall(settings.text_model, settings.text_layer)
+    question = settings.question or CAPTION
+
+    @reward()
+    def vlm_bertscore(x: Tensor, prompts: Sequence[str]) -> Tensor:
+        answers = ask(_queries(x, prompts, question), said)
+        return recall(answers, [_filled(REFERENCE, prompt) for prompt in prompts])
+
+    return _marked(vlm_bertscore, ask, settings)
+
+
+def vlm_yes_no(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+    """The reward `vlm-yes-no:MODEL`: the chance in [0,1] that the model says yes and not no to `vlm.question`.
+
+    As VQAScore (Lin et al. 2024), but of yes against no. 1 or 0 where the model gives no chances.
+    """
+    settings = settings or Vlm()
+    ask = _asker("vlm-yes-no", argument, settings, say, settings.logprobs)
+    question = settings.question or YES_NO
+
+    @reward()
+    def vlm_yes_no(x: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor(ask(_queries(x, prompts, question), yes))
+
+    return _marked(vlm_yes_no, ask, settings)
+
+
+def vlm_rating(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+    """The reward `vlm-rating:MODEL`: a number on `vlm.scale`, its mean over the chances where the model gives them."""
+    settings = settings or Vlm()
+    ask = _asker("vlm-rating", argument, settings, say, settings.logprobs)
+    low, high = settings.scale
+    question = settings.question or RATING.replace("{low}", str(low)).replace("{high}", str(high))
+    read = functools.partial(rating, low=low, high=high)
+
+    @reward()
+    def vlm_rating(x: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor(ask(_queries(x, prompts, question), read))
+
+    return _marked(vlm_rating, ask, settings)
+
+
+def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+    """The reward `vlm-strict:MODEL`: the share in [0,1] of a prompt's questions whose answer holds what is expected.
+
+    Questions are those of `vlm.questions`, or for a prompt `NUMBER NOUNS` how many there are, and what is there
+    (ddpo-pytorch, `llava_strict_satisfaction` and prompts.py, `counting`). Raises RewardError for another prompt.
+    """
+    settings = settings or Vlm()
+    ask = _asker("vlm-strict", argument, settings, say)
+    given = None if settings.questions is None else read_questions(settings.questions)
+
+    @reward()
+    def vlm_strict(x: Tensor, prompts: Sequence[str]) -> Tensor:
+        wanted = [counted(prompt) if given is None else _given(given, prompt) for prompt in prompts]
+        files = jpeg_files(x, QUALITY)
+        queries = [Query(file, one.question) for file, asked in zip(files, wanted, strict=True) for one in asked]
+        expected = iter([one.answers for asked in wanted for one in asked])
+        answers = iter(ask(queries, lambda answer: (said(answer), answer)[1]))
+        shares = [[contains(next(answers), next(expected)) for _ in asked] for asked in wanted]
+        return torch.tensor([sum(right) / len(right) for right in shares])
+
+    return _marked(vlm_strict, ask, settings)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A question, and the ways of answering it of which one is expected."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+def counted(prompt: str) -> tuple[Expected, ...]:
+    """What a prompt `NUMBER NOUNS` asks to see: how many, and what. Raises RewardError for another prompt."""
+    number, _, plural = prompt.strip().partition(" ")
+    if not is_number(number) or not plural:
+        raise RewardError(
+            f"vlm-strict does not know what to ask about the prompt {prompt!r}: it takes a number and a noun, as in "
+            "`two cats`, or questions and answers of your own in vlm.questions=FILE.jsonl"
+        )
+    ways = (number, str(NUMBERS.index(number.lower()))) if number.lower() in NUMBERS else (number,)
+    ways += (NUMBERS[int(number)],) if number.isdecimal() and int(number) < len(NUMBERS) else ()
+    noun = plural.strip().split()[-1]
+    return (
+        Expected(f"How many {plural} are there in this image?", ways),
+        Expected("What is in this image?", tuple(dict.fromkeys((noun, *singular(noun))))),
+    )
+
+
+def singular(noun: str) -> tuple[str, ...]:
+    """What a plural may be of: by its ending, so that several come into question."""
+    found = {"ies": "y", "ves": "f", "es": "", "s": ""}
+    fitting = [pair for pair in found.items() if noun.endswith(pair[0]) and len(noun) > len(pair[0]) + 1]
+    return tuple(noun.removesuffix(end) + new for end, new in fitting)
+
+
+def read_questions(source: str) -> dict[str, tuple[Expected, ...]]:
+    """Questions by prompt, of a file with `{"prompt": "...", "questions": ["..."], "answers": ["..."]}` a line.
+
+    An answer may be a list of ways to say it. Raises RewardError.
+    """
+    path, found = Path(source).expanduser(), {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RewardError(f"the questions {source} (vlm.questions) cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            prompt, questions = entry["prompt"], entry["questions"]
+            answers = [(one,) if isinstance(one, str) else tuple(one) for one in entry["answers"]]
+            texts = [prompt, *questions, *(way for ways in answers for way in ways)]
+            if not questions or not all(isinstance(text, str) and text for text in texts) or not all(answers):
+                raise ValueError("texts are missing or empty")
+            found[prompt] = tuple(Expected(*pair) for pair in zip(questions, answers, strict=True))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RewardError(
+                f"line {number} of the questions {source} (vlm.questions) is not "
+                '{"prompt": "two cats", "questions": ["How many cats are there?"], "answers": [["two", "2"]]}: '
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return found
+
+
+def _given(given: Mapping[str, tuple[Expected, ...]], prompt: str) -> tuple[Expected, ...]:
+    if prompt not in given:
+        raise RewardError(f"vlm-strict has no questions about the prompt {prompt!r}: add a line to vlm.questions")
+    return given[prompt]
+
+
+def _asker(name: str, argument: str, settings: Vlm, say: Say | None, logprobs: bool = False) -> Asker:
+    place = where(argument)
+    if place.urls:
+        from tastemaker.rewards.vlm.served import Served
+
+        return Served(
+            f"{name}:{argument}", place, settings, say or (lambda line: print(line, file=sys.stderr)), logprobs
+        )
+    from tastemaker.rewards.vlm.local import Local
+
+    return Local(f"{name}:{argument}", place.model, settings, logprobs)
+
+
+def _queries(x: Tensor, prompts: Sequence[str], question: str) -> list[Query]:
+    files = jpeg_files(x, QUALITY)
+    return [Query(file, _filled(question, prompt)) for file, prompt in zip(files, prompts, strict=True)]
+
+
+def _filled(template: str, prompt: str) -> str:
+    return re.sub(re.escape(PROMPT), lambda _: prompt, template)
+
+
+def _marked(function: Any, ask: Asker, settings: Vlm) -> Reward:
+    """The reward with the way to end a call of it, and what its figures depend on beside its name."""
+    function.cancel = ask.cancel
+    function.figures = settings.figures
+    return function

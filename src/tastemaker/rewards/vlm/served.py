@@ -1,0 +1,225 @@
+"""A vision-language model on any server that speaks OpenAI's protocol (vLLM, SGLang, Ollama), through its client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import math
+import ssl
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+from tastemaker.errors import RewardError
+from tastemaker.rewards.patience import BUSY, CONNECT, Calls, Passing, Servers, Waiting, retry_after, shown, together
+from tastemaker.rewards.vlm.answers import Answer, Query, Word
+from tastemaker.rewards.vlm.settings import Vlm, Where, read_key
+
+try:
+    import openai
+except ImportError as error:
+    raise RewardError(
+        "a vision-language model on a server is asked through the openai client, which is not installed: "
+        "pip install 'tastemaker[vlm]'"
+    ) from error
+
+T = TypeVar("T")
+
+CHANCES = 20
+"""Likeliest tokens asked for at each place of an answer: as many as OpenAI and vLLM give."""
+_HINTS = {
+    400: "does the model take pictures? if it refuses `logprobs`, give vlm.logprobs=false",
+    401: "is the right key in ${key_env}?",
+    403: "is the right key in ${key_env}?",
+    404: "does the address end as the server wants it, mostly in /v1, and has it this model?",
+    413: "are the pictures too large for the server?",
+}
+
+
+class Served:
+    """Asks for answers, greedy, one picture and question a request; as many side by side as the settings allow.
+
+    Raises RewardUnavailable where no server gets well in time, and RewardError where one refuses or its answers cannot
+    be read, naming the last of them.
+    """
+
+    def __init__(
+        self, reward: str, where: Where, settings: Vlm, say: Callable[[str], None], logprobs: bool = False
+    ) -> None:
+        self.where, self.settings, self.logprobs = where, settings, logprobs
+        self.key = read_key(settings.key_env)
+        self._waiting = Waiting(reward, Servers(where.urls), settings.wait, settings.tries, say, "vlm")
+        secure = any(url.startswith("https:") for url in where.urls)
+        self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
+        self._calls, self._one_call = Calls(reward), threading.Lock()
+        self._cache: OrderedDict[bytes, Answer] = OrderedDict()
+        self._has_chances: bool | None = None
+        """Whether answers come with the chances of their words; not known before the first."""
+
+    def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
+        with self._one_call:
+            known = {key: self._cache[key] for query in queries if (key := _key(query)) in self._cache}
+            # The same picture with the same question is asked once.
+            missing = {key: query for query in queries if (key := _key(query)) not in known}
+            if missing:
+                answers = self._calls.run(lambda: self._ask(list(missing.values()), read))
+                known |= dict(zip(missing, answers, strict=True))
+            for query in queries:
+                self._keep(_key(query), known[_key(query)])
+        return [read(known[_key(query)]) for query in queries]
+
+    def cancel(self) -> None:
+        """Ends the call that is under way in another thread, if one is."""
+        self._calls.cancel()
+
+    def _keep(self, key: bytes, answer: Answer) -> None:
+        if not self.settings.cache:
+            return
+        self._cache[key] = answer
+        self._cache.move_to_end(key)
+        while len(self._cache) > self.settings.cache:
+            self._cache.popitem(last=False)
+
+    async def _ask(self, queries: Sequence[Query], read: Callable[[Answer], Any]) -> list[Answer]:
+        gate = asyncio.Semaphore(self.settings.in_flight)
+
+        async def one(query: Query, clients: dict[str, openai.AsyncOpenAI]) -> Answer:
+            async with gate:
+                return await self._waiting.ask(lambda server: self._once(server, clients[server], query, read))
+
+        async with self._clients() as clients:
+            return await together(one(query, clients) for query in queries)
+
+    @asynccontextmanager
+    async def _clients(self) -> AsyncIterator[dict[str, openai.AsyncOpenAI]]:
+        """A client for each server, that goes nowhere else and takes nothing from the environment."""
+        async with AsyncExitStack() as stack:
+            yield {
+                url: await stack.enter_async_context(
+                    openai.AsyncOpenAI(
+                        base_url=url,
+                        # It refuses to be without one. Servers that want none do not look at it.
+                        api_key=self.key.secret if self.key else "none",
+                        admin_api_key="",
+                        default_headers={"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit},  # type: ignore[dict-item]
+                        max_retries=0,
+                        timeout=openai.Timeout(self.settings.timeout, connect=min(self.settings.timeout, CONNECT)),
+                        http_client=openai.DefaultAsyncHttpxClient(
+                            verify=self._tls, trust_env=False, follow_redirects=False
+                        ),
+                    )
+                )
+                for url in self.where.urls
+            }
+
+    async def _once(
+        self, server: str, client: openai.AsyncOpenAI, query: Query, read: Callable[[Answer], Any]
+    ) -> Answer:
+        """One answer that `read` can use. Raises Passing or RewardError."""
+        wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": CHANCES} if self.logprobs else {}
+        try:
+            told = await asyncio.wait_for(
+                client.chat.completions.create(
+                    model=self.where.model,
+                    messages=_messages(query),
+                    temperature=0.0,
+                    max_tokens=self.settings.tokens,
+                    **wanted,
+                ),
+                self.settings.timeout,
+            )
+            answer = _answer(told)
+            read(answer)
+            self._same_kind(answer)
+            return answer
+        except openai.APIStatusError as error:
+            raise self._refused(server, error) from None
+        except (openai.APITimeoutError, asyncio.TimeoutError):
+            raise Passing(f"{server}: no whole answer within {self.settings.timeout:g} s", "silent") from None
+        except (openai.APIConnectionError, OSError) as error:
+            cause = error.__cause__ or error
+            if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+                raise RewardError(f"the VLM server {server} cannot be asked: {self._safe(cause)}") from None
+            reason = f"{type(cause).__name__}: {self._safe(cause)}".removesuffix(": ")
+            raise Passing(f"{server}: {reason}", "silent") from None
+        except json.JSONDecodeError as error:
+            raise Passing(f"{server} gave an answer that is not JSON: {self._safe(error)}", "nonsense") from None
+        except (openai.APIError, ValueError) as error:
+            raise Passing(f"{server} gave an answer that cannot be used: {self._safe(error)}", "nonsense") from None
+
+    def _same_kind(self, answer: Answer) -> None:
+        """Raises ValueError where one answer has chances and another none: they would be different rewards."""
+        if not self.logprobs:
+            return
+        has = bool(answer.words)
+        if self._has_chances is None and not has:
+            self._waiting.say(f"{self.where.model} gives no log-probabilities: its answers count as they are written")
+        if self._has_chances not in (None, has):
+            raise ValueError("log-probabilities come with some answers only: give vlm.logprobs=false to do without")
+        self._has_chances = has
+
+    def _refused(self, server: str, error: openai.APIStatusError) -> Exception:
+        status = error.status_code
+        body = error.body if error.body is not None else error.response.text
+        detail = body.get("message") or body.get("detail") or body if isinstance(body, dict) else body
+        told = f"status {status}: {self._safe(detail)}".removesuffix(": ")
+        if status in BUSY:
+            return Passing(f"{server}: {told}", "silent", retry_after(error.response.headers))
+        if status >= 500:
+            return Passing(f"{server}: {told}", "failed", retry_after(error.response.headers))
+        hint = _HINTS.get(status, "").replace("{key_env}", self.settings.key_env)
+        return RewardError(f"the VLM server {server} refuses: {told}" + (f"; {hint}" if hint else ""))
+
+    def _safe(self, text: Any) -> str:
+        return shown(text, self.key)
+
+
+def _messages(query: Query) -> Any:
+    url = "data:image/jpeg;base64," + base64.b64encode(query.picture).decode()
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": query.question}]
+    return [{"role": "user", "content": parts}]
+
+
+def _answer(told: Any) -> Answer:
+    """What a completion says. The client does not check what it reads. Raises ValueError."""
+    try:
+        choice = told.choices[0]
+        text, why = choice.message.content, choice.finish_reason
+        refusal = getattr(choice.message, "refusal", None)
+    except (AttributeError, TypeError, IndexError, KeyError):
+        raise ValueError(f"expected a chat completion, got {told!r}") from None
+    if refusal:
+        raise ValueError(f"the model refuses: {refusal}")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"its message is no text: {text!r}")
+    return Answer(text or "", _words(getattr(choice, "logprobs", None)), why if isinstance(why, str) else "")
+
+
+def _words(logprobs: Any) -> tuple[Word, ...]:
+    """The chances of an answer's tokens; none where the server gives none. Raises ValueError."""
+    content = getattr(logprobs, "content", None)
+    if not content:
+        return ()
+    try:
+        return tuple(_word(token) for token in content)
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"its log-probabilities cannot be read: {content!r}") from None
+
+
+def _word(token: Any) -> Word:
+    chances = [(other.token, other.logprob) for other in token.top_logprobs or ()]
+    if token.token not in [text for text, _ in chances]:
+        chances.append((token.token, token.logprob))
+    for text, chance in chances:
+        if not isinstance(text, str) or not isinstance(chance, (int, float)) or math.isnan(chance) or chance > 1e-3:
+            raise ValueError
+    return Word(token.token, tuple(chances))
+
+
+def _key(query: Query) -> bytes:
+    digest = hashlib.sha256(query.question.encode("utf-8", "surrogatepass"))
+    return digest.digest() + hashlib.sha256(query.picture).digest()
