@@ -40,7 +40,7 @@ def test_a_run_of_the_bundled_model(text, tmp_path):
     """Its pictures show something, so that the server has different things to say of them."""
     with Speaking() as server:
         name = f"vlm-bertscore:{server.name}"
-        assert main(words(tmp_path / "run", name, text, "--rounds", "1", "sampling.steps=6")) == 0
+        assert main(words(tmp_path / "run", name, text, "--rounds", "1", "sampling.steps=4")) == 0
         assert len(server.asked) == 2 + 8 + 2
     _, learned, _ = metrics(tmp_path / "run")
     assert 0.1 < learned["reward/min"] < learned["reward/max"] <= 1
@@ -61,11 +61,7 @@ def test_a_run_whose_server_dies_goes_on_as_if_nothing_were(checkpoint, text, tm
     assert errors.endswith(f"saved up to round 1; go on with: tastemaker resume {run}")
     assert saved_round(run) == 1
     config = run / "config.yaml"
-    with Speaking(lambda n: "") as mute:  # it says nothing, of which no number can be made
-        config.write_text(config.read_text().replace(dead, mute.url))
-        assert main(["resume", str(run)]) == 2
-        assert "the model said nothing" in capsys.readouterr().err
-        then = config.read_text().replace(mute.url, "URL")
+    then = config.read_text().replace(dead, "URL")
     with Speaking() as well:
         config.write_text(then.replace("URL", well.url).replace("tokens: 64", "tokens: 32"))
         assert main(["resume", str(run)]) == 2
