@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from PIL import Image
 
+from naming import named
 from serving import served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardUnavailable
@@ -17,15 +17,6 @@ from tastemaker.rewards.registry import BUILTIN, load_reward
 
 PROMPTS = ["a red star", "two blue fish", "a tree above a heart", "a green square", "a blue circle"]
 X = pictures(len(PROMPTS), 64)
-
-
-def named(name, folder):
-    """The reward's full name: some need a file."""
-    if BUILTIN[name].argument is None or BUILTIN[name].default is not None:
-        return name
-    path = folder / "target.png"
-    Image.fromarray(to_bytes(X[2:3])[0].numpy()).save(path)
-    return f"{name}:{path}"
 
 
 def states(findings):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
+from naming import named
 from tastemaker.errors import RewardError
 from tastemaker.rewards.colour import _ab, colourfulness, soft_colourfulness
 from tastemaker.rewards.contract import graded, reward, score
@@ -162,14 +163,12 @@ def test_colourfulness_is_the_thesis_own_listing():
 
 @pytest.mark.parametrize("name", sorted(BUILTIN))
 def test_built_in_rewards_keep_order_and_do_not_depend_on_the_batch(name, tmp_path):
-    if name == "target-image":
-        name = f"{name}:{saved(PICTURES[1], tmp_path / 'target.png')}"
-    function, prompts = load_reward(name), ["a red star", "two blue fish", "a tree above a heart"]
+    function, prompts = load_reward(named(name, tmp_path)), ["a red star", "two blue fish", "a tree above a heart"]
     together = score(function, PICTURES, prompts)
     alone = torch.cat([score(function, PICTURES[i : i + 1], [p]) for i, p in enumerate(prompts)])
     assert together.dtype == torch.float32
     # A network's sums over a larger batch may be made in another order.
-    tolerance = 1e-5 if name == "judge-score" else 0.0
+    tolerance = 1e-5 if name.startswith(("judge", "clip", "aesthetic", "hps", "pick")) else 0.0
     torch.testing.assert_close(together, alone, atol=tolerance, rtol=0)
     torch.testing.assert_close(
         score(function, PICTURES.flip(0), prompts[::-1]), together.flip(0), atol=tolerance, rtol=0
@@ -265,9 +264,9 @@ def test_graded_answers_keep_their_graph_and_are_checked():
 
 def test_the_registry_knows_which_rewards_have_a_gradient(tmp_path):
     """Its flag is the function's own mark, for every entry."""
-    file = saved(torch.ones(3, 8, 8), tmp_path / "y.png")
     for name, entry in BUILTIN.items():
-        function = load_reward(f"{name}:{file}" if entry.argument else name)
+        (tmp_path / name).mkdir()
+        function = load_reward(named(name, tmp_path / name))
         assert function.differentiable == entry.differentiable, name
     assert set(differentiable_rewards()) >= {"target-image", "jpeg-surrogate-compressibility"}
     assert "jpeg-compressibility" not in differentiable_rewards()
