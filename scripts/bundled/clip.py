@@ -206,7 +206,7 @@ def new_clip() -> CLIPModel:
         num_attention_heads=HEADS, image_size=SIZE, patch_size=PATCH,
     )  # fmt: skip
     config = CLIPConfig(
-        text_config=text.config.to_dict() | {"projection_dim": EMBEDDING},
+        text_config={k: v for k, v in text.config.to_dict().items() if k not in ("_name_or_path", "dtype")},
         vision_config=vision.to_dict(), projection_dim=EMBEDDING,
     )  # fmt: skip
     model = CLIPModel(config)
@@ -355,6 +355,8 @@ def export(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
     """Weights in float16, loadable by transformers alone."""
     model.eval().half().save_pretrained(folder)
     processor.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 # ---------------------------------------------------------------- a made-up taste
@@ -410,6 +412,7 @@ def fit_taste(work: Path) -> None:
             print(f"taste {step}/{HEAD_STEPS} loss {loss.item():.3f} of {y.var():.3f}", flush=True)
     state = {f"layers.{name}": value.half().contiguous() for name, value in layers.state_dict().items()}
     save_file(state, FOLDER / HEAD)
+    (FOLDER / HEAD).chmod(0o644)
 
 
 # ---------------------------------------------------------------- measuring
