@@ -2,16 +2,18 @@
 
 import json
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import clips
+from tastemaker.drawings import Scene, Thing, render, sample_scene
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.samples import to_pil
 from tastemaker.rewards.clip_model import BUNDLED, load_clip
@@ -272,3 +274,62 @@ def test_a_gradient_is_only_of_the_picture(tmp_path):
     assert clip.model.dtype == torch.float32
     assert clip.texts(PROMPTS).norm(dim=-1).tolist() == pytest.approx([1] * 4)
     assert math.isfinite(slope(lambda x: clip.cosine(x, PROMPTS), X).norm().item())
+
+
+def drawn(seeds, size=32):
+    """Drawings that training did not see, and captions that are true of them."""
+    found = []
+    for seed in seeds:
+        rng = random.Random(900_000 + seed)
+        scene, request = sample_scene(rng)
+        found.append((torch.from_numpy(np.array(render(scene, size, rng))).permute(2, 0, 1) / 255, request.caption()))
+    return torch.stack([x for x, _ in found]), [caption for _, caption in found]
+
+
+def test_the_bundled_clip_finds_the_caption_of_a_drawing():
+    """Out of 100: docs/clip.json has the figure for 4,000 drawings."""
+    x, captions = drawn(range(100))
+    clip = load_clip("bundled", "clip-score")
+    best = (clip.images(x) @ clip.texts(captions).T).argmax(dim=1).tolist()
+    assert sum(captions[b] == caption for b, caption in zip(best, captions, strict=True)) >= 85
+
+
+def test_the_bundled_clip_is_a_plain_transformers_one():
+    model, processor = CLIPModel.from_pretrained(BUNDLED), CLIPProcessor.from_pretrained(BUNDLED)
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) <= 8e6
+    x, captions = drawn(range(8))
+    inputs = processor(text=captions, images=to_pil(x), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        cosine = model(**inputs).logits_per_image.diagonal().float() / model.logit_scale.exp().float()
+    torch.testing.assert_close(score(load_reward("clip-score"), x, captions), cosine, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("one", ["colour", "kind", "relation"])
+def test_the_bundled_clip_tells_one_change(one):
+    caption, false = {
+        "colour": ("a red star on a white background", "a green star on a white background"),
+        "kind": ("a blue fish on a yellow background", "a blue house on a yellow background"),
+        "relation": ("a red star on the left of a blue circle", "a red star on the right of a blue circle"),
+    }[one]
+    things = {
+        "colour": (Thing("star", "red", 0.5, 0.5, 0.3),), "kind": (Thing("fish", "blue", 0.5, 0.5, 0.3),),
+        "relation": (Thing("star", "red", 0.27, 0.5, 0.19), Thing("circle", "blue", 0.73, 0.5, 0.19)),
+    }[one]  # fmt: skip
+    x = picture(Scene(things, "yellow" if one == "kind" else "white")).repeat(2, 1, 1, 1)
+    right, wrong = score(load_reward("clip-score"), x, [caption, false]).tolist()
+    assert right > wrong + 0.1
+
+
+def picture(scene):
+    return torch.from_numpy(np.array(render(scene))).permute(2, 0, 1)[None] / 255
+
+
+def test_the_bundled_taste_is_for_large_contrasting_things_in_the_middle():
+    """docs/bundled-clip.md's rule, one part at a time."""
+    best = score(load_reward("aesthetic"), picture(Scene((Thing("star", "red", 0.5, 0.5, 0.4),), "white")), [""])
+    for worse in (
+        Scene((Thing("star", "red", 0.5, 0.5, 0.18),), "white"),
+        Scene((Thing("star", "red", 0.3, 0.3, 0.28),), "white"),
+        Scene((Thing("star", "red", 0.5, 0.5, 0.4),), "orange"),
+    ):
+        assert score(load_reward("aesthetic"), picture(worse), [""]) < best - 0.7
