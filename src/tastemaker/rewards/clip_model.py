@@ -253,5 +253,4 @@ def _missing(name: str, what: str, command: str, error: Exception) -> RewardErro
 
 def _said(error: Exception) -> str:
     """An error's first sentence."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
