@@ -37,7 +37,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTextModel, CL
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from build import DRAWINGS, SIZE
-from tastemaker.drawings import Request, Scene, Thing, render, sample_scene
+from tastemaker.drawings import Request, Scene, render, sample_scene
 from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, RELATIONS, TEXTURES, Wanted, relation_of, request_for
 from tastemaker.evaluation.judge import compare, judge, see
 from tastemaker.evaluation.samples import fixed_draw, pictures
@@ -56,13 +56,11 @@ SCENES, HELD_OUT = 50_000, 4_000
 START = DRAWINGS + 400_000
 """Seeds of drawings from here on are seen by neither the model, the judge nor the JPEG surrogate."""
 WIDTH, LAYERS, HEADS, PATCH, EMBEDDING = 128, 4, 4, 4, 128
-BATCH, WEIGHT_DECAY, WARMUP = 128, 0.05, 150
-PHASES = {"words": (1_800, 1.5e-3), "places": (800, 8e-4)}
-"""Steps and learning rates. The second phase is for what the first leaves at chance: which of two objects is where."""
+STEPS, BATCH, LR, WEIGHT_DECAY, WARMUP = 1_800, 128, 1.5e-3, 0.05, 150
 HEAD_STEPS, HEAD_BATCH, HEAD_LR = 1_500, 256, 1e-3
 LISTS = ("bundled-single", "bundled-attributes", "bundled-count", "bundled-pair")
-GUIDANCES = (5.0, 1.0)
-"""Of the samples that are measured: as the bundled model is used, and where it goes wrong more often."""
+SAMPLED, GUIDANCES = 64, (5.0, 1.0)
+"""Prompts of each list, and guidance: as the bundled model is used, and where it goes wrong more often."""
 CELLS = SIZE // PATCH
 COLOUR_NAMES, SIZES = tuple(COLOURS), ("small", "medium", "big")
 
@@ -108,15 +106,8 @@ def training_set(work: Path) -> tuple[Tensor, list[Scene]]:
 # ---------------------------------------------------------------- captions
 
 
-def altered(rng: random.Random, request: Request, scene: Scene, opposite: float = 0.0) -> Request:
-    """A request that differs from `request` in one thing, and which `scene` does not fulfil.
-
-    With the chance `opposite`, that is the relation of two objects, turned round.
-    """
-    if request.relation and rng.random() < opposite:
-        turned = replace(request, relation=RELATIONS[RELATIONS.index(request.relation) ^ 1])
-        if not compare(turned, scene).correct:
-            return turned
+def altered(rng: random.Random, request: Request, scene: Scene) -> Request:
+    """A request that differs from `request` in one thing, and which `scene` does not fulfil."""
     while True:
         changed = _change(rng, request)
         if changed != request and not compare(changed, scene).correct:
@@ -259,46 +250,6 @@ def layout(scene: Scene) -> tuple[float, float]:
     return (radius - 0.29) / 0.06, (math.hypot(x - 0.5, y - 0.5) - 0.10) / 0.07
 
 
-class Places(nn.Module):
-    """Which kind and colour is in the left, right, upper and lower half: one reading for pictures and captions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read = nn.Linear(EMBEDDING, 4 * (len(KINDS) + 1 + len(COLOURS) + 1))
-
-    def forward(self, features: Tensor, truth: Tensor) -> Tensor:
-        """Loss of features [B,D] of length 1, of `truth` [B,4,2]: kind and colour by half, -1 where it is not known."""
-        logits = self.read(features * EMBEDDING**0.5).view(len(features), 4, -1)
-        parts = logits.split([len(KINDS) + 1, len(COLOURS) + 1], dim=-1)
-        return sum(
-            (
-                F.cross_entropy(part.flatten(0, 1), truth[..., n].flatten(), ignore_index=-1)
-                for n, part in enumerate(parts)
-            ),
-            torch.zeros(()),
-        )
-
-
-def places(first: Wanted | Thing, second: Wanted | Thing, relation: str | None) -> list[list[int]]:
-    """[4,2] kinds and colours in the halves that a relation names; none in the other two."""
-    if relation is None:
-        return [[-1, -1]] * 4
-    halves = [[len(KINDS), len(COLOURS)]] * 4
-    place = RELATIONS.index(relation)
-    for half, thing in ((place, first), (place ^ 1, second)):
-        halves[half] = [KINDS.index(thing.kind), _index(thing.colour, COLOUR_NAMES)]
-    return halves
-
-
-def places_asked(requests: Sequence[Request]) -> Tensor:
-    return torch.tensor([places(r.things[0], r.things[-1], r.relation) for r in requests])
-
-
-def places_shown(scenes: Sequence[Scene]) -> Tensor:
-    pairs = [(s.things[0], s.things[-1]) if len(s.things) == 2 else None for s in scenes]
-    return torch.tensor([places(*p, relation_of(*p)) if p else [[-1, -1]] * 4 for p in pairs])
-
-
 def truth_of(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """cells [N,64,3] (kind, colour, texture; -1 where no centre is), scene [N,3], layout [N,2]."""
     cells = torch.full((len(scenes), CELLS * CELLS, 3), -1)
@@ -341,51 +292,32 @@ def train(work: Path) -> None:
     model, processor, finder = new_clip(), new_processor(), Finder()
     # In bfloat16 on a CPU, torch's fused attention takes several times as long on its way back.
     model.set_attn_implementation("eager")
-    phase("words", work, model, processor, pictures, scenes, finder)
-    phase("places", work, model, processor, pictures, scenes, finder, Places())
-    export(model, processor, FOLDER)
-
-
-def phase(
-    name: str, work: Path, model: CLIPModel, processor: CLIPProcessor, pictures: Tensor, scenes: list[Scene],
-    finder: Finder, where: Places | None = None,
-) -> None:  # fmt: skip
-    """Trains for the steps of a phase, from its last checkpoint where there is one.
-
-    With `where`, half of the pictures have two objects, and most of their false captions turn the relation round.
-    """
-    (steps, rate), modules = PHASES[name], {"model": model, "finder": finder} | ({"places": where} if where else {})
-    numbers, truth, halves = shown(scenes), truth_of(scenes), places_shown(scenes)
-    pair = (halves[:, 0, 0] >= 0).float()
-    chance = pair / pair.sum() + (1 - pair) / (1 - pair).sum()
+    numbers, truth = shown(scenes), truth_of(scenes)
     images = processor.image_processor
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (images.image_mean, images.image_std))
-    parameters = [p for module in modules.values() for p in module.parameters()]
+    parameters = [*model.parameters(), *finder.parameters()]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, rate, betas=(0.9, 0.98))
-    checkpoint, step, started = work / f"{name}.pt", 0, time.time()
+    optimizer = torch.optim.AdamW(groups, LR, betas=(0.9, 0.98))
+    checkpoint, step, started = work / "clip.pt", 0, time.time()
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        for key, module in modules.items():
-            module.load_state_dict(state[key])
+        model.load_state_dict(state["model"])
+        finder.load_state_dict(state["finder"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     first, seen = step, []
     model.train()
-    while step < steps:
+    while step < STEPS:
         torch.manual_seed(10_000 + step)
         rng = random.Random(10_000 + step)
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-6
-        rows = torch.multinomial(chance, BATCH, replacement=True) if where else torch.randint(0, SCENES, (BATCH,))
+            group["lr"] = LR * min(1, (step + 1) / WARMUP) * (0.5 + 0.5 * math.cos(math.pi * step / STEPS)) + 1e-6
+        rows = torch.randint(0, SCENES, (BATCH,))
         requests = [request_for(rng, scenes[n]) for n in rows]
-        requests += [
-            altered(rng, request, scenes[n], opposite=0.75 if where else 0.0)
-            for request, n in zip(requests, rows.tolist(), strict=True)
-        ]
+        requests += [altered(rng, request, scenes[n]) for request, n in zip(requests, rows.tolist(), strict=True)]
         right = fulfils(numbers[rows], asked(requests))
         x = pictures[rows].float() / 255
         noise = 0.03 * torch.randn(BATCH, 1, 1, 1) + 0.02 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(x)
@@ -395,29 +327,28 @@ def phase(
             seen_image = model.vision_model(pixel_values=x)
             image = model.visual_projection(seen_image.pooler_output).float()
             text = model.text_projection(model.text_model(**tokens).pooler_output).float()
-        image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+        image_features, text_features = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         part = {name: values[rows] for name, values in truth.items()}
-        contrastive = contrast(image, text, model.logit_scale.exp(), right)
-        loss = contrastive + finder(seen_image.last_hidden_state[:, 1:], image * EMBEDDING**0.5, part)
-        if where:
-            loss = loss + where(image, halves[rows]) + where(text, places_asked(requests))
+        contrastive = contrast(image_features, text_features, model.logit_scale.exp(), right)
+        loss = contrastive + finder(seen_image.last_hidden_state[:, 1:], image_features * EMBEDDING**0.5, part)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
-            gap = ((image * (text[:BATCH] - text[BATCH:])).sum(-1) > 0).float().mean()
+            gap = ((image_features * (text_features[:BATCH] - text_features[BATCH:])).sum(-1) > 0).float().mean()
         seen.append((loss.item(), contrastive.item(), gap.item()))
         step += 1
         if step % 25 == 0:
-            left = (steps - step) * (time.time() - started) / (step - first) / 60
+            left = (STEPS - step) * (time.time() - started) / (step - first) / 60
             figures = np.mean(seen[-25:], axis=0)
-            print(f"{name} {step}/{steps} loss {figures[0]:.3f} contrast {figures[1]:.3f} above false {figures[2]:.3f} "
+            print(f"clip {step}/{STEPS} loss {figures[0]:.3f} contrast {figures[1]:.3f} above false {figures[2]:.3f} "
                   f"scale {model.logit_scale.exp():.1f}, {left:.1f} min left", flush=True)  # fmt: skip
-        if step % 100 == 0 or step == steps:
-            state = {key: module.state_dict() for key, module in modules.items()}
-            torch.save(state | {"optimizer": optimizer.state_dict(), "step": step}, checkpoint)
+        if step % 100 == 0 or step == STEPS:
+            torch.save({"model": model.state_dict(), "finder": finder.state_dict(),
+                        "optimizer": optimizer.state_dict(), "step": step}, checkpoint)  # fmt: skip
+    export(model, processor, FOLDER)
 
 
 def export(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
@@ -549,7 +480,7 @@ def on_samples(clip: Clip) -> dict[str, dict[str, float]]:
     `right above wrong` the chance that a right picture scores above a wrong one.
     """
     model, rng, result = load_model("bundled"), random.Random(7), {}
-    prompts = [(name, prompt) for name in LISTS for prompt in rng.sample(load_prompts(name).prompts, 64)]
+    prompts = [(name, prompt) for name in LISTS for prompt in rng.sample(load_prompts(name).prompts, SAMPLED)]
     aesthetic = load_reward("aesthetic")
     rows: list[dict[str, Any]] = []
     for seed, guidance in enumerate(GUIDANCES):
