@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 RUNS ?= runs
 
-.PHONY: install demo demo-incompressibility test test-slow check format bench docs bundled surrogate curves clean
+.PHONY: install demo demo-incompressibility test test-slow check format bench docs bundled clip surrogate curves clean
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +54,11 @@ bundled: install ## makes the bundled model and its judge again, from nothing (a
 	$(BIN)/python scripts/bundled/build.py all --work build/bundled
 	$(BIN)/python scripts/bundled/judge.py --work build/bundled
 	$(BIN)/python scripts/bundled/ship.py --work build/bundled
+
+clip: install ## makes the bundled CLIP and its aesthetic head again, and measures them (an hour on 1 core)
+	$(BIN)/python scripts/bundled/clip.py train
+	$(BIN)/python scripts/bundled/clip.py taste
+	$(BIN)/python scripts/bundled/clip.py measure
 
 surrogate: install ## trains the differentiable JPEG size again (about 15 minutes), on runs in build/*/* too if there are any
 	$(BIN)/python scripts/bundled/jpeg_surrogate.py --work build/jpeg_surrogate

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+import clips
 import learned
 from tastemaker.rewards.jpeg import to_bytes
 
@@ -23,6 +24,9 @@ ARGUMENTS: dict[str, Callable[[Path], Path | str]] = {
     "judge-removal": lambda folder: "circle",
     "concept-removal": lambda folder: f"books@{learned.detector_folder(folder / 'detector')}",
     "image-reward": lambda folder: learned.image_reward_folder(folder / "image-reward"),
+    "hps-v2": lambda folder: clips.open_clip_file(folder),
+    "hps-v2.1": lambda folder: clips.open_clip_file(folder, "HPS_v2.1_compressed.pt", seed=1),
+    "pick-score": lambda folder: clips.clip_folder(folder),
 }
 QUOTING = ("ocr",)
 """Rewards whose prompts have a text in quotation marks."""

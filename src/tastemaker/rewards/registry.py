@@ -125,6 +125,41 @@ BUILTIN = {
         "MODEL@URL",
         asks=True,
     ),
+    "clip-score": RewardEntry(
+        "tastemaker.rewards.clip:clip_score",
+        "a CLIP's cosine of picture and prompt; the bundled one, or any",
+        "MODEL",
+        differentiable=True,
+        default="bundled",
+    ),
+    "aesthetic": RewardEntry(
+        "tastemaker.rewards.aesthetic:aesthetic",
+        "LAION's form of an aesthetic score; a made-up taste for the bundled model, or any",
+        "WEIGHTS",
+        differentiable=True,
+        default="bundled",
+    ),
+    "hps-v2": RewardEntry(
+        "tastemaker.rewards.clip:hps_v2",
+        "human preference score v2, a ViT-H-14's cosine",
+        "PATH_OR_REPO",
+        differentiable=True,
+        default="xswu/HPSv2",
+    ),
+    "hps-v2.1": RewardEntry(
+        "tastemaker.rewards.clip:hps_v2_1",
+        "human preference score v2.1, a ViT-H-14's cosine",
+        "PATH_OR_REPO",
+        differentiable=True,
+        default="xswu/HPSv2",
+    ),
+    "pick-score": RewardEntry(
+        "tastemaker.rewards.clip:pick_score",
+        "PickScore, a ViT-H-14's scaled cosine",
+        "PATH_OR_REPO",
+        differentiable=True,
+        default="yuvalkirstain/PickScore_v1",
+    ),
 }
 
 
