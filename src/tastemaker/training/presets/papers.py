@@ -134,6 +134,7 @@ def _thesis_sd(
     )  # fmt: skip
 
 
+_CLIP = "clip-score:laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _RWR_SOURCE = "DDPO paper A.2, A.3, A.6 and its JAX code; per-prompt weights as in the paper (methods.md §3)"
 _B2_SOURCE = "B2-DiffuRL Table 6; initial interval 14, history 8 and two passes from its code (methods.md §5.7)"
 _THESIS = "thesis Table 6.2, column {} (methods.md §6.5)"
@@ -159,22 +160,22 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     },
     **{
         f"b2-sd14-template{number}": (
-            replace(B2, prompts=f"b2-template{number}-train"),
-            f"Stable Diffusion 1.4, B2-DiffuRL over DDPO, template {number}; give --reward (the paper: CLIPScore)",
+            replace(B2, prompts=f"b2-template{number}-train", reward=_CLIP),
+            f"Stable Diffusion 1.4, B2-DiffuRL over DDPO, template {number}, CLIPScore",
             _B2_SOURCE,
         )
         for number in (1, 2, 3)
     },
     **{
         f"ddpo-sd14-template{number}": (
-            replace(B2_BASE, prompts=f"b2-template{number}-train"),
-            f"Stable Diffusion 1.4, the DDPO that B2-DiffuRL is compared with, template {number}; give --reward",
+            replace(B2_BASE, prompts=f"b2-template{number}-train", reward=_CLIP),
+            f"Stable Diffusion 1.4, the DDPO that B2-DiffuRL is compared with, template {number}, CLIPScore",
             _B2_SOURCE,
         )
         for number in (1, 2, 3)
     },
     "dpok-sd15": (
-        DPOK_CODE, "Stable Diffusion 1.5, DPOK with its value network; give --reward (the paper: ImageReward)",
+        replace(DPOK_CODE, reward="image-reward"), "Stable Diffusion 1.5, DPOK with its value network, ImageReward",
         "DPOK's public code for one prompt (methods.md §7.1); its buffer of older transitions is left out",
     ),
     "d3po-sd15": (
@@ -186,8 +187,8 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         "experiment 1, a target picture; give --model, --prompts and --reward target-image:FILE", _THESIS.format(1),
     ),
     "thesis-colour": (
-        _thesis(32, 400, 32, 32, 1e-6, kl=0.02),
-        "experiment 2, colourfulness; give --model, --prompts and --reward", _THESIS.format(2),
+        replace(_thesis(32, 400, 32, 32, 1e-6, kl=0.02), reward="colourfulness"),
+        "experiment 2, colourfulness; give --model and --prompts", _THESIS.format(2),
     ),
     "thesis-aesthetic": (
         _thesis(50, 500, 64, 25, 5e-7, kl=0.03),
@@ -202,8 +203,8 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         "experiment 6, pink sunglasses; give --reward", _THESIS.format(6),
     ),
     "thesis-pickscore": (
-        _thesis_sd(50, 20850, 10, 10, 5e-7, (4096, 1024), "thesis-diverse"),
-        "experiment 7, PickScore; give --reward", _THESIS.format(7),
+        replace(_thesis_sd(50, 20850, 10, 10, 5e-7, (4096, 1024), "thesis-diverse"), reward="pick-score"),
+        "experiment 7, Stable Diffusion 1.5 on PickScore", _THESIS.format(7),
     ),
 }  # fmt: skip
 

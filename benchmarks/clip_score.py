@@ -1,0 +1,108 @@
+"""CLIPScore as the reward: what the independent judge says of prompts that were trained on, and of unseen ones.
+
+    python benchmarks/clip_score.py [--seeds 3] [--work build/clip-score]
+
+The bundled model without guidance, on `[number] [colour] [objects]`. AlignProp on CLIPScore, AlignProp on CLIPScore and
+the made-up taste of the bundled aesthetic head together, and DDPO on CLIPScore with five times as many pictures. The judge saw neither.
+Two runs at a time, one thread each. A run that is there already is not made again. Writes
+docs/clip-score.{png,svg,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from runs import records, run_all
+
+LISTS = ["--prompts", "bundled-count-train", "evaluation.unseen=bundled-count-test"]
+LOOK = ["evaluation.prompts=32", "evaluation.per_prompt=4"]
+KINDS: dict[str, tuple[str, list[str]]] = {
+    "alignprop": ("AlignProp, CLIPScore", ["alignprop-clip"]),
+    "both": (
+        "AlignProp, CLIPScore and taste",
+        ["alignprop-clip", "--reward", "standardise(clip-score) + 0.5*standardise(aesthetic)"],
+    ),
+    "ddpo": (
+        "DDPO, CLIPScore",
+        ["ddpo-relations", *LISTS, *LOOK, "--reward", "clip-score", "sampling.guidance=1", "sampling.samples=64",
+         "sampling.per_prompt=8", "optimizer.lr=1e-3", "evaluation.every=10", "--rounds", "30"],
+    ),
+}  # fmt: skip
+"""What each is called, and its words."""
+SHOWN = {
+    "eval/judge/correct": "right, trained prompts (judge)",
+    "eval/unseen/judge/correct": "right, unseen prompts (judge)",
+    "eval/diversity": "diversity",
+}
+
+
+def points(folder: Path, key: str) -> tuple[list[float], list[float]]:
+    """A measure of a run's evaluations by the reward queries before them."""
+    rounds, evaluations = records(folder)
+    each = rounds[0]["reward_queries"]
+    return [e["evaluation"] * each for e in evaluations], [e[key] for e in evaluations]
+
+
+def table(folders: dict[tuple[str, int], Path]) -> dict[str, Any]:
+    """First and last evaluations of each kind: means over seeds, and each seed's."""
+    out: dict[str, Any] = {}
+    for kind in dict.fromkeys(kind for kind, _ in folders):
+        runs = [records(folder) for (name, _), folder in folders.items() if name == kind]
+        out[kind] = {"seeds": len(runs), "reward queries": runs[0][0][-1]["reward_queries"]}
+        keys = [
+            key for key in runs[0][1][-1] if key in SHOWN or key.startswith(("eval/reward/parts", "eval/reward/base"))
+        ]
+        for key in keys:
+            ends = [(evaluations[0][key], evaluations[-1][key]) for _, evaluations in runs]
+            out[kind][key] = {
+                "before": round(statistics.fmean(before for before, _ in ends), 3),
+                "after": round(statistics.fmean(after for _, after in ends), 3),
+                "each": [[round(value, 3) for value in pair] for pair in ends],
+            }
+    return out
+
+
+def plot(folders: dict[tuple[str, int], Path], out: Path) -> None:
+    """A panel a measure, a line a run."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    kinds = list(dict.fromkeys(kind for kind, _ in folders))
+    axes = figure.subplots(1, len(SHOWN))
+    for axis, (key, name) in zip(axes, SHOWN.items(), strict=True):
+        for (kind, seed), folder in folders.items():
+            x, y = points(folder, key)
+            label = KINDS[kind][0] if seed == 0 else None
+            axis.plot(x, y, f"C{kinds.index(kind)}", marker="o", ms=3, lw=1.2, label=label)
+        axis.set(title=name, xlabel="reward queries", ylim=(0, 1 if "judge" in key else None))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(out.with_suffix(".svg"))
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default=",".join(KINDS), help="comma-separated kinds of run")
+    parser.add_argument("--work", type=Path, default=Path("build/clip-score"))
+    parser.add_argument("--out", type=Path, default=Path("docs/clip-score"))
+    arguments = parser.parse_args()
+    runs = {
+        (kind, seed): (arguments.work / f"{kind}-{seed}", [*KINDS[kind][1], "--seed", str(seed)])
+        for kind in arguments.only.split(",")
+        for seed in range(arguments.seeds)
+    }
+    folders = run_all(runs)
+    plot(folders, arguments.out)
+    result = table(folders)
+    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
