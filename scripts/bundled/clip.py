@@ -9,7 +9,7 @@
 
 Half of the drawings pass through the bundled VAE first, so that the model's pictures are in distribution. Beside each
 caption stands one that is false of the drawing by a single change. A head that is thrown away afterwards has to find
-the objects in the patches, and the picture's layout in the embedding, which saves most of the steps.
+the objects in the patches, and the picture's layout in the embedding.
 """
 
 from __future__ import annotations
