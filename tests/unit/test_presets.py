@@ -23,7 +23,7 @@ def test_names_of_all_presets():
     templates = {f"{method}-sd14-template{number}" for method in ("b2", "ddpo") for number in (1, 2, 3)}
     thesis = {f"thesis-{name}" for name in ("target", "colour", "aesthetic", "macaw", "pink", "pickscore")}
     gradient = {f"{method}-compressibility" for method in BACKPROP}
-    gradient |= {"alignprop-incompressibility", "alignprop-removal"}
+    gradient |= {"alignprop-incompressibility", "alignprop-removal", "alignprop-clip"}
     gradient |= {f"alignprop-{name}-sd15" for name in ("aesthetic", "hps", "compressibility", "removal")}
     gradient |= {"alignprop-sd15-gaussian", "draft-1-sd15", "draft-lv-sd15", "draft-50-sd15", "refl-sd14"}
     thesis |= {"thesis-backprop"}
