@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default=",".join(METHODS), help="comma-separated methods")
     parser.add_argument("--work", type=Path, default=Path("build/methods"))
-    parser.add_argument("--out", type=Path, default=Path("docs/methods"))
+    parser.add_argument("--out", type=Path, default=Path("docs/methods/curves"))
     arguments = parser.parse_args()
     given = ["--rounds", str(arguments.rounds)]
     runs = {

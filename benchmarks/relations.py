@@ -4,7 +4,7 @@
 
 The bundled model's analogues of B2's three templates: two objects in a relation (3 seeds), a number of objects and an
 object with its attributes (a seed each), at equal reward queries: 10 rounds of 64 pictures. Two runs at a time, one
-thread each. A run that is there already is not made again. Writes docs/relations.{png,svg,json}.
+thread each. A run that is there already is not made again. Writes docs/methods/relations.{png,svg,json}.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> None:
         axes[1][column].set(xlabel="reward queries", ylim=(0, None))
     axes[0][0].set_ylabel("shows the prompt (judge)")
     axes[1][0].set_ylabel("diversity")
-    axes[0][0].legend(frameon=False, loc="lower right")
+    axes[0][-1].legend(frameon=False, loc="lower left")
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--lists", default="pair,count,attributes", help="comma-separated")
     parser.add_argument("--work", type=Path, default=Path("build/relations"))
-    parser.add_argument("--out", type=Path, default=Path("docs/relations"))
+    parser.add_argument("--out", type=Path, default=Path("docs/methods/relations"))
     arguments = parser.parse_args()
     wanted = [("pair", seed) for seed in range(arguments.seeds)] + [("count", 0), ("attributes", 0)]
     runs = {
