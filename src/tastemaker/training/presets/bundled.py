@@ -51,6 +51,8 @@ def _pairs(config: Config) -> Config:
         with_reward(config, "judge-score"),
         prompts="bundled-pair",
         rounds=12,
+        # A prompt comes again after many rounds: the eight pictures of one are what it is compared by.
+        advantage=replace(config.advantage, min_count=8),
         optimizer=replace(config.optimizer, lr=6e-3, warmup=8),
         evaluation=replace(config.evaluation, every=4, prompts=32, per_prompt=4),
     )
