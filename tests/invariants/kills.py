@@ -24,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,8 +49,8 @@ SETTINGS = [
     "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2", "advantage.min_count=2",
 ]  # fmt: skip
 PHASES = [
-    (loop, "sample", "sample"), (loop, "score", "score"), (update, "accumulate", "update"), (run, "_save", "save"),
-    (disk, "remove", "prune"), (run, "append_metrics", "metrics"), (run, "save_grid", "pictures"),
+    (loop, "sample", "sample"), (loop, "score_together", "score"), (update, "accumulate", "update"),
+    (run, "_save", "save"), (disk, "remove", "prune"), (run, "append_metrics", "metrics"), (run, "save_grid", "pictures"),
     (run, "write_adapter", "adapter"), (run, "write_report", "report"), (run, "truncate_metrics", "resume"),
 ]  # fmt: skip
 
@@ -121,14 +122,19 @@ def attempt(words: list[str], log: Path, moments: Moments | None, seconds: float
     """Runs a command in a forked process; returns its exit code, negative for a signal, and the moments recorded."""
     child = os.fork()
     if child == 0:
-        with silence(log):
-            if moments is not None:
-                moments.watch()
-            code = command(words)
-            if moments is not None and moments.record is not None:
-                log.with_suffix(".moments").write_text(json.dumps(moments.record))
-            sys.stdout.flush()
-            os._exit(code)
+        code = 70
+        try:
+            with silence(log):
+                if moments is not None:
+                    moments.watch()
+                code = command(words)
+                if moments is not None and moments.record is not None:
+                    log.with_suffix(".moments").write_text(json.dumps(moments.record))
+                sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # whatever happened: a fork that unwinds further waits for threads that it does not have
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)  # a child that has ended is a zombie until it is waited for
