@@ -50,7 +50,8 @@ SETTINGS = [
 ]  # fmt: skip
 PHASES = [
     (loop, "sample", "sample"), (loop, "score_together", "score"), (update, "accumulate", "update"),
-    (run, "_save", "save"), (disk, "remove", "prune"), (run, "append_metrics", "metrics"), (run, "save_grid", "pictures"),
+    (run, "_save", "save"), (disk, "remove", "prune"), (run, "append_metrics", "metrics"),
+    (run, "save_grid", "pictures"),
     (run, "write_adapter", "adapter"), (run, "write_report", "report"), (run, "truncate_metrics", "resume"),
 ]  # fmt: skip
 
