@@ -272,7 +272,7 @@ def test_draft_lv_by_hand():
     algorithm = DRaFT(noises=2, ordinary=True)
     loss, _ = algorithm.loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [T - 1]))
     assert len(seen) == 3 == algorithm.queries
-    assert loss.tolist() == pytest.approx((-sum(reward for _, _, reward in seen) / 3).tolist(), rel=1e-6)
+    assert loss.tolist() == pytest.approx((-sum(reward for _, _, reward, *_ in seen) / 3).tolist(), rel=1e-6)
     # The ordinary one is the sampler's picture; the others are the network's view of it under noise.
     sampled = sample(model, told(model, 3.0), DRAW, model.process.grid(T), 0.0)
     assert torch.allclose(seen[0][1], model.decode(sampled.x0), atol=1e-5)
