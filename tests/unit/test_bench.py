@@ -248,7 +248,7 @@ def test_json_is_one_object_with_medians_of_what_it_lists(
         print("scoring!")
         return x.mean(dim=(1, 2, 3))
 
-    monkeypatch.setattr(setup, "load_reward", lambda *_: talkative)
+    monkeypatch.setattr(setup, "load_reward", lambda *_, **__: talkative)
     monkeypatch.setattr(bench, "CALLS", 1)
     assert main(["bench", *words, "--json", "--repeats", "3"]) == 0
     out, err = capsys.readouterr()
