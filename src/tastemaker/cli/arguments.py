@@ -8,7 +8,9 @@ import difflib
 import io
 import itertools
 import re
-from typing import Any, Literal, NoReturn, TypeVar, cast, get_origin
+from collections.abc import Iterator
+from types import UnionType
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
 
 import tyro
 
@@ -36,7 +38,7 @@ def parse(cls: type[T], words: list[str], verb: str, default: T | None = None) -
     """The dataclass `cls` from command-line words. Exits after `--help`; raises ConfigError for wrong words."""
     heard = io.StringIO()
     try:
-        with contextlib.redirect_stderr(heard):
+        with contextlib.redirect_stderr(heard), _quick_checks():
             # The tuple's first type follows from `default`, which tyro's overloads do not say for an optional one.
             args, unknown = cast(
                 "tuple[T, list[str]]",
@@ -52,6 +54,35 @@ def parse(cls: type[T], words: list[str], verb: str, default: T | None = None) -
     if unknown:
         _refuse(unknown[0], list(flag_types(cls, default=default)), verb)
     return args
+
+
+@contextlib.contextmanager
+def _quick_checks() -> Iterator[None]:
+    """Answers tyro's question whether a default fits `X | Y` or a tuple, for which it would import typeguard.
+
+    That brings asyncio and unittest.mock, a quarter of the time of `--help`; tyro's own short way knows Union alone.
+    """
+    from tyro import _resolver
+
+    slow = getattr(_resolver, "is_instance", None)
+    if slow is None:  # another version of tyro
+        yield
+        return
+
+    def is_instance(hint: Any, value: Any) -> bool:
+        kind, inner = get_origin(hint), get_args(hint)
+        if kind is UnionType:
+            return any(is_instance(one, value) for one in inner)
+        if kind is tuple and isinstance(value, tuple):
+            hints = inner[:1] * len(value) if inner[1:] == (...,) else inner
+            return len(hints) == len(value) and all(map(is_instance, hints, value))
+        return slow(hint, value)
+
+    _resolver.is_instance = is_instance
+    try:
+        yield
+    finally:
+        _resolver.is_instance = slow
 
 
 def choose(words: list[str], config: T) -> tuple[list[str], T]:
