@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from runs import records, run_all
 
 PRESETS = {"ddpo": "ddpo-relations", "b2": "b2-relations"}
-BASE = ["sampling.samples=64", "sampling.per_prompt=8", "evaluation.every=5"]
+BASE = ["sampling.samples=64", "sampling.per_prompt=8", "evaluation.every=5", "optimizer.lr=6e-3"]
 LISTS = {"pair": "bundled-pair", "count": "bundled-count", "attributes": "bundled-attributes"}
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         (name, method, seed): (
             arguments.work / f"{name}-{method}-{seed}",
             [preset, *BASE, "--prompts", LISTS[name], "--rounds", str(arguments.rounds), "--seed", str(seed),
-             *([f"window.rounds={arguments.rounds}"] if method == "b2" else [])],
+             f"window.rounds={arguments.rounds}" if method == "b2" else "advantage.min_count=16"],
         )
         for name, seed in wanted
         for method, preset in PRESETS.items()

@@ -53,7 +53,7 @@ def _pairs(config: Config) -> Config:
         rounds=12,
         # A prompt comes again after many rounds: the eight pictures of one are what it is compared by.
         advantage=replace(config.advantage, min_count=8),
-        optimizer=replace(config.optimizer, lr=6e-3, warmup=8),
+        optimizer=replace(config.optimizer, lr=5e-4, warmup=8),
         evaluation=replace(config.evaluation, every=4, prompts=32, per_prompt=4),
     )
 
@@ -99,7 +99,10 @@ SIMPLE = {
         ),
         "regression on the best tenth of each prompt's pictures",
     ),
-    "ddpo-relations": (_pairs(BUNDLED), "two objects in a relation, the judge's confidence as the reward"),
+    "ddpo-relations": (
+        _pairs(BUNDLED),
+        "two objects in a relation, the judge's confidence as the reward; takes thousands of pictures",
+    ),
     "b2-relations": (b2(_pairs(BUNDLED), 12), "the same with B2-DiffuRL"),
 }
 
