@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import pytest
+
 from tastemaker.training import loop, setup
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config, Evaluation, Optimizer, Sampling
 
-BATCHES, SECONDS = 8, 0.15
+pytestmark = pytest.mark.alone
+
+BATCHES, SECONDS = 16, 0.15
 
 
 def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
@@ -42,9 +46,15 @@ def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
 
 
 def test_a_reward_as_slow_as_sampling_adds_at_most_fifteen_percent(checkpoint, tmp_path, monkeypatch):
-    quick, _ = seconds_of_a_round(checkpoint, tmp_path, monkeypatch, 0.0)
-    slow, waited = seconds_of_a_round(checkpoint, tmp_path, monkeypatch, SECONDS)
-    assert slow <= 1.15 * quick
-    assert quick > BATCHES * SECONDS
-    # Only the last batch has nothing to overlap with; one after another would have waited eight times as long.
-    assert 0.5 * SECONDS < waited < 2 * SECONDS
+    seconds = {0.0: float("inf"), SECONDS: float("inf")}
+    for _ in range(5):
+        # The quickest of several, in turns: what else the machine does can only lengthen a round.
+        for wait, shortest in seconds.items():
+            now, waited = seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait)
+            assert now > BATCHES * SECONDS
+            # One after another would wait 16 times as long for rewards; only the last has nothing to overlap with.
+            assert wait == 0 or 0.5 * SECONDS < waited < 4 * SECONDS
+            seconds[wait] = min(shortest, now)
+        if seconds[SECONDS] <= 1.15 * seconds[0.0]:
+            break
+    assert seconds[SECONDS] <= 1.15 * seconds[0.0]

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from tastemaker.cli.main import main
 
+pytestmark = pytest.mark.alone
+
 SCRIPT = Path(__file__).parent / "launched.py"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 SETTINGS = [
@@ -67,7 +69,7 @@ def alone(checkpoint, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_same_weights_rewards_and_statistics_after_three_rounds(alone, checkpoint, tmp_path, count):
     run = tmp_path / "run"
     output, _ = finish(launch(count, words(checkpoint, run)))

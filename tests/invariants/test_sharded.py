@@ -21,6 +21,8 @@ from tastemaker.errors import ConfigError
 from tastemaker.training import sharding
 from tastemaker.training.config import Config, Speed
 
+pytestmark = pytest.mark.alone
+
 SMALL = ["--rounds", "2", "evaluation.every=2", "optimizer.clip_norm=0.05", "checkpoint.keep=9", "sampling.batch=8"]
 FULL = ["--rounds", "1", "tuning.mode=full", "tuning.gradient_checkpointing=true"]
 # As `accelerate launch --use_fsdp --fsdp_version 2` sets it, with its default of loading on the main process alone.

@@ -27,6 +27,8 @@ from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.trace import FORWARD, PARTS, TRAIN
 
+pytestmark = pytest.mark.alone
+
 PRESET = "ddpo-compressibility"
 # Batches that do not divide: 6 pictures by 4, and 3 of each update with 3 of 4 steps trained, 9 rows by 4.
 SMALL = (

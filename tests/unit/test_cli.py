@@ -55,6 +55,7 @@ def make_run(folder: Path, config: Config | None = None) -> Path:
 # ---------------------------------------------------------------- help
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["ls"], ["train", "nothing"]])
 def test_torch_stays_out_of_help_lists_and_mistakes(words: list[str]):
     code = "assert 'torch' not in sys.modules, 'torch'; assert 'diffusers' not in sys.modules"
@@ -62,6 +63,7 @@ def test_torch_stays_out_of_help_lists_and_mistakes(words: list[str]):
     assert done.returncode == (2 if "nothing" in words else 0), done.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["train", PRESET, "--help"]])
 def test_help_takes_less_than_three_tenths_of_a_second(words: list[str]):
     def seconds() -> float:

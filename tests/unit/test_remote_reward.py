@@ -21,6 +21,8 @@ from tastemaker.rewards.patience import backoff, retry_after
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.remote import RemoteReward
 
+pytestmark = pytest.mark.alone
+
 X = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = list("abcde")
 EXACT = redness(X, PROMPTS)
