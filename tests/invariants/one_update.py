@@ -42,6 +42,8 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     with mock.patch.object(setup, "load_model", double):
         session = setup.start(config, folder, State())
     session.display.interactive = False
+    if "standardise" in config.reward:
+        loop.evaluate(session)  # which measures the scale
     # Adapters start with B = 0, where A has no gradient: give B values so that every gradient is tested.
     random = torch.Generator().manual_seed(7)
     for name, parameter in sorted(session.model.trainable().items()):

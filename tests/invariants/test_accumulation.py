@@ -61,6 +61,7 @@ def settings(checkpoint, tmp_path_factory):
             sampling=replace(sampling, samples=12),
         ),
         "samples": replace(plain, algorithm=NFT(noises=2)),
+        "parts": replace(plain, reward="standardise(smooth:redness) + 0.5*min(standardise(colourfulness), 0.3)"),
         "chain": replace(
             plain, algorithm=AlignProp(kl=0.1), reward="smooth:warmth", optimizer=replace(options, rows=3)
         ),
@@ -132,6 +133,17 @@ def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(na
     first = sum(picture < 8 for picture in alone["pictures"])
     if name in ("best-worst", "one process without rows"):
         assert (first, len(alone["pictures"]) - first) == ((3, 2) if name == "best-worst" else (1, 0))
+
+
+def test_parts_of_a_combined_reward_are_the_same_on_two_processes(tmp_path, settings, whole, two):
+    (one, alone), (gradients, record) = first_gradients(settings["parts"], tmp_path), two["parts"]
+    # Rewards around -1.47 that differ by 0.013 have five digits to differ in.
+    assert distance(one, gradients) < 1e-4
+    assert distance(one, whole[0]) > 1e-2
+    parts = [key for key in alone if key.startswith("reward/")]
+    assert {"reward/parts/smooth:redness", "reward/parts/colourfulness", "reward/mean"} < set(parts)
+    for key in parts:
+        assert record[key] == pytest.approx(alone[key], abs=1e-5), key
 
 
 def test_a_chains_gradient_is_the_same_in_micro_batches_and_on_two_processes(tmp_path, settings, two):

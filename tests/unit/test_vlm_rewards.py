@@ -246,6 +246,7 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
     monkeypatch.setenv("TASTEMAKER_VLM_KEY", "s3cret-key")
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
         monkeypatch.setenv(f"OPENAI_{name}", "another-s3cret")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer another-s3cret\nX-Other: another-s3cret")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     echo = failing(403, {"error": {"message": "no: Bearer s3cret-key"}})
     with Speaking([None, echo]) as server:

@@ -1,7 +1,8 @@
 """BERTScore's recall (Zhang et al. 2020, eq. 1), as the package bert-score computes it without idf and rescaling.
 
-Not through a library: bert-score 0.3 is of 2023, and fails at models whose tokenizer has no longest length, such as
-DDPO's; torchmetrics 1.9 leaves [CLS] and [SEP] of the candidate out, which bert-score lets words be matched with.
+Not through a library: bert-score 0.3 is of 2023, and with today's transformers fails at models whose tokenizer has no
+longest length, such as DDPO's (huggingface/evaluate#739, Tiiiger/bert_score#205); torchmetrics 1.9 leaves [CLS] and
+[SEP] of the candidate out, which bert-score lets words be matched with.
 """
 
 from __future__ import annotations

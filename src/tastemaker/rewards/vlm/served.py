@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
+import httpx
+
 from tastemaker.errors import RewardError
 from tastemaker.rewards.patience import BUSY, CONNECT, Calls, Passing, Servers, Waiting, retry_after, shown, together
 from tastemaker.rewards.vlm.answers import Answer, Query, Word
@@ -31,6 +33,9 @@ T = TypeVar("T")
 
 CHANCES = 20
 """Likeliest tokens asked for at each place of an answer: as many as OpenAI and vLLM give."""
+_HEADERS = {
+    "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
+}  # fmt: skip
 _HINTS = {
     400: "does the model take pictures? if it refuses `logprobs`, give vlm.logprobs=false",
     401: "is the right key in ${key_env}?",
@@ -105,11 +110,15 @@ class Served:
                         # It refuses to be without one. Servers that want none do not look at it.
                         api_key=self.key.secret if self.key else "none",
                         admin_api_key="",
-                        default_headers={"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit},  # type: ignore[dict-item]
+                        # Or else one out of OPENAI_CUSTOM_HEADERS would take its place.
+                        default_headers={"Authorization": f"Bearer {self.key.secret if self.key else 'none'}"},
                         max_retries=0,
                         timeout=openai.Timeout(self.settings.timeout, connect=min(self.settings.timeout, CONNECT)),
                         http_client=openai.DefaultAsyncHttpxClient(
-                            verify=self._tls, trust_env=False, follow_redirects=False
+                            verify=self._tls,
+                            trust_env=False,
+                            follow_redirects=False,
+                            event_hooks={"request": [_keep_own_headers]},
                         ),
                     )
                 )
@@ -176,6 +185,13 @@ class Served:
 
     def _safe(self, text: Any) -> str:
         return shown(text, self.key)
+
+
+async def _keep_own_headers(request: httpx.Request) -> None:
+    """The client takes headers out of variables of the environment, which may hold keys for somebody else."""
+    for name in list(request.headers):
+        if name not in _HEADERS and not name.startswith("x-stainless-"):
+            del request.headers[name]
 
 
 def _messages(query: Query) -> Any:
