@@ -18,6 +18,7 @@ METHODS = ("pg", "dpok", "grpo", "dpo", "ppo", "b2", "nft", "rwr", "rwr-sparse")
 def test_names_of_all_presets():
     kinds = ("", "-sf", "-sd14", "-sd14-sf", "-sd14-lora")
     ddpo = {f"ddpo-{task}{kind}" for task in TASKS for kind in kinds}
+    ddpo |= {f"ddpo-{task}{kind}" for task in ("aesthetic", "alignment") for kind in kinds[2:]}
     bundled = {f"{method}-compressibility" for method in METHODS} | {"ddpo-relations", "b2-relations"}
     rwr = {f"rwr{kind}-{task}-sd14" for task in TASKS for kind in ("", "-sparse")}
     templates = {f"{method}-sd14-template{number}" for method in ("b2", "ddpo") for number in (1, 2, 3)}
@@ -181,6 +182,24 @@ def test_paper_score_function(task: str):
     assert config.sampling.samples == 256
     assert config.optimizer.lr == 1e-5
     assert config.rounds == 200
+
+
+@pytest.mark.parametrize(
+    ("task", "prompts", "samples"), [("aesthetic", "animals", 256), ("alignment", "activities", 288)]
+)
+def test_the_papers_other_tasks(task: str, prompts: str, samples: int):
+    """DDPO §6.1 and A.6; methods.md §2.2, "PT dgx presets"."""
+    paper, sf, code = (PRESETS[f"ddpo-{task}-sd14{kind}"].config for kind in ("", "-sf", "-lora"))
+    for config in (paper, sf, code):
+        assert config.prompts == f"ddpo-{prompts}"
+        assert (config.advantage.buffer, config.advantage.min_count) == (32, 16)
+        assert config.reward in ("", "vlm-bertscore:llava-hf/llava-1.5-7b-hf")
+    compressibility = PRESETS["ddpo-compressibility-sd14"].config
+    assert (paper.optimizer, paper.sampling) == (compressibility.optimizer, compressibility.sampling)
+    assert (sf.optimizer.updates, sf.algorithm.estimator) == (1, "sf")
+    # 8 GPUs x 8 x 4 and (8 x 4) / (4 x 4); 6 GPUs x 8 x 6 and (8 x 6) / (4 x 6)
+    assert (code.sampling.samples, code.optimizer.updates, code.optimizer.rows) == (samples, 2, 4)
+    assert (code.rounds, code.optimizer.lr, code.tuning.mode) == (200, 3e-4, "lora")
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -74,10 +74,25 @@ PUBLIC_CODE = replace(
     checkpoint=Checkpoints(),
 )
 
+
+def _animals(config: Config) -> Config:
+    """Aesthetic quality: 45 animals, and statistics of more pictures of each."""
+    more = replace(config.advantage, buffer=32, min_count=16)
+    return replace(config, prompts="ddpo-animals", reward="", advantage=more)
+
+
+def _activities(config: Config) -> Config:
+    """Alignment: animals that do what they seldom do, described by a vision-language model."""
+    return replace(_animals(config), prompts="ddpo-activities", reward="vlm-bertscore:llava-hf/llava-1.5-7b-hf")
+
+
+LONGER_CODE = replace(PUBLIC_CODE, rounds=200, optimizer=replace(PUBLIC_CODE.optimizer, updates=2))
+"""The public code's settings for aesthetic quality and alignment."""
+
 BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"
 _PAPER_SOURCE = (
-    "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: advantage clip 5 and statistics 16/16, "
-    "of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"
+    "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: advantage clip 5 and statistics 16/16 "
+    "(32/16 for aesthetic quality and alignment), of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"
 )
 _PUBLIC_SOURCE = "ddpo-pytorch's config/dgx.py over config/base.py, in float32 where that code has fp16"
 
@@ -130,6 +145,36 @@ PRESETS: dict[str, Preset] = {
     "ddpo-incompressibility-sd14-lora": Preset(
         with_reward(PUBLIC_CODE, "jpeg-incompressibility"),
         "Stable Diffusion 1.4, busy pictures, LoRA: the public PyTorch code's settings",
+        _PUBLIC_SOURCE,
+    ),
+    "ddpo-aesthetic-sd14": Preset(
+        _animals(PAPER),
+        "Stable Diffusion 1.4, whole U-Net, the paper's settings; give --reward aesthetic:FILE (LAION v2)",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-aesthetic-sd14-sf": Preset(
+        score_function(_animals(PAPER)),
+        "Stable Diffusion 1.4, score function, the paper's settings; give --reward aesthetic:FILE (LAION v2)",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-aesthetic-sd14-lora": Preset(
+        _animals(LONGER_CODE),
+        "Stable Diffusion 1.4, LoRA, the public PyTorch code's settings; give --reward aesthetic:FILE (LAION v2)",
+        _PUBLIC_SOURCE,
+    ),
+    "ddpo-alignment-sd14": Preset(
+        _activities(PAPER),
+        "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, whole U-Net: the paper's settings",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-alignment-sd14-sf": Preset(
+        score_function(_activities(PAPER)),
+        "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, score function: the paper's settings",
+        _PAPER_SOURCE,
+    ),
+    "ddpo-alignment-sd14-lora": Preset(
+        _activities(replace(LONGER_CODE, sampling=replace(LONGER_CODE.sampling, samples=288))),
+        "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, LoRA: the public PyTorch code's settings",
         _PUBLIC_SOURCE,
     ),
 }
