@@ -19,7 +19,7 @@ def test_names_of_all_presets():
     kinds = ("", "-sf", "-sd14", "-sd14-sf", "-sd14-lora")
     ddpo = {f"ddpo-{task}{kind}" for task in TASKS for kind in kinds}
     ddpo |= {f"ddpo-{task}{kind}" for task in ("aesthetic", "alignment") for kind in kinds[2:]}
-    bundled = {f"{method}-compressibility" for method in METHODS} | {"ddpo-relations", "b2-relations"}
+    bundled = {f"{method}-compressibility" for method in METHODS} | {"ddpo-clip", "ddpo-relations", "b2-relations"}
     rwr = {f"rwr{kind}-{task}-sd14" for task in TASKS for kind in ("", "-sparse")}
     templates = {f"{method}-sd14-template{number}" for method in ("b2", "ddpo") for number in (1, 2, 3)}
     thesis = {f"thesis-{name}" for name in ("target", "colour", "aesthetic", "macaw", "pink", "pickscore")}
