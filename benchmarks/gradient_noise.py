@@ -1,0 +1,117 @@
+"""Where DDPO's gradient has a direction and where it is noise: by steps of the chain, and by layers.
+
+    python benchmarks/gradient_noise.py [--preset ddpo-clip] [--blocks 48]
+
+Gradients of the base model's adapters on blocks of 32 pictures (four prompts, eight each), each step of the chain alone.
+Each weight is divided by the root of its mean square, as Adam does. With g_i the gradients of the blocks, the mean of
+g_i . g_j over pairs of different blocks is an estimate of the squared length of what they have in common, S, without
+bias; the mean of g_i . g_i is S + N. S/N is what one block tells: 1/N/S blocks make a gradient of which half is right.
+The standard error of S takes the pairs for independent. Writes docs/gradient-noise.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from tastemaker.advantage import group_relative
+from tastemaker.training import setup
+from tastemaker.training.checkpoint import State
+from tastemaker.training.draws import draw_round
+from tastemaker.training.loop import collect
+from tastemaker.training.presets import PRESETS
+from tastemaker.training.session import Session
+
+SIZE, PER_PROMPT = 32, 8
+FIRST = (2, 4, 6, 8, 10, 13, 16, 20)
+
+
+def started(preset: str, folder: Path) -> Session:
+    """The preset's model before its first round, with the usual adapters on all attention layers."""
+    config = PRESETS[preset].config
+    usual = PRESETS["ddpo-compressibility"].config.tuning
+    return setup.start(replace(config, tuning=usual), folder, State())
+
+
+def block(session: Session, number: int) -> Tensor:
+    """Gradients [T,P] of one block's loss at each step, over all trained weights in the order of their names."""
+    config = session.config
+    draw = draw_round(session.prompts, config.seed, number, SIZE, PER_PROMPT, 1, 1)
+    with session.inference():
+        rollout, _, found = collect(session, draw, session.task.grid.stochastic(config.sampling.eta))
+    reward = found[config.reward]
+    advantage = group_relative(reward, draw.groups(), "round")
+    rollout = replace(
+        rollout, reward=reward, advantage=advantage, draw=draw, group=torch.tensor(draw.groups()),
+        selected=torch.ones(SIZE, dtype=torch.bool),
+    )  # fmt: skip
+    rows = config.algorithm.prepare(session.task, rollout)
+    parameters = session.model.trainable()
+    steps = []
+    for place in range(rollout.logp.shape[1]):
+        loss, _ = config.algorithm.loss(session.task, rows.select((rows.place == place).nonzero().flatten()))
+        gradients = torch.autograd.grad(loss.mean(), list(parameters.values()))
+        steps.append(torch.cat([gradient.flatten() for gradient in gradients]))
+    return torch.stack(steps)
+
+
+def told(gradients: Tensor) -> dict[str, float]:
+    """S/N of gradients [n,P], and its standard error."""
+    power = gradients.square().mean(0)
+    unit = (gradients[:, power > 0] / power[power > 0].sqrt()).double()
+    products = unit @ unit.T
+    n = len(products)
+    pairs = products[~torch.eye(n, dtype=torch.bool)]
+    common = pairs.mean()
+    noise = products.diag().mean() - common
+    error = pairs.std() / (n * (n - 1) / 2) ** 0.5
+    return {"weights": unit.shape[1], "S/N": round((common / noise).item(), 4), "+-": round((error / noise).item(), 4)}
+
+
+def layers(session: Session) -> dict[str, Tensor]:
+    """Places of the weights by kind of layer."""
+    found: dict[str, list[Tensor]] = {}
+    start = 0
+    for name, parameter in session.model.trainable().items():
+        places = torch.arange(start, start + parameter.numel())
+        start += parameter.numel()
+        kind = "attn2" if "attn2" in name else "attn1"
+        own = next(layer for layer in ("to_q", "to_k", "to_v", "to_out") if layer in name)
+        for group in ("all", kind, f"{kind}.{own}"):
+            found.setdefault(group, []).append(places)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="ddpo-clip")
+    parser.add_argument("--blocks", type=int, default=48)
+    parser.add_argument("--out", type=Path, default=Path("docs/gradient-noise.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with TemporaryDirectory() as folder:
+        session = started(arguments.preset, Path(folder))
+        gradients = torch.stack([block(session, number + 1) for number in range(arguments.blocks)])
+    power = gradients.double().square().sum(2).mean(0)
+    result = {
+        "preset": arguments.preset, "blocks": arguments.blocks, "pictures a block": SIZE,
+        "share of the squared gradient by step": [round(part, 4) for part in (power / power.sum()).tolist()],
+        **{
+            f"first {count} steps": {
+                name: told(gradients[:, :count, places].sum(1)) for name, places in layers(session).items()
+            }
+            for count in FIRST
+        },
+    }  # fmt: skip
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
