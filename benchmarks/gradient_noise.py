@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_noise.py [--preset ddpo-clip] [--blocks 48]
 
-Gradients of the base model's adapters on blocks of 32 pictures (four prompts, eight each), each step of the chain alone.
+Gradients of the base model's adapters on blocks of 32 pictures (four prompts of eight), each step of the chain alone.
 Each weight is divided by the root of its mean square, as Adam does. With g_i the gradients of the blocks, the mean of
 g_i . g_j over pairs of different blocks is an estimate of the squared length of what they have in common, S, without
 bias; the mean of g_i . g_i is S + N. S/N is what one block tells: 1/N/S blocks make a gradient of which half is right.

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.clip_model import BUNDLED, downloaded, load_clip, read_weights
+from tastemaker.rewards.clip_model import BUNDLED, downloaded, load_clip
 from tastemaker.rewards.contract import Reward, reward
+from tastemaker.rewards.weights import read_weights
 
 LAION = "sac+logos+ava1-l14-linearMSE.pth"
 FILE = "aesthetic.safetensors"

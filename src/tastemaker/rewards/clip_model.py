@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tastemaker.errors import RewardError
 from tastemaker.rewards.open_clip import Heads, clip_from_open_clip
 from tastemaker.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, preprocess_of
+from tastemaker.rewards.weights import first_sentence, read_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -104,32 +105,6 @@ def downloaded(repository: str, file: str, name: str) -> str:
         return hf_hub_download(repository, file)
     except Exception as error:  # the hub's client, and what it stands on, raise many kinds
         raise _missing(name, f"{repository}/{file}", f"hf download {repository} {file}", error) from error
-
-
-def read_weights(path: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a torch file, which may hold nothing but tensors and plain containers.
-
-    Of a training checkpoint, those under `state_dict`. Raises RewardError where it cannot be read.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found: Any = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=None)
-        )
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise RewardError(f"the reward {name} cannot read its weights {path}: {_said(error)}") from error
-    except Exception as error:  # pickle.UnpicklingError, where a file holds code
-        raise RewardError(
-            f"the reward {name} does not read {path}, which holds more than tensors ({_said(error)}): save its state "
-            "dict alone, as safetensors"
-        ) from error
-    for key in ("state_dict", "model"):
-        found = found.get(key, found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise RewardError(f"the reward {name} finds no state dict in {path}")
-    return found
 
 
 def _from_folder(folder: Path, name: str, file: str | None, processor: str) -> Clip:
@@ -244,13 +219,8 @@ def _tokenizer(source: str, name: str) -> Any:
 
 def _missing(name: str, what: str, command: str, error: Exception) -> RewardError:
     """What to do where something is neither here nor to be had."""
-    where = "" if isinstance(error, RewardError) else f": {_said(error)}"
+    where = "" if isinstance(error, RewardError) else f": {first_sentence(error)}"
     return RewardError(
         f"the reward {name} cannot load {what}{where}. Where there is no network, run `{command}` on a machine that "
         f"has one, copy the files, and give their folder or file: `{name.partition(':')[0]}:PATH`"
     )
-
-
-def _said(error: Exception) -> str:
-    """An error's first sentence."""
-    return f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"

@@ -20,6 +20,7 @@ from tastemaker.errors import RewardError
 from tastemaker.rewards.contract import Reward, reward
 from tastemaker.rewards.place import place_for
 from tastemaker.rewards.preprocess import Preprocess
+from tastemaker.rewards.weights import read_weights
 
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 TOKENS = "google-bert/bert-base-uncased"
@@ -74,7 +75,7 @@ def image_reward(source: str) -> Reward:
     taken, else bert-base-uncased's. Prompts are cut after 35 tokens. Raises RewardError where something does not load.
     """
     file = _file(source)
-    network = assemble(_read(file), _tokenizer(file), str(file))
+    network = assemble(read_weights(file, "image-reward"), _tokenizer(file), str(file))
 
     @reward(differentiable=True)
     def image_reward(x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -177,27 +178,6 @@ def _file(source: str) -> Path:
         return Path(hf_hub_download(source, FILES[1]))
     except Exception as error:  # the hub's client, and what it stands on, raise many kinds
         raise _not_to_be_had(f"{source}/{FILES[1]}", error) from error
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, "cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise RewardError(f"the reward image-reward cannot read its weights {file}: {reason[:200]}") from error
-    except Exception as error:  # pickle.UnpicklingError, where a file holds code
-        raise RewardError(
-            f"the reward image-reward does not read {file}, which holds more than tensors ({type(error).__name__}): "
-            "save its state dict alone, as safetensors"
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise RewardError(f"the reward image-reward finds no state dict in {file}")
-    return found
 
 
 def _tokenizer(file: Path) -> Any:

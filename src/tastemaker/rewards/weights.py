@@ -1,0 +1,41 @@
+"""Files of weights that a user names: tensors and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tastemaker.errors import RewardError
+
+
+def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a torch file, which may hold nothing but tensors and plain containers.
+
+    Of a training checkpoint, those under `state_dict`. Raises RewardError where it cannot be read.
+    """
+    try:
+        found: Any = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=None)
+        )
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise RewardError(f"the reward {name} cannot read its weights {path}: {first_sentence(error)}") from error
+    except Exception as error:  # pickle.UnpicklingError, where a file holds code
+        raise RewardError(
+            f"the reward {name} does not read {path}, which holds more than tensors ({first_sentence(error)}): save "
+            "its state dict alone, as safetensors"
+        ) from error
+    for key in ("state_dict", "model"):
+        found = found.get(key, found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise RewardError(f"the reward {name} finds no state dict in {path}")
+    return found
+
+
+def first_sentence(error: Exception) -> str:
+    """An error's first sentence."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()).split('. ')[0]}"
