@@ -4,7 +4,7 @@
 
 The bundled model's analogues of B2's three templates: a number of objects (3 seeds) and an object with its attributes
 by the bundled CLIP's score, two objects in a relation by the judge's soft score (a seed each), at equal reward queries:
-60 rounds of 64 pictures. Two runs at a time, one thread each. A run that is there already is not made again. Writes
+80 rounds of 64 pictures. Two runs at a time, one thread each. A run that is there already is not made again. Writes
 docs/methods/relations.{png,svg,json}.
 """
 
@@ -80,7 +80,7 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="of bundled-count; the others have one")
-    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--lists", default=",".join(LISTS), help="comma-separated")
     parser.add_argument("--work", type=Path, default=Path("build/relations"))
     parser.add_argument("--out", type=Path, default=Path("docs/methods/relations"))
