@@ -48,9 +48,9 @@ def b2(config: Config, rounds: int, initial: int = 11) -> Config:
 def _numbers(config: Config) -> Config:
     """The right number of objects, by the bundled CLIP's score; 144 prompts, and 48 unseen ones beside them.
 
-    Alignment has far more noise in its gradient than compressibility. What leaves most of it out: few steps, so that each
-    decides much, and the first half of them, which settles what will be there; the layers that look at the prompt; and
-    prompts that count for as much as their rewards differ (docs/bundled-clip.md).
+    Alignment has far more noise in its gradient than compressibility. What leaves most of it out: few steps, so that
+    each decides much, and the first half of them, which settles what will be there; the layers that look at the prompt;
+    and prompts that count for as much as their rewards differ (docs/bundled-clip.md).
     """
     return replace(
         config,
