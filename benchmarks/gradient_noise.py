@@ -2,10 +2,12 @@
 
     python benchmarks/gradient_noise.py [--preset ddpo-clip] [--blocks 48]
 
-Gradients of the base model's adapters on blocks of 32 pictures (four prompts of eight), each step of the chain alone.
+Gradients of the base model's adapters on blocks of 32 pictures (four prompts of eight), each step of the chain alone,
+with many steps and with few.
 Each weight is divided by the root of its mean square, as Adam does. With g_i the gradients of the blocks, the mean of
 g_i . g_j over pairs of different blocks is an estimate of the squared length of what they have in common, S, without
-bias; the mean of g_i . g_i is S + N. S/N is what one block tells: 1/N/S blocks make a gradient of which half is right.
+bias; the mean of g_i . g_i is S + N. S/N is what one block tells: N/S blocks together make a gradient half of which is
+signal.
 The standard error of S takes the pairs for independent. Writes docs/gradient-noise.json.
 """
 
@@ -29,14 +31,18 @@ from tastemaker.training.presets import PRESETS
 from tastemaker.training.session import Session
 
 SIZE, PER_PROMPT = 32, 8
-FIRST = (2, 4, 6, 8, 10, 13, 16, 20)
+SETTINGS = ((20, 1.0), (8, 0.7))
+"""Steps of the sampler, and its eta."""
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0)
+"""Of the steps, from the first."""
 
 
-def started(preset: str, folder: Path) -> Session:
+def started(preset: str, steps: int, eta: float, folder: Path) -> Session:
     """The preset's model before its first round, with the usual adapters on all attention layers."""
     config = PRESETS[preset].config
     usual = PRESETS["ddpo-compressibility"].config.tuning
-    return setup.start(replace(config, tuning=usual), folder, State())
+    config = replace(config, tuning=usual, sampling=replace(config.sampling, steps=steps, eta=eta))
+    return setup.start(config, folder, State())
 
 
 def block(session: Session, number: int) -> Tensor:
@@ -95,20 +101,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/gradient-noise.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with TemporaryDirectory() as folder:
-        session = started(arguments.preset, Path(folder))
-        gradients = torch.stack([block(session, number + 1) for number in range(arguments.blocks)])
-    power = gradients.double().square().sum(2).mean(0)
-    result = {
-        "preset": arguments.preset, "blocks": arguments.blocks, "pictures a block": SIZE,
-        "share of the squared gradient by step": [round(part, 4) for part in (power / power.sum()).tolist()],
-        **{
-            f"first {count} steps": {
-                name: told(gradients[:, :count, places].sum(1)) for name, places in layers(session).items()
-            }
-            for count in FIRST
-        },
-    }  # fmt: skip
+    result = {"preset": arguments.preset, "blocks": arguments.blocks, "pictures a block": SIZE}
+    for steps, eta in SETTINGS:
+        with TemporaryDirectory() as folder:
+            session = started(arguments.preset, steps, eta, Path(folder))
+            gradients = torch.stack([block(session, number + 1) for number in range(arguments.blocks)])
+        power = gradients.double().square().sum(2).mean(0)
+        counts = sorted({max(1, round(share * steps)) for share in SHARES})
+        result[f"{steps} steps, eta {eta:g}"] = {
+            "share of the squared gradient by step": [round(part, 4) for part in (power / power.sum()).tolist()],
+            **{
+                f"first {count} steps": {
+                    name: told(gradients[:, :count, places].sum(1)) for name, places in layers(session).items()
+                }
+                for count in counts
+            },
+        }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
