@@ -73,6 +73,10 @@ def plot(folders: dict[tuple[str, int], Path], out: Path) -> None:
             label = KINDS[kind][0] if seed == 0 else None
             axis.plot(x, y, f"C{kinds.index(kind)}", marker="o", ms=3, lw=1.2, label=label)
         axis.set(title=name, xlabel="reward queries", ylim=(0, 1 if "judge" in key else None))
+        # AlignProp's 384 queries beside DDPO's 7,680.
+        axis.set_xscale("symlog", linthresh=100, linscale=0.5)
+        axis.set_xticks([0, 100, 400, 2000, 7680], ["0", "100", "400", "2,000", "7,680"], fontsize=8)
+        axis.set_xlim(-5, 9500)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=8, loc="lower right")
