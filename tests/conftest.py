@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 for folder in ("", "invariants"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 import tiny  # noqa: E402
+
+# The same examples on every machine; `--hypothesis-profile=default` looks for others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -116,6 +116,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(text, message):
 PIECES = ["a", "min(", "clip(", "standardise(", "(", ")", ", ", " + ", " - ", "*", "1", "'", " "]
 
 
+@example(" - amin(")
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_any_text_is_a_tree_or_refused(text):
     try:

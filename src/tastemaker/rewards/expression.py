@@ -176,7 +176,9 @@ def _short(name: str) -> str:
 
 def _quoted(name: str) -> str:
     try:
-        alone = [(token.kind, token.text) for token in _tokens(name)] == [("name", name)]
+        # With what stands behind it in a tree, which a bracket that is left open would take in.
+        found = [(token.kind, token.text) for token in _tokens(f"{name})")]
+        alone = found == [("name", name), ("sign", ")")]
     except RewardError:
         alone = False
     quote = '"' if "'" in name else "'"
