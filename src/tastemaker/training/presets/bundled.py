@@ -121,7 +121,7 @@ SIMPLE = {
     ),
     "ddpo-clip": (
         _numbers(BUNDLED),
-        "CLIPScore, the right number of objects, without guidance; 7,680 pictures in eight minutes",
+        "CLIPScore, the right number of objects, without guidance; 7,680 pictures in 12 minutes",
     ),
     "ddpo-relations": (
         _pairs(BUNDLED),
