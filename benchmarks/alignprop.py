@@ -11,13 +11,12 @@ again. Writes docs/alignprop.{png,svg,json}.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import records, run_all
+from runs import publish, records, run_all
 
 REWARD = ["--reward", "jpeg-surrogate-compressibility"]
 DEPTHS = {
@@ -117,8 +116,7 @@ def main() -> None:
     folders = run_all(wanted(arguments.work, arguments.seeds))
     plot(folders, arguments.seeds, arguments.out)
     result = table(folders, arguments.seeds)
-    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    publish(result, arguments.out)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,12 @@ docs/clip-score.{png,svg,json}.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import records, run_all
+from runs import publish, records, run_all
 
 KINDS: dict[str, tuple[str, list[str]]] = {
     "alignprop": ("AlignProp, CLIPScore", ["alignprop-clip"]),
@@ -98,9 +97,7 @@ def main() -> None:
     }
     folders = run_all(runs)
     plot(folders, arguments.out)
-    result = table(folders)
-    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    publish(table(folders), arguments.out)
 
 
 if __name__ == "__main__":

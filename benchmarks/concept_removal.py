@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from runs import records, run_all
+from runs import publish, records, run_all
 
 from tastemaker.drawings.scene import Scene, Wanted, parse
 from tastemaker.evaluation.judge import see
@@ -118,8 +118,7 @@ def main() -> None:
     plot(courses, arguments.out)
     strip(folders[0], arguments.out)
     result = table(courses)
-    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    publish(result, arguments.out)
 
 
 if __name__ == "__main__":

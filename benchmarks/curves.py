@@ -8,12 +8,11 @@ Two runs at a time, one thread each. A run that is there already is not made aga
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from runs import records, run_all
+from runs import publish, records, run_all
 
 REWARDS = ("compressibility", "incompressibility")
 ESTIMATORS = {"is": "", "sf": "-sf"}
@@ -76,8 +75,7 @@ def main() -> None:
     rounds = ["--rounds", str(arguments.rounds)] if arguments.rounds else []
     folders = run_all({key: (arguments.work / "-".join(map(str, key)), [*words(*key), *rounds]) for key in keys})
     table = plot(folders, arguments.out)
-    arguments.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
-    print(json.dumps(table, indent=1))
+    publish(table, arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ The standard error of S takes the pairs for independent. Writes docs/gradient-no
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from runs import publish
 from torch import Tensor
 
 from tastemaker.advantage import group_relative
@@ -117,8 +117,7 @@ def main() -> None:
                 for count in counts
             },
         }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    publish(result, arguments.out)
 
 
 if __name__ == "__main__":

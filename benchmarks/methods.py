@@ -9,12 +9,11 @@ already is not made again.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from runs import records, run_all
+from runs import publish, records, run_all
 
 BASE = [
     "ddpo-compressibility", "sampling.samples=64", "sampling.per_prompt=8", "evaluation.every=4", "optimizer.lr=6e-3",
@@ -117,8 +116,7 @@ def main() -> None:
     folders = {method: [done[method, seed] for seed in range(arguments.seeds)] for method in arguments.only.split(",")}
     found = table(folders)
     plot(folders, found, arguments.out)
-    arguments.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    publish(found, arguments.out)
 
 
 if __name__ == "__main__":

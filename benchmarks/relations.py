@@ -11,13 +11,12 @@ docs/methods/relations.{png,svg,json}.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import records, run_all
+from runs import publish, records, run_all
 
 PRESETS = {"ddpo": "ddpo-relations", "b2": "b2-relations"}
 LISTS = {"count": "bundled-count", "pair": "bundled-pair", "attributes": "bundled-attributes"}
@@ -98,9 +97,7 @@ def main() -> None:
     }  # fmt: skip
     folders = run_all(runs)
     plot(folders, arguments.out)
-    result = table(folders)
-    arguments.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    publish(table(folders), arguments.out)
 
 
 if __name__ == "__main__":

@@ -34,3 +34,10 @@ def records(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rounds and evaluations of a run."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "round" in line], [line for line in lines if "evaluation" in line]
+
+
+def publish(result: Any, out: Path) -> None:
+    """Writes the figures as JSON where docs refer to them, and prints them."""
+    told = json.dumps(result, indent=1)
+    out.with_suffix(".json").write_text(told + "\n")
+    print(told)

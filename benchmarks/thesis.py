@@ -10,12 +10,11 @@ thirtieth and a tenth of its rounds. Two runs at a time, one thread each. A run 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
-from runs import records, run_all
+from runs import publish, records, run_all
 
 from tastemaker.evaluation.samples import contact_sheet
 
@@ -78,8 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = {name: (arguments.work / name, [*EXPERIMENTS[name], *COMMON]) for name in arguments.only.split(",")}
     table = plot(run_all(runs), arguments.out)
-    arguments.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
-    print(json.dumps(table, indent=1))
+    publish(table, arguments.out)
 
 
 if __name__ == "__main__":

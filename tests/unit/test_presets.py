@@ -185,15 +185,18 @@ def test_paper_score_function(task: str):
 
 
 @pytest.mark.parametrize(
-    ("task", "prompts", "samples"), [("aesthetic", "animals", 256), ("alignment", "activities", 288)]
+    ("task", "prompts", "reward", "samples"),
+    [
+        ("aesthetic", "ddpo-animals", "", 256),
+        ("alignment", "ddpo-activities", "vlm-bertscore:llava-hf/llava-1.5-7b-hf", 288),
+    ],
 )
-def test_the_papers_other_tasks(task: str, prompts: str, samples: int):
+def test_the_papers_other_tasks(task: str, prompts: str, reward: str, samples: int):
     """DDPO §6.1 and A.6; methods.md §2.2, "PT dgx presets"."""
     paper, sf, code = (PRESETS[f"ddpo-{task}-sd14{kind}"].config for kind in ("", "-sf", "-lora"))
     for config in (paper, sf, code):
-        assert config.prompts == f"ddpo-{prompts}"
+        assert (config.prompts, config.reward) == (prompts, reward)
         assert (config.advantage.buffer, config.advantage.min_count) == (32, 16)
-        assert config.reward in ("", "vlm-bertscore:llava-hf/llava-1.5-7b-hf")
     compressibility = PRESETS["ddpo-compressibility-sd14"].config
     assert (paper.optimizer, paper.sampling) == (compressibility.optimizer, compressibility.sampling)
     assert (sf.optimizer.updates, sf.algorithm.estimator) == (1, "sf")

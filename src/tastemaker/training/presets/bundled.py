@@ -58,7 +58,7 @@ def _numbers(config: Config) -> Config:
         prompts="bundled-count-train",
         reward="clip-score",
         rounds=120,
-        advantage=replace(config.advantage, normalise="group", spread="round", min_count=8),
+        advantage=replace(config.advantage, normalise="group", spread="round"),
         sampling=replace(config.sampling, steps=8, eta=0.7, guidance=1.0, samples=64, per_prompt=8),
         optimizer=replace(config.optimizer, lr=1e-3, warmup=8, first_share=0.5, ema=0.99),
         tuning=replace(config.tuning, targets=("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")),
