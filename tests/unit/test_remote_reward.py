@@ -7,6 +7,7 @@ import threading
 import time
 from email.utils import formatdate
 
+import anyio
 import httpx
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 import serving
 from serving import GOOD, Scripted, changed, cut, drip, good, hang_up, raw, redness, served, slow
 from tastemaker.errors import ConfigError, RewardError, RewardUnavailable
-from tastemaker.rewards import patience
+from tastemaker.rewards import patience, remote
 from tastemaker.rewards.contract import score
 from tastemaker.rewards.endpoints import Remote, endpoints, read_token
 from tastemaker.rewards.patience import backoff, retry_after
@@ -245,6 +246,31 @@ def test_a_call_can_be_ended_from_another_thread():
             score(ask, X, PROMPTS)
         assert time.monotonic() - began < 1.5
         ask.cancel()  # nothing is under way: nothing happens
+
+
+@pytest.mark.parametrize("how", ["another fails", "the time is up", "it is cancelled"])
+def test_a_request_that_is_ended_closes_its_connection_first(how, monkeypatch):
+    """httpx closes connections behind anyio's shield, which asyncio's own cancellation breaks: sockets stayed open."""
+    began, closed = [], []
+
+    async def closes_slowly(http, request):
+        began.append(request)
+        if how == "another fails" and len(began) == 2:
+            raise RewardError("no")
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.3)
+            closed.append(request)
+        await anyio.sleep(60)
+
+    monkeypatch.setattr(remote, "_exchange", closes_slowly)
+    ask, _ = client("http://127.0.0.1:9", timeout=0.1 if how == "the time is up" else 60, wait=0)
+    if how == "it is cancelled":
+        threading.Timer(0.1, ask.cancel).start()
+    wanted = {"another fails": "^no$", "the time is up": "no whole answer", "it is cancelled": "not waited for"}
+    with pytest.raises(RewardError, match=wanted[how]):
+        ask(X[:4], list("abcd"))
+    assert len(began) == 2
+    assert closed == [one for one in began if how != "another fails" or one is began[0]]
 
 
 def test_inside_an_event_loop():

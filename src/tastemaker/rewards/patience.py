@@ -1,16 +1,21 @@
-"""Asking servers that may be down, slow or talk nonsense: tries, pauses and failover, in waiting that always ends."""
+"""Asking servers that may be down, slow or talk nonsense: tries, pauses and failover, in waiting that always ends.
+
+Requests are ended by anyio's cancellation alone: asyncio's own breaks into the closing of connections, which httpx
+shields from anyio's only, and leaves sockets open.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 
+import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from tastemaker.errors import RewardError, RewardUnavailable
@@ -134,27 +139,24 @@ class Calls:
 
     def __init__(self, reward: str) -> None:
         self.reward = reward
-        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
+        self._running: tuple[asyncio.AbstractEventLoop, anyio.CancelScope] | None = None
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """What the work gives. Raises RewardUnavailable where it was cancelled."""
 
         async def main() -> T:
-            task = asyncio.current_task()
-            assert task is not None
-            self._running = asyncio.get_running_loop(), task
-            try:
-                return await work()
-            finally:
-                self._running = None
+            with anyio.CancelScope() as scope:
+                self._running = asyncio.get_running_loop(), scope
+                try:
+                    return await work()
+                finally:
+                    self._running = None
+            raise RewardUnavailable(f"the reward {self.reward} was not waited for any longer")
 
-        try:
-            if not _inside_a_loop():
-                return asyncio.run(main())
-            with ThreadPoolExecutor(1) as thread:  # a notebook
-                return thread.submit(lambda: asyncio.run(main())).result()
-        except asyncio.CancelledError:
-            raise RewardUnavailable(f"the reward {self.reward} was not waited for any longer") from None
+        if not _inside_a_loop():
+            return anyio.run(main)
+        with ThreadPoolExecutor(1) as thread:  # a notebook
+            return thread.submit(anyio.run, main).result()
 
     def cancel(self) -> None:
         """Ends the call that is under way in another thread, if one is."""
@@ -166,15 +168,27 @@ class Calls:
                 return
 
 
-async def together(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All of them side by side; where one fails or this is cancelled, the others are ended first."""
-    tasks = [asyncio.create_task(one) for one in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def together(work: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """What each of them gives, side by side; where one fails or this is cancelled, the others are ended first.
+
+    Raises what the first that failed has raised.
+    """
+    found: dict[int, T] = {}
+    failed: list[Exception] = []
+
+    async def one(place: int, ask: Callable[[], Awaitable[T]]) -> None:
+        try:
+            found[place] = await ask()
+        except Exception as error:
+            failed.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for place, ask in enumerate(work):
+            group.start_soon(one, place, ask)
+    if failed:
+        raise failed[0]
+    return [found[place] for place in sorted(found)]
 
 
 def backoff(tries: int) -> float:

@@ -5,7 +5,6 @@ Whatever goes wrong ends in a RewardError, never in a number.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import ssl
@@ -13,8 +12,11 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
+import anyio
+import anyio.to_thread
 import httpx
 import torch
 from torch import Tensor
@@ -139,13 +141,13 @@ class RemoteReward:
         self, client: httpx.AsyncClient, x: Tensor, prompts: Sequence[str], groups: Sequence[Sequence[int]]
     ) -> dict[int, float]:
         """Rewards by place."""
-        gate, found = asyncio.Semaphore(self.settings.in_flight), {}
+        gate, found = anyio.Semaphore(self.settings.in_flight), {}
         write, kind = _WRITE[self.settings.format]
 
         async def one(places: Sequence[int]) -> None:
             async with gate:
                 asked = [prompts[place] for place in places]
-                body = await asyncio.to_thread(write, x[list(places)], asked)
+                body = await anyio.to_thread.run_sync(write, x[list(places)], asked)
                 values = await self._retried(
                     lambda server: client.build_request(
                         "POST", f"{server}/score", content=body, headers={"Content-Type": kind}
@@ -154,7 +156,7 @@ class RemoteReward:
                 )  # fmt: skip
                 found.update(zip(places, values, strict=True))
 
-        await together(one(places) for places in groups)
+        await together(partial(one, places) for places in groups)
         return found
 
     async def _ask_identity(self, client: httpx.AsyncClient) -> Identity:
@@ -183,13 +185,14 @@ class RemoteReward:
         read: Callable[[bytes], tuple[T, Identity]],
     ) -> T:  # fmt: skip
         try:
-            status, headers, content = await asyncio.wait_for(_exchange(client, ask(server)), self.settings.timeout)
+            with anyio.fail_after(self.settings.timeout):
+                status, headers, content = await _exchange(client, ask(server))
             return self._judged(server, status, headers, content, read)
-        except (httpx.RequestError, httpx.InvalidURL, asyncio.TimeoutError, OSError) as error:
+        except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, httpx.InvalidURL):
                 raise RewardError(f"the reward server {server} cannot be asked: {self._safe(error)}") from None
             reason = f"{type(error).__name__}: {self._safe(error)}".removesuffix(": ")
-            if isinstance(error, (asyncio.TimeoutError, httpx.TimeoutException)):
+            if isinstance(error, (TimeoutError, httpx.TimeoutException)):
                 reason = f"no whole answer within {self.settings.timeout:g} s"
             raise Passing(f"{server}: {reason}", "silent") from None
 

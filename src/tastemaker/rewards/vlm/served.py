@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -12,8 +11,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
+import anyio
 import httpx
 
 from tastemaker.errors import RewardError
@@ -90,14 +91,14 @@ class Served:
             self._cache.popitem(last=False)
 
     async def _ask(self, queries: Sequence[Query], read: Callable[[Answer], Any]) -> list[Answer]:
-        gate = asyncio.Semaphore(self.settings.in_flight)
+        gate = anyio.Semaphore(self.settings.in_flight)
 
         async def one(query: Query, clients: dict[str, openai.AsyncOpenAI]) -> Answer:
             async with gate:
                 return await self._waiting.ask(lambda server: self._once(server, clients[server], query, read))
 
         async with self._clients() as clients:
-            return await together(one(query, clients) for query in queries)
+            return await together(partial(one, query, clients) for query in queries)
 
     @asynccontextmanager
     async def _clients(self) -> AsyncIterator[dict[str, openai.AsyncOpenAI]]:
@@ -131,23 +132,21 @@ class Served:
         """One answer that `read` can use. Raises Passing or RewardError."""
         wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": CHANCES} if self.logprobs else {}
         try:
-            told = await asyncio.wait_for(
-                client.chat.completions.create(
+            with anyio.fail_after(self.settings.timeout):
+                told = await client.chat.completions.create(
                     model=self.where.model,
                     messages=_messages(query),
                     temperature=0.0,
                     max_tokens=self.settings.tokens,
                     **wanted,
-                ),
-                self.settings.timeout,
-            )
+                )
             answer = _answer(told)
             read(answer)
             self._same_kind(answer)
             return answer
         except openai.APIStatusError as error:
             raise self._refused(server, error) from None
-        except (openai.APITimeoutError, asyncio.TimeoutError):
+        except (openai.APITimeoutError, TimeoutError):
             raise Passing(f"{server}: no whole answer within {self.settings.timeout:g} s", "silent") from None
         except (openai.APIConnectionError, OSError) as error:
             cause = error.__cause__ or error
