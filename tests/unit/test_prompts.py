@@ -3,6 +3,8 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tastemaker.drawings.scene import parse
 from tastemaker.errors import PromptError
@@ -302,5 +304,34 @@ def test_processes_share_each_update_equally(world):
 def test_evaluation_pictures_are_spread_over_the_list_and_apart_from_training():
     prompts = load_prompts("bundled-single")
     draw = draw_evaluation(prompts, 0, 8, 2)
-    assert draw.prompt_index == (4, 4, 12, 12, 20, 20, 28, 28, 36, 36, 44, 44, 52, 52, 60, 60)
+    # 64 / 1.618 = 39.6, and 39 is the nearest that is coprime: 0, 39, 78 - 64 = 14, 53, 28, 67 - 64 = 3, 42, 17.
+    assert draw.prompt_index == (0, 0, 3, 3, 14, 14, 17, 17, 28, 28, 39, 39, 42, 42, 53, 53)
     assert draw.round not in range(10**9)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "word"),
+    [("bundled-count-train", 48, "two three four"), ("ddpo-counting", 49, "two three four five six seven eight")],
+)
+def test_evaluation_prompts_have_every_number_of_a_template(name, count, word):
+    """The lists go through the numbers first, and even distances had one of them in all prompts: three, or five."""
+    prompts = load_prompts(name)
+    found = Counter(prompts.prompts[place].split()[0] for place in prompts.spread(count))
+    numbers = word.split()
+    assert found == dict.fromkeys(numbers, count // len(numbers))
+
+
+@given(count=st.integers(1, 400), times=st.integers(1, 12), period=st.integers(2, 12))
+def test_no_period_of_a_list_is_preferred(count, times, period):
+    """Each of a period's places comes up or down to the nearest whole number of times, and no prompt twice."""
+    places = PromptSet(("a",) * (times * period), (1.0,) * (times * period)).spread(count)
+    assert places == sorted(set(places))
+    assert len(places) == min(count, times * period)
+    found = Counter(place % period for place in places)
+    assert {found[place] for place in range(period)} <= {len(places) // period, -(-len(places) // period)}
+
+
+def test_evaluation_prompts_come_from_all_over_a_list():
+    """In each tenth of 1,000 prompts there are some of 50: 5 on average."""
+    places = PromptSet(("a",) * 1000, (1.0,) * 1000).spread(50)
+    assert min(Counter(place // 100 for place in places).values()) >= 4

@@ -16,6 +16,8 @@ from tastemaker.errors import PromptError, nearest
 from tastemaker.prompts.templates import MOST, drawn, is_template
 from tastemaker.prompts.templates import parse as parse_template
 
+GOLDEN = (1 + math.sqrt(5)) / 2
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -33,10 +35,17 @@ class PromptSet:
         return [weight / total for weight in self.weights]
 
     def spread(self, count: int) -> list[int]:
-        """Indices of `count` prompts taken evenly from the list; all of them, in order, when it is that short."""
-        if count >= len(self):
-            return list(range(len(self)))
-        return [int((place + 0.5) * len(self) / count) for place in range(count)]
+        """Indices of `count` prompts from all over the list, in its order; all of them when it is that short.
+
+        Lists from templates repeat with a period, and even distances would take the same word of a template each time.
+        So these are steps of about n/golden ratio around the list, coprime to its length: every period that divides
+        the length is gone through evenly, and no prompt comes twice before all have come.
+        """
+        n = len(self)
+        if count >= n:
+            return list(range(n))
+        step = min((s for s in range(1, n + 1) if math.gcd(s, n) == 1), key=lambda s: abs(s - n / GOLDEN))
+        return sorted(step * place % n for place in range(count))
 
 
 @dataclass(frozen=True)
