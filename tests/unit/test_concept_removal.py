@@ -93,8 +93,10 @@ def test_the_judge_on_drawings():
         return [round(value) for value in load_reward(f"judge-removal:{name}")(x, prompts).tolist()]
 
     assert of("circle") == of("blue circle") == of("a circle") == of("last-named") == [0, 1, 0]
-    assert of("star") == of("solid red star") == [0, 0, 1]
+    assert of("star") == of("solid red star") == of("first-named") == [0, 0, 1]
     assert of("red circle") == of("striped circle") == of("fish") == [1, 1, 1]
+    kept = load_reward("judge-removal:last-named - judge-removal:first-named")
+    assert [round(value) for value in kept(x, prompts).tolist()] == [0, 1, -1]  # c of the star less c of the circle
 
 
 def test_the_judges_value_and_gradient_by_its_logits():
@@ -122,7 +124,7 @@ def test_larger_pictures_are_seen_as_small_ones():
     ("name", "message"),
     [
         ("judge-removal", "give `judge-removal:OBJECT`"),
-        ("judge-removal:book", "names no object that the judge could look for: give a kind .circle, square"),
+        ("judge-removal:book", "names no object .*give a kind .circle, square.*or first-named or last-named"),
         ("judge-removal:big circle", "names no object"),
         ("judge-removal:two circles", "names no object"),
         ("judge-removal:circle on a red background", "names no object"),
@@ -134,10 +136,11 @@ def test_objects_that_are_none_are_refused(name, message):
         load_reward(name)
 
 
+@pytest.mark.parametrize("which", ["first-named", "last-named"])
 @pytest.mark.parametrize("prompt", ["a red star", "two red stars", "an ant and books"])
-def test_prompts_without_a_second_object_are_refused(prompt):
-    with pytest.raises(RewardError, match=f"needs prompts that name two objects.*'{prompt}' does not"):
-        load_reward("judge-removal:last-named")(torch.rand(1, 3, 32, 32), [prompt])
+def test_prompts_without_a_second_object_are_refused(prompt, which):
+    with pytest.raises(RewardError, match=f"{which} needs prompts that name two objects.*'{prompt}' does not"):
+        load_reward(f"judge-removal:{which}")(torch.rand(1, 3, 32, 32), [prompt])
 
 
 def test_every_prompt_of_bundled_and_names_a_circle_last():

@@ -21,7 +21,8 @@ from tastemaker.rewards.place import place_for
 from tastemaker.rewards.preprocess import Preprocess
 
 DETECTOR = "google/owlvit-base-patch32"
-LAST_NAMED = "last-named"
+NAMED = {"first-named": 0, "last-named": 1}
+"""Objects that each prompt names itself, by their place in it."""
 
 
 def concept_removal(argument: str) -> Reward:
@@ -93,14 +94,14 @@ def judge_removal(argument: str) -> Reward:
     """The reward `judge-removal:OBJECT`: 1 - c [B] in [0,1], c the judge's confidence in its surest such object.
 
     OBJECT is of the bundled model's world: a kind of object ("circle"), or one with a colour or texture ("blue
-    circle"). With `last-named` it is the second of the two objects that each prompt names, as it names it. Raises
-    RewardError for other objects, and with `last-named` for prompts that do not name two.
+    circle"). With `first-named` or `last-named` it is one of the two objects that each prompt names, as it names it.
+    Raises RewardError for other objects, and with these two for prompts that do not name two.
     """
-    fixed = None if argument == LAST_NAMED else _object(argument)
+    fixed = None if argument in NAMED else _object(argument)
 
     @reward(differentiable=True)
     def judge_removal(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        wanted = [fixed or _last_named(prompt) for prompt in prompts]
+        wanted = [fixed or _named(prompt, argument) for prompt in prompts]
         chances = look(x)
         parts = [
             present(one, {name: values[index] for name, values in chances.items()}).amax()
@@ -117,16 +118,16 @@ def _object(argument: str) -> Wanted:
     if request is None or not plain or request.things[0].size:
         raise RewardError(
             f"the reward judge-removal:{argument} names no object that the judge could look for: give a kind "
-            f"({', '.join(KINDS)}), with a colour or texture if it matters, or {LAST_NAMED}"
+            f"({', '.join(KINDS)}), with a colour or texture if it matters, or {' or '.join(NAMED)}"
         )
     return request.things[0]
 
 
-def _last_named(prompt: str) -> Wanted:
+def _named(prompt: str, which: str) -> Wanted:
     request = parse(prompt)
     if request is None or request.template != "pair":
         raise RewardError(
-            f"the reward judge-removal:{LAST_NAMED} needs prompts that name two objects, as those of bundled-and, but "
+            f"the reward judge-removal:{which} needs prompts that name two objects, as those of bundled-and, but "
             f"{prompt!r} does not: name the object itself, as in judge-removal:circle"
         )
-    return request.things[1]
+    return request.things[NAMED[which]]

@@ -78,7 +78,7 @@ BUILTIN = {
     ),
     "judge-removal": RewardEntry(
         "tastemaker.rewards.concept_removal:judge_removal",
-        "1 - the judge's confidence in such an object, or in the prompt's second: last-named (bundled model)",
+        "1 - the judge's confidence in such an object, or in the prompt's first-named or last-named (bundled model)",
         "OBJECT",
         differentiable=True,
     ),
