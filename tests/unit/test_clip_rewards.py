@@ -190,6 +190,7 @@ def offline(name):
         ("hps-v2.1", r"hf download xswu/HPSv2 HPS_v2.1_compressed.pt"),
         ("pick-score", r"yuvalkirstain/PickScore_v1.*pick-score:PATH"),
         ("aesthetic:nothing.pth", "there is no file nothing.pth"),
+        ("image-reward", r"`hf download THUDM/ImageReward ImageReward.pt`.*image-reward:PATH"),
     ],
 )
 def test_what_is_not_here_is_said_with_a_way_to_get_it(name, said):

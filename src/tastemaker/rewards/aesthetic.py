@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.clip_model import BUNDLED, downloaded, load_clip
+from tastemaker.rewards.clip_model import BUNDLED, load_clip
 from tastemaker.rewards.contract import Reward, reward
-from tastemaker.rewards.weights import read_weights
+from tastemaker.rewards.weights import downloaded, read_weights
 
 LAION = "sac+logos+ava1-l14-linearMSE.pth"
 FILE = "aesthetic.safetensors"
@@ -36,7 +36,7 @@ def aesthetic(source: str) -> Reward:
     if folder:
         path = next((folder / file for file in (FILE, LAION) if (folder / file).is_file()), folder / FILE)
     elif "/" in source and not path.exists() and not path.suffix:
-        path = Path(downloaded(source, LAION, name))
+        path = downloaded(source, LAION, name)
     if not path.is_file():
         raise RewardError(
             f"the reward {name} has no head: there is no file {path}; LAION's is {LAION}, from "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tastemaker.errors import RewardError
 from tastemaker.rewards.open_clip import Heads, clip_from_open_clip
 from tastemaker.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, preprocess_of
-from tastemaker.rewards.weights import first_sentence, read_weights
+from tastemaker.rewards.weights import downloaded, missing, read_weights
 
 if TYPE_CHECKING:
     from transformers import CLIPModel
@@ -93,18 +93,8 @@ def load_clip(source: str, name: str, file: str | None = None, processor: str = 
     if not _REPOSITORY.match(source) or path.suffix in _WEIGHTS:
         raise RewardError(f"the reward {name} has no weights: there is no file or folder {source}")
     if file:
-        return _from_file(Path(downloaded(source, file, name)), name, processor)
+        return _from_file(downloaded(source, file, name), name, processor)
     return _from_transformers(source, name, processor)
-
-
-def downloaded(repository: str, file: str, name: str) -> str:
-    """The path of a file of the hub's, in its cache where it is there. Raises RewardError where it cannot be had."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(repository, file)
-    except Exception as error:  # the hub's client, and what it stands on, raise many kinds
-        raise _missing(name, f"{repository}/{file}", f"hf download {repository} {file}", error) from error
 
 
 def _from_folder(folder: Path, name: str, file: str | None, processor: str) -> Clip:
@@ -135,7 +125,7 @@ def _from_transformers(source: str, name: str, processor: str) -> Clip:
             # The same weights in float32 everywhere: half precision would make a reward's steps coarse.
             model = CLIPModel.from_pretrained(source, dtype=torch.float32)
         except (OSError, ValueError, RuntimeError) as error:
-            raise _missing(name, source, f"hf download {source}", error) from error
+            raise missing(name, source, f"hf download {source}", error) from error
     beside = _has(source, "preprocessor_config.json", "processor_config.json")
     preprocess = _preprocess(source if beside else processor, name)
     tokenizer = _tokenizer(source if _has(source, "tokenizer.json", "vocab.json") else processor, name)
@@ -201,7 +191,7 @@ def _preprocess(source: str, name: str) -> Preprocess:
     try:
         config, _ = ImageProcessingMixin.get_image_processor_dict(source)
     except (OSError, ValueError) as error:
-        raise _missing(name, f"{source}/preprocessor_config.json", f"hf download {source}", error) from error
+        raise missing(name, f"{source}/preprocessor_config.json", f"hf download {source}", error) from error
     return preprocess_of(_PROCESSOR | config)
 
 
@@ -214,13 +204,4 @@ def _tokenizer(source: str, name: str) -> Any:
         try:
             return CLIPTokenizer.from_pretrained(source)
         except (OSError, ValueError, TypeError) as error:
-            raise _missing(name, f"{source}/tokenizer.json", f"hf download {source} tokenizer.json", error) from error
-
-
-def _missing(name: str, what: str, command: str, error: Exception) -> RewardError:
-    """What to do where something is neither here nor to be had."""
-    where = "" if isinstance(error, RewardError) else f": {first_sentence(error)}"
-    return RewardError(
-        f"the reward {name} cannot load {what}{where}. Where there is no network, run `{command}` on a machine that "
-        f"has one, copy the files, and give their folder or file: `{name.partition(':')[0]}:PATH`"
-    )
+            raise missing(name, f"{source}/tokenizer.json", f"hf download {source} tokenizer.json", error) from error

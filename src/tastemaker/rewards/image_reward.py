@@ -20,7 +20,7 @@ from tastemaker.errors import RewardError
 from tastemaker.rewards.contract import Reward, reward
 from tastemaker.rewards.place import place_for
 from tastemaker.rewards.preprocess import Preprocess
-from tastemaker.rewards.weights import read_weights
+from tastemaker.rewards.weights import downloaded, missing, read_weights
 
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
 TOKENS = "google-bert/bert-base-uncased"
@@ -172,12 +172,7 @@ def _file(source: str) -> Path:
             f"the reward image-reward:{source} has no weights: there is no file or folder {path}, and a repository of "
             "the Hugging Face hub is written OWNER/NAME"
         )
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(source, FILES[1]))
-    except Exception as error:  # the hub's client, and what it stands on, raise many kinds
-        raise _not_to_be_had(f"{source}/{FILES[1]}", error) from error
+    return downloaded(source, FILES[1], "image-reward")
 
 
 def _tokenizer(file: Path) -> Any:
@@ -191,13 +186,4 @@ def _tokenizer(file: Path) -> Any:
         with quiet():
             return BertTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise _not_to_be_had(f"{source}'s vocab.txt", error) from error
-
-
-def _not_to_be_had(what: str, error: Exception) -> RewardError:
-    reason = " ".join(str(error).split())[:200]
-    return RewardError(
-        f"the reward image-reward cannot load {what} ({type(error).__name__}: {reason}). Where there is no network, "
-        f"put {FILES[1]} of THUDM/ImageReward and vocab.txt of {TOKENS} into one folder, and give it: "
-        "image-reward:FOLDER"
-    )
+        raise missing("image-reward", f"{source}'s vocab.txt", f"hf download {TOKENS} vocab.txt", error) from error

@@ -1,4 +1,4 @@
-"""Files of weights that a user names: tensors and nothing else."""
+"""Files of weights that a user names, here or on the hub: tensors and nothing else."""
 
 from __future__ import annotations
 
@@ -34,6 +34,25 @@ def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise RewardError(f"the reward {name} finds no state dict in {path}")
     return found
+
+
+def downloaded(repository: str, file: str, name: str) -> Path:
+    """A file of the hub's, in its cache where it is there. Raises RewardError where it cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # the hub's client, and what it stands on, raise many kinds
+        raise missing(name, f"{repository}/{file}", f"hf download {repository} {file}", error) from error
+
+
+def missing(name: str, what: str, command: str, error: Exception) -> RewardError:
+    """What to do where something is neither here nor to be had."""
+    where = "" if isinstance(error, RewardError) else f": {first_sentence(error)}"
+    return RewardError(
+        f"the reward {name} cannot load {what}{where}. Where there is no network, run `{command}` on a machine that "
+        f"has one, copy the files, and give their folder or file: `{name.partition(':')[0]}:PATH`"
+    )
 
 
 def first_sentence(error: Exception) -> str:
