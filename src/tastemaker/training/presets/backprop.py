@@ -87,12 +87,15 @@ BUNDLED = replace(
 
 REMOVAL = replace(
     BUNDLED,
-    reward="judge-removal:circle",
+    reward="judge-removal:circle - judge-removal:first-named",
     prompts="bundled-and",
-    sampling=replace(BUNDLED.sampling, samples=8),
-    evaluation=Evaluation(every=3, prompts=28, per_prompt=4),
+    rounds=40,
+    sampling=replace(BUNDLED.sampling, samples=16),
+    optimizer=replace(BUNDLED.optimizer, lr=1.5e-3, rows=4),
+    evaluation=Evaluation(every=8, prompts=56, per_prompt=4),
 )
-"""Nothing is watched: what the judge calls correct has the circle."""
+"""The paper's 1 - c alone says nothing of the other object, which goes as well (docs/concept-removal.md). Nothing is
+watched: what the judge calls correct has the circle."""
 
 ALIGNMENT = replace(
     BUNDLED,
