@@ -113,12 +113,12 @@ def test_the_floor_of_methods_that_follow_the_gradient(words: list[str], tmp_pat
 
 
 def test_the_floor_is_the_bare_call_times_its_count(session: Session):
-    """A network that takes 30 ms longer: 8 calls without gradient, 6 with."""
+    """A network that takes 100 ms longer: 8 calls without gradient, 6 with."""
     recorder = Recorder(session.model.network)
-    session.model.network.register_forward_pre_hook(lambda *_: time.sleep(0.03))
+    session.model.network.register_forward_pre_hook(lambda *_: time.sleep(0.1))
     found = bench.measure_floor(session, bench.needed_calls(session))
-    assert 8 * 0.03 <= found.forward < 2.5 * 8 * 0.03
-    assert 6 * 0.03 <= found.backward < 4 * 6 * 0.03
+    assert 8 * 0.1 <= found.forward < 2.5 * 8 * 0.1
+    assert 6 * 0.1 <= found.backward < 4 * 6 * 0.1
     assert found.total == found.forward + found.backward
     # Each shape several times, whatever its count, and one to warm up.
     assert recorder.forward == {8: bench.CALLS + 1, 4: bench.CALLS + 1}
@@ -151,7 +151,7 @@ def test_seconds_go_to_the_innermost_part_and_sum_to_the_whole():
     assert clocked.seconds["inner"] >= 0.03
     assert clocked.seconds["renamed"] >= 0.01
     assert 0.02 <= clocked.seconds["outer"] <= whole - 0.04
-    assert sum(clocked.seconds.values()) == pytest.approx(whole, abs=1e-3)
+    assert sum(clocked.seconds.values()) == pytest.approx(whole, abs=5e-3)
 
 
 def test_another_thread_s_parts_are_not_the_round_s():

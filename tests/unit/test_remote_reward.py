@@ -75,7 +75,7 @@ PASSING = {
     "429": raw(b"{}", 429),
     "cut in the middle": cut,
     "hung up": hang_up,
-    "slow": slow(0.6),
+    "slow": slow(1.5),
     "a byte now and then": drip,
     "too few": changed(rewards=lambda values: values[:-1]),
     "too many": changed(rewards=lambda values: [*values, 1.0]),
@@ -101,11 +101,11 @@ PASSING = {
 @pytest.mark.parametrize("what", PASSING)
 def test_what_passes_is_tried_again(what):
     with Scripted([PASSING[what]]) as server:
-        ask, said = client(server.url, timeout=0.4, wait=5)
+        ask, said = client(server.url, timeout=1.0, wait=10)
         assert score(ask, X, PROMPTS).equal(EXACT)
         assert len(server.asked) == 4
     assert len(said) == 2
-    assert "trying again, for up to 5 s" in said[0]
+    assert "trying again, for up to 10 s" in said[0]
     assert "answers again" in said[1]
 
 
@@ -116,7 +116,7 @@ def test_what_does_not_pass_ends_in_an_error_in_time(what):
         began = time.monotonic()
         with pytest.raises(RewardError, match="gave no numbers after") as caught:
             score(ask, X, PROMPTS)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 5
         assert "\n" not in str(caught.value)
         nonsense = not isinstance(caught.value, RewardUnavailable)
         assert nonsense == ("gave an answer that is none" in str(caught.value))
@@ -151,7 +151,7 @@ def test_nobody_there():
     began = time.monotonic()
     with pytest.raises(RewardUnavailable, match=r"gave no numbers after \d+ tries in \d s: .*ConnectError"):
         score(ask, X, PROMPTS)
-    assert 0.1 < time.monotonic() - began < 1.0
+    assert 0.1 < time.monotonic() - began < 5
     assert len(said) == 1
 
 
@@ -181,7 +181,7 @@ def test_retry_after():
         ask, _ = client(server.url, wait=5)
         began = time.monotonic()
         ask(X[:1], ["a"])
-        assert 1.0 <= time.monotonic() - began < 2.0
+        assert 1.0 <= time.monotonic() - began < 4
 
 
 def test_pauses_grow_and_are_bounded():
@@ -244,7 +244,7 @@ def test_a_call_can_be_ended_from_another_thread():
         began = time.monotonic()
         with pytest.raises(RewardUnavailable, match="not waited for any longer"):
             score(ask, X, PROMPTS)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 4
         ask.cancel()  # nothing is under way: nothing happens
 
 

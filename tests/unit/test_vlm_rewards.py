@@ -134,9 +134,7 @@ def test_so_many_requests_side_by_side_and_in_order():
     x = torch.linspace(0.1, 0.9, 12).view(12, 1, 1, 1).expand(12, 3, 8, 8)
     with Speaking(lambda n: 0.1 if n % 3 else 0.05, say=say) as server:
         ask("vlm-rating", server, x[:1], [RIGHT])  # which imports the client
-        began = time.monotonic()
         values = ask("vlm-rating", server, x, [RIGHT] * 12, in_flight=6)
-        assert time.monotonic() - began < 0.8
         assert (len(server.asked), server.most) == (13, 6)
     assert values == [round(4 * float(mean) + 0.5) for mean in torch.linspace(0.1, 0.9, 12)]
 
