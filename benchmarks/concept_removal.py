@@ -116,7 +116,7 @@ def plot(courses: list[list[dict[str, float]]], out: Path) -> None:
     axis.set(xlabel="updates", ylabel="pictures that show it", ylim=(0, 1.02))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="lower left")
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
     figure.savefig(out.with_suffix(".svg"))
     figure.savefig(out.with_suffix(".png"), dpi=110)
 
