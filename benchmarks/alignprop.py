@@ -3,8 +3,8 @@
     python benchmarks/alignprop.py [--seeds 3] [--work build/alignprop]
 
 The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 pictures);
-AlignProp with two pictures an update, evaluated after each round of two updates. Then AlignProp with K drawn at random,
-1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread each. A run that is there already is not made
+AlignProp with one picture an update, evaluated after each round of four updates. Then AlignProp, two pictures an update,
+with K drawn at random, 1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread each. A run that is there already is not made
 again. Writes docs/alignprop.{png,svg,json}.
 """
 
@@ -34,7 +34,8 @@ def wanted(work: Path, seeds: int) -> dict[tuple[str, int], tuple[Path, list[str
     for seed in range(seeds):
         last = ["--seed", str(seed)]
         runs["ddpo", seed] = (work / f"ddpo-{seed}", ["ddpo-compressibility", *REWARD, *last])
-        quick = ["alignprop-compressibility", *UNWATCHED, "optimizer.lr=4e-3", "evaluation.every=1", "--rounds", "16"]
+        single = ["optimizer.updates=4", "optimizer.rows=1"]
+        quick = ["alignprop-compressibility", *UNWATCHED, *single, "evaluation.every=1", "--rounds", "10"]
         runs["alignprop", seed] = (work / f"alignprop-{seed}", [*quick, *last])
         for name, words in DEPTHS.items():
             settings = ["alignprop-compressibility", *UNWATCHED, *words, "evaluation.every=4", "--rounds", "12"]
