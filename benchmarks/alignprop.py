@@ -3,9 +3,9 @@
     python benchmarks/alignprop.py [--seeds 3] [--work build/alignprop]
 
 The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 pictures);
-AlignProp with one picture an update, evaluated after each round of four updates. Then AlignProp, two pictures an update,
-with K drawn at random, 1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread each. A run that is there already is not made
-again. Writes docs/alignprop.{png,svg,json}.
+AlignProp with one picture an update, evaluated after each round of four updates. Then AlignProp, two pictures an
+update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread each. A run that
+is there already is not made again. Writes docs/alignprop.{png,svg,json}.
 """
 
 from __future__ import annotations
