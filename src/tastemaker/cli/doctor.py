@@ -38,6 +38,7 @@ REQUIRED = {
     "tyro": "1.0",
     "inflect": "7.0",
     "httpx": "0.27",
+    "anyio": "4.4",
     "tenacity": "9",
     "fastapi": "0.121",
     "starlette": "0.49.1",
