@@ -43,7 +43,7 @@ def launch(count, arguments, environment=ENVIRONMENT):
     )
 
 
-def finish(child, code=0, seconds=120):
+def finish(child, code=0, seconds=240):
     output, errors = child.communicate(timeout=seconds)
     assert child.returncode == code, errors[-3000:]
     return output, errors
@@ -98,18 +98,16 @@ def test_a_process_that_dies_ends_the_others_with_the_reason(checkpoint, tmp_pat
     child = launch(2, ["--die-in-round", "2", *words(checkpoint, run, "--rounds", "1000")])
     begin = time.monotonic()
     while not (run / "metrics.jsonl").exists():
-        assert time.monotonic() - begin < 60
+        assert time.monotonic() - begin < 240
         time.sleep(0.05)
-    begin = time.monotonic()
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=240)
     assert child.returncode != 0
     assert "Signal 9 (SIGKILL)" in errors, errors[-3000:]
-    assert time.monotonic() - begin < 60
     assert (run / "checkpoints/step-000001").is_dir()
 
 
 def wait_for_rounds(run, count, child):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run / "metrics.jsonl").exists() or len(metrics(run)) <= count:
         assert time.monotonic() < deadline
         assert child.poll() is None, child.communicate()[1][-2000:]
@@ -122,7 +120,7 @@ def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(alone, checkpo
     child = launch(count, words(checkpoint, run, "--rounds", "500", "checkpoint.every=1000"))
     wait_for_rounds(run, 1, child)
     child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=240)
     done = max(record["round"] for record in metrics(run) if "round" in record)
     assert f"stopped by SIGTERM after round {done} of 500; saved up to round {done}; go on with: " in errors
     if count == 1:

@@ -21,7 +21,7 @@ from tastemaker.cli.main import main
 from tastemaker.training.checkpoint import saved_round
 
 FAST = [
-    "remote.format=safetensors", "remote.batch=4", "remote.wait=0.4", "remote.timeout=1", "remote.tries=2",
+    "remote.format=safetensors", "remote.batch=4", "remote.wait=0.4", "remote.timeout=20", "remote.tries=2",
     "sampling.batch=4", "checkpoint.every=2",
 ]  # fmt: skip
 """3 rounds of 8 pictures, and evaluations of 4 at the start, after round 2 and after round 3: 1 + 2 + 2 + 1 + 2 + 1
@@ -72,13 +72,13 @@ def test_a_reward_on_a_server_is_that_reward(checkpoint, tmp_path):
     assert metrics(tmp_path / "local") == metrics(tmp_path / "served")
 
 
-PASSING = [hang_up, cut, raw(b"{}", 500), raw(b"", 503, Retry_After="0"), changed(rewards=[math.nan] * 4), slow(0.8)]
+PASSING = [hang_up, cut, raw(b"{}", 500), raw(b"", 503, Retry_After="0"), changed(rewards=[math.nan] * 4), slow(5)]
 
 
 def test_faults_that_pass_leave_no_trace(whole, checkpoint, tmp_path):
     """Every request has its fault before it is answered."""
     with Scripted(lambda n: good if n % 2 else PASSING[n // 2 % len(PASSING)]) as server:
-        assert main(words(checkpoint, tmp_path / "run", server.url, "remote.wait=10", "remote.timeout=0.5")) == 0
+        assert main(words(checkpoint, tmp_path / "run", server.url, "remote.wait=60", "remote.timeout=2")) == 0
         assert len(server.asked) == 2 * REQUESTS
     same(whole, tmp_path / "run")
 
@@ -86,7 +86,7 @@ def test_faults_that_pass_leave_no_trace(whole, checkpoint, tmp_path):
 LASTING = [
     (raw(b'{"detail": "no memory"}', 500), 69, "status 500: no memory"),
     (cut, 69, "RemoteProtocolError"),
-    (slow(0.8), 69, "no whole answer within 0.5 s"),
+    (slow(5), 69, "no whole answer within 2 s"),
     (changed(rewards=lambda values: values[1:]), 2, "it has 3 rewards for 4 pictures"),
     (changed(rewards=lambda values: [math.nan, *values[1:]]), 2, "nan, which is not finite"),
     (changed(version="2"), 2, "cannot be mixed"),
@@ -106,10 +106,10 @@ def test_a_fault_that_lasts_ends_in_a_checkpoint_and_the_run_can_go_on(
         first = when if port == 0 else 1 if when == ROUND_2 else 0
         with Scripted(lambda n, first=first, answer=answer: answer if n >= first else good, port) as server:
             port = server.port
-            arguments = arguments or words(checkpoint, run, server.url, "remote.timeout=0.5")
+            arguments = arguments or words(checkpoint, run, server.url, "remote.timeout=2")
             began = time.monotonic()
             assert main(arguments) == code
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - began < 60
         errors = capsys.readouterr().err.strip()
         assert said in errors
         assert errors.endswith(f"saved up to round {done}; go on with: tastemaker resume {run}")
@@ -126,7 +126,7 @@ def test_a_fault_that_lasts_ends_in_a_checkpoint_and_the_run_can_go_on(
 def test_nobody_there_at_the_start(checkpoint, tmp_path, capsys):
     began = time.monotonic()
     assert main(words(checkpoint, tmp_path / "run", "http://127.0.0.1:9")) == 69
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert "http://127.0.0.1:9: ConnectError" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -177,13 +177,13 @@ def test_a_signal_does_not_wait_for_the_server(checkpoint, tmp_path):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(tastemaker.__file__).parent.parent)},
         )  # fmt: skip
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(server.asked) < ROUND_2 and time.monotonic() < deadline:
             time.sleep(0.05)
         child.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        _, errors = child.communicate(timeout=30)
-        assert time.monotonic() - began < 10
+        _, errors = child.communicate(timeout=60)
+        assert time.monotonic() - began < 40
     assert (child.returncode, "stopped by SIGTERM" in errors) == (75, True), errors[-2000:]
 
 

@@ -83,13 +83,13 @@ def test_ctrl_c_finishes_the_round_saves_and_says_how_to_go_on(checkpoint, tmp_p
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline
         assert child.poll() is None, child.communicate()[1][-2000:]
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    output, errors = child.communicate(timeout=120)
+    output, errors = child.communicate(timeout=240)
     assert child.returncode == 130, errors[-2000:]
     assert "stopping after this round" in output
     done = max(record["round"] for record in metrics(run) if "round" in record)

@@ -36,7 +36,7 @@ def _without_long_pauses(monkeypatch):
 
 
 def client(name, **settings):
-    settings = {"format": "safetensors", "batch": 2, "wait": 0.5, "timeout": 2.0} | settings
+    settings = {"format": "safetensors", "batch": 2, "wait": 0.5, "timeout": 60.0} | settings
     said = []
     made = RemoteReward(name, Remote(**settings), said.append)
     return made, said
@@ -68,6 +68,8 @@ def test_requests_run_side_by_side_and_not_more_than_so_many():
     assert most[0] == 2
 
 
+SILENT = ("slow", "a byte now and then")
+"""Those of the following that only a limit of time ends."""
 PASSING = {
     "500": raw(b'{"detail": "out of memory"}', 500),
     "502": raw(b"<html>bad gateway</html>", 502),
@@ -75,7 +77,7 @@ PASSING = {
     "429": raw(b"{}", 429),
     "cut in the middle": cut,
     "hung up": hang_up,
-    "slow": slow(1.5),
+    "slow": slow(5),
     "a byte now and then": drip,
     "too few": changed(rewards=lambda values: values[:-1]),
     "too many": changed(rewards=lambda values: [*values, 1.0]),
@@ -101,22 +103,22 @@ PASSING = {
 @pytest.mark.parametrize("what", PASSING)
 def test_what_passes_is_tried_again(what):
     with Scripted([PASSING[what]]) as server:
-        ask, said = client(server.url, timeout=1.0, wait=10)
+        ask, said = client(server.url, timeout=2.0 if what in SILENT else 60.0, wait=60)
         assert score(ask, X, PROMPTS).equal(EXACT)
         assert len(server.asked) == 4
     assert len(said) == 2
-    assert "trying again, for up to 10 s" in said[0]
+    assert "trying again, for up to 60 s" in said[0]
     assert "answers again" in said[1]
 
 
 @pytest.mark.parametrize("what", PASSING)
 def test_what_does_not_pass_ends_in_an_error_in_time(what):
     with Scripted(lambda n: PASSING[what]) as server:
-        ask, _ = client(server.url, timeout=0.3, wait=0.3, tries=3)
+        ask, _ = client(server.url, timeout=0.3 if what in SILENT else 60.0, wait=0.3, tries=3)
         began = time.monotonic()
         with pytest.raises(RewardError, match="gave no numbers after") as caught:
             score(ask, X, PROMPTS)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert "\n" not in str(caught.value)
         nonsense = not isinstance(caught.value, RewardUnavailable)
         assert nonsense == ("gave an answer that is none" in str(caught.value))
@@ -149,9 +151,9 @@ def test_a_refusal_is_not_tried_again(status, hint):
 def test_nobody_there():
     ask, said = client("http://127.0.0.1:9", wait=0.3)
     began = time.monotonic()
-    with pytest.raises(RewardUnavailable, match=r"gave no numbers after \d+ tries in \d s: .*ConnectError"):
+    with pytest.raises(RewardUnavailable, match=r"gave no numbers after \d+ tries in \d+ s: .*ConnectError"):
         score(ask, X, PROMPTS)
-    assert 0.1 < time.monotonic() - began < 5
+    assert 0.1 < time.monotonic() - began < 30
     assert len(said) == 1
 
 
@@ -178,10 +180,10 @@ def test_retry_after():
     assert [retry_after(headers(text)) for text in ("soon", "-3", "", "nan")] == [0] * 4
     assert retry_after(httpx.Headers()) == 0
     with Scripted([raw(b"", 503, Retry_After="1")]) as server:
-        ask, _ = client(server.url, wait=5)
+        ask, _ = client(server.url, wait=60)
         began = time.monotonic()
         ask(X[:1], ["a"])
-        assert 1.0 <= time.monotonic() - began < 4
+        assert 1.0 <= time.monotonic() - began < 30
 
 
 def test_pauses_grow_and_are_bounded():
@@ -238,13 +240,13 @@ def test_the_cache_is_by_picture_and_prompt_and_bounded():
 
 
 def test_a_call_can_be_ended_from_another_thread():
-    with Scripted(lambda n: slow(5)) as server:
+    with Scripted(lambda n: slow(40)) as server:
         ask, _ = client(server.url, timeout=60, wait=60)
         threading.Timer(0.3, ask.cancel).start()
         began = time.monotonic()
         with pytest.raises(RewardUnavailable, match="not waited for any longer"):
             score(ask, X, PROMPTS)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 20
         ask.cancel()  # nothing is under way: nothing happens
 
 

@@ -158,7 +158,7 @@ PASSING = {
     "500": failing(500, {"error": {"message": "out of memory", "type": "x", "param": None, "code": None}}),
     "503": failing(503, {"detail": "busy"}, Retry_After="0"),
     "429": failing(429, {"error": {"message": "slow down"}}),
-    "slow": 0.9,
+    "slow": 4.0,
     "not JSON": NOT_JSON,
     "half a JSON": failing(200, b'{"choices": [{"mess'),
     "no choices": failing(200, {"choices": []}),
@@ -183,7 +183,7 @@ PASSING = {
 @pytest.mark.parametrize("fault", sorted(PASSING))
 def test_a_fault_that_passes_leaves_no_trace(fault, speaking):
     speaking.begin([PASSING[fault]])
-    reward, said = load("vlm-yes-no", speaking, wait=5, timeout=0.6)
+    reward, said = load("vlm-yes-no", speaking, wait=60, timeout=2.0 if fault == "slow" else 60.0)
     assert score(reward, X, [RIGHT]).tolist() == pytest.approx([GOOD])
     assert len(speaking.asked) == 2
     assert len(said) == 2
@@ -207,15 +207,16 @@ LASTING = {
 @pytest.mark.alone
 def test_a_fault_that_lasts_is_an_error_and_no_number(fault, speaking):
     kind, said = LASTING[fault]
+    # A busy or silent server is waited for, by the clock; another is tried so many times.
+    waited_for = fault in ("503", "slow")
     began = time.monotonic()
     speaking.begin(lambda n: PASSING[fault])
     with pytest.raises(RewardError, match=said) as caught:
-        ask("vlm-yes-no", speaking, timeout=0.3, tries=3, wait=0.6)
+        ask("vlm-yes-no", speaking, tries=3, timeout=0.3 if fault == "slow" else 60.0, wait=0.6 if waited_for else 60.0)
     assert type(caught.value) is kind
     assert re.search(r"vlm-yes-no:judge@http\S+ gave no numbers after \d+ tries", str(caught.value))
-    # A busy or silent server is waited for, by the clock; another is tried so many times.
-    assert fault in ("503", "slow") or len(speaking.asked) == 3
-    assert time.monotonic() - began < 5
+    assert waited_for or len(speaking.asked) == 3
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,7 @@ def test_a_call_that_nobody_waits_for_ends():
         threading.Timer(0.3, reward.cancel).start()
         with pytest.raises(RewardUnavailable, match="was not waited for"):
             score(reward, X, [RIGHT])
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_without_the_client_one_is_told_what_to_install(monkeypatch):
