@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -141,10 +142,10 @@ class RemoteReward:
         self, client: httpx.AsyncClient, x: Tensor, prompts: Sequence[str], groups: Sequence[Sequence[int]]
     ) -> dict[int, float]:
         """Rewards by place."""
-        gate, found = anyio.Semaphore(self.settings.in_flight), {}
+        gate = anyio.Semaphore(self.settings.in_flight)
         write, kind = _WRITE[self.settings.format]
 
-        async def one(places: Sequence[int]) -> None:
+        async def one(places: Sequence[int]) -> list[tuple[int, float]]:
             async with gate:
                 asked = [prompts[place] for place in places]
                 body = await anyio.to_thread.run_sync(write, x[list(places)], asked)
@@ -154,10 +155,10 @@ class RemoteReward:
                     ),
                     client, lambda content: read_answer(content, len(places)),
                 )  # fmt: skip
-                found.update(zip(places, values, strict=True))
+                return list(zip(places, values, strict=True))
 
-        await together(partial(one, places) for places in groups)
-        return found
+        found = await together(partial(one, places) for places in groups)
+        return dict(chain.from_iterable(found))
 
     async def _ask_identity(self, client: httpx.AsyncClient) -> Identity:
         def _read(content: bytes) -> tuple[None, Identity]:
