@@ -1,11 +1,11 @@
 """Reward queries of AlignProp against DDPO's on the same differentiable reward, and what the choice of K does.
 
-    python benchmarks/alignprop.py [--seeds 3] [--work build/alignprop]
+    python benchmarks/alignprop.py [--seeds 5] [--depth-seeds 3] [--work build/alignprop]
 
 The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 pictures);
-AlignProp with one picture an update, evaluated after each round of four updates. Then AlignProp, two pictures an
-update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread each. A run that
-is there already is not made again. Writes docs/alignprop.{png,svg,json}.
+AlignProp with one picture an update, at two learning rates, evaluated after each round of four updates. Then AlignProp,
+two pictures an update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread
+each. A run that is there already is not made again. Writes docs/alignprop.{png,svg,json}.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from runs import publish, records, run_all
 
 REWARD = ["--reward", "jpeg-surrogate-compressibility"]
+RATES = ("3e-3", "4e-3")
 DEPTHS = {
     "random": [],
     "1": ["algorithm.truncation=fixed", "algorithm.last=1"],
@@ -28,47 +29,51 @@ DEPTHS = {
 UNWATCHED = ["evaluation.watch=none"]
 
 
-def wanted(work: Path, seeds: int) -> dict[tuple[str, int], tuple[Path, list[str]]]:
+def wanted(work: Path, seeds: int, depth_seeds: int) -> dict[tuple[str, int], tuple[Path, list[str]]]:
     """Words of each run by its kind and seed."""
     runs: dict[tuple[str, int], tuple[Path, list[str]]] = {}
     for seed in range(seeds):
         last = ["--seed", str(seed)]
         runs["ddpo", seed] = (work / f"ddpo-{seed}", ["ddpo-compressibility", *REWARD, *last])
-        single = ["optimizer.updates=4", "optimizer.rows=1"]
-        quick = ["alignprop-compressibility", *UNWATCHED, *single, "evaluation.every=1", "--rounds", "10"]
-        runs["alignprop", seed] = (work / f"alignprop-{seed}", [*quick, *last])
+        single = ["optimizer.updates=4", "optimizer.rows=1", "evaluation.every=1", "--rounds", "10"]
+        for rate in RATES:
+            quick = ["alignprop-compressibility", *UNWATCHED, *single, f"optimizer.lr={rate}"]
+            runs[rate, seed] = (work / f"alignprop-{rate}-{seed}", [*quick, *last])
+    for seed in range(depth_seeds):
         for name, words in DEPTHS.items():
             settings = ["alignprop-compressibility", *UNWATCHED, *words, "evaluation.every=4", "--rounds", "12"]
-            runs[name, seed] = (work / f"depth-{name.split()[0]}-{seed}", [*settings, *last])
+            runs[name, seed] = (work / f"depth-{name.split()[0]}-{seed}", [*settings, "--seed", str(seed)])
     return runs
 
 
-def queries_to(reward: float, folder: Path) -> int | None:
-    """Reward queries after which an evaluation was at `reward` base standard deviations; None where none was."""
+def first_at(reward: float, folder: Path) -> tuple[dict[str, Any] | None, int]:
+    """The first evaluation at `reward` base standard deviations or above, if any, and the queries before it."""
     rounds, evaluations = records(folder)
-    each = rounds[0]["reward_queries"]
-    reached = [e["evaluation"] * each for e in evaluations if e["eval/reward/base_stds"] >= reward]
-    return reached[0] if reached else None
+    there = next((e for e in evaluations if e["eval/reward/base_stds"] >= reward), None)
+    return there, there["evaluation"] * rounds[0]["reward_queries"] if there else 0
 
 
-def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
+def table(folders: dict[tuple[str, int], Path], seeds: int, depth_seeds: int) -> dict[str, Any]:
     """Per seed the queries of both methods; per K the means over seeds of the last evaluation."""
     out: dict[str, Any] = {"queries": [], "K": {}}
     for seed in range(seeds):
         rounds, evaluations = records(folders["ddpo", seed])
-        final = evaluations[-1]
-        taken = queries_to(final["eval/reward/base_stds"], folders["alignprop", seed])
-        mine = records(folders["alignprop", seed])[1]
-        at = next((e for e in mine if e["eval/reward/base_stds"] >= final["eval/reward/base_stds"]), None)
-        out["queries"].append({
-            "seed": seed, "ddpo reward": round(final["eval/reward/base_stds"], 2),
-            "ddpo queries": rounds[-1]["reward_queries"], "ddpo judge": round(final["eval/judge/correct"], 3),
-            "alignprop queries": taken, "ratio": rounds[-1]["reward_queries"] / taken if taken else None,
-            "alignprop judge there": round(at["eval/judge/correct"], 3) if at else None,
-        })  # fmt: skip
+        queries, final = rounds[-1]["reward_queries"], evaluations[-1]
+        row: dict[str, Any] = {
+            "seed": seed, "ddpo reward": round(final["eval/reward/base_stds"], 2), "ddpo queries": queries,
+            "ddpo judge": round(final["eval/judge/correct"], 3), "ddpo diversity": round(final["eval/diversity"], 3),
+        }  # fmt: skip
+        for rate in RATES:
+            there, taken = first_at(final["eval/reward/base_stds"], folders[rate, seed])
+            row[rate] = None if there is None else {
+                "queries": taken, "times fewer": round(queries / taken, 1),
+                "reward": round(there["eval/reward/base_stds"], 2), "judge": round(there["eval/judge/correct"], 3),
+                "diversity": round(there["eval/diversity"], 3),
+            }  # fmt: skip
+        out["queries"].append(row)
     for name in DEPTHS:
-        last = [records(folders[name, seed])[1][-1] for seed in range(seeds)]
-        seconds = [r["seconds/train"] for seed in range(seeds) for r in records(folders[name, seed])[0]]
+        last = [records(folders[name, seed])[1][-1] for seed in range(depth_seeds)]
+        seconds = [r["seconds/train"] for seed in range(depth_seeds) for r in records(folders[name, seed])[0]]
         keys = ("eval/reward/base_stds", "eval/judge/correct", "eval/diversity")
         means = {key.removeprefix("eval/"): round(statistics.fmean(e[key] for e in last), 3) for key in keys}
         spread = [round(e["eval/reward/base_stds"], 2) for e in last]
@@ -80,21 +85,22 @@ def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
     return out
 
 
-def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
+def plot(folders: dict[tuple[str, int], Path], seeds: int, depth_seeds: int, out: Path) -> None:
     """Left: reward by queries, on a logarithmic scale. Right: reward against the judge for each K."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, colour in (("ddpo", "C0"), ("alignprop", "C1")):
+    labels = {"ddpo": "DDPO", **{rate: f"AlignProp, rate {rate}" for rate in RATES}}
+    for place, (name, label) in enumerate(labels.items()):
         for seed in range(seeds):
             rounds, evaluations = records(folders[name, seed])
             each = rounds[0]["reward_queries"]
             points = [(e["evaluation"] * each, e["eval/reward/base_stds"]) for e in evaluations if e["evaluation"]]
-            label = {"ddpo": "DDPO", "alignprop": "AlignProp"}[name] if seed == 0 else None
-            left.plot(*zip(*points, strict=True), color=colour, marker="o", ms=3, label=label)
+            told = label if seed == 0 else None
+            left.plot(*zip(*points, strict=True), color=f"C{place}", marker="o", ms=3, lw=1, label=told)
     left.set(xscale="log", xlabel="reward queries", ylabel="reward, in base standard deviations")
     left.legend(frameon=False)
     for place, name in enumerate(DEPTHS):
-        for seed in range(seeds):
+        for seed in range(depth_seeds):
             evaluations = records(folders[name, seed])[1]
             x = [e["eval/reward/base_stds"] for e in evaluations]
             y = [e["eval/judge/correct"] for e in evaluations]
@@ -110,13 +116,15 @@ def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--depth-seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("build/alignprop"))
     parser.add_argument("--out", type=Path, default=Path("docs/alignprop"))
     arguments = parser.parse_args()
-    folders = run_all(wanted(arguments.work, arguments.seeds))
-    plot(folders, arguments.seeds, arguments.out)
-    result = table(folders, arguments.seeds)
+    seeds = arguments.seeds, arguments.depth_seeds
+    folders = run_all(wanted(arguments.work, *seeds))
+    plot(folders, *seeds, arguments.out)
+    result = table(folders, *seeds)
     publish(result, arguments.out)
 
 

@@ -92,6 +92,8 @@ def plot(runs: dict[str, list[Path]], found: dict[str, dict[str, float]], out: P
         )  # fmt: skip
         axis.grid(alpha=0.2)
         axis.spines[["top", "right"]].set_visible(False)
+    low, high = axes.flat[0].get_ylim()
+    axes.flat[0].set_ylim(low, high + 0.2 * (high - low))  # room for the words
     figure.supxlabel("reward queries before the round", fontsize=10)
     figure.supylabel("reward of the round, in base standard deviations", fontsize=10)
     figure.savefig(out.with_suffix(".svg"))
