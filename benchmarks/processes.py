@@ -21,7 +21,7 @@ def seconds(processes: int, rounds: int, out: Path) -> list[float]:
     """Seconds of each round but the first."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     words = [
-        sys.executable, *launch, "-m", "tastemaker.cli.main", "train", "ddpo-compressibility", "--rounds", str(rounds),
+        sys.executable, *launch, "-m", "tastemaker", "train", "ddpo-compressibility", "--rounds", str(rounds),
         "evaluation.every=100", "evaluation.prompts=1", "evaluation.per_prompt=2", "sampling.batch=32",
         "optimizer.rows=32", "--out", str(out),
     ]  # fmt: skip

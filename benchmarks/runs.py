@@ -16,7 +16,7 @@ def run(folder: Path, words: Sequence[str]) -> Path:
     """One run at `folder`, unless it is there already. Ends the program where it fails."""
     if (folder / "report.html").is_file():
         return folder
-    command = [sys.executable, "-m", "tastemaker.cli.main", "train", *words, "--out", str(folder)]
+    command = [sys.executable, "-m", "tastemaker", "train", *words, "--out", str(folder)]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")

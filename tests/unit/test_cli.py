@@ -217,7 +217,7 @@ def test_mistakes_are_one_line_and_exit_code_2(words: list[str], message: str, c
 
 def test_mistakes_read_the_same_without_unicode():
     environment = os.environ | {"PYTHONPATH": str(SOURCE), "PYTHONIOENCODING": "ascii"}
-    command = [sys.executable, "-m", "tastemaker.cli.main", "train", PRESET, "--rounds", "many"]
+    command = [sys.executable, "-m", "tastemaker", "train", PRESET, "--rounds", "many"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.stderr == "tastemaker: --rounds is 'many', expected a whole number (see `tastemaker train --help`)\n"
 

@@ -76,7 +76,3 @@ def _dispatch(words: list[str]) -> int:
     if words[0] not in VERBS:
         raise ConfigError(f"unknown verb {words[0]!r}; {nearest(words[0], list(VERBS))}")
     return importlib.import_module(f"tastemaker.cli.{words[0]}").run(words[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
