@@ -1,16 +1,17 @@
 """Reward queries of AlignProp against DDPO's on the same differentiable reward, and what the choice of K does.
 
-    python benchmarks/alignprop.py [--seeds 5] [--depth-seeds 3] [--work build/alignprop]
+    python benchmarks/alignprop.py [--seeds 5] [--work build/alignprop]
 
 The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 pictures);
 AlignProp with one picture an update, at two learning rates, evaluated after each round of four updates. Then AlignProp,
-two pictures an update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates. Two runs at a time, one thread
-each. A run that is there already is not made again. Writes docs/alignprop.{png,svg,json}.
+two pictures an update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates, evaluated after every two. Two
+runs at a time, one thread each. A run that is there already is not made again. Writes docs/alignprop.{png,svg,json}.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ DEPTHS = {
     "10": ["algorithm.truncation=fixed", "algorithm.last=10"],
     "20 (all)": ["algorithm.truncation=fixed", "algorithm.last=20"],
 }
+HELD = 0.8
+"""The share of pictures that show their prompt, at which rewards are compared."""
 UNWATCHED = ["evaluation.watch=none"]
 
 
-def wanted(work: Path, seeds: int, depth_seeds: int) -> dict[tuple[str, int], tuple[Path, list[str]]]:
+def wanted(work: Path, seeds: int) -> dict[tuple[str, int], tuple[Path, list[str]]]:
     """Words of each run by its kind and seed."""
     runs: dict[tuple[str, int], tuple[Path, list[str]]] = {}
     for seed in range(seeds):
@@ -39,10 +42,9 @@ def wanted(work: Path, seeds: int, depth_seeds: int) -> dict[tuple[str, int], tu
         for rate in RATES:
             quick = ["alignprop-compressibility", *UNWATCHED, *single, f"optimizer.lr={rate}"]
             runs[rate, seed] = (work / f"alignprop-{rate}-{seed}", [*quick, *last])
-    for seed in range(depth_seeds):
         for name, words in DEPTHS.items():
-            settings = ["alignprop-compressibility", *UNWATCHED, *words, "evaluation.every=4", "--rounds", "12"]
-            runs[name, seed] = (work / f"depth-{name.split()[0]}-{seed}", [*settings, "--seed", str(seed)])
+            settings = ["alignprop-compressibility", *UNWATCHED, *words, "evaluation.every=1", "--rounds", "12"]
+            runs[name, seed] = (work / f"K-{name.split()[0]}-{seed}", [*settings, *last])
     return runs
 
 
@@ -53,8 +55,22 @@ def first_at(reward: float, folder: Path) -> tuple[dict[str, Any] | None, int]:
     return there, there["evaluation"] * rounds[0]["reward_queries"] if there else 0
 
 
-def table(folders: dict[tuple[str, int], Path], seeds: int, depth_seeds: int) -> dict[str, Any]:
-    """Per seed the queries of both methods; per K the means over seeds of the last evaluation."""
+def while_held(folder: Path) -> tuple[float, float]:
+    """Reward and diversity where the judge's share first falls to HELD, on the line between two evaluations.
+
+    Those of the last evaluation where it never does.
+    """
+    keys = ("eval/judge/correct", "eval/reward/base_stds", "eval/diversity")
+    points = [tuple(e[key] for key in keys) for e in records(folder)[1]]
+    for before, after in itertools.pairwise(points):
+        if after[0] < HELD:
+            part = (before[0] - HELD) / (before[0] - after[0])
+            return before[1] + part * (after[1] - before[1]), before[2] + part * (after[2] - before[2])
+    return points[-1][1], points[-1][2]
+
+
+def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
+    """Per seed the queries of both methods; per K the means over seeds, in the end and where HELD show the prompt."""
     out: dict[str, Any] = {"queries": [], "K": {}}
     for seed in range(seeds):
         rounds, evaluations = records(folders["ddpo", seed])
@@ -72,20 +88,26 @@ def table(folders: dict[tuple[str, int], Path], seeds: int, depth_seeds: int) ->
             }  # fmt: skip
         out["queries"].append(row)
     for name in DEPTHS:
-        last = [records(folders[name, seed])[1][-1] for seed in range(depth_seeds)]
-        seconds = [r["seconds/train"] for seed in range(depth_seeds) for r in records(folders[name, seed])[0]]
+        last = [records(folders[name, seed])[1][-1] for seed in range(seeds)]
+        seconds = [r["seconds/train"] for seed in range(seeds) for r in records(folders[name, seed])[0]]
         keys = ("eval/reward/base_stds", "eval/judge/correct", "eval/diversity")
         means = {key.removeprefix("eval/"): round(statistics.fmean(e[key] for e in last), 3) for key in keys}
         spread = [round(e["eval/reward/base_stds"], 2) for e in last]
+        held = [while_held(folders[name, seed]) for seed in range(seeds)]
         out["K"][name] = {
             **means,
             "each seed's reward": spread,
+            f"at {HELD:.0%} that show the prompt": {
+                "reward/base_stds": round(statistics.fmean(reward for reward, _ in held), 2),
+                "diversity": round(statistics.fmean(diversity for _, diversity in held), 3),
+                "each seed's reward": [round(reward, 2) for reward, _ in held],
+            },
             "seconds a round": round(statistics.median(seconds), 2),
         }
     return out
 
 
-def plot(folders: dict[tuple[str, int], Path], seeds: int, depth_seeds: int, out: Path) -> None:
+def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
     """Left: reward by queries, on a logarithmic scale. Right: reward against the judge for each K."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -100,7 +122,7 @@ def plot(folders: dict[tuple[str, int], Path], seeds: int, depth_seeds: int, out
     left.set(xscale="log", xlabel="reward queries", ylabel="reward, in base standard deviations")
     left.legend(frameon=False)
     for place, name in enumerate(DEPTHS):
-        for seed in range(depth_seeds):
+        for seed in range(seeds):
             evaluations = records(folders[name, seed])[1]
             x = [e["eval/reward/base_stds"] for e in evaluations]
             y = [e["eval/judge/correct"] for e in evaluations]
@@ -117,14 +139,12 @@ def plot(folders: dict[tuple[str, int], Path], seeds: int, depth_seeds: int, out
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--depth-seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("build/alignprop"))
     parser.add_argument("--out", type=Path, default=Path("docs/alignprop"))
     arguments = parser.parse_args()
-    seeds = arguments.seeds, arguments.depth_seeds
-    folders = run_all(wanted(arguments.work, *seeds))
-    plot(folders, *seeds, arguments.out)
-    result = table(folders, *seeds)
+    folders = run_all(wanted(arguments.work, arguments.seeds))
+    plot(folders, arguments.seeds, arguments.out)
+    result = table(folders, arguments.seeds)
     publish(result, arguments.out)
 
 
