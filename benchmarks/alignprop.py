@@ -108,7 +108,7 @@ def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
 
 
 def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
-    """Left: reward by queries, on a logarithmic scale. Right: reward against the judge for each K."""
+    """Left: reward by queries, on a logarithmic scale. Right: reward against the judge for each K, seeds and mean."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     labels = {"ddpo": "DDPO", **{rate: f"AlignProp, rate {rate}" for rate in RATES}}
@@ -122,11 +122,16 @@ def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
     left.set(xscale="log", xlabel="reward queries", ylabel="reward, in base standard deviations")
     left.legend(frameon=False)
     for place, name in enumerate(DEPTHS):
-        for seed in range(seeds):
-            evaluations = records(folders[name, seed])[1]
-            x = [e["eval/reward/base_stds"] for e in evaluations]
-            y = [e["eval/judge/correct"] for e in evaluations]
-            right.plot(x, y, color=f"C{place}", marker="o", ms=3, label=f"K = {name}" if seed == 0 else None)
+        runs = [records(folders[name, seed])[1] for seed in range(seeds)]
+        for evaluations in runs:
+            rewards = [e["eval/reward/base_stds"] for e in evaluations]
+            right.plot(rewards, [e["eval/judge/correct"] for e in evaluations], color=f"C{place}", lw=0.6, alpha=0.35)
+        x, y = (
+            [statistics.fmean(e[key] for e in same) for same in zip(*runs, strict=True)]
+            for key in ("eval/reward/base_stds", "eval/judge/correct")
+        )
+        right.plot(x, y, color=f"C{place}", marker="o", ms=3, lw=2, label=f"K = {name}")
+    right.axhline(HELD, color="0.5", lw=0.8, ls=":")
     right.set(xlabel="reward, in base standard deviations", ylabel="shows the prompt (judge)", ylim=(0, 1.02))
     right.legend(frameon=False)
     for axis in (left, right):
