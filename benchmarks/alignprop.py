@@ -27,8 +27,8 @@ DEPTHS = {
     "10": ["algorithm.truncation=fixed", "algorithm.last=10"],
     "20 (all)": ["algorithm.truncation=fixed", "algorithm.last=20"],
 }
-HELD = 0.8
-"""The share of pictures that show their prompt, at which rewards are compared."""
+HELD = (0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
+"""Shares of pictures that show their prompt, at which rewards are compared."""
 UNWATCHED = ["evaluation.watch=none"]
 
 
@@ -48,29 +48,29 @@ def wanted(work: Path, seeds: int) -> dict[tuple[str, int], tuple[Path, list[str
     return runs
 
 
-def first_at(reward: float, folder: Path) -> tuple[dict[str, Any] | None, int]:
-    """The first evaluation at `reward` base standard deviations or above, if any, and the queries before it."""
+def first_at(reward: float, folder: Path) -> tuple[dict[str, Any], int] | None:
+    """The first evaluation at `reward` base standard deviations or above, and the queries before it; None without."""
     rounds, evaluations = records(folder)
-    there = next((e for e in evaluations if e["eval/reward/base_stds"] >= reward), None)
-    return there, there["evaluation"] * rounds[0]["reward_queries"] if there else 0
+    reached = (e for e in evaluations if e["eval/reward/base_stds"] >= reward)
+    return next(((e, e["evaluation"] * rounds[0]["reward_queries"]) for e in reached), None)
 
 
-def while_held(folder: Path) -> tuple[float, float]:
-    """Reward and diversity where the judge's share first falls to HELD, on the line between two evaluations.
+def while_held(folder: Path, share: float) -> tuple[float, float]:
+    """Reward and diversity where the judge's share first falls to `share`, on the line between two evaluations.
 
     Those of the last evaluation where it never does.
     """
     keys = ("eval/judge/correct", "eval/reward/base_stds", "eval/diversity")
     points = [tuple(e[key] for key in keys) for e in records(folder)[1]]
     for before, after in itertools.pairwise(points):
-        if after[0] < HELD:
-            part = (before[0] - HELD) / (before[0] - after[0])
+        if after[0] < share:
+            part = (before[0] - share) / (before[0] - after[0])
             return before[1] + part * (after[1] - before[1]), before[2] + part * (after[2] - before[2])
     return points[-1][1], points[-1][2]
 
 
 def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
-    """Per seed the queries of both methods; per K the means over seeds, in the end and where HELD show the prompt."""
+    """Per seed the queries of both methods; per K the means over seeds, in the end and at each share of HELD."""
     out: dict[str, Any] = {"queries": [], "K": {}}
     for seed in range(seeds):
         rounds, evaluations = records(folders["ddpo", seed])
@@ -80,12 +80,14 @@ def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
             "ddpo judge": round(final["eval/judge/correct"], 3), "ddpo diversity": round(final["eval/diversity"], 3),
         }  # fmt: skip
         for rate in RATES:
-            there, taken = first_at(final["eval/reward/base_stds"], folders[rate, seed])
-            row[rate] = None if there is None else {
-                "queries": taken, "times fewer": round(queries / taken, 1),
-                "reward": round(there["eval/reward/base_stds"], 2), "judge": round(there["eval/judge/correct"], 3),
-                "diversity": round(there["eval/diversity"], 3),
-            }  # fmt: skip
+            row[rate] = None
+            if found := first_at(final["eval/reward/base_stds"], folders[rate, seed]):
+                there, taken = found
+                row[rate] = {
+                    "queries": taken, "times fewer": round(queries / taken, 1),
+                    "reward": round(there["eval/reward/base_stds"], 2), "judge": round(there["eval/judge/correct"], 3),
+                    "diversity": round(there["eval/diversity"], 3),
+                }  # fmt: skip
         out["queries"].append(row)
     for name in DEPTHS:
         last = [records(folders[name, seed])[1][-1] for seed in range(seeds)]
@@ -93,14 +95,17 @@ def table(folders: dict[tuple[str, int], Path], seeds: int) -> dict[str, Any]:
         keys = ("eval/reward/base_stds", "eval/judge/correct", "eval/diversity")
         means = {key.removeprefix("eval/"): round(statistics.fmean(e[key] for e in last), 3) for key in keys}
         spread = [round(e["eval/reward/base_stds"], 2) for e in last]
-        held = [while_held(folders[name, seed]) for seed in range(seeds)]
+        held = {share: [while_held(folders[name, seed], share) for seed in range(seeds)] for share in HELD}
         out["K"][name] = {
             **means,
             "each seed's reward": spread,
-            f"at {HELD:.0%} that show the prompt": {
-                "reward/base_stds": round(statistics.fmean(reward for reward, _ in held), 2),
-                "diversity": round(statistics.fmean(diversity for _, diversity in held), 3),
-                "each seed's reward": [round(reward, 2) for reward, _ in held],
+            "where so many show the prompt": {
+                f"{share:.0%}": {
+                    "reward/base_stds": round(statistics.fmean(reward for reward, _ in found), 2),
+                    "diversity": round(statistics.fmean(diversity for _, diversity in found), 3),
+                    "each seed's reward": [round(reward, 2) for reward, _ in found],
+                }
+                for share, found in held.items()
             },
             "seconds a round": round(statistics.median(seconds), 2),
         }
@@ -131,7 +136,7 @@ def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
             for key in ("eval/reward/base_stds", "eval/judge/correct")
         )
         right.plot(x, y, color=f"C{place}", marker="o", ms=3, lw=2, label=f"K = {name}")
-    right.axhline(HELD, color="0.5", lw=0.8, ls=":")
+    right.axhline(0.8, color="0.5", lw=0.8, ls=":")
     right.set(xlabel="reward, in base standard deviations", ylabel="shows the prompt (judge)", ylim=(0, 1.02))
     right.legend(frameon=False)
     for axis in (left, right):

@@ -25,12 +25,14 @@ REWARDS = {"count": "clip-score", "pair": "judge-score", "attributes": "clip-sco
 
 
 def measured(folder: Path) -> dict[str, float]:
-    """What a run began and ended with, and what its training took."""
+    """What a run began and ended with, in evaluations and in its own ten rounds, and what its training took."""
     rounds, evaluations = records(folder)
     first, last = evaluations[0], evaluations[-1]
     return {
         "reward, base stds": last["eval/reward/base_stds"],
         "judge before": first["eval/judge/correct"], "judge after": last["eval/judge/correct"],
+        "judge, first ten rounds": statistics.fmean(record["judge/correct"] for record in rounds[:10]),
+        "judge, last ten rounds": statistics.fmean(record["judge/correct"] for record in rounds[-10:]),
         "diversity before": first["eval/diversity"], "diversity after": last["eval/diversity"],
         "seconds sampling": sum(record["seconds/sample"] for record in rounds),
         "seconds training": sum(record["seconds/train"] for record in rounds),
@@ -39,13 +41,14 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def table(folders: dict[tuple[str, str, int], Path]) -> dict[str, Any]:
-    """Means over seeds of each list and method, and the ratio of training seconds."""
+    """Each list and method: means over seeds, and each seed."""
     out: dict[str, Any] = {}
     for name in dict.fromkeys(key[0] for key in folders):
         for method in PRESETS:
             found = [measured(path) for key, path in folders.items() if key[:2] == (name, method)]
             means = {key: round(statistics.fmean(one[key] for one in found), 3) for key in found[0]}
-            out[f"{name} {method}"] = {"seeds": len(found), **means}
+            each = {key: [round(one[key], 3) for one in found] for key in means}
+            out[f"{name} {method}"] = {"seeds": len(found), **means, "each seed": each}
     return out
 
 

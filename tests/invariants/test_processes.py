@@ -43,8 +43,8 @@ def launch(count, arguments, environment=ENVIRONMENT):
     )
 
 
-def finish(child, code=0, seconds=240):
-    output, errors = child.communicate(timeout=seconds)
+def finish(child, code=0):
+    output, errors = child.communicate(timeout=240)
     assert child.returncode == code, errors[-3000:]
     return output, errors
 
