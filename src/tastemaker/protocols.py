@@ -66,6 +66,10 @@ class Model(Protocol):
         """Text states, cached by prompt."""
         ...
 
+    def pooled(self, prompts: Sequence[str]) -> Tensor:
+        """[B,C] one state for each prompt: the text encoder's pooled output, or what there is one of anyway."""
+        ...
+
     def forget_prompts(self) -> None:
         """Drops the text states that `encode` has kept."""
         ...

@@ -71,7 +71,7 @@ class Task:
         """[N] what the value network expects of the rows' latents. Raises ValueError where there is none."""
         if self.value is None:
             raise ValueError("the task has no value network")
-        return self.value(rows.x, self.time(rows), rows.text)
+        return self.value(rows.x, self.time(rows), rows.text if rows.value_text is None else rows.value_text)
 
     def policy(self, rows: Transitions) -> Policy:
         """The rows' transitions under the model as it is now."""

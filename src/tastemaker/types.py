@@ -106,6 +106,8 @@ class Rollout:
     """[B] bool: the pictures that are learned from; all where it is None."""
     draw: Draw | None = None
     """The B pictures' places, on which further noise may depend."""
+    value_text: Tensor | None = None
+    """[B,L',C] text states that the value network is given, where these are not `text`."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ class Transitions:
     """[N]"""
     text: Tensor
     """[N,L,C]"""
+    value_text: Tensor | None = None
+    """[N,L',C] text states that the value network is given, where these are not `text`."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +171,8 @@ class Rows:
     """[N,*D] the network's residuals before the round's first update."""
     learns: Tensor | None = None
     """[N,T] bool, the same for all rows of an update: the sampler steps through which the reward's gradient flows."""
-    epoch: int = 0
-    """Pass over the round's rows: denoising methods draw new noise in each."""
+    epoch: Tensor | int = 0
+    """[N], or one number for all of them: pass over the round's rows; denoising methods draw new noise in each."""
 
     def __len__(self) -> int:
         return len(self.picture)
@@ -177,7 +181,8 @@ class Rows:
         names = ("picture", "place", "other", "advantage", "value", "target", "kl", "unit", "before", "learns")
         values = {name: getattr(self, name) for name in names}
         chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in values.items()}
-        return Rows(self.rollout, epoch=self.epoch, **chosen)
+        epoch = self.epoch[rows] if isinstance(self.epoch, Tensor) else self.epoch
+        return Rows(self.rollout, epoch=epoch, **chosen)
 
     def others(self) -> Rows:
         """The rows of the other pictures of the pairs. Raises ValueError where the rows are no pairs."""
@@ -194,6 +199,7 @@ class Rows:
             logp=self.rollout.logp[self.picture, self.place],
             advantage=self.advantages(),
             text=self.rollout.text[self.picture],
+            value_text=None if self.rollout.value_text is None else self.rollout.value_text[self.picture],
         )
 
     def noised(self, times: range, like: Rows | None = None) -> Noised:
@@ -208,9 +214,10 @@ class Rows:
             raise ValueError("the rollout does not say which pictures it holds")
         device = self.rollout.x0.device
         drawn = []
-        for b, place in zip(keys.picture.tolist(), keys.place.tolist(), strict=True):
+        epochs = self.epoch.tolist() if isinstance(self.epoch, Tensor) else [self.epoch] * len(self)
+        for b, place, epoch in zip(keys.picture.tolist(), keys.place.tolist(), epochs, strict=True):
             key = (draw.prompt_index[b], draw.sample_index[b])
-            drawn.append(noise.diffused(shape, times, draw.seed, draw.round, *key, place, self.epoch))
+            drawn.append(noise.diffused(shape, times, draw.seed, draw.round, *key, place, epoch))
         return Noised(
             x0=self.rollout.x0[self.picture],
             noise=torch.stack([values for _, values in drawn]).to(device),

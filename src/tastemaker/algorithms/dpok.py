@@ -43,12 +43,25 @@ class DPOK:
     """`mlp`: train DPOK's value network and subtract its estimate from the reward."""
     value_lr: float = 1e-4
     """Learning rate of the value network."""
+    value_text: Literal["pooled", "mean"] = "pooled"
+    """What the value network is told of a prompt: the text encoder's pooled state (public code), or the mean of all."""
+    value_batch: int | None = None
+    """States of the round in each of the value network's own steps, which come before the policy's (public code: 5
+    times 256). None: it learns in the policy's updates, from their rows."""
+    value_updates: int = 1
+    """With `value_batch`: the value network's own steps a round."""
+    value_clip_norm: float | None = None
+    """Largest norm of the value network's gradient; none leaves it as it is (public code)."""
 
     def __post_init__(self) -> None:
         if self.clip <= 0:
             raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the public code has 1e-4)")
         for name, value in {"reward_weight": self.reward_weight, "value_lr": self.value_lr}.items():
             if value <= 0:
+                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
+        optional = {"value_batch": self.value_batch, "value_clip_norm": self.value_clip_norm}
+        for name, value in {"value_updates": self.value_updates, **optional}.items():
+            if value is not None and value <= 0:
                 raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
         if self.kl < 0:
             raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (the public code has 0.01)")
@@ -72,7 +85,8 @@ class DPOK:
 
         reward = rows.advantages()
         value = estimate(task, rows)
-        return replace(rows, advantage=reward - value, value=value, target=reward)
+        target = reward if self.value_batch is None else None
+        return replace(rows, advantage=reward - value, value=value, target=target)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""

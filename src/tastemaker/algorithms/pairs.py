@@ -39,4 +39,5 @@ def pairs(rollout: Rollout, kind: Literal["all", "best-worst"]) -> tuple[list[in
 
 def joined(one: T, two: T) -> T:
     """Rows [2N] of both."""
-    return type(one)(**{f.name: torch.cat([getattr(one, f.name), getattr(two, f.name)]) for f in fields(one)})
+    values = {field.name: (getattr(one, field.name), getattr(two, field.name)) for field in fields(one)}
+    return type(one)(**{name: None if a is None else torch.cat([a, b]) for name, (a, b) in values.items()})

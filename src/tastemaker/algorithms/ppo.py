@@ -30,9 +30,9 @@ class PPO:
 
     clip: float = 0.2
     """Clip range of the ratio."""
-    value: Literal["unet", "cnn", "mlp"] = "unet"
-    """Value network: `unet`, a copy of the U-Net's encoder and bottleneck with an attention pool; `cnn` and `mlp`,
-    small and fresh."""
+    value: Literal["unet", "cnn", "conv", "mlp"] = "unet"
+    """Value network: `unet`, a copy of the U-Net's encoder and bottleneck with an attention pool; `cnn`, that of the
+    thesis' experiment 1, which sees the latent alone; `conv` and `mlp`, small and fresh, told time and text."""
     value_clip: float = 0.2
     """How far from its old estimate the value is trusted."""
     value_weight: float = 0.5

@@ -127,6 +127,7 @@ class LatentUNet:
         self.held: Held | None = None
         """The reference's weights, where they are not those without adapters (training/reference.py)."""
         self._text: dict[str, Tensor] = {}
+        self._pooled: dict[str, Tensor] = {}
 
     @property
     def scale(self) -> int:
@@ -166,9 +167,26 @@ class LatentUNet:
         text = torch.stack([self._text[prompt] for prompt in prompts])
         return Cond(text, self._text[""].unsqueeze(0), guidance)
 
+    @torch.no_grad()
+    def pooled(self, prompts: Sequence[str]) -> Tensor:
+        """Pooled text states [B,C]: the text encoder's last state at the end of each prompt (CLIP)."""
+        tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._pooled]
+        for start in range(0, len(missing), 64):
+            part = missing[start : start + 64]
+            tokens = tokenizer(part, padding="max_length", truncation=True, return_tensors="pt",
+                               max_length=tokenizer.model_max_length)  # fmt: skip
+            # As diffusers' encode_prompt asks the encoder for the states themselves.
+            masked = getattr(encoder.config, "use_attention_mask", None)
+            mask = tokens.attention_mask.to(self.device) if masked else None
+            states = encoder(tokens.input_ids.to(self.device), attention_mask=mask).pooler_output
+            self._pooled.update(zip(part, states.float(), strict=True))
+        return torch.stack([self._pooled[prompt] for prompt in prompts])
+
     def forget_prompts(self) -> None:
         """Drops the text states that are kept: hundreds of kB for each prompt, which data sets have by the million."""
         self._text.clear()
+        self._pooled.clear()
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""

@@ -106,6 +106,10 @@ class PixelUNet:
         text = torch.stack([self._one_hot(prompt) for prompt in prompts])
         return Cond(text, self._one_hot("").unsqueeze(0), guidance)
 
+    def pooled(self, prompts: Sequence[str]) -> Tensor:
+        """[B,K] the prompts' classes, one-hot."""
+        return torch.stack([self._one_hot(prompt)[0] for prompt in prompts])
+
     def _one_hot(self, prompt: str) -> Tensor:
         """[1,K]"""
         text = torch.zeros(1, self.pipeline.unet.config.num_class_embeds or 1, device=self.device)

@@ -18,7 +18,7 @@ from tastemaker.task import Task
 from tastemaker.types import Rows
 
 
-def value_network(kind: Literal["unet", "cnn", "mlp"], model: Model) -> nn.Module:
+def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> nn.Module:
     """A value network [N,*D], [N], [N,L,C] -> [N] for a model's latents, on the model's device, in float32.
 
     Call it before the model gets its adapters, which `unet` would copy.
@@ -27,6 +27,8 @@ def value_network(kind: Literal["unet", "cnn", "mlp"], model: Model) -> nn.Modul
     if kind == "unet":
         made: nn.Module = UNetValue(model.network, channels)
     elif kind == "cnn":
+        made = DigitValue(model.latent_shape)
+    elif kind == "conv":
         made = ConvValue(model.latent_shape, channels)
     else:
         made = ConditionalMLP(model.latent_shape, channels, times=model.process.length)
@@ -87,8 +89,33 @@ class UNetValue(nn.Module):
         return self.pool(hidden, text)
 
 
+class DigitValue(nn.Module):
+    """The value network of the thesis' experiment 1 (App. B): a small classifier of digits, told neither time nor text.
+
+    For C channels: a 3x3 convolution to 6 C channels, 2x2 max-pooling, a linear layer to 24 and one to 10 outputs. How
+    ten outputs become a value is not printed; here by one more linear layer, as experiment 2 adds to its classifier
+    (§6.5.1), which starts at 0. The thesis starts from weights trained on MNIST's digits, these are random.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.conv = nn.Conv2d(channels, 6 * channels, kernel_size=3, stride=1, padding=1)
+        self.pool = nn.MaxPool2d(kernel_size=2, stride=2)
+        self.fc1 = nn.Linear(6 * channels * (height // 2) * (width // 2), 24)
+        self.fc2 = nn.Linear(24, 10)
+        self.out = nn.Linear(10, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """[N] from latents [N,C,H,W]; times and text states are not looked at."""
+        hidden = self.pool(torch.relu(self.conv(x))).flatten(1)
+        return self.out(self.fc2(torch.relu(self.fc1(hidden)))).squeeze(-1)
+
+
 class ConvValue(nn.Module):
-    """A small fresh network for small latents, after the thesis' digit classifier (App. B), told the time."""
+    """A small fresh network for small latents, which is told the time and the text."""
 
     def __init__(self, shape: Sequence[int], text: int, width: int = 32) -> None:
         super().__init__()
@@ -112,7 +139,9 @@ class ConvValue(nn.Module):
 class ConditionalMLP(nn.Module):
     """DPOK's value network: three linear layers of 256 on latent and text, each scaled by a learned code of the time.
 
-    The public code has a row of the code for each sampler step; here there is one for each training time.
+    The public code has a row of the code for each sampler step; here there is one for each training time. Its text is
+    the projected, pooled feature of CLIP; the projection is a linear map before a linear layer, and is left out. It
+    starts its weights as Xavier's normal distribution, its codes uniformly in [0, 1].
     """
 
     def __init__(self, shape: Sequence[int], text: int, width: int = 256, times: int = 1000) -> None:
@@ -120,12 +149,14 @@ class ConditionalMLP(nn.Module):
         sizes = [prod(shape) + text, width, width, width]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.codes = nn.ModuleList(nn.Embedding(times, width) for _ in self.layers)
+        self.out = nn.Linear(width, 1)
         for code in self.codes:
             nn.init.uniform_(code.weight)  # pyright: ignore[reportArgumentType]
-        self.out = nn.Linear(width, 1)
+        for layer in (*self.layers, self.out):
+            nn.init.xavier_normal_(layer.weight)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """[N] from latents [N,*D], training times [N] and text states [N,L,C]."""
+        """[N] from latents [N,*D], training times [N] and text states [N,L,C], or one pooled state each, [N,1,C]."""
         hidden = torch.cat([x.flatten(1), text.mean(dim=1)], dim=1)
         for layer, code in zip(self.layers, self.codes, strict=True):
             hidden = torch.relu(layer(hidden) * code(t))

@@ -16,6 +16,7 @@ from tastemaker.pictures import Captioned, digest, fitted, load_captioned, opene
 from tastemaker.sample import batches, sample
 from tastemaker.training.config import Config
 from tastemaker.training.draws import draw_round, in_turn
+from tastemaker.training.schedule import updates_before
 from tastemaker.types import Noised
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def add_anchor(session: Session, anchor: Anchored, done: int) -> Tensor:
     """
     config, accelerator = session.config, session.accelerator
     options, world = config.anchor, accelerator.num_processes
-    before = session.state.round * config.optimizer.updates * config.optimizer.inner_epochs + done
+    before = updates_before(session) + done
     turns = in_turn(len(anchor.x0), config.seed, before * options.rows, options.rows, _TURNS)
     mine = range(accelerator.process_index, options.rows, world)
     total = torch.zeros((), device=accelerator.device)

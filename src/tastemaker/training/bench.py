@@ -120,11 +120,20 @@ def needed_calls(session: Session) -> Calls:
     kept = len(session.window.steps(session.task.grid.stochastic(s.eta), session.state.round + 1))
     trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
     forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
-    backward = Counter(double * len(part) for part in batches(s.samples * trained // o.updates, o.rows))
+    rows = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
+    backward = Counter(double * len(part) for part in batches(rows, o.rows))
     return Calls(
         {rows: count * s.steps for rows, count in forward.items()},
-        {rows: count * o.updates * o.inner_epochs for rows, count in backward.items()},
+        {rows: count * _updates(session.config) for rows, count in backward.items()},
     )
+
+
+def _updates(config: Config) -> int:
+    """Updates of a round in which every image is selected."""
+    o = config.optimizer
+    if o.images_per_update is None:
+        return o.updates * o.inner_epochs
+    return config.sampling.samples * o.inner_epochs // o.images_per_update
 
 
 def _pathwise_calls(session: Session, double: int) -> Calls:
@@ -211,7 +220,7 @@ def _summary(
             "gradient_checkpointing": config.tuning.gradient_checkpointing,
             "pixels": session.model.latent_shape[-1] * session.model.scale, "samples": s.samples, "steps": s.steps,
             "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
-            "updates": o.updates * o.inner_epochs, "repeats": len(walls),
+            "updates": _updates(config), "repeats": len(walls),
         },
         machine={
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -35,6 +35,8 @@ class State:
 
     round: int = 0
     """Rounds done."""
+    updates: int = 0
+    """Optimizer steps taken so far."""
     reward_queries: int = 0
     """Pictures scored for training so far."""
     base_mean: float = 0.0

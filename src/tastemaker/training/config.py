@@ -6,7 +6,9 @@ also the text that `--help` shows.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from tastemaker.algorithms.alignprop import AlignProp
@@ -94,6 +96,12 @@ class Optimizer:
     """Learning rate."""
     warmup: int = 0
     """Updates over which the learning rate rises from 0; Adam's first steps are as long as the rate allows."""
+    lr_scheduler: Literal["constant", "linear", "cosine", "piecewise_constant"] = "constant"
+    """How the model's learning rate goes on after the warm-up, by diffusers' names: `linear` and `cosine` fall to 0 at
+    the end of the last round; `piecewise_constant` follows `step_rules`, in the warm-up too."""
+    step_rules: str = ""
+    """`piecewise_constant`: multiples of the learning rate by update, as diffusers writes them: `0.4:6400,1` is 0.4
+    times the rate for the first 6,400 updates of the run, and the whole rate after them."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of AdamW's running means of the gradient and of its square."""
     eps: float = 1e-8
@@ -104,6 +112,9 @@ class Optimizer:
     """Largest norm of the gradient; longer ones are shortened to it."""
     updates: int = 4
     """Optimizer steps a round (for one inner epoch); must divide `sampling.samples`."""
+    images_per_update: int | None = None
+    """Selected images in each optimizer step, in place of `updates`: a round has as many steps as its selection fills,
+    counted over all inner epochs, and those left over at its end are not trained on (B2-DiffuRL's code)."""
     inner_epochs: int = 1
     """Passes over a round's samples."""
     minibatch: Literal["pictures", "states"] = "pictures"
@@ -215,6 +226,7 @@ class Config:
             "sampling.branches": s.branches, "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep": self.checkpoint.keep, "anchor.pictures": self.anchor.pictures,
             "anchor.rows": self.anchor.rows,
+            "optimizer.images_per_update": 1 if o.images_per_update is None else o.images_per_update,
         }  # fmt: skip
         for name, value in positive.items():
             if value <= 0:
@@ -245,6 +257,7 @@ class Config:
                 "sampling.per_prompt is 1: give at least 2"
             )
         self._check_advantage()
+        self._check_updates()
         if (self.algorithm.needs == "pairs") != (self.pairs.source is not None):
             raise ConfigError(
                 f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} learns from pairs of "
@@ -281,7 +294,8 @@ class Config:
     @property
     def slices(self) -> int:
         """Parts of a round's pictures of which each process samples a share: its updates, where these take pictures."""
-        return self.optimizer.updates if self.optimizer.minibatch == "pictures" else 1
+        o = self.optimizer
+        return o.updates if o.minibatch == "pictures" and o.images_per_update is None else 1
 
     @property
     def together(self) -> int:
@@ -299,6 +313,46 @@ class Config:
         """Whether the algorithm asks for the reference model."""
         kind = getattr(self.algorithm, "reference", None)
         return self.algorithm.needs == "pairs" or kind == "base" or getattr(self.algorithm, "kl", 0.0) > 0
+
+    def _check_updates(self) -> None:
+        """What `images_per_update` and the learning rate's schedule ask for. Raises ConfigError."""
+        o, name, number = self.optimizer, self.algorithm.name, self.optimizer.images_per_update
+        if number is not None:
+            given = f"optimizer.images_per_update is {number}, but"
+            if self.algorithm.needs not in ("rollouts", "samples"):
+                raise ConfigError(
+                    f"{given} the algorithm {name} selects no images: leave it out, and set optimizer.updates"
+                )
+            if getattr(self.algorithm, "pairs_up", False):
+                raise ConfigError(
+                    f"{given} the algorithm {name} learns from pairs, which an update must not part: leave it out, and "
+                    "set optimizer.updates"
+                )
+            if o.minibatch == "states":
+                raise ConfigError(
+                    f"{given} optimizer.minibatch is states: set it to pictures, or leave images_per_update out"
+                )
+            if number > self.sampling.samples * o.inner_epochs:
+                raise ConfigError(
+                    f"{given} a round has only {self.sampling.samples} images and optimizer.inner_epochs is "
+                    f"{o.inner_epochs}, so that no update would ever be full: give at most "
+                    f"{self.sampling.samples * o.inner_epochs}"
+                )
+            if o.lr_scheduler in ("linear", "cosine"):
+                raise ConfigError(
+                    f"optimizer.lr_scheduler is {o.lr_scheduler}, which needs the run's number of updates, but with "
+                    "optimizer.images_per_update that is not known beforehand: use constant or piecewise_constant"
+                )
+        if (o.lr_scheduler == "piecewise_constant") != bool(o.step_rules.strip()):
+            raise ConfigError(
+                "optimizer.lr_scheduler is piecewise_constant, but optimizer.step_rules is empty: give rules such as "
+                "0.4:6400,1"
+                if not o.step_rules.strip()
+                else f"optimizer.step_rules is {o.step_rules!r}, but optimizer.lr_scheduler is {o.lr_scheduler}, which "
+                "has no rules: set it to piecewise_constant"
+            )
+        if o.step_rules.strip():
+            check_step_rules(o.step_rules)
 
     def _check_pathwise(self) -> None:
         o, name = self.optimizer, self.algorithm.name
@@ -333,3 +387,25 @@ class Config:
                 f"optimizer.timestep_fraction is {self.optimizer.timestep_fraction}, but the algorithm "
                 f"{self.algorithm.name} draws its own times: leave it at 1"
             )
+
+
+def check_step_rules(text: str) -> None:
+    """Raises ConfigError where diffusers would not read `text` as rules of a piecewise constant learning rate."""
+    *rules, last = text.split(",")
+    values, steps = [last], []
+    for rule in rules:
+        value, _, step = rule.partition(":")
+        values.append(value)
+        steps.append(step.strip())
+    if not (
+        all(re.fullmatch(_MULTIPLE, value.strip()) for value in values)
+        and all(re.fullmatch(r"[0-9]+", step) for step in steps)
+        and all(a < b for a, b in pairwise([0, *map(int, steps)]))
+    ):
+        raise ConfigError(
+            f"optimizer.step_rules is {text!r}, but must be multiples of the learning rate, each with the update at "
+            "which it ends, in rising order, and one without for the rest, such as 0.4:6400,1"
+        )
+
+
+_MULTIPLE = r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?"

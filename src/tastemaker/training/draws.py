@@ -18,7 +18,7 @@ EVALUATION = 2**40
 """The round number of evaluation pictures: their noise is that of no training round."""
 UNSEEN = EVALUATION + 1
 """That of pictures of prompts which are not trained on."""
-_PROMPTS, _ORDER, _PASSES, _STEPS, _STATES = 0, 1, 2, 2**41, 2**10
+_PROMPTS, _ORDER, _PASSES, _STEPS, _STATES, _IMAGES, _VALUES = 0, 1, 2, 2**41, 2**10, 2**20, 2**21
 
 
 def draw_round(
@@ -94,20 +94,47 @@ def share(samples: int, slices: int, rank: int, world: int) -> list[int]:
     return [number * size + rank * part + place for number in range(slices) for place in range(part)]
 
 
-def assigned(
-    rows: Rows, mine: Sequence[int], draw: Draw, samples: int, kept: int, options: Optimizer, epoch: int
-) -> Tensor:
-    """[N] in which update of a pass each row is trained, -1 for none.
+def planned_updates(options: Optimizer, selected: Tensor) -> int:
+    """Optimizer steps of a round, over all its inner epochs, from which of its pictures are selected, [B] bool."""
+    if options.images_per_update is None:
+        return options.updates * options.inner_epochs
+    return options.inner_epochs * int(selected.sum()) // options.images_per_update
 
-    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round. It
-    depends on a row's place in the round alone, not on the process that has it.
+
+def assigned(
+    rows: Rows,
+    mine: Sequence[int],
+    draw: Draw,
+    samples: int,
+    kept: int,
+    options: Optimizer,
+    epoch: int,
+    selected: Tensor | None = None,
+) -> Tensor:
+    """[N] in which of the round's updates each row is trained in its pass number `epoch`, -1 for none.
+
+    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round,
+    `selected` [samples] bool which of them are learned from (all where it is None). It depends on a row's place in the
+    round alone, not on the process that has it.
+
+    With `images_per_update` the selected pictures come in a new order in each pass, and the passes one after the other;
+    updates are pieces of that row, one of which may hold the end of a pass and the beginning of the next.
     """
-    place = torch.as_tensor(mine)[rows.picture.cpu()]
-    if options.minibatch == "states":
+    place, before = torch.as_tensor(mine)[rows.picture.cpu()], epoch * options.updates
+    if options.images_per_update is not None:
+        chosen = torch.ones(samples, dtype=torch.bool) if selected is None else selected.cpu()
+        places = chosen.nonzero().flatten()
+        order = noise.choices(draw.seed, draw.round, _IMAGES + epoch).permutation(len(places))
+        rank = torch.full((samples,), -1)
+        rank[places[torch.from_numpy(order)]] = torch.arange(len(places))
+        update = (epoch * len(places) + rank[place]) // options.images_per_update
+        update = torch.where((rank[place] >= 0) & (update < planned_updates(options, chosen)), update, -1)
+    elif options.minibatch == "states":
         rank = np.argsort(noise.choices(draw.seed, draw.round, _STATES + epoch).permutation(samples * kept))
-        update = torch.from_numpy(rank)[place * kept + rows.place.cpu()] * options.updates // (samples * kept)
+        rank = torch.from_numpy(rank)[place * kept + rows.place.cpu()]
+        update = before + rank * options.updates // (samples * kept)
     else:
-        update = place // (samples // options.updates)
+        update = before + place // (samples // options.updates)
     if options.timestep_fraction < 1:
         trained = torch.zeros(len(mine), kept, dtype=torch.bool)
         count = max(1, round(options.timestep_fraction * kept))
@@ -116,3 +143,11 @@ def assigned(
             trained[picture, torch.from_numpy(rng.choice(kept, size=count, replace=False))] = True
         update = torch.where(trained[rows.picture.cpu(), rows.place.cpu()], update, -1)
     return update.to(rows.picture.device)
+
+
+def value_states(seed: int, round: int, states: int, batch: int, batches: int) -> list[list[int]]:
+    """`batches` lists of `batch` of a round's states, 0 to states - 1: none again before all have come."""
+    rng, row = noise.choices(seed, round, _VALUES), []
+    while len(row) < batch * batches:
+        row += rng.permutation(states).tolist()
+    return [row[number * batch : (number + 1) * batch] for number in range(batches)]

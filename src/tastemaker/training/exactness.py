@@ -25,6 +25,11 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     # Runs of versions without them have none.
     settings["evaluation"]["rewards"] = config.evaluation.rewards or None
+    scheduler = config.optimizer.lr_scheduler
+    settings["optimizer"]["lr_scheduler"] = None if scheduler == "constant" else scheduler
+    settings["optimizer"]["step_rules"] = config.optimizer.step_rules or None
+    if scheduler in ("linear", "cosine"):  # which end with the last round
+        settings["rounds"] = config.rounds
     asked = [part for reward in (config.reward, *config.evaluation.rewards) for part in parts(parse(reward))]
     # A server may move. Which reward it offers is compared instead (run.py), and how pictures travel to it.
     settings["reward"] = without_addresses(config.reward)

@@ -34,6 +34,7 @@ from tastemaker.training.pathwise import pathwise_round
 from tastemaker.training.reference import move_reference
 from tastemaker.training.session import Session
 from tastemaker.training.update import update
+from tastemaker.training.value import train_value
 from tastemaker.types import Draw, Rollout, concat
 
 
@@ -203,6 +204,7 @@ def one_round(session: Session) -> dict[str, Any]:
         record = pathwise_round(session)
     else:
         record = sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
+    session.state.updates += record["updates"]
     move_reference(session)
     return record
 
@@ -236,13 +238,23 @@ def sampled_round(session: Session) -> dict[str, Any]:
     )  # fmt: skip
     correct = verdicts(session, pictures, own.prompts)
     session.task = replace(session.task, kl=kl_weight(session))
+    learned: dict[str, float] = {}
+    if session.task.value is not None and getattr(config.algorithm, "value_text", None) == "pooled":
+        rollout = replace(rollout, value_text=session.model.pooled(own.prompts).unsqueeze(1))
+    if session.task.value is not None and getattr(config.algorithm, "value_batch", None) is not None:
+        with session.phase("value", 1):
+            learned = train_value(session, rollout, mine, selected)
     with session.phase("prepare", 1), session.inference(), torch.no_grad():
         rows = config.algorithm.prepare(session.task, rollout)
     with session.phase("train", len(rows) * config.optimizer.inner_epochs):
-        metrics = update(session, rows, mine, own, len(draw))
+        metrics = update(session, rows, mine, own, len(draw), selected)
     if not metrics["updates"]:
-        session.display.say(f"round {number}: no picture was selected, so nothing was learned from it")
-    metrics |= control(session, metrics, len(keep))
+        count = int(selected.sum())
+        few = f"only {count} images were selected, too few for optimizer.images_per_update"
+        session.display.say(
+            f"round {number}: {few if count else 'no picture was selected'}, so nothing was learned from it"
+        )
+    metrics |= learned | control(session, metrics, len(keep))
     state.round = number
     state.reward_queries += len(draw)
     return {

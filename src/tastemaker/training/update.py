@@ -10,42 +10,48 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from tastemaker.errors import DivergedError
 from tastemaker.sample import batches
 from tastemaker.training.anchor import add_anchor
-from tastemaker.training.draws import assigned
+from tastemaker.training.draws import assigned, planned_updates
+from tastemaker.training.schedule import multiple, updates_before, warmed
 from tastemaker.training.session import Session
 from tastemaker.types import Draw, Rows
 
 
-def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, samples: int) -> dict[str, float]:
-    """The optimizer steps of a round on this process' rows. Returns means of the metrics.
+def update(
+    session: Session, rows: Rows, mine: Sequence[int], draw: Draw, samples: int, selected: Tensor | None = None
+) -> dict[str, float]:
+    """The optimizer steps of a round on this process' rows. Returns means of the metrics, and the last learning rate.
 
-    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round. An
-    update for which no process has rows is left out. Raises DivergedError before a loss or gradient that is not
-    finite reaches the weights.
+    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round,
+    `selected` [samples] bool which of them are learned from (all where it is None). An update for which no process has
+    rows is left out. Raises DivergedError before a loss or gradient that is not finite reaches the weights.
     """
     options, accelerator = session.config.optimizer, session.accelerator
-    kept, tally, done = max(1, rows.rollout.logp.shape[1]), Tally(), 0
-    for epoch in range(options.inner_epochs):
-        number = assigned(rows, mine, draw, samples, kept, options, epoch)
-        counts = torch.stack([(number == u).sum() for u in range(options.updates)])
-        totals = tensor(accelerator.reduce(counts, "sum")).tolist()
-        for u, total in enumerate(totals):
-            if total:
-                chosen = replace(rows.select((number == u).nonzero().flatten()), epoch=epoch)
-                if getattr(session.config.algorithm, "normalise", None) == "minibatch":
-                    chosen = standardised(accelerator, chosen, total)
-                set_rate(session, done)
-                tally.norms.append(accumulate(session, chosen, total, tally, done))
-                session.optimizer.step()
-                session.optimizer.zero_grad()
-                if session.average is not None:
-                    session.average.follow(options.ema)
-            done += 1
-    return tally.means(accelerator)
+    kept, tally, count = max(1, rows.rollout.logp.shape[1]), Tally(), max(1, len(rows))
+    passes = range(options.inner_epochs)
+    number = torch.cat([assigned(rows, mine, draw, samples, kept, options, epoch, selected) for epoch in passes])
+    chosen = rows.picture.new_ones(samples).bool() if selected is None else selected
+    planned = planned_updates(options, chosen)
+    if not planned:
+        return tally.means(accelerator)
+    counts = torch.bincount(number[number >= 0], minlength=planned)
+    for done, total in enumerate(tensor(accelerator.reduce(counts, "sum")).tolist()):
+        if total:
+            found = (number == done).nonzero().flatten()
+            part = replace(rows.select(found % count), epoch=found // count)
+            if getattr(session.config.algorithm, "normalise", None) == "minibatch":
+                part = standardised(accelerator, part, total)
+            set_rate(session, done)
+            tally.norms.append(accumulate(session, part, total, tally, done))
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+            if session.average is not None:
+                session.average.follow(options.ema)
+    return tally.means(accelerator) | ({"lr": session.optimizer.param_groups[0]["lr"]} if tally.norms else {})
 
 
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
@@ -60,12 +66,11 @@ def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
 def set_rate(session: Session, done: int) -> None:
     """The learning rates of the next update: `done` updates of this round came before it, and all earlier rounds.
 
-    Each group of parameters has its own rate and warm-up.
+    Each group of parameters has its own rate and warm-up. The schedule is the model's, which is the first group.
     """
-    options = session.config.optimizer
-    count = session.state.round * options.updates * options.inner_epochs + done
-    for group, (rate, warmup) in zip(session.optimizer.param_groups, session.rates, strict=True):
-        group["lr"] = rate * min(1.0, (count + 1) / (warmup + 1))
+    count = updates_before(session) + done
+    for place, (group, (rate, warmup)) in enumerate(zip(session.optimizer.param_groups, session.rates, strict=True)):
+        group["lr"] = rate * (warmed(count, warmup) if place else multiple(session.config, count))
 
 
 def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int) -> float:
@@ -75,7 +80,9 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
     part with a row that weighs nothing, since wrapped networks wait for each other.
     """
     config, accelerator = session.config, session.accelerator
-    networks = [session.model.network, *([session.task.value] if session.task.value is not None else [])]
+    apart = getattr(config.algorithm, "value_batch", None) is not None  # the value network has had its steps
+    value = None if apart else session.task.value
+    networks = [session.model.network, *([] if value is None else [value])]
     parts = batches(len(rows), config.optimizer.rows)
     spare = not parts
     if spare:
@@ -104,21 +111,31 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
         session.display.advance(len(loss))
     if pathwise:
         average_gradients(accelerator, list(session.model.trainable().values()))
-    norms = [
-        accelerator.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], config.optimizer.clip_norm)
-        for network in networks
-    ]
-    values = [float(norm) if norm is not None else 0.0 for norm in norms]
-    scaled = accelerator.scaler is not None  # float16 loss scaling skips a step with overflows by itself
-    if not math.isfinite(sums.item()) or not (all(map(math.isfinite, values)) or scaled):
-        session.optimizer.zero_grad()
-        what = "loss" if not math.isfinite(sums.item()) else "gradient"
-        raise DivergedError(
-            f"the {what} of round {session.state.round + 1} is not finite; the weights were not touched by it. "
-            f"Try a smaller optimizer.lr (now {config.optimizer.lr:g}), or precision = fp32"
-        )
+    limit = config.optimizer.clip_norm
+    limits = [limit, getattr(config.algorithm, "value_clip_norm", limit)]
+    norms = [clip(session, network, most) for network, most in zip(networks, limits, strict=False)]
+    check_finite(session, sums, norms)
     tally.first = False
-    return values[0] if math.isfinite(values[0]) else 0.0
+    return norms[0] if math.isfinite(norms[0]) else 0.0
+
+
+def clip(session: Session, network: nn.Module, limit: float | None) -> float:
+    """The norm of a network's gradient, which is shortened to the limit where there is one."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    norm = session.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+    return 0.0 if norm is None else float(norm)
+
+
+def check_finite(session: Session, loss: Tensor, norms: Sequence[float]) -> None:
+    """Raises DivergedError, and drops the gradients, where the loss or a norm is not finite."""
+    scaled = session.accelerator.scaler is not None  # float16 loss scaling skips a step with overflows by itself
+    wrong = not math.isfinite(loss.item())
+    if wrong or not (all(map(math.isfinite, norms)) or scaled):
+        session.optimizer.zero_grad()
+        raise DivergedError(
+            f"the {'loss' if wrong else 'gradient'} of round {session.state.round + 1} is not finite; the weights were "
+            f"not touched by it. Try a smaller optimizer.lr (now {session.config.optimizer.lr:g}), or precision = fp32"
+        )
 
 
 def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
@@ -140,7 +157,7 @@ def placeholder(rows: Rows) -> Rows:
         if (values := getattr(rows, name)) is not None
     }
     other = None if rows.other is None else zero
-    return Rows(rows.rollout, zero, zero, other, epoch=rows.epoch, **filled)
+    return Rows(rows.rollout, zero, zero, other, **filled)
 
 
 class Tally:
