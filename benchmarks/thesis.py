@@ -21,8 +21,8 @@ from tastemaker.evaluation.samples import contact_sheet
 MODELS = Path(__file__).parent / "models"
 COMMON = [
     "optimizer.lr=1e-4", "optimizer.warmup=16", "optimizer.updates=8", "optimizer.first_share=0.9",
-    "algorithm.value=cnn", "algorithm.value_lr=1e-3", "algorithm.value_warmup=0", "checkpoint.every=50",
-    "evaluation.every=12",
+    "algorithm.value=conv", "algorithm.value_lr=1e-3", "algorithm.value_warmup=0", "advantage.normalise=base",
+    "checkpoint.every=50", "evaluation.every=12",
 ]  # fmt: skip
 EXPERIMENTS = {
     "target": [

@@ -44,7 +44,7 @@ def gaussian_kl(mean: Tensor, mean_ref: Tensor, std: Tensor, reduction: Reductio
 def kl_estimate(
     kind: KLEstimator, logp: Tensor, logp_ref: Tensor, mean: Tensor, mean_ref: Tensor, std: Tensor, reduction: Reduction
 ) -> Tensor:
-    """Divergence [N] of the policy from the reference at sampled transitions (methods.md §6.2).
+    """Divergence [N] of the policy from the reference at sampled transitions (thesis Eq. 5.3; Schulman 2020).
 
     `exact` is the Gaussians' own. `k1` = log p - log q, unbiased, and `k3` = q/p - 1 - log(q/p), unbiased and never
     negative, need the sampled transition only, whose log-probabilities are `logp` [N] under the policy and `logp_ref`

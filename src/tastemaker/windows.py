@@ -48,7 +48,7 @@ class Backward:
     """The last steps of the chain, more of them as the rounds go on (B2-DiffuRL's backward progressive training).
 
     Round n of N, from 0, trains the last `initial + floor(n (R - initial + 1) / N)` of R steps: the formula of the
-    public code, since the paper's is lost (methods.md §5.2).
+    public code (run_process.sh).
     """
 
     name: ClassVar[str] = "backward"

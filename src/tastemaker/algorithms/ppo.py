@@ -1,4 +1,4 @@
-"""PPO with a value function, GAE and a divergence penalty inside the reward (thesis §5, methods.md §6)."""
+"""PPO with a value function, GAE and a divergence penalty inside the reward (thesis §5)."""
 
 from __future__ import annotations
 

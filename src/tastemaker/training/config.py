@@ -114,7 +114,8 @@ class Optimizer:
     """Optimizer steps a round (for one inner epoch); must divide `sampling.samples`."""
     images_per_update: int | None = None
     """Selected images in each optimizer step, in place of `updates`: a round has as many steps as its selection fills,
-    counted over all inner epochs, and those left over at its end are not trained on (B2-DiffuRL's code)."""
+    counted over all inner epochs, and images left over at its end are not trained on (B2-DiffuRL's code). A pair of
+    images counts as its preferred one."""
     inner_epochs: int = 1
     """Passes over a round's samples."""
     minibatch: Literal["pictures", "states"] = "pictures"
@@ -145,6 +146,8 @@ class Evaluation:
     unseen: str | None = None
     """A second list, of prompts that are not trained on: as many of it are evaluated beside them, with their own
     figures (`eval/unseen/...`)."""
+    hold_out: bool = False
+    """Train on the prompts that `unseen` does not have, where both lists share some; otherwise that is an error."""
     rewards: tuple[str, ...] = ()
     """Rewards that score the evaluations' pictures and are never trained on (`eval/rewards/NAME`)."""
     watch: str | None = None
@@ -322,11 +325,6 @@ class Config:
             if self.algorithm.needs not in ("rollouts", "samples"):
                 raise ConfigError(
                     f"{given} the algorithm {name} selects no images: leave it out, and set optimizer.updates"
-                )
-            if getattr(self.algorithm, "pairs_up", False):
-                raise ConfigError(
-                    f"{given} the algorithm {name} learns from pairs, which an update must not part: leave it out, and "
-                    "set optimizer.updates"
                 )
             if o.minibatch == "states":
                 raise ConfigError(

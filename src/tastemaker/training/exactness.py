@@ -25,6 +25,7 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     # Runs of versions without them have none.
     settings["evaluation"]["rewards"] = config.evaluation.rewards or None
+    settings["evaluation"]["hold_out"] = config.evaluation.hold_out or None
     scheduler = config.optimizer.lr_scheduler
     settings["optimizer"]["lr_scheduler"] = None if scheduler == "constant" else scheduler
     settings["optimizer"]["step_rules"] = config.optimizer.step_rules or None

@@ -69,7 +69,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     others = {
         name: load_reward(name, config.remote, display.say, known, config.vlm) for name in config.evaluation.rewards
     }
-    unseen = _unseen(config, prompts)
+    prompts, unseen = _split(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     anchors = given_pictures(config)
     world, part = accelerator.num_processes, config.sampling.samples // config.slices
@@ -138,18 +138,27 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     return session
 
 
-def _unseen(config: Config, trained: PromptSet) -> PromptSet | None:
-    """The prompts that are only evaluated. Raises ConfigError where some of them are trained on."""
-    if config.evaluation.unseen is None:
-        return None
-    found, known = load_prompts(config.evaluation.unseen), frozenset(trained.prompts)
-    both = [prompt for prompt in found.prompts if prompt in known]
-    if both:
+def _split(config: Config, prompts: PromptSet) -> tuple[PromptSet, PromptSet | None]:
+    """The prompts that are trained on, and those that are only evaluated, which must not be among them.
+
+    Raises ConfigError where some are, and are not to be held out, or where none would be left.
+    """
+    name = config.evaluation.unseen
+    if name is None:
+        return prompts, None
+    unseen, known = load_prompts(name), frozenset(prompts.prompts)
+    both = [prompt for prompt in unseen.prompts if prompt in known]
+    if both and not config.evaluation.hold_out:
         raise ConfigError(
-            f"evaluation.unseen is {config.evaluation.unseen}, but {len(both)} of its {len(found)} prompts are trained "
-            f"on too, {both[0]!r} among them: give a list that has none of {config.prompts}"
+            f"evaluation.unseen is {name}, but {len(both)} of its {len(unseen)} prompts are trained "
+            f"on too, {both[0]!r} among them: give a list that has none of {config.prompts}, or leave them out of the "
+            "training with evaluation.hold_out=true"
         )
-    return found
+    held = frozenset(both)
+    kept = [pair for pair in zip(prompts.prompts, prompts.weights, strict=True) if pair[0] not in held]
+    if not kept:
+        raise ConfigError(f"evaluation.hold_out leaves no prompt to train on: {name} has all of {config.prompts}")
+    return PromptSet(tuple(prompt for prompt, _ in kept), tuple(weight for _, weight in kept)), unseen
 
 
 def _require_gradient(config: Config, reward: Reward, accelerator: Accelerator) -> None:

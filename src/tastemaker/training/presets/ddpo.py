@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.models.tuning import Tuning
-from tastemaker.training.config import Advantage, Checkpoints, Config, Evaluation, Optimizer, Sampling
+from tastemaker.training.config import Advantage, Checkpoints, Config, Evaluation, Optimizer, Sampling, Speed
 from tastemaker.training.presets.preset import Preset
 
 
@@ -71,6 +71,7 @@ PUBLIC_CODE = replace(
     rounds=100,
     optimizer=replace(PAPER.optimizer, lr=3e-4, rows=4),
     tuning=Tuning(mode="lora", rank=4),
+    speed=Speed(tf32=True),
     checkpoint=Checkpoints(),
 )
 
@@ -90,11 +91,15 @@ LONGER_CODE = replace(PUBLIC_CODE, rounds=200, optimizer=replace(PUBLIC_CODE.opt
 """The public code's settings for aesthetic quality and alignment."""
 
 BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"
+OURS = "What changes no result (images and rows at once, checkpoints, gradient checkpointing, evaluations) is ours."
 _PAPER_SOURCE = (
-    "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: advantage clip 5 and statistics 16/16 "
-    "(32/16 for aesthetic quality and alignment), of ddpo-pytorch's config/dgx.py (the JAX code has 10 and 32/16)"
+    "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: 200 rounds, of its JAX code; advantage clip 5 and statistics "
+    "16/16 (32/16 for aesthetic quality and alignment), of ddpo-pytorch's config/dgx.py (the JAX code has 10 and "
+    f"32/16). {OURS}"
 )
-_PUBLIC_SOURCE = "ddpo-pytorch's config/dgx.py over config/base.py, in float32 where that code has fp16"
+_ALIGNMENT_SOURCE = _PAPER_SOURCE + " The release of LLaVA (1.5, 7B) is ours."
+_PUBLIC_SOURCE = f"ddpo-pytorch's config/dgx.py over config/base.py code; float32 where it has fp16 is ours. {OURS}"
+_PUBLIC_ALIGNMENT_SOURCE = _PUBLIC_SOURCE + " The release of LLaVA (1.5, 7B) is ours."
 
 PRESETS: dict[str, Preset] = {
     "ddpo-compressibility": Preset(
@@ -165,16 +170,16 @@ PRESETS: dict[str, Preset] = {
     "ddpo-alignment-sd14": Preset(
         _activities(PAPER),
         "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, whole U-Net: the paper's settings",
-        _PAPER_SOURCE,
+        _ALIGNMENT_SOURCE,
     ),
     "ddpo-alignment-sd14-sf": Preset(
         score_function(_activities(PAPER)),
         "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, score function: the paper's settings",
-        _PAPER_SOURCE,
+        _ALIGNMENT_SOURCE,
     ),
     "ddpo-alignment-sd14-lora": Preset(
         _activities(replace(LONGER_CODE, sampling=replace(LONGER_CODE.sampling, samples=288))),
         "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, LoRA: the public PyTorch code's settings",
-        _PUBLIC_SOURCE,
+        _PUBLIC_ALIGNMENT_SOURCE,
     ),
 }
