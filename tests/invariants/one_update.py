@@ -60,7 +60,8 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
             captured.update({name: p.grad.clone() for name, p in session.model.trainable().items()})
             if session.task.value is not None:
                 value = session.accelerator.unwrap_model(session.task.value)
-                captured.update({f"value.{name}": p.grad.clone() for name, p in value.named_parameters()})
+                own = {name: p.grad for name, p in value.named_parameters() if p.grad is not None}
+                captured.update({f"value.{name}": grad.clone() for name, grad in own.items()})
             pictures.extend(rows.picture.unique().tolist())
         return norm
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
@@ -52,6 +53,13 @@ def settings(checkpoint, tmp_path_factory):
         "share of steps": config(checkpoint, timestep_fraction=0.4),
         "best-worst": b2,
         "one process without rows": replace(b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6)),
+        "selected images": replace(
+            b2, optimizer=replace(b2.optimizer, images_per_update=3, inner_epochs=2)
+        ),
+        "value's own steps": replace(
+            plain, algorithm=DPOK(value="mlp", value_batch=30, value_updates=2, value_lr=1e-2, clip=1.0),
+            optimizer=replace(options, minibatch="states", rows=3), advantage=Advantage(normalise="none", clip=None),
+        ),
         "states": replace(
             plain, algorithm=PPO(value="cnn"), optimizer=replace(options, minibatch="states", updates=4, rows=3)
         ),
@@ -120,7 +128,13 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings
     assert distance(whole[0], one) > 1e-3  # other rows, so another gradient
 
 
-@pytest.mark.parametrize("name", ["best-worst", "one process without rows", "states", "reference", "pairs", "samples"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best-worst", "selected images", "one process without rows", "states", "value's own steps", "reference",
+        "pairs", "samples",
+    ],
+)  # fmt: skip
 def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(name, tmp_path, settings, two):
     (one, alone), (gradients, record) = first_gradients(settings[name], tmp_path), two[name]
     for part in ("lora", "value"):

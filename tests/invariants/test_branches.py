@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,17 @@ import torch
 from safetensors.torch import load_file
 from test_accumulation import config
 
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
 from tastemaker.cli.main import main
 from tastemaker.models.tuning import Tuning
 from tastemaker.sample import sample
-from tastemaker.selection import All
+from tastemaker.selection import All, BestWorst
+from tastemaker.training import checkpoint as checkpoint_file
 from tastemaker.training import setup
 from tastemaker.training.checkpoint import State
 from tastemaker.training.loop import one_round
+from tastemaker.training.run import _training as training_of
 from tastemaker.types import Draw
 from tastemaker.windows import Backward, Sliding, Whole
 
@@ -162,3 +167,72 @@ def test_a_resumed_run_is_the_uninterrupted_one(checkpoint, tmp_path):
     assert states[0]["state"] == states[1]["state"]
     assert states[0]["state"]["kl"] not in (None, 0.02)
     assert states[0]["state"]["past_rounds"]
+
+
+def selecting(checkpoint, **optimizer):
+    """16 images, of which some are selected; 3 of them in an update, over two passes."""
+    plain = config(checkpoint)
+    return replace(
+        plain, window=Backward(3, 9), selection=BestWorst(0.5),
+        sampling=replace(plain.sampling, samples=16, per_prompt=4, branches=2),
+        optimizer=replace(plain.optimizer, **({"images_per_update": 3, "inner_epochs": 2, "rows": 16} | optimizer)),
+    )  # fmt: skip
+
+
+def test_an_update_for_each_number_of_selected_images(checkpoint, tmp_path):
+    """Of S selected images and two passes 2 S // 3 updates; each takes 3 images with all their 3 steps."""
+    _, (record, *_) = weights_after(selecting(checkpoint), tmp_path, rounds=1)
+    selected = round(record["selected"] * 16)
+    assert selected >= 3
+    assert record["updates"] == 2 * selected // 3
+    assert record["rows"] == record["updates"] * 3 * record["window"]
+    _, (plain, *_) = weights_after(selecting(checkpoint, images_per_update=None, updates=2), tmp_path, rounds=1)
+    assert (plain["updates"], plain["rows"]) == (4, 2 * selected * plain["window"])
+
+
+def test_pairs_go_with_their_preferred_image(checkpoint, tmp_path):
+    """All 16 images, 8 pairs of branches: updates of 8 images take 8 pairs in all, which are those of both together."""
+    settings = replace(selecting(checkpoint, images_per_update=8, inner_epochs=1), selection=All(), algorithm=DPO())
+    _, (record, *_) = weights_after(settings, tmp_path, rounds=1)
+    assert (record["updates"], record["rows"]) == (2, 8 * record["window"])
+
+
+def test_too_few_selected_images_for_an_update_are_said(checkpoint, tmp_path, capsys):
+    session = setup.start(selecting(checkpoint, images_per_update=32), tmp_path, State())
+    record = one_round(session)
+    selected = round(record["selected"] * 16)
+    assert (record["updates"], session.state.updates) == (0, 0)
+    assert "lr" not in record
+    said = f"only {selected} images were selected, too few for optimizer.images_per_update, so nothing was learned"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["selected images", "value's own steps"])
+def test_a_round_after_a_checkpoint_is_that_of_the_uninterrupted_run(kind, checkpoint, tmp_path):
+    """The warm-up and the schedule go on by the updates done, of which rounds have different numbers."""
+    settings = selecting(checkpoint, warmup=9, lr_scheduler="piecewise_constant", step_rules="1:5,0.5:9,0.25")
+    if kind != "selected images":
+        own = {"images_per_update": None, "inner_epochs": 1, "lr_scheduler": "cosine", "step_rules": "", "warmup": 1}
+        settings = replace(
+            settings, rounds=4, algorithm=DPOK(value="mlp", value_batch=30), selection=All(),
+            advantage=replace(settings.advantage, normalise="none", clip=None),
+            optimizer=replace(settings.optimizer, **own),
+        )  # fmt: skip
+    whole, cut, again = (setup.start(settings, tmp_path / name, State()) for name in ("whole", "cut", "again"))
+    first, second = one_round(whole), one_round(whole)
+    assert one_round(cut)["lr"] == first["lr"]
+    checkpoint_file.save(tmp_path / "cut", cut.state, training_of(cut), {}, settings.checkpoint)
+    again.state, _, _ = checkpoint_file.load(tmp_path / "cut", training_of(again))
+    third = one_round(again)
+    assert third["lr"] == second["lr"]
+    assert again.state == whole.state
+    expected, found = training_of(whole).weights, training_of(again).weights
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    done, rate = first["updates"] + second["updates"], settings.optimizer.lr
+    if kind == "selected images":
+        factor = 1 if done <= 5 else 0.5 if done <= 9 else 0.25
+        assert second["lr"] == pytest.approx(rate * min(1, done / 10) * factor)
+        assert whole.state.updates == done
+    else:  # update 3 of 8, one of warm-up: two of seven parts of half a cosine are done
+        assert second["lr"] == pytest.approx(rate * (1 + math.cos(math.pi * 2 / 7)) / 2)

@@ -167,3 +167,11 @@ def test_gae_without_discount_is_what_is_still_to_come_less_the_value():
     to_come = torch.tensor(np.cumsum(reward.numpy()[:, ::-1], axis=1)[:, ::-1].copy())
     torch.testing.assert_close(advantage, to_come - value)
     torch.testing.assert_close(target, to_come)
+
+
+@pytest.mark.parametrize(("images", "kept"), [(10, 1), (20, 2), (32, 4), (40, 4), (26, 3)])
+def test_how_many_images_the_percentile_keeps(images, kept):
+    """n - ceil(0.9 (n - 1)) of n different rewards: 4 of the public code's 32, and a tenth of a multiple of 10."""
+    rewards = torch.randperm(images, generator=torch.Generator().manual_seed(1)).float()
+    assert int(percentile(rewards, None, 0.9).sum()) == kept
+    assert kept == int((rewards.numpy() >= np.percentile(rewards.numpy(), 90)).sum())

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.functional import logsigmoid
 
 import tiny
@@ -19,9 +20,10 @@ from tastemaker.algorithms.pairs import pairs
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.errors import ConfigError
 from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.models.value import value_network
+from tastemaker.models.value import DigitValue, value_network
 from tastemaker.sample import sample
 from tastemaker.task import Task
 from tastemaker.types import Draw, Rollout, all_rows
@@ -390,9 +392,10 @@ def test_diffusion_dpo_against_its_formula(trained):
     check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
 
 
-@pytest.mark.parametrize("kind", ["unet", "cnn", "mlp"])
+@pytest.mark.parametrize("kind", ["unet", "cnn", "conv", "mlp"])
 def test_value_networks_tell_rows_apart_and_learn(kind):
-    """[N] values, 0 at first (the mlp is DPOK's, which starts anywhere); latent, time and text all matter."""
+    """[N] values, 0 at first (the mlp is DPOK's, which starts anywhere). Latent, time and text all matter, but to the
+    thesis' cnn, which sees the latent alone."""
     model = LatentUNet(tiny.pipeline())
     torch.manual_seed(0)
     value = value_network(kind, model)
@@ -416,8 +419,33 @@ def test_value_networks_tell_rows_apart_and_learn(kind):
         learned = value(x, t, text)
         torch.testing.assert_close(learned, target, atol=0.2, rtol=0)
         torch.testing.assert_close(value(x[1:2], t[1:2], text[1:2]), learned[1:2], atol=1e-5, rtol=1e-5)
-        for other in ((x.flip(0), t, text), (x, t.flip(0), text), (x, t, text.flip(0))):
-            assert (value(*other) - learned).abs().max() > 1e-4
+        assert (value(x.flip(0), t, text) - learned).abs().max() > 1e-4
+        for other in ((x, t.flip(0), text), (x, t, text.flip(0))):
+            assert ((value(*other) - learned).abs().max() > 1e-4) == (kind != "cnn")
+
+
+def test_the_digit_network_is_that_of_the_thesis_appendix_b():
+    """For one channel at 32 pixels: 6 x 9 + 6 weights, 1536 x 24 + 24, 24 x 10 + 10, and 10 + 1 for the value."""
+    torch.manual_seed(0)
+    value = DigitValue((1, 32, 32))
+    assert sum(p.numel() for p in value.parameters()) == 60 + 36888 + 250 + 11
+    value.out.weight.data.copy_(torch.randn(1, 10))
+    weights, x = value.state_dict(), torch.randn(3, 1, 32, 32)
+    hidden = F.max_pool2d(F.relu(F.conv2d(x, weights["conv.weight"], weights["conv.bias"], padding=1)), 2, 2)
+    hidden = F.relu(F.linear(hidden.view(-1, 6 * 16 * 16), weights["fc1.weight"], weights["fc1.bias"]))
+    ten = F.linear(hidden, weights["fc2.weight"], weights["fc2.bias"])
+    torch.testing.assert_close(value(x, torch.zeros(3), torch.zeros(3, 1, 1)), ten @ weights["out.weight"][0])
+
+
+def test_pooled_text_is_the_encoders_state_at_the_first_end_of_the_prompt():
+    """ "a cat" is start, a, c, a, t, end: place 5; after it come more ends, which pad the prompt."""
+    model = LatentUNet(tiny.pipeline())
+    prompts = ["a cat", "fish", "a cat"]
+    states, pooled = model.encode(prompts, 1.0).text, model.pooled(prompts)
+    torch.testing.assert_close(pooled, states[[0, 1, 2], [5, 5, 5]])
+    assert not torch.allclose(pooled[0], states[0].mean(dim=0), atol=1e-2)
+    model.forget_prompts()
+    assert torch.equal(model.pooled(prompts[1:]), pooled[1:])
 
 
 def test_the_value_unet_is_a_copy_of_its_own():
@@ -502,7 +530,19 @@ def test_dpok_with_a_value_network(trained):
     reward = rollout.advantage.repeat_interleave(STEPS)
     torch.testing.assert_close(rows.advantage, reward - value)
     loss, _ = algorithm.loss(task, rows)
-    torch.testing.assert_close(loss, plain * (reward - value) / reward + (value - reward) ** 2, rtol=1e-5, atol=1e-6)
+    expected = plain * (reward - value) / reward
+    torch.testing.assert_close(loss, expected + (value - reward) ** 2, rtol=1e-5, atol=1e-6)
+    # With steps of its own the value network has no part in the policy's.
+    apart = replace(algorithm, value_batch=20)
+    loss, metrics = apart.loss(task, apart.prepare(task, rollout))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert "value_loss" not in metrics
+
+
+@pytest.mark.parametrize("name", ["value_batch", "value_updates", "value_clip_norm"])
+def test_dpoks_value_steps_must_be_some(name):
+    with pytest.raises(ConfigError, match=f"algorithm.{name} is 0, but must be greater than 0"):
+        DPOK(**{name: 0})
 
 
 @pytest.mark.parametrize("algorithm", [*SAMPLED, RWR(), NFT()], ids=lambda algorithm: algorithm.name)

@@ -91,16 +91,20 @@ def test_the_floor_counts_the_calls_of_a_round_by_hand(session: Session):
 
 
 @pytest.mark.parametrize(
-    ("guidance", "fraction", "epochs"), [(5.0, 1.0, 1), (1.0, 1.0, 2), (5.0, 0.5, 1)], ids=["demo", "plain", "part"]
+    ("guidance", "fraction", "epochs", "images"),
+    [(5.0, 1.0, 1, None), (1.0, 1.0, 2, None), (5.0, 0.5, 1, None), (1.0, 1.0, 2, 5)],
+    ids=["demo", "plain", "part", "images"],
 )
 def test_a_round_makes_no_other_calls_than_the_floor_s(
-    words: list[str], tmp_path: Path, guidance: float, fraction: float, epochs: int
+    words: list[str], tmp_path: Path, guidance: float, fraction: float, epochs: int, images: int | None
 ):
     settings = verb.read(verb.BenchArgs, words, "bench")[0].settings
     settings = replace(
         settings,
         sampling=replace(settings.sampling, guidance=guidance),
-        optimizer=replace(settings.optimizer, timestep_fraction=fraction, inner_epochs=epochs),
+        optimizer=replace(
+            settings.optimizer, timestep_fraction=fraction, inner_epochs=epochs, images_per_update=images
+        ),
     )
     session = start(settings, tmp_path, State())
     recorder = Recorder(session.model.network)

@@ -9,7 +9,7 @@ import torch
 from tastemaker import noise
 from tastemaker.prompts import PromptSet
 from tastemaker.training.config import Optimizer
-from tastemaker.training.draws import assigned, draw_round, share
+from tastemaker.training.draws import assigned, draw_round, planned_updates, share, value_states
 from tastemaker.types import Draw, Rollout, all_rows
 
 PROMPTS = PromptSet(("a", "b", "c"), (1.0, 1.0, 1.0))
@@ -135,3 +135,57 @@ def test_only_rows_of_selected_pictures_have_an_update():
     states = Optimizer(updates=2, minibatch="states")
     everything = assigned(whole, mine, draw, 8, 2, states, 0)
     assert torch.equal(assigned(rows, mine, draw, 8, 2, states, 0), everything[[2, 3, 12, 13]])
+
+
+def images(world, options, selected, samples=12, kept=2):
+    """{pass: {place in the round: update}} over all processes, for the selected pictures; all steps of one agree."""
+    draw, found = draw_round(PROMPTS, 0, 7, samples, 4), {}
+    for epoch in range(options.inner_epochs):
+        own = found.setdefault(epoch, {})
+        for rank in range(world):
+            mine = share(samples, 1, rank, world)
+            rows = all_rows(rollout(len(mine), kept, selected[mine]))
+            update = assigned(rows, mine, draw.select(mine), samples, kept, options, epoch, selected)
+            for picture, number in zip(rows.picture.tolist(), update.tolist(), strict=True):
+                assert own.setdefault(mine[picture], number) == number
+    return found
+
+
+def test_updates_of_a_number_of_selected_images():
+    """7 of 12 are selected, 3 to an update, two passes: 14 // 3 = 4 updates; the third has one image of the first pass
+    and two of the second, and the last two of the second pass are left over."""
+    selected = torch.zeros(12, dtype=torch.bool)
+    selected[[0, 2, 3, 5, 8, 9, 11]] = True
+    options = Optimizer(images_per_update=3, inner_epochs=2)
+    assert planned_updates(options, selected) == 4
+    found = images(1, options, selected)
+    assert all(sorted(places) == [0, 2, 3, 5, 8, 9, 11] for places in found.values())
+    assert Counter(found[0].values()) == {0: 3, 1: 3, 2: 1}
+    assert Counter(found[1].values()) == {2: 2, 3: 3, -1: 2}
+    assert images(2, options, selected) == images(4, options, selected) == found
+    # Each pass has an order of its own, which is not the round's.
+    orders = [sorted(places, key=lambda place: places[place] % 5) for places in found.values()]  # -1 comes last
+    assert orders[0] != orders[1]
+    assert orders[0] != sorted(orders[0])
+    # With one update for all of them nothing is left over; with more than there are, nothing is learned.
+    assert set(images(1, Optimizer(images_per_update=7), selected)[0].values()) == {0}
+    assert set(images(1, Optimizer(images_per_update=8), selected)[0].values()) == {-1}
+    assert planned_updates(Optimizer(images_per_update=8), selected) == 0
+
+
+def test_without_a_selection_all_images_count():
+    draw, mine = draw_round(PROMPTS, 0, 7, 12, 4), list(range(12))
+    update = assigned(all_rows(rollout(12, 1)), mine, draw, 12, 1, Optimizer(images_per_update=5), 0)
+    assert Counter(update.tolist()) == {0: 5, 1: 5, -1: 2}
+
+
+def test_states_of_the_value_networks_own_steps():
+    """25 states, 3 steps of 20: none comes again before all 25 have come; another round has others."""
+    steps = value_states(0, 1, 25, 20, 3)
+    assert [len(step) for step in steps] == [20, 20, 20]
+    row = [state for step in steps for state in step]
+    assert sorted(row[:25]) == sorted(row[25:50]) == list(range(25))
+    assert row[:25] != row[25:50]
+    assert len(set(row[50:])) == 10
+    assert value_states(0, 1, 25, 20, 3) == steps
+    assert value_states(0, 2, 25, 20, 3) != steps

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from tastemaker.advantage import percentile
 from tastemaker.prompts import BUILTIN as PROMPTS
+from tastemaker.prompts import load_prompts
 from tastemaker.rewards.registry import BUILTIN as REWARDS
+from tastemaker.training.draws import planned_updates
 from tastemaker.training.presets import PRESETS
+from tastemaker.training.schedule import multiple
 
 TASKS = ("compressibility", "incompressibility")
 
@@ -28,7 +33,8 @@ def test_names_of_all_presets():
     gradient |= {f"alignprop-{name}-sd15" for name in ("aesthetic", "hps", "compressibility", "removal")}
     gradient |= {"alignprop-sd15-gaussian", "draft-1-sd15", "draft-lv-sd15", "draft-50-sd15", "refl-sd14"}
     thesis |= {"thesis-backprop"}
-    assert set(PRESETS) == ddpo | bundled | rwr | templates | thesis | gradient | {"dpok-sd15", "d3po-sd15"}
+    others = {"dpok-sd15", "dpok-multi-sd15", "d3po-sd15"}
+    assert set(PRESETS) == ddpo | bundled | rwr | templates | thesis | gradient | others
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -44,23 +50,29 @@ def test_name_says_reward_and_model(name: str):
     elif not name.startswith("thesis"):
         assert config.model == "bundled"
     assert config.reward.partition(":")[0] in REWARDS or "give" in PRESETS[name].summary
-    assert config.prompts in PROMPTS or "--prompts" in PRESETS[name].summary
+    asked = config.prompts in PROMPTS or "--prompts" in PRESETS[name].summary
+    assert asked or config.prompts.startswith("dataset:")
     assert PRESETS[name].summary
     assert PRESETS[name].source
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(
-    ("kind", "updates", "epochs", "normalise"), [("rwr", 80, 5, "softmax"), ("rwr-sparse", 8, 50, "percentile")]
-)
-def test_rwr(task: str, kind: str, updates: int, epochs: int, normalise: str):
+@pytest.mark.parametrize(("kind", "epochs", "normalise"), [("rwr", 5, "softmax"), ("rwr-sparse", 50, "percentile")])
+def test_rwr(task: str, kind: str, epochs: int, normalise: str):
     """DDPO A.6: 10k samples, batches of 128, 400 updates: 5 passes over 10,240 or 50 over the best 1,024."""
     config = PRESETS[f"{kind}-{task}-sd14"].config
     assert (config.algorithm.name, config.algorithm.guided, config.algorithm.latents) == ("rwr", True, "sampler")
-    assert (config.optimizer.updates, config.optimizer.inner_epochs) == (updates, epochs)
-    assert updates * epochs == 400
-    kept = 1024 if kind == "rwr-sparse" else 10240
-    assert kept // updates == 128
+    assert config.optimizer.inner_epochs == epochs
+    selected = torch.ones(config.sampling.samples, dtype=torch.bool)
+    if kind == "rwr-sparse":  # a tenth of each prompt's images
+        each = config.sampling.per_prompt
+        rewards = torch.randperm(10240, generator=torch.Generator().manual_seed(0)).double()
+        prompts = [place // each for place in range(10240)]
+        selected = config.selection.chosen(percentile(rewards, prompts, config.advantage.percentile), prompts)
+        assert int(selected.sum()) == 1024
+    updates = planned_updates(config.optimizer, selected)
+    assert updates == 400
+    assert epochs * int(selected.sum()) // updates == 128
     assert (config.sampling.samples, config.rounds) == (10240, 10)
     assert (config.advantage.normalise, config.advantage.across) == (normalise, "prompt")
     assert (config.advantage.beta, config.advantage.percentile) == (0.2, 0.9)
@@ -87,7 +99,9 @@ def test_b2(number: int):
     assert ddpo.rounds * ddpo.sampling.samples == 25600
     assert b2.rounds == b2.window.rounds == round(25600 / 768)
     assert ddpo.optimizer.updates == 1  # batch 2, accumulation 128: 256 samples an update
-    assert (b2.optimizer.updates, b2.optimizer.inner_epochs) == (8, 2)  # at most 512 selected, 64 an update; two passes
+    assert (b2.optimizer.images_per_update, b2.optimizer.inner_epochs) == (64, 2)  # batch 2, accumulation 32
+    # The code goes on from pass to pass: of 300 selected images it makes 9 updates, and 24 are left over.
+    assert planned_updates(b2.optimizer, torch.arange(768) < 300) == 600 // 64
 
 
 # Table 6.2, columns 1, 2, 3, 4, 6, 7 (methods.md §6.5): steps, environments, KL, epochs, states of a minibatch on one
@@ -117,30 +131,57 @@ def test_thesis(name: str):
     assert (a.name, a.clip, a.value_clip, a.discount, a.smoothing) == ("ppo", 0.2, 0.2, 1.0, 0.95)
     assert (a.value_warmup, a.kl_estimator, a.kl_target) == (1024, "exact", None)
     assert (s.eta, s.log_prob, o.minibatch, config.tuning.mode) == (1.0, "sum", "states", "full")
-    assert (config.advantage.normalise, config.advantage.clip) == ("base", None)
-    assert config.precision == ("fp16" if s.samples == 80 else "fp32")
+    assert (config.advantage.normalise, config.advantage.clip) == ("base" if s.samples == 80 else "none", None)
+    assert (config.precision, config.speed.tf32) == (("fp16", True) if s.samples == 80 else ("fp32", False))
+    assert a.value == ("cnn" if name == "target" else "unet")
 
 
-def test_dpok():
-    """The public code for one prompt (methods.md §7.1)."""
-    config = PRESETS["dpok-sd15"].config
+def test_the_thesis_third_experiment_learns_at_2e_7_for_100_epochs():
+    """§6.6.1; the table's warm-up of 8192 updates, 64 an epoch, goes on beside it."""
+    config = PRESETS["thesis-aesthetic"].config
+    rate = lambda update: config.optimizer.lr * multiple(config, update)  # noqa: E731
+    assert rate(6399) == pytest.approx(2e-7 * 6400 / 8193)
+    assert rate(6400) == pytest.approx(5e-7 * 6401 / 8193)
+    assert rate(8192) == rate(31999) == 5e-7
+
+
+def test_the_thesis_seventh_experiment_does_not_train_on_what_it_is_evaluated_on():
+    config = PRESETS["thesis-pickscore"].config
+    assert config.prompts == "dataset:yuvalkirstain/pickapic_v1_no_images"
+    assert (config.evaluation.unseen, config.evaluation.prompts, config.evaluation.hold_out) == (
+        "thesis-diverse", 24, True
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "states", "weight", "kl", "rounds"),
+    # batch 4 or 2, accumulation 12, 5 updates a round; 10,000 and 100,000 updates
+    [("dpok-sd15", 10, 48, 10.0, 0.01, 2000), ("dpok-multi-sd15", 6, 24, 1000.0, 0.1, 20000)],
+)
+def test_dpok(name: str, samples: int, states: int, weight: float, kl: float, rounds: int):
+    """The public code's README.md: for a single prompt, and for multiple prompts on one of its GPUs."""
+    config = PRESETS[name].config
     a, o = config.algorithm, config.optimizer
-    assert (a.clip, a.clamp, a.reward_weight, a.kl, a.divergence) == (1e-4, "direct", 10.0, 0.01, "noise")
+    assert (a.clip, a.clamp, a.reward_weight, a.kl, a.divergence) == (1e-4, "direct", weight, kl, "noise")
     assert (a.value, a.value_lr, config.advantage.normalise) == ("mlp", 1e-4, "none")
+    assert (a.value_batch, a.value_updates, a.value_clip_norm, a.value_text) == (5 * 256, 1, None, "pooled")
     assert (config.sampling.steps, config.sampling.eta, config.sampling.guidance) == (50, 1.0, 7.5)
-    assert (o.lr, o.weight_decay, o.clip_norm, o.updates) == (1e-5, 0.0, 0.1, 5)
-    # batch 4, accumulation 12: 48 of the 500 new transitions in each of 5 updates
-    assert o.minibatch == "states"
-    assert o.timestep_fraction * config.sampling.samples * config.sampling.steps / o.updates == 48
+    assert (o.lr, o.weight_decay, o.clip_norm, o.updates, config.rounds) == (1e-5, 0.0, 0.1, 5, rounds)
+    assert (o.minibatch, config.sampling.samples) == ("states", samples)
+    assert o.timestep_fraction * samples * 50 / o.updates == pytest.approx(states)
+    if name == "dpok-sd15":
+        assert load_prompts(config.prompts).prompts == ("A green colored rabbit.",)
 
 
 def test_d3po():
-    """methods.md §7.3."""
+    """The public code: 2 batches of 10 pairs an epoch, an update for each pair, 400 epochs: 8,000 updates."""
     config = PRESETS["d3po-sd15"].config
     assert (config.algorithm.beta, config.algorithm.clip, config.algorithm.reference) == (0.1, 0.1, "base")
     assert (config.optimizer.lr, config.rounds) == (3e-5, 400)
     assert (config.sampling.steps, config.sampling.eta, config.sampling.guidance) == (20, 1.0, 5.0)
     assert (config.sampling.per_prompt, config.sampling.branches, config.window.name) == (2, 2, "whole")  # one x_T
+    assert (config.sampling.samples, config.optimizer.updates) == (2 * 20, 20)
+    assert config.rounds * config.optimizer.updates * config.optimizer.inner_epochs == 8000
 
 
 @pytest.mark.parametrize("task", TASKS)
