@@ -11,9 +11,8 @@ from torch import Tensor
 
 from tastemaker.selection import members
 
-
 ROUNDING = 8 * torch.finfo(torch.float32).eps
-"""Rewards arrive in float32: a difference of up to so much of the largest is taken for rounding, and not for a spread."""
+"""Rewards arrive in float32: a difference of up to so much of the largest is taken for rounding, not for a spread."""
 
 
 def differ(values: Tensor) -> bool:

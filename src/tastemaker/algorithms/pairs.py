@@ -19,7 +19,8 @@ T = TypeVar("T", "Transitions", "Noised")
 def pairs(rollout: Rollout, kind: Literal["all", "best-worst"]) -> tuple[list[int], list[int]]:
     """Places of the preferred and of the other pictures of P pairs, by reward, among the selected ones of each group.
 
-    Images whose rewards do not `advantage.differ` are no pair. Raises ValueError for a rollout without rewards or groups.
+    Images whose rewards do not `advantage.differ` are no pair. Raises ValueError for a rollout without rewards or
+    groups.
     """
     from tastemaker.advantage import differ
     from tastemaker.types import chosen_pictures

@@ -1,4 +1,4 @@
-"""Calling code that others wrote: whatever it raises is one sentence, and what it changes in the process is put back."""
+"""Calling code that others wrote: what it raises becomes one sentence, what it changes in the process is put back."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tastemaker.errors import RewardError
 T = TypeVar("T")
 
 NO_ARGUMENTS = "--rewards-have-no-command-line-arguments"
-"""What foreign code finds in sys.argv, so that it does not take tastemaker's arguments for its own. A parser that knows
-all of its arguments (argparse's `parse_args`) refuses it; one that looks for its own (`parse_known_args`) finds none."""
+"""What foreign code finds in sys.argv, so that it does not take tastemaker's arguments for its own. A parser that has to
+know every argument (argparse's `parse_args`) refuses it; one that looks for its own (`parse_known_args`) finds none."""
 LONGEST = 500
 """Characters of an error's text that are shown."""
 
@@ -152,7 +152,7 @@ def _open(stream: TextIO, number: int) -> TextIO:
     try:
         return os.fdopen(os.dup(number), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
     except OSError:
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lives as long as the process
+        return open(os.devnull, "w", encoding="utf-8")
 
 
 def _signals() -> Callable[[], None]:

@@ -215,6 +215,10 @@ def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | Non
         argument = argument or entry.default
         if not argument:
             raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
+        from tastemaker.safe_torch import require_safe_torch
+
+        # The argument may name a model that transformers reads.
+        require_safe_torch(f"what the reward {name} needs", RewardError)
         make = _import(entry.target, first)
         return make(argument, vlm, say) if entry.asks else make(argument)
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)

@@ -21,7 +21,6 @@ from tastemaker.advantage import (
     percentile,
     standardise,
 )
-from tastemaker.errors import RewardError
 from tastemaker.losses import adaptive_kl
 from tastemaker.rewards.combination import leaves, score_together, total
 from tastemaker.rewards.contract import Reward

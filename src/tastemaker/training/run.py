@@ -70,7 +70,7 @@ def _begin(config: Config, out: Path, command: str) -> None:
         session.state.base_mean, session.state.base_std = moments(base.reward)
         if not session.state.base_std:
             session.display.say(
-                f"{config.reward} gives all {len(base.reward)} images of the base model {plain(session.state.base_mean)}: "
+                f"all {len(base.reward)} images of the base model have the reward {plain(session.state.base_mean)}: "
                 "there are no standard deviations to count in, and figures stay in the reward's own unit"
             )
         session.seconds.clear()
