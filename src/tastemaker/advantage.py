@@ -11,10 +11,67 @@ from torch import Tensor
 
 from tastemaker.selection import members
 
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Rewards arrive in float32: a difference of up to so much of the largest is taken for rounding, not for a spread."""
+
+
+def differ(values: Tensor) -> bool:
+    """Whether values [B] differ by more than float32 rounding; values that are not finite do.
+
+    The range is compared with the largest magnitude, so that the reward's unit does not matter: rewards of about 1e-6
+    that differ by 1e-9 have a spread, and 123456.70 and 123456.71, the next number in float32, have none.
+    """
+    if not values.numel():
+        return False
+    low, high = values.double().aminmax()
+    return not (high - low <= ROUNDING * torch.maximum(low.abs(), high.abs()))
+
+
+def moments(values: Tensor, correction: int = 0) -> tuple[float, float]:
+    """Mean and standard deviation of values [B], in float64; the deviation is exactly 0 where they do not `differ`."""
+    values = values.double()
+    return values.mean().item(), values.std(correction=correction).item() if differ(values) else 0.0
+
 
 def standardise(reward: Tensor, eps: float = 1e-8) -> Tensor:
-    """(r - mean) / (std + eps) over the whole round, [B]; population std."""
-    return (reward - reward.mean()) / (reward.std(correction=0) + eps)
+    """(r - mean) / (std + eps) over the whole round, [B]; population std. 0 where the rewards do not `differ`."""
+    return _normalised(reward.double(), reward, reward, eps).to(reward)
+
+
+def against_base(reward: Tensor, mean: float, std: float) -> Tensor:
+    """(r - mean) / std, [B], with the base model's mean and standard deviation (`moments`).
+
+    Where the base model's rewards do not differ (std 0) there is no unit to divide by, and r - mean stays in the
+    reward's own; it is 0 where the two are equal but for rounding.
+    """
+    off = reward.double() - mean
+    if std > 0:
+        return (off / std).to(reward)
+    rounding = ROUNDING * reward.double().abs().clamp(min=abs(mean))
+    return torch.where(off.abs() <= rounding, 0.0, off).to(reward)
+
+
+def _normalised(values: Tensor, base: Tensor, whole: Tensor, eps: float, correction: int = 0) -> Tensor:
+    """(values - mean) / (std + eps), [N] float64, with the mean and std of `base` [M]; 0 where `base` has no spread.
+
+    `whole` are the round's rewards. They stand in for a base without spread that does not hold the values, and say how
+    large a reward is: eps, an absolute number in the public codes, is kept to a hundredth of the std, or it would take
+    the place of the std of rewards of about 1e-6.
+    """
+    mean, std = moments(base, correction)
+    if not std and differ(torch.cat([base.double(), values])):
+        mean, std = moments(whole, correction)
+    if not std:
+        return torch.zeros_like(values)
+    return (values - mean) / (std + min(eps, 0.01 * max(std, moments(whole, correction)[1])))
+
+
+def _indices_of(prompts: Sequence[str]) -> dict[str, list[int]]:
+    """The indices of each prompt's images, prompts by first appearance."""
+    found: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        found.setdefault(prompt, []).append(index)
+    return found
 
 
 @dataclass
@@ -30,18 +87,18 @@ class PromptStatistics:
     past: dict[str, list[float]] = field(default_factory=dict)
 
     def advantages(self, prompts: Sequence[str], reward: Tensor) -> Tensor:
-        """Advantages [B] of rewards [B]; A = (r - mean) / (std + 1e-6) with the population std."""
-        values = reward.double().tolist()
-        for prompt, value in zip(prompts, values, strict=True):
-            self.past.setdefault(prompt, []).append(value)
-        for prompt in set(prompts):
-            self.past[prompt] = self.past[prompt][-self.buffer :]
-        whole = torch.tensor(values, dtype=torch.float64)
+        """Advantages [B] of rewards [B]; A = (r - mean) / (std + 1e-6) with the population std.
+
+        0 for a prompt whose rewards do not `differ`.
+        """
+        whole = reward.double().cpu()
         result = torch.empty_like(whole)
-        for index, prompt in enumerate(prompts):
-            own = self.past[prompt]
+        for prompt, value in zip(prompts, whole.tolist(), strict=True):
+            self.past.setdefault(prompt, []).append(value)
+        for prompt, indices in _indices_of(prompts).items():
+            own = self.past[prompt] = self.past[prompt][-self.buffer :]
             base = torch.tensor(own, dtype=torch.float64) if len(own) >= self.min_count else whole
-            result[index] = (whole[index] - base.mean()) / (base.std(correction=0) + 1e-6)
+            result[indices] = _normalised(whole[indices], base, whole, 1e-6)
         return result.to(reward)
 
 
@@ -60,8 +117,11 @@ class RecentRounds:
     """The round of each value in `past`."""
 
     def advantages(self, prompts: Sequence[str], reward: Tensor, round: int) -> Tensor:
-        """Advantages [B] of rewards [B]; A = (r - mean) / (std + 1e-8) with the sample std, as in the public code."""
-        whole = reward.double()
+        """Advantages [B] of rewards [B]; A = (r - mean) / (std + 1e-8) with the sample std, as in the public code.
+
+        0 for a prompt whose rewards do not `differ`, and for an image that is alone.
+        """
+        whole = reward.double().cpu()
         for prompt, value in zip(prompts, whole.tolist(), strict=True):
             self.past.setdefault(prompt, []).append(value)
             self.rounds.setdefault(prompt, []).append(round)
@@ -72,51 +132,56 @@ class RecentRounds:
             if not recent:
                 del self.past[prompt], self.rounds[prompt]
         result = torch.empty_like(whole)
-        for index, prompt in enumerate(prompts):
+        for prompt, indices in _indices_of(prompts).items():
             own = self.past[prompt]
             base = torch.tensor(own, dtype=torch.float64) if len(own) >= max(2, self.min_count) else whole
-            result[index] = (whole[index] - base.mean()) / (base.std() + 1e-8)
+            result[indices] = _normalised(whole[indices], base, whole, 1e-8, correction=1)
         return result.to(reward)
 
 
 def group_relative(reward: Tensor, group: Sequence[int], spread: Literal["group", "round"] = "group") -> Tensor:
     """(r - mean of its group) / (std + 1e-4), [B] (GRPO; Flow-GRPO's eps).
 
-    The std is the group's own or the whole round's. Where a group's rewards are all the same its advantages are
+    The std is the group's own or the whole round's. Where a group's rewards do not `differ` its advantages are
     exactly 0, so that they can be left out (`selection.NonZero`).
     """
-    values, whole = reward.double(), reward.double().std(correction=0)
+    values, whole = reward.double(), moments(reward)[1]
     result = torch.zeros_like(values)
     for places in members(group):
         own = values[places]
-        if (own != own[0]).any():
-            std = own.std(correction=0) if spread == "group" else whole
-            result[places] = (own - own.mean()) / (std + 1e-4)
+        mean, std = moments(own)
+        if std:
+            std = std if spread == "group" else whole
+            result[places] = (own - mean) / (std + min(1e-4, 0.01 * whole))
     return result.to(reward)
 
 
 def boltzmann(reward: Tensor, group: Sequence[int] | None, beta: float) -> Tensor:
     """Weights [B]: softmax of beta r over each group (or all of them), times its size, so that their mean is 1.
 
-    RWR (DDPO §4.2, A.2); the public code calls beta a temperature, which is its inverse.
+    All exactly 1 where a group's rewards do not `differ`. RWR (DDPO §4.2, A.2); the public code calls beta a
+    temperature, which is its inverse.
     """
     values = reward.double()
-    result = torch.empty_like(values)
+    result = torch.ones_like(values)
     for places in members(group if group is not None else [0] * len(reward)):
-        result[places] = len(places) * torch.softmax(beta * values[places], dim=0)
+        own = values[places]
+        if differ(own):
+            result[places] = len(places) * torch.softmax(beta * own, dim=0)
     return result.to(reward)
 
 
 def percentile(reward: Tensor, group: Sequence[int] | None, share: float) -> Tensor:
     """Weights [B]: 1 where the reward is at least the percentile `share` of its group, else 0 (RWR-sparse).
 
-    The percentile is interpolated linearly, as numpy's.
+    The percentile is interpolated linearly, as numpy's. All 1 where a group's rewards do not `differ`.
     """
     values = reward.double()
-    result = torch.empty_like(values)
+    result = torch.ones_like(values)
     for places in members(group if group is not None else [0] * len(reward)):
         own = values[places]
-        result[places] = (own >= torch.quantile(own, share)).double()
+        if differ(own):
+            result[places] = (own >= torch.quantile(own, share)).double()
     return result.to(reward)
 
 

@@ -19,8 +19,10 @@ T = TypeVar("T", "Transitions", "Noised")
 def pairs(rollout: Rollout, kind: Literal["all", "best-worst"]) -> tuple[list[int], list[int]]:
     """Places of the preferred and of the other pictures of P pairs, by reward, among the selected ones of each group.
 
-    Raises ValueError for a rollout without rewards or groups.
+    Images whose rewards do not `advantage.differ` are no pair. Raises ValueError for a rollout without rewards or
+    groups.
     """
+    from tastemaker.advantage import differ
     from tastemaker.types import chosen_pictures
 
     if rollout.reward is None or rollout.group is None:
@@ -31,7 +33,7 @@ def pairs(rollout: Rollout, kind: Literal["all", "best-worst"]) -> tuple[list[in
     for places in members([group[place] for place in chosen]):
         ordered = sorted((chosen[place] for place in places), key=lambda place: -reward[place])
         for a, b in combinations(ordered, 2) if kind == "all" else [(ordered[0], ordered[-1])]:
-            if reward[a] > reward[b]:
+            if differ(rollout.reward[[a, b]]):
                 better.append(a)
                 worse.append(b)
     return better, worse

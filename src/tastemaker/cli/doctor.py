@@ -22,7 +22,7 @@ from tastemaker.models.bundled import ASSETS
 
 PYTHON = (3, 10)
 REQUIRED = {
-    "torch": "2.4",
+    "torch": "2.10",
     "diffusers": "0.36",
     "transformers": "5.3",
     "peft": "0.17",

@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tastemaker: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except SystemExit as stop:  # tyro's own end after --help
+        if isinstance(stop.code, str):
+            print(f"tastemaker: {stop.code}", file=sys.stderr)
+            return 1
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print("tastemaker: stopped", file=sys.stderr)

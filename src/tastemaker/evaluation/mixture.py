@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tastemaker.advantage import moments
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.labelled import labelled_grid
 from tastemaker.evaluation.report_svg import COLOURS, INK, MUTED, styled
@@ -141,8 +142,8 @@ def standing(values: Tensor, base: Tensor, name: str) -> dict[str, float]:
     Both are of the same prompts and noise, so the error (of the mean difference) is that of B paired differences.
     Raises RewardError where the base model's rewards do not differ.
     """
-    unit = base.double().std(correction=0).item()
-    if unit == 0:
+    unit = moments(base)[1]
+    if not unit:
         raise RewardError(
             f"the reward {name} gives all {len(base)} pictures of the base model {base[0].item():g}, and has no "
             "deviation to measure mixtures in: give more or other prompts"

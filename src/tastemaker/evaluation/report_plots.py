@@ -80,15 +80,24 @@ def _reward(run: Run) -> Plot | None:
     if not _measured(axis, run, "reward/mean", Look(COLOURS[0])):
         return None
     axis.set_ylabel("reward")
-    scale = base_scale(run)
+    scale, right = base_scale(run), ""
     if scale is not None:
         _right_axis(axis, *scale)
+        right = ", and the right axis counts standard deviations of the base model's pictures from their mean"
     return finish(
         figure, [axis], DONE, "Reward",
         "How much the reward likes each round's pictures, with the spread from picture to picture; dots are "
-        "evaluations on fixed prompts and seeds, and the right axis counts standard deviations of the base "
-        "model's pictures from their mean.",
+        f"evaluations on fixed prompts and seeds{right}.",
     )  # fmt: skip
+
+
+def _reward_key(run: Run) -> str:
+    """The reward in standard deviations of the base model's, or in its own unit where there are none."""
+    return "reward/base_stds" if measures(run, "reward/base_stds") else "reward/mean"
+
+
+def _reward_label(run: Run) -> str:
+    return "reward, base std" if _reward_key(run) == "reward/base_stds" else "reward"
 
 
 def _right_axis(axis: Axes, mean: float, std: float) -> None:
@@ -163,7 +172,7 @@ def _rings(axis: Axes, run: Run, key: str, labelled: bool) -> None:
 
 
 def _unseen(run: Run) -> Plot | None:
-    keys = {"reward/base_stds": "reward, base std", "judge/correct": "judged correct"}
+    keys = {_reward_key(run): _reward_label(run), "judge/correct": "judged correct"}
     keys = {key: label for key, label in keys.items() if series(run.evaluations, "evaluation", f"eval/unseen/{key}")[0]}
     if not keys:
         return None
@@ -186,8 +195,8 @@ def _judge(run: Run) -> Plot | None:
     figure, (top, bottom) = panels(2)
     if not _measured(bottom, run, "judge/correct", Look(COLOURS[2])):
         return None
-    _measured(top, run, "reward/base_stds", Look(COLOURS[0], labelled=False))
-    top.set_ylabel("reward, base std")
+    _measured(top, run, _reward_key(run), Look(COLOURS[0], labelled=False))
+    top.set_ylabel(_reward_label(run))
     share_axis(bottom, "judged correct")
     return finish(
         figure, [top, bottom], DONE, "Reward and judge",

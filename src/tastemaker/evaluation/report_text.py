@@ -52,6 +52,9 @@ class Summary:
     prompts: str
     reward: Change
     stds: Change
+    """In standard deviations of the base model's rewards; without figures where these do not differ."""
+    flat_base: bool
+    """Whether they do not."""
     judge: Change
     diversity: Change
     table: tuple[Row, ...]
@@ -103,6 +106,7 @@ def summarise(run: Run, name: str) -> Summary:
         prompts=str(run.config.get("prompts") or ""),
         reward=_change(run, "reward/mean"),
         stds=_change(run, "reward/base_stds"),
+        flat_base=any("eval/reward/base_difference" in record for record in run.evaluations),
         judge=_change(run, "judge/correct", percent=True),
         diversity=_change(run, "diversity"),
         table=_table(run),

@@ -19,11 +19,15 @@ def load_model(
 ) -> LatentUNet | PixelUNet:
     """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError.
 
-    Its network may wait on another device, `network_device`, until it is sharded.
+    Its network may wait on another device, `network_device`, until it is sharded. Also raised where torch is too old to
+    read what others made, the model's files and adapters.
     """
+    from tastemaker.errors import ModelError
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.latent_unet import LatentUNet, load_pipeline
+    from tastemaker.safe_torch import require_safe_torch
 
+    require_safe_torch(f"the model {source}", ModelError)
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
     if type(pipeline).__name__ == "StableDiffusionPipeline":
         return LatentUNet(pipeline, precision, device, network_device)

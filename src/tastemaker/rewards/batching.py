@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
+from tastemaker.rewards.foreign import described
 from tastemaker.rewards.wire import Asked, Refused
 
 Score = Callable[[Tensor, Sequence[str]], Tensor]
@@ -87,10 +88,10 @@ class Batcher:
                 torch.cat([asked.x for asked in joined]), [p for asked in joined for p in asked.prompts]
             )
             return list(values.split([len(asked.prompts) for asked in joined]))
-        except Exception as error:  # whatever it is, those who wait must hear of it
+        except BaseException as error:  # whatever it is, those who wait must hear of it; Ctrl-C comes to another thread
             if len(joined) == 1:
                 known = isinstance(error, RewardError)
-                return [error if known else RewardError(f"scoring failed with {type(error).__name__}: {error}")]
+                return [error if known else RewardError(f"scoring failed with {described(error)}")]
         # One of them may have spoilt it for the others.
         return [answer for asked in joined for answer in self._scored([asked])]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tastemaker.errors import RewardError, RewardUnavailable
 from tastemaker.rewards.combination import Combination, score_together
-from tastemaker.rewards.contract import Reward, score
+from tastemaker.rewards.contract import Reward, graded, score
 
 TOLERANCE = 1e-4
 """By how much a reward may differ in another batch or order, in units of the answers' size, and be called the same: a
@@ -59,7 +59,7 @@ def check_reward(reward: Reward, prompts: Sequence[str], size: int = 64, seed: i
             reward.measure(score_together(reward.rewards, x.clone(), prompts))
             found.append(Finding("note", f"standardises by these {space}s here, and by the base model's in a run"))
         began = time.perf_counter()
-        together = score(reward, given, prompts)
+        together = score(reward, given, prompts, copied=False)
         seconds = time.perf_counter() - began
         found += [
             Finding("ok", f"answers [{len(x)}] finite numbers for {len(x)} {space}s, {_range(together)}"),
@@ -75,7 +75,12 @@ def check_reward(reward: Reward, prompts: Sequence[str], size: int = 64, seed: i
     if given.equal(x):
         found.append(Finding("ok", f"leaves the {space}s as they are"))
     else:
-        found.append(Finding("failed", f"changes the {space}s it is given, which are used afterwards: copy them first"))
+        found.append(
+            Finding(
+                "failed",
+                f"changes the {space}s it is given: a run gives it copies, other code may not; let it copy them first",
+            )
+        )
     return [*found, *_gradient(reward, x, prompts)]
 
 
@@ -89,7 +94,8 @@ def _asked(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
 
 def _apart(one: Tensor, other: Tensor) -> float:
     """The largest difference, in units of the largest answer."""
-    return ((one - other).abs().max() / one.abs().max().clamp(min=1e-12)).item()
+    one, other = one.double(), other.double()
+    return ((one - other).abs().max() / one.abs().max().clamp(min=torch.finfo(one.dtype).tiny)).item()
 
 
 def _order(reward: Reward, x: Tensor, prompts: Sequence[str], together: Tensor) -> list[Finding]:
@@ -142,10 +148,9 @@ def _gradient(reward: Reward, x: Tensor, prompts: Sequence[str]) -> list[Finding
         return [Finding("note", "declares no gradient (see tastemaker.rewards.contract.reward)")]
     leaf = x.clone().requires_grad_()
     try:
-        (slope,) = torch.autograd.grad(reward(leaf, list(prompts)).sum(), leaf)
-    except Exception as error:  # a user's own code may raise anything
-        reason = " ".join(str(error).split())
-        return [Finding("failed", f"declares a gradient and has none: {type(error).__name__}: {reason}")]
+        (slope,) = torch.autograd.grad(graded(reward, leaf, prompts).sum(), leaf)
+    except RewardError as error:
+        return [Finding("failed", f"declares a gradient and has none: {error}")]
     if not slope.isfinite().all():
         return [Finding("failed", "declares a gradient, which is not finite")]
     norms = slope.flatten(1).norm(dim=1)

@@ -50,8 +50,9 @@ def pick_score(source: str) -> Reward:
 
 def _hps(source: str, name: str, file: str, title: str) -> Reward:
     clip = load_clip(source, f"{name}:{source}", file)
-    # The original resizes the longest side and adds black (open_clip's resize_longest_max).
-    return cosine(replace(clip, preprocess=replace(clip.preprocess, fit="pad")), title)
+    # The original's open_clip makes a tensor of the image first (`ToTensor`), then resizes the longest side (bicubic,
+    # antialiased, as torchvision does for floats: without cutting the overshoot off) and adds black (`ResizeMaxSize`).
+    return cosine(replace(clip, preprocess=replace(clip.preprocess, fit="pad", clamp=False)), title)
 
 
 def cosine(clip: Clip, title: str, scaled: bool = False) -> Reward:

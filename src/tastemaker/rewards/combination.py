@@ -9,6 +9,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from tastemaker.advantage import moments
 from tastemaker.errors import RewardError
 from tastemaker.rewards.contract import Reward, checked, put_together
 from tastemaker.rewards.endpoints import is_remote
@@ -85,11 +86,11 @@ class Combination:
 
         Raises RewardError where what is standardised does not differ, so that there is no unit.
         """
-        self.statistics = {self._keys[name]: _spread(found[name]) for name in self.rewards}
+        self.statistics = {self._keys[name]: moments(found[name]) for name in self.rewards}
         for key, node in self._standardised():
             values = self._value(node.of, found)
-            mean, std = _spread(values)
-            if not std > 1e-6 * max(1e-6, values.abs().max().item()):
+            mean, std = moments(values)
+            if not std:
                 raise RewardError(
                     f"{key} divides by the deviation of the base model's pictures, but all {len(values)} of them have "
                     f"{mean:g}: leave standardise out, or evaluate more pictures (evaluation.prompts, "
@@ -134,7 +135,8 @@ class Combination:
                 return self._value(of, found).clamp(low, high)
             case Standardise(of):
                 mean, std = self._measured(self._key(node))
-                return (self._value(of, found) - mean) / std
+                values = self._value(of, found)
+                return ((values.double() - mean) / std).to(values)
 
     def _measured(self, key: str) -> tuple[float, float]:
         if key not in self.statistics:
@@ -168,11 +170,6 @@ def asked_together(rewards: Mapping[str, Reward], x: Tensor, prompts: Sequence[s
             raise
         found = here | {name: answer.result() for name, answer in waiting.items()}
     return {name: found[name].to(x.device) for name in rewards}
-
-
-def _spread(values: Tensor) -> tuple[float, float]:
-    values = values.double()
-    return values.mean().item(), values.std(correction=0).item()
 
 
 def score_together(rewards: Mapping[str, Reward], x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
+from tastemaker.rewards.foreign import call, one_line
+from tastemaker.rewards.numbers import numbers
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
@@ -52,14 +54,14 @@ def reward(
     return mark
 
 
-def score(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
+def score(reward: Reward, x: Tensor, prompts: Sequence[str], *, copied: bool = True) -> Tensor:
     """Rewards [B] of pictures, float32 on the CPU, without gradient.
 
     Raises RewardError where the reward raises, or answers with something else than one finite number for each
-    picture. A failed reward is never a number.
+    picture. A failed reward is never a number. The reward is given a copy of x unless `copied` is false.
     """
     with torch.no_grad():
-        return checked(reward, x, prompts).float().cpu()
+        return checked(reward, x, prompts, copied=copied).detach().cpu()
 
 
 @dataclass(frozen=True)
@@ -88,63 +90,79 @@ def graded(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
 def graded_parts(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Scores:
     """As `graded`, with a combination's parts. Raises RewardError where one of them hangs on no graph."""
     if not isinstance(reward, Combined):
-        return Scores(_graph(reward, x, checked(reward, x, prompts)))
+        total = checked(reward, x, prompts)
+        _require_graph(x, total, _name(reward))
+        return Scores(total)
     parts = reward.parts(x, prompts)
     for name, values in parts.items():
-        _graph(reward, x, values, name)
+        _require_graph(x, values, name)
     return Scores(put_together(reward, parts, prompts), parts)
 
 
-def _graph(reward: Reward, x: Tensor, answer: Tensor, name: str = "") -> Tensor:
+def _require_graph(x: Tensor, answer: Tensor, name: str) -> None:
     if x.requires_grad and not answer.requires_grad:
         raise RewardError(
-            f"the reward {name or _name(reward)} says that it is differentiable, but its answer has no gradient: take "
+            f"the reward {name} says that it is differentiable, but its answer has no gradient: take "
             "out what leaves torch (.detach(), .numpy(), PIL), or do not mark it as differentiable"
         )
-    return answer
 
 
-def checked(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
-    """A reward's answer as a tensor [B] of finite numbers, where and with what graph it makes them.
+def checked(reward: Reward, x: Tensor, prompts: Sequence[str], *, copied: bool = True) -> Tensor:
+    """A reward's answer as a tensor [B] of finite float32 numbers, where and with what graph it makes them.
 
-    Raises RewardError where the reward raises or answers with something else.
+    The answer is a copy of its own, and so is what the reward is given (unless `copied` is false): what it does to
+    either, now or later, changes nothing of the run's. Raises RewardError where the reward raises or answers with
+    something else.
     """
-    return _finite(reward, _asked(reward, x, prompts), prompts)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _answer(reward, x.clone() if copied else x, prompts)
+    leaf = x.detach().requires_grad_()
+    answer = _answer(reward, leaf.clone(), prompts)
+    return _Graph.apply(x, (leaf, answer), _name(reward)) if answer.requires_grad else answer  # type: ignore[return-value]
+
+
+class _Graph(torch.autograd.Function):
+    """A reward's own graph inside the run's, so that what is raised on the way back through it is known as its."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inside: tuple[Tensor, Tensor], name: str) -> Tensor:
+        ctx.inside, ctx.name = inside, name
+        return inside[1].detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        leaf, answer = ctx.inside
+        back = lambda: torch.autograd.grad(answer, leaf, slopes[0])  # noqa: E731
+        return call(back, f"on the way back, the reward {ctx.name}")[0], None, None
+
+
+def _answer(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    name = _name(reward)
+    answer = call(lambda: reward(x, list(prompts)), f"the reward {name}")
+    return call(lambda: _finite(reward, answer, prompts), f"the answer of the reward {name}").clone()
 
 
 def _name(reward: Reward) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
-def _asked(reward: Reward, x: Tensor, prompts: Sequence[str]) -> object:
-    try:
-        return reward(x, list(prompts))
-    except RewardError:
-        raise
-    except Exception as error:  # a user's own code may raise anything
-        reason = " ".join(str(error).split())
-        raise RewardError(f"the reward {_name(reward)} raised {type(error).__name__}: {reason}") from error
-
-
 def _finite(reward: Reward, answer: object, prompts: Sequence[str]) -> Tensor:
-    """The answer as a tensor [B], once it is known to be finite."""
+    """The answer as a float32 tensor [B], once it is known to be finite there."""
     name = _name(reward)
-    try:
-        values = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=torch.float32)
-        values = values if values.is_floating_point() else values.float()
-    except (TypeError, ValueError, RuntimeError) as error:
+    wanted = numbers(answer, name, len(prompts))
+    if wanted.shape != (len(prompts),):
         raise RewardError(
-            f"the reward {name} returned {type(answer).__name__}, but must return {len(prompts)} numbers"
-        ) from error
-    if values.shape != (len(prompts),):
-        raise RewardError(
-            f"the reward {name} returned shape {list(values.shape)} for {len(prompts)} pictures, "
+            f"the reward {name} returned shape {list(wanted.shape)} for {len(prompts)} pictures, "
             f"but must return one number for each: shape [{len(prompts)}]"
         )
+    values = wanted.float()
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
+        rule = "; rewards must be finite"
+        if wanted[bad[0]].isfinite():
+            rule = f", which float32 cannot hold: rewards must lie within ±{torch.finfo(torch.float32).max:.2g}"
         raise RewardError(
-            f"the reward {name} returned {values[bad[0]].item()} for {len(bad)} of {len(prompts)} pictures "
-            f"(the first has the prompt {prompts[bad[0]]!r}); rewards must be finite"
+            f"the reward {name} returned {wanted[bad[0]].item()} for {len(bad)} of {len(prompts)} pictures "
+            f"(the first has the prompt {one_line(repr(prompts[bad[0]]), 200)}){rule}"
         )
     return values

@@ -35,10 +35,16 @@ class Preprocess:
     mean: tuple[float, ...] = OPENAI_MEAN
     std: tuple[float, ...] = OPENAI_STD
     resampling: Literal["bilinear", "bicubic"] = "bicubic"
+    clamp: bool = True
+    """Whether values are cut to [0, 1] after resizing, beyond which bicubic weights overshoot at edges: images of bytes
+    are, as PIL's. A model whose original resizes tensors of floats has seen the overshoot."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures [B,3,H,W] in [0,1] to [B,3,*size], differentiable and on their device."""
-        x = _resized(x, self.inner(x.shape[-2], x.shape[-1]), self.resampling)
+        size = self.inner(x.shape[-2], x.shape[-1])
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size, mode=self.resampling, antialias=True, align_corners=False)
+            x = x.clamp(0, 1) if self.clamp else x
         x = _centred(x, self.size)
         mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (x - mean) / std
@@ -57,13 +63,6 @@ class Preprocess:
         if height <= width:
             return short, int(short * width / height)
         return int(short * height / width), short
-
-
-def _resized(x: Tensor, size: tuple[int, int], resampling: str) -> Tensor:
-    if x.shape[-2:] == size:
-        return x
-    # Bicubic weights overshoot at edges; PIL, whose pictures are bytes, cuts that off.
-    return F.interpolate(x, size, mode=resampling, antialias=True, align_corners=False).clamp(0, 1)
 
 
 def _centred(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -212,6 +215,10 @@ def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | Non
         argument = argument or entry.default
         if not argument:
             raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
+        from tastemaker.safe_torch import require_safe_torch
+
+        # The argument may name a model that transformers reads.
+        require_safe_torch(f"what the reward {name} needs", RewardError)
         make = _import(entry.target, first)
         return make(argument, vlm, say) if entry.asks else make(argument)
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
@@ -224,17 +231,57 @@ def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | Non
 
 
 def _import(target: str, name: str) -> Any:
+    from tastemaker.rewards.foreign import call
+
     module_name, _, attribute = target.partition(":")
-    # A console script does not look in the folder it is started from, where a user's own module lies.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's own module may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise RewardError(f"the reward {name!r} cannot be imported: module {module_name!r}: {reason}") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
+    what = f"the reward {name!r} cannot be imported: module {module_name!r}"
+    if module_name.endswith(".py"):
+        raise RewardError(f"{what} is a file's name: modules are named without .py, as in `taste:redness`")
+    with _own_folder():
+        module = call(lambda: importlib.import_module(module_name), what)
+        function = call(lambda: functools.reduce(_attribute, attribute.split("."), module), what)
+    if function is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RewardError(f"module {module_name!r} has no function {attribute!r}; {nearest(attribute, known)}")
+        raise RewardError(
+            f"module {module_name!r} has no function {attribute!r}; {nearest(attribute, known)}{_shadowed(module)}"
+        )
+    if inspect.isclass(function):
+        raise RewardError(
+            f"the reward {name!r} is a class: give a function, or an object of the class, as in `taste = {attribute}()`"
+        )
+    if not callable(function):
+        raise RewardError(
+            f"the reward {name!r} is no function, but {type(function).__name__}: give one that takes images and prompts"
+        )
     return function
+
+
+def _attribute(of: Any, name: str) -> Any:
+    return getattr(of, name, None)
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Inside it, modules of the folder that the command runs in come first, where a user's own lie.
+
+    A console script does not look there by itself. Afterwards they come last: a file there may have the name of a
+    module that has not been imported yet.
+    """
+    folder = str(Path.cwd())
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        sys.path.append(folder)
+
+
+def _shadowed(module: Any) -> str:
+    """A hint where the folder has a file of the module's name that is not the module."""
+    here, found = Path(f"{module.__name__}.py"), getattr(module, "__file__", None)
+    if not here.is_file() or (found is not None and here.samefile(found)):
+        return ""
+    return f"; it is {found or 'built into Python'}, and not {here} in this folder, which needs another name"

@@ -11,13 +11,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tastemaker.errors import RewardError
+from tastemaker.safe_torch import require_safe_torch
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a torch file, which may hold nothing but tensors and plain containers.
 
-    Of a training checkpoint, those under `state_dict`. Raises RewardError where it cannot be read.
+    Of a training checkpoint, those under `state_dict`. Raises RewardError where it cannot be read, and where torch is
+    too old to read a torch file safely.
     """
+    if path.suffix != ".safetensors":
+        require_safe_torch(f"{path}, the weights of the reward {name},", RewardError)
     try:
         found: Any = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True, mmap=None)

@@ -42,7 +42,7 @@ class State:
     base_mean: float = 0.0
     """Mean of the base model's rewards on the evaluation pictures."""
     base_std: float = 1.0
-    """Their standard deviation, the unit in which progress is shown."""
+    """Their standard deviation, the unit in which progress is shown; 0, and no unit, where they do not differ."""
     base_parts: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Mean and deviation, on the same pictures, of combined rewards' parts and of what they standardise: first by the
     setting that names the reward."""

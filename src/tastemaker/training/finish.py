@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tastemaker.training import disk
 from tastemaker.training.config import Config
+from tastemaker.training.progress import plain
 from tastemaker.training.session import Session
 from tastemaker.training.tracking import read_metrics
 
@@ -37,15 +40,21 @@ def summary(config: Config, folder: Path, report: Path) -> str:
     evaluations = [line for line in read_metrics(folder / "metrics.jsonl") if "evaluation" in line]
     first, final = evaluations[0], evaluations[-1]
     text = (
-        f"{config.reward}: {first['eval/reward/mean']:.3f} -> {final['eval/reward/mean']:.3f} "
-        f"({final['eval/reward/base_stds']:+.2f} standard deviations of the base model)"
+        f"{config.reward}: {plain(first['eval/reward/mean'])} -> {plain(final['eval/reward/mean'])} ({_above(final)})"
     )
     if "eval/judge/correct" in final:
         text += f"; shows the prompt: {first['eval/judge/correct']:.0%} -> {final['eval/judge/correct']:.0%}"
     if "eval/unseen/reward/mean" in final:
         text += f"\n{config.evaluation.unseen}, not trained on: "
-        text += f"{first['eval/unseen/reward/mean']:.3f} -> {final['eval/unseen/reward/mean']:.3f}"
+        text += f"{plain(first['eval/unseen/reward/mean'])} -> {plain(final['eval/unseen/reward/mean'])}"
         if "eval/unseen/judge/correct" in final:
             correct = [record["eval/unseen/judge/correct"] for record in (first, final)]
             text += f"; shows the prompt: {correct[0]:.0%} -> {correct[1]:.0%}"
     return f"{text}\nreport: {report}"
+
+
+def _above(record: Mapping[str, Any]) -> str:
+    """How far an evaluation's mean reward is above the base model's."""
+    if "eval/reward/base_stds" in record:
+        return f"{record['eval/reward/base_stds']:+.2f} standard deviations of the base model"
+    return f"{plain(record['eval/reward/base_difference'], sign=True)}; the base model's rewards do not differ"

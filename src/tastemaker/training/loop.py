@@ -15,12 +15,12 @@ from torch import Tensor
 from tastemaker.advantage import (
     PromptStatistics,
     RecentRounds,
+    against_base,
     boltzmann,
     group_relative,
     percentile,
     standardise,
 )
-from tastemaker.errors import RewardError
 from tastemaker.losses import adaptive_kl
 from tastemaker.rewards.combination import leaves, score_together, total
 from tastemaker.rewards.contract import Reward
@@ -29,7 +29,7 @@ from tastemaker.sample import batches, sample
 from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import UNSEEN, draw_evaluation, draw_round, share
 from tastemaker.training.given import given_round
-from tastemaker.training.measures import base_stds, diversity, gathered, parts_means, share_correct, verdicts
+from tastemaker.training.measures import diversity, gathered, parts_means, reward_figures, share_correct, verdicts
 from tastemaker.training.pathwise import pathwise_round
 from tastemaker.training.reference import move_reference
 from tastemaker.training.session import Session
@@ -62,11 +62,9 @@ class Evaluation:
     def _measures(self, state: State, under: str) -> dict[str, float]:
         others = zip(labels(list(self.others)), self.others.values(), strict=True)
         found = {
-            "reward/mean": self.reward.mean().item(),
-            "reward/std": self.reward.std(correction=0).item(),
-            "reward/base_stds": base_stds(self.reward, state),
+            **reward_figures(self.reward, state),
             **parts_means(self.parts),
-            **{f"rewards/{name}": values.mean().item() for name, values in others},
+            **{f"rewards/{name}": values.double().mean().item() for name, values in others},
             "diversity": diversity(self.pictures, self.draw.prompts),
             **share_correct(self.correct, "judge/correct"),
         }
@@ -153,7 +151,7 @@ class _Scorer:
     def __init__(self, rewards: Mapping[str, Reward]) -> None:
         self.rewards, self.thread = rewards, ThreadPoolExecutor(max_workers=1)
         self.answers: list[Future[dict[str, Tensor]]] = []
-        self.failed: RewardError | None = None
+        self.failed: BaseException | None = None
 
     def submit(self, x: Tensor, prompts: Sequence[str]) -> None:
         self.answers.append(self.thread.submit(self._score, x, prompts))
@@ -177,7 +175,7 @@ class _Scorer:
         self.check()
         try:
             return score_together(self.rewards, x, prompts)
-        except RewardError as error:
+        except BaseException as error:  # a reward may raise KeyboardInterrupt
             self.failed = error
             raise
 
@@ -259,15 +257,13 @@ def sampled_round(session: Session) -> dict[str, Any]:
     state.reward_queries += len(draw)
     return {
         "round": number,
-        "reward/mean": reward.mean().item(),
-        "reward/std": reward.std(correction=0).item(),
+        **reward_figures(reward, state),
         "reward/min": reward.min().item(),
         "reward/max": reward.max().item(),
-        "reward/base_stds": base_stds(reward, state),
         **parts_means(parts),
         **share_correct(correct, "judge/correct", accelerator),
         "diversity": diversity(pictures, own.prompts, draw.prompts, accelerator),
-        "advantage/std": advantage.std(correction=0).item(),
+        "advantage/std": advantage.double().std(correction=0).item(),
         "selected": selected.float().mean().item(),
         "window": len(keep),
         **metrics,
@@ -313,7 +309,7 @@ def advantages(session: Session, draw: Draw, reward: Tensor) -> Tensor:
     elif options.normalise == "group":
         values = group_relative(reward, draw.groups(), options.spread)
     elif options.normalise == "base":
-        values = (reward - state.base_mean) / max(state.base_std, 1e-8)
+        values = against_base(reward, state.base_mean, state.base_std)
     else:
         values = standardise(reward) if options.normalise == "round" else reward
     return values if options.clip is None else values.clamp(-options.clip, options.clip)

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tastemaker.advantage import moments
 from tastemaker.evaluation.judge import judge
 from tastemaker.rewards.expression import labels
 from tastemaker.training.checkpoint import State
@@ -18,15 +19,24 @@ from tastemaker.training.session import Session
 from tastemaker.training.update import tensor
 
 
-def base_stds(reward: Tensor, state: State) -> float:
-    """How far the mean reward is above the base model's, in standard deviations of the base model's rewards."""
-    return (reward.mean().item() - state.base_mean) / max(state.base_std, 1e-12)
+def reward_figures(reward: Tensor, state: State) -> dict[str, float]:
+    """Mean and standard deviation of rewards [B], and how far the mean is above the base model's.
+
+    The latter in standard deviations of the base model's rewards (`reward/base_stds`), or where these do not differ,
+    in the reward's own unit (`reward/base_difference`).
+    """
+    mean, std = moments(reward)
+    above = mean - state.base_mean
+    name, unit = ("base_stds", state.base_std) if state.base_std > 0 else ("base_difference", 1.0)
+    return {"reward/mean": mean, "reward/std": std, f"reward/{name}": above / unit}
 
 
 def parts_means(parts: Mapping[str, Tensor]) -> dict[str, float]:
     """The mean of each part of a combined reward, in its own units, by the names under which they are logged."""
     names = labels(list(parts))
-    return {f"reward/parts/{name}": part.mean().item() for name, part in zip(names, parts.values(), strict=True)}
+    return {
+        f"reward/parts/{name}": part.double().mean().item() for name, part in zip(names, parts.values(), strict=True)
+    }
 
 
 def diversity(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tastemaker import noise
 from tastemaker.training.draws import draw_round, share
-from tastemaker.training.measures import base_stds, diversity, gathered, parts_means, share_correct, verdicts
+from tastemaker.training.measures import diversity, gathered, parts_means, reward_figures, share_correct, verdicts
 from tastemaker.training.session import Session
 from tastemaker.training.update import update
 from tastemaker.types import Draw, Rollout
@@ -69,11 +69,9 @@ def pathwise_round(session: Session) -> dict[str, Any]:
     state.reward_queries += len(draw) * getattr(algorithm, "queries", 1)
     return {
         "round": number,
-        "reward/mean": reward.mean().item(),
-        "reward/std": reward.std(correction=0).item(),
+        **reward_figures(reward, state),
         "reward/min": reward.min().item(),
         "reward/max": reward.max().item(),
-        "reward/base_stds": base_stds(reward, state),
         **parts_means({name: gathered(accelerator, part, len(draw), updates) for name, part in own_parts.items()}),
         **share_correct(verdicts(session, pictures, own.prompts), "judge/correct", accelerator),
         "diversity": diversity(pictures, own.prompts, draw.prompts, accelerator),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,16 +21,24 @@ from rich.progress import (
 )
 from rich.table import Table
 
-COLUMNS = {
-    "round": ("round", "{:d}"),
-    "reward/mean": ("reward", "{:.3f}"),
-    "reward/std": ("± std", "{:.3f}"),
-    "reward/base_stds": ("in base std", "{:+.2f}"),
-    "judge/correct": ("shows the prompt", "{:.0%}"),
-    "pair_accuracy": ("pairs in order", "{:.0%}"),
-    "clip_fraction": ("clipped", "{:.0%}"),
-    "approx_kl": ("approx. KL", "{:.1e}"),
-    "seconds/round": ("s/round", "{:.1f}"),
+
+def plain(value: float, sign: bool = False) -> str:
+    """A reward's figure with three decimals, or three digits where these would hide it or be too long."""
+    decimals = value == 0 or 0.01 <= abs(value) < 1e6
+    return format(value, ("+" if sign else "") + (".3f" if decimals else ".3g"))
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "round": ("round", "{:d}".format),
+    "reward/mean": ("reward", plain),
+    "reward/std": ("± std", plain),
+    "reward/base_stds": ("in base std", "{:+.2f}".format),
+    "reward/base_difference": ("above the base", lambda value: plain(value, sign=True)),
+    "judge/correct": ("shows the prompt", "{:.0%}".format),
+    "pair_accuracy": ("pairs in order", "{:.0%}".format),
+    "clip_fraction": ("clipped", "{:.0%}".format),
+    "approx_kl": ("approx. KL", "{:.1e}".format),
+    "seconds/round": ("s/round", "{:.1f}".format),
 }
 ROWS = 12
 
@@ -86,7 +95,7 @@ class Display:
         self.bars.advance(self.all_rounds)
         self.records.append(record)
         if not self.interactive:
-            cells = [f"{title} {text.format(record[key])}" for key, (title, text) in COLUMNS.items() if key in record]
+            cells = [f"{title} {text(record[key])}" for key, (title, text) in COLUMNS.items() if key in record]
             done = int(record["round"])
             each = (time.monotonic() - self.started) / max(1, done - self.done_at_start)
             left = each * (self.rounds - done)
@@ -99,5 +108,5 @@ class Display:
         for key in keys:
             table.add_column(COLUMNS[key][0], justify="right")
         for record in self.records[-ROWS:]:
-            table.add_row(*(COLUMNS[key][1].format(record[key]) if key in record else "" for key in keys))
+            table.add_row(*(COLUMNS[key][1](record[key]) if key in record else "" for key in keys))
         return Group(table, self.bars) if self.records else Group(self.bars)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tastemaker.advantage import moments
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.evaluation.report import write_report
 from tastemaker.evaluation.samples import save_grid
@@ -25,7 +26,7 @@ from tastemaker.training.finish import summary, write_adapter
 from tastemaker.training.folders import check_new_folder, new_folder
 from tastemaker.training.loop import Evaluation, evaluate, one_round
 from tastemaker.training.processes import process_group
-from tastemaker.training.progress import Display
+from tastemaker.training.progress import Display, plain
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.stopping import Interrupted, Preempted, StopNow, listening
@@ -66,8 +67,12 @@ def _begin(config: Config, out: Path, command: str) -> None:
     with session.display:
         # Every process evaluates the base model: each needs its rewards' mean and deviation.
         base = evaluate(session)
-        session.state.base_mean = base.reward.mean().item()
-        session.state.base_std = base.reward.std(correction=0).item()
+        session.state.base_mean, session.state.base_std = moments(base.reward)
+        if not session.state.base_std:
+            session.display.say(
+                f"all {len(base.reward)} images of the base model have the reward {plain(session.state.base_mean)}: "
+                "there are no standard deviations to count in, and figures stay in the reward's own unit"
+            )
         session.seconds.clear()
         fell(session, base.record(session.state))
         if accelerator.is_main_process:

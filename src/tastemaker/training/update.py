@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tastemaker.advantage import differ
 from tastemaker.errors import DivergedError
 from tastemaker.sample import batches
 from tastemaker.training.anchor import add_anchor
@@ -55,11 +56,20 @@ def update(
 
 
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
-    """Rows whose advantages have mean 0 and deviation 1 over all processes' `total` rows of the update (CleanRL)."""
+    """Rows whose advantages have mean 0 and deviation 1 over all processes' `total` rows of the update (CleanRL).
+
+    Where they do not differ but for rounding they are 0, and nothing is divided (a unit of 1).
+    """
     own = rows.advantages().double()
+    # accelerate has no maximum over processes; one without rows takes part with what changes none.
+    ends = torch.stack([own.max(), -own.min()]) if len(own) else own.new_full((2,), -math.inf)
+    high, low = tensor(accelerator.gather(ends)).view(-1, 2).amax(dim=0).tolist()
+    if not differ(torch.tensor([high, -low])):
+        return replace(rows, advantage=torch.zeros_like(own), unit=torch.ones_like(own))
     mean = tensor(accelerator.reduce(own.sum(), "sum")) / total
     variance = tensor(accelerator.reduce((own - mean).square().sum(), "sum")) / total
-    unit = variance.sqrt() + 1e-8
+    std = variance.sqrt()
+    unit = std + (0.01 * std).clamp(max=1e-8)
     return replace(rows, advantage=(own - mean) / unit, unit=unit.expand(len(rows)))
 
 

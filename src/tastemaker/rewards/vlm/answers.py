@@ -97,14 +97,9 @@ def rating(answer: Answer, low: int, high: int) -> float:
 
 
 def contains(answer: Answer, expected: Iterable[str]) -> bool:
-    """Whether one of the expected ways of saying it is in the answer, in capitals or not.
-
-    It begins where a word begins, and a number is a whole word: `cat` is in `cats`, but `two` not in `twofold`.
-    """
+    """Whether one of the expected ways of saying it is in the answer, letter for letter (ddpo-pytorch, rewards.py)."""
     text = said(answer)
-    return any(
-        re.search(rf"(?<!\w){re.escape(way)}" + r"(?!\w)" * is_number(way), text, re.IGNORECASE) for way in expected
-    )
+    return any(way in text for way in expected)
 
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")

@@ -20,7 +20,7 @@ from torch import Tensor
 from tastemaker.errors import RewardError
 from tastemaker.rewards.contract import Reward, reward
 from tastemaker.rewards.jpeg import jpeg_files
-from tastemaker.rewards.vlm.answers import NUMBERS, Asker, Query, contains, is_number, rating, said, yes
+from tastemaker.rewards.vlm.answers import Asker, Query, contains, is_number, rating, said, yes
 from tastemaker.rewards.vlm.settings import PROMPT, Vlm, where
 
 QUALITY = 80
@@ -85,10 +85,11 @@ def vlm_rating(argument: str, settings: Vlm | None = None, say: Say | None = Non
 
 
 def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
-    """The reward `vlm-strict:MODEL`: the share in [0,1] of a prompt's questions whose answer holds what is expected.
+    """The reward `vlm-strict:MODEL`: the share in [0,1] of a prompt's questions whose answer contains what is expected.
 
-    Questions are those of `vlm.questions`, or for a prompt `NUMBER NOUNS` how many there are, and what is there
-    (ddpo-pytorch, `llava_strict_satisfaction` and prompts.py, `counting`). Raises RewardError for another prompt.
+    Contained to the letter: `two` is in "twofold", and not in "Two". Questions are those of `vlm.questions`, or for a
+    prompt `NUMBER NOUNS` how many there are, and what animal is there (ddpo-pytorch, rewards.py,
+    `llava_strict_satisfaction`, and prompts.py, `counting`). Raises RewardError for another prompt.
     """
     settings = settings or Vlm()
     ask = _asker("vlm-strict", argument, settings, say)
@@ -116,27 +117,32 @@ class Expected:
 
 
 def counted(prompt: str) -> tuple[Expected, ...]:
-    """What a prompt `NUMBER NOUNS` asks to see: how many, and what. Raises RewardError for another prompt."""
+    """The questions about a prompt `NUMBER NOUNS`, and what is expected: its number as it stands there, and its noun
+    in the singular (ddpo-pytorch, prompts.py, `counting`). Raises RewardError for another prompt.
+    """
     number, _, plural = prompt.strip().partition(" ")
+    plural = plural.strip()
     if not is_number(number) or not plural:
         raise RewardError(
             f"vlm-strict does not know what to ask about the prompt {prompt!r}: it takes a number and a noun, as in "
             "`two cats`, or questions and answers of your own in vlm.questions=FILE.jsonl"
         )
-    ways = (number, str(NUMBERS.index(number.lower()))) if number.lower() in NUMBERS else (number,)
-    ways += (NUMBERS[int(number)],) if number.isdecimal() and int(number) < len(NUMBERS) else ()
-    noun = plural.strip().split()[-1]
     return (
-        Expected(f"How many {plural} are there in this image?", ways),
-        Expected("What is in this image?", tuple(dict.fromkeys((noun, *singular(noun))))),
+        Expected(f"How many {plural} are there in this image?", (number,)),
+        Expected("What animal is in this image?", (singular(plural),)),
     )
 
 
-def singular(noun: str) -> tuple[str, ...]:
-    """What a plural may be of: by its ending, so that several come into question."""
-    found = {"ies": "y", "ves": "f", "es": "", "s": ""}
-    fitting = [pair for pair in found.items() if noun.endswith(pair[0]) and len(noun) > len(pair[0]) + 1]
-    return tuple(noun.removesuffix(end) + new for end, new in fitting)
+def singular(noun: str) -> str:
+    """What a plural is of; the noun itself where it is none ("one cat", or "fish", which is its own plural)."""
+    return _inflect().singular_noun(noun) or noun
+
+
+@functools.cache
+def _inflect() -> Any:
+    import inflect
+
+    return inflect.engine()
 
 
 def read_questions(source: str) -> dict[str, tuple[Expected, ...]]:
