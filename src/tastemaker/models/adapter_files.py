@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from math import isclose, isfinite, sqrt
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -28,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tastemaker.errors import ConfigError, ModelError
-from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable
+from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove
 from tastemaker.models.mixing import Adapter, Factors
 from tastemaker.models.quiet import quiet
 
@@ -114,9 +113,9 @@ def _read(file: Path, network: nn.Module) -> Adapter:
     kohya = {f"lora_unet_{name.replace('.', '_')}": name for name in layers}
     state = convert_unet_state_dict_to_peft({_renamed(name, kohya): value for name, value in tensors.items()})
     alphas = {name.removesuffix(".alpha"): value.item() for name, value in state.items() if name.endswith(".alpha")}
-    names = {name.removesuffix(end) for name in state for end in ENDS if name.endswith(end)}
+    names = {name.removesuffix(end) for name in state for end in ENDS if name.endswith(end)} | alphas.keys()
     lone = [name + end for name in sorted(names) for end in ENDS if name + end not in state]
-    if lone or len(state) != len(tensors) or alphas.keys() - names or not names:
+    if lone or len(state) != len(tensors) or not names:
         wrong = f"lacks {lone[0]}" if lone else "names a layer twice" if names else "has no factors"
         raise ModelError(f"the adapter {file} {wrong}, but must have both factors of each of its layers, once")
     return {name: _factors(file, name, state, config, alphas.get(name), layers) for name in sorted(names)}
@@ -216,12 +215,6 @@ def save(network: Any, folder: Path) -> None:
     _write(adapter, network.peft_config["default"], network, folder)
 
 
-def rehearse(network: Any) -> None:
-    """`save` into a folder that is removed again: raises its ModelError before anything is trained."""
-    with TemporaryDirectory() as folder:
-        save(network, Path(folder))
-
-
 def write(adapter: Adapter, network: nn.Module, folder: Path) -> None:
     """`save` of any adapter of the network."""
     _write(adapter, _lora_config(adapter), network, folder)
@@ -243,9 +236,13 @@ def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Pat
         config.save_pretrained(str(folder))
         written, load = folder / PEFT_WEIGHTS, _load_as_peft
     _require_same(read(written, hollow), adapter, f"the file {written}")
-    # peft draws values, and puts the file's in their place.
-    with quiet(), torch.random.fork_rng(devices=[]):
-        load(hollow, folder)
+    try:
+        # peft draws values, and puts the file's in their place.
+        with quiet(), torch.random.fork_rng(devices=[]):
+            load(hollow, folder)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"the adapter in {folder} could not be loaded again: {reason}") from error
     _require_same(_acting(hollow), adapter, "a network that has loaded it")
 
 
@@ -253,6 +250,7 @@ def _load_as_diffusers(network: Any, folder: Path) -> None:
     """What `load_lora_weights` does with the U-Net."""
     loaded: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(str(folder), return_lora_metadata=True)
     state, alphas, metadata = loaded
+    metadata = metadata | {"unet.init_lora_weights": False}  # which takes most of the time, for values not used
     StableDiffusionLoraLoaderMixin.load_lora_into_unet(
         state, network_alphas=alphas, unet=network, metadata=metadata, low_cpu_mem_usage=True
     )
@@ -336,10 +334,14 @@ def apply(network: Any, given: Path) -> None:
 
 def _put_on(adapter: Adapter, network: Any, file: Path) -> None:
     state = _state(adapter)
-    inject_adapter_in_model(_lora_config(adapter), network, state_dict=state, low_cpu_mem_usage=True)
-    set_peft_model_state_dict(network, state, low_cpu_mem_usage=True)
-    on = _acting(network)
-    _require_same(on, adapter, f"the model after {file} was put on")
+    try:
+        inject_adapter_in_model(_lora_config(adapter), network, state_dict=state, low_cpu_mem_usage=True)
+        set_peft_model_state_dict(network, state, low_cpu_mem_usage=True)
+        on = _acting(network)
+        _require_same(on, adapter, f"the model after {file} was put on")
+    except Exception:
+        remove(network)
+        raise
     for value in _state(on).values():
         value.requires_grad_(False)
 
@@ -367,7 +369,9 @@ def _apply_whole(network: Any, folder: Path) -> None:
         if ours.get(name) != theirs.get(name) and not name.startswith("_") and name != "sample_size"
     ]
     unlike += [f"{name} is one of its {what.replace('_', ' ')}" for what, names in info.items() for name in names]
-    unlike += [f"{name} is not finite" for name, value in loaded.state_dict().items() if not value.isfinite().all()]
+    # Where some are missing, they are on no device.
+    values = {} if unlike else loaded.state_dict()
+    unlike += [f"{name} is not finite" for name, value in values.items() if not value.isfinite().all()]
     if unlike:
         raise ModelError(f"{refused}: {unlike[0]}; give the --model that was trained")
     network.load_state_dict(loaded.state_dict())

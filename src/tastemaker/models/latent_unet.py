@@ -144,8 +144,6 @@ class LatentUNet:
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
         lora.tune(self.pipeline.unet, tuning, seed)
-        if tuning.mode == "lora":
-            adapter_files.rehearse(self.pipeline.unet)
         if tuning.gradient_checkpointing:  # of use where a reward's gradient comes through the decoder
             self.pipeline.vae.enable_gradient_checkpointing()
         self.tuned = tuning

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -90,6 +91,15 @@ def _require_known(network: nn.Module, targets: Sequence[str]) -> None:
             f"tuning.targets is {list(targets)}, but only linear and convolution layers can have an adapter, and of "
             f"{target!r} {is_there}: this model has {', '.join(sorted(ends))}"
         )
+    # Of a saved adapter, as peft has them; diffusers gives some names of other formats another meaning.
+    names = {f"{name}.lora_A.weight": None for name in known}
+    renamed = sorted(names.keys() - convert_unet_state_dict_to_peft(names).keys())
+    for name in renamed:
+        if any(f".{name.removesuffix('.lora_A.weight')}".endswith(f".{target}") for target in targets):
+            raise ModelError(
+                f"tuning.targets is {list(targets)}, but diffusers would rename {name} when it loads the adapter: "
+                "choose other layers, or tuning.mode = full"
+            )
 
 
 def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None]:

@@ -72,8 +72,6 @@ class PixelUNet:
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
         lora.tune(self.pipeline.unet, tuning, seed)
-        if tuning.mode == "lora":
-            adapter_files.rehearse(self.pipeline.unet)
         self.tuned = tuning
 
     def trainable(self) -> dict[str, nn.Parameter]:
