@@ -32,8 +32,9 @@ from torch import Tensor
 
 from build import DRAWINGS, SIZE
 from tastemaker.drawings import render, sample_scene
-from tastemaker.evaluation.samples import find_adapter, pictures
+from tastemaker.evaluation.samples import pictures
 from tastemaker.models import load_model
+from tastemaker.models.adapter_files import find_adapter
 from tastemaker.prompts import load_prompts
 from tastemaker.protocols import Model
 from tastemaker.rewards.jpeg import jpeg_kilobytes

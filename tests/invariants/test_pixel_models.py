@@ -16,8 +16,9 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 import tiny
 from tastemaker.cli.main import main
 from tastemaker.errors import ModelError, PromptError
-from tastemaker.evaluation.samples import find_adapter, pictures
+from tastemaker.evaluation.samples import pictures
 from tastemaker.models import load_model
+from tastemaker.models.adapter_files import find_adapter
 from tastemaker.models.pixel_unet import PixelUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.process import transition

@@ -40,12 +40,13 @@ def is_run(path: Path) -> bool:
 
 
 def run_config(adapter: Path) -> Config | None:
-    """The settings of the run that is given, or in which the given folder of an adapter lies; None elsewhere."""
+    """The settings of the run that is given, or in which the given adapter lies; None elsewhere."""
     # Here, since most verbs do without, and their --help is to be quick.
     from tastemaker.training.config import Config
     from tastemaker.training.configfile import load_config
 
-    for folder in (adapter, adapter.parent):
+    base = adapter.parent if adapter.is_file() else adapter
+    for folder in (base, base.parent):
         if is_run(folder):
             return load_config(folder / "config.yaml", Config())
     return None

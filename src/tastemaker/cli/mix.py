@@ -31,7 +31,7 @@ class MixArgs:
     adapters: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="A [B...]", help_behavior_hint="")
     ] = ()
-    """Runs, or folders with adapters, of one model."""
+    """Runs, or folders or .safetensors files with adapters, of one model."""
     alpha: Annotated[str | None, tyro.conf.arg(metavar="NUMBERS", help_behavior_hint="(default: 0:1:0.1)")] = None
     """Weight of A, for one or two adapters; B, or the base model, has the rest. A number, several with commas, or
     start:end:step."""
@@ -131,8 +131,8 @@ def _numbers(name: str, text: str) -> list[float]:
 def _settings(args: MixArgs) -> dict[str, Any]:
     """Model, rewards, prompts and sampler, as given, else the runs'."""
     for folder in args.adapters:
-        if not folder.is_dir():
-            raise ConfigError(f"there is no folder {folder}: give runs, or folders with adapters")
+        if not folder.exists():
+            raise ConfigError(f"there is no folder {folder}: give runs, or folders or files with adapters")
     runs = {folder: run_config(folder) for folder in args.adapters}
     known = {folder: config for folder, config in runs.items() if config is not None}
     for folder, config in known.items():

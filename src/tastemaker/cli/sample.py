@@ -25,8 +25,8 @@ class SampleArgs:
 
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: bundled)")] = None
     """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
-    adapter: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """A run, or a folder with an adapter; the model as it is when left out."""
+    adapter: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
+    """A run, a folder with an adapter, or its .safetensors file; the model as it is when left out."""
     adapter_steps: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="RANGES", help_behavior_hint="")
     ] = ()
@@ -105,8 +105,8 @@ def _settings(args: SampleArgs) -> tuple[str, Sampling]:
     """Model and sampler settings: as given, else the run's, else a config's defaults."""
     base = Config()
     if args.adapter is not None:
-        if not args.adapter.is_dir():
-            raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder")
+        if not args.adapter.exists():
+            raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder or file")
         base = run_config(args.adapter) or base
     require_at_least("n", args.n, 1)
     return args.model or base.model, chosen_sampling(base.sampling, args.steps, args.guidance, args.eta)

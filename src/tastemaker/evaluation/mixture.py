@@ -15,9 +15,9 @@ from tastemaker.advantage import moments
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.labelled import labelled_grid
 from tastemaker.evaluation.report_svg import COLOURS, INK, MUTED, styled
-from tastemaker.evaluation.samples import find_adapter, fixed_draw, load_here, pictures, to_pil
+from tastemaker.evaluation.samples import fixed_draw, load_here, pictures, to_pil
 from tastemaker.models import adapter_files, lora
-from tastemaker.models.mixing import Adapter, Mode, compress, mix, require_alike, require_fits
+from tastemaker.models.mixing import Adapter, Mode, compress, mix
 from tastemaker.rewards.combination import Combination, score_together
 from tastemaker.rewards.contract import score
 from tastemaker.rewards.registry import load_reward
@@ -56,20 +56,22 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
 
     Returns what mix.json says. Raises ModelError, before anything is sampled, for adapters that cannot be mixed.
     """
-    sources = [find_adapter(adapter) for adapter in plan.adapters]
+    sources = [adapter_files.require_adapter(adapter_files.find_adapter(adapter)) for adapter in plan.adapters]
     names = [str(adapter) for adapter in plan.adapters]
-    forms = [adapter_files.form(source) for source in sources]
-    parts = [adapter_files.read(source) for source in sources]
-    require_alike(parts, names)
     door = load_here(plan.model)
-    require_fits(parts[0], door.pipeline.unet, names[0], plan.model)
-    ranks = [_write(plan, parts, sources, weights, folder / place(name), forms[0]) for name, weights in _items(plan)]
+    unet = door.pipeline.unet
+    parts = [adapter_files.read(source, unet) for source in sources]
+    ranks = {}
+    for name, weights in plan.points.items():
+        mixture = _mixture(plan, parts, weights)
+        adapter_files.write(mixture, unet, folder / place(name))
+        ranks[name] = max(factors.rank for factors in mixture.values())
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
         "seed": plan.seed, "steps": plan.sampling.steps, "guidance": plan.sampling.guidance, "eta": plan.sampling.eta,
         "rewards": plan.rewards, "base": {}, "mixtures": [
-            {"name": name, "weights": weights, "rank": rank, "adapter": str(place(name))}
-            for (name, weights), rank in zip(_items(plan), ranks, strict=True)
+            {"name": name, "weights": weights, "rank": ranks[name], "adapter": str(place(name))}
+            for name, weights in plan.points.items()
         ],
     }  # fmt: skip
     if plan.rewards:
@@ -84,24 +86,14 @@ def place(name: str) -> Path:
     return Path("adapters") / name.replace(" ", "-").replace(",", "_")
 
 
-def _items(plan: Plan) -> list[tuple[str, tuple[float, ...]]]:
-    return list(plan.points.items())
-
-
-def _write(
-    plan: Plan, parts: Sequence[Adapter], sources: Sequence[Path], weights: Sequence[float], folder: Path, form: str
-) -> int:
-    """Writes a mixture and returns its rank. One adapter alone is its own files: arithmetic would not change its
-    values, but other ranks, scales and dtypes would change a picture's last bits."""
+def _mixture(plan: Plan, parts: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """One adapter alone is itself: arithmetic would not change its values, but other ranks and scales would change a
+    picture's last bits."""
     used = [index for index, weight in enumerate(weights) if weight]
     if len(used) == 1 and weights[used[0]] == 1:
-        adapter_files.copy(sources[used[0]], folder)
-        made = parts[used[0]]
-    else:
-        made = mix(parts, weights, plan.mode)
-        made = compress(made, plan.rank) if plan.rank else made
-        adapter_files.write(made, folder, form)
-    return max(factors.rank for factors in made.values())
+        return parts[used[0]]
+    made = mix(parts, weights, plan.mode)
+    return compress(made, plan.rank) if plan.rank else made
 
 
 def _measure(plan: Plan, door: Any, folder: Path, found: dict[str, Any], advance: Callable[[], None]) -> None:

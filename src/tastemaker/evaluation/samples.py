@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tastemaker.errors import ConfigError
 from tastemaker.process import Grid
 from tastemaker.protocols import Model
 from tastemaker.rewards.jpeg import to_bytes
@@ -89,18 +88,6 @@ def save_grid(
     os.replace(temporary, final)
 
 
-def find_adapter(adapter: str | Path) -> Path:
-    """The folder with trained weights: given itself, or as a run. Raises ConfigError where there is none."""
-    from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS
-
-    for folder in (Path(adapter), Path(adapter) / "adapter", Path(adapter) / "model"):
-        files = (folder / WEIGHTS, folder / PEFT_WEIGHTS, folder / "unet")
-        if any(file.exists() for file in files):
-            return folder
-    names = f"{WEIGHTS} or {PEFT_WEIGHTS}"
-    raise ConfigError(f"there is no adapter in {adapter}: expected a finished run, or a folder with {names}")
-
-
 def load_here(model: str) -> LatentUNet | PixelUNet:
     """The model on this machine's accelerator in half precision, or on the CPU. Raises ModelError."""
     from tastemaker.models import load_model
@@ -137,6 +124,7 @@ def write_samples(
 
     Raises ConfigError where the folder is in use or the adapter missing, ModelError where the model does not load.
     """
+    from tastemaker.models.adapter_files import find_adapter
     from tastemaker.training.folders import new_folder
 
     found = find_adapter(adapter) if adapter else None

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from tastemaker.evaluation.labelled import labelled_grid
-from tastemaker.evaluation.samples import contact_sheet, find_adapter, fixed_draw, load_here, pictures, to_pil
-from tastemaker.models.adapter_files import form
+from tastemaker.evaluation.samples import contact_sheet, fixed_draw, load_here, pictures, to_pil
+from tastemaker.models.adapter_files import find_adapter, require_adapter
 from tastemaker.models.switched import switched
 from tastemaker.protocols import Model
 from tastemaker.types import Draw
@@ -33,8 +33,7 @@ def write_ranges(
     One mask gives pictures and their sheet. Several give folders of pictures, and a sheet whose rows are the base
     model, each mask, and the adapter at all steps; its columns are the pictures.
     """
-    found = find_adapter(adapter)
-    form(found)
+    found = require_adapter(find_adapter(adapter))
     door = load_here(model)
     door.apply(found)
     draw = fixed_draw(prompts, n, seed)

@@ -1,113 +1,377 @@
-"""Adapters as files: diffusers' form, and peft's own for networks that diffusers has no loader for."""
+"""Adapters as files: diffusers' form, and peft's own for networks that diffusers has no loader for.
+
+An adapter is read, saved and applied in full or not at all: every tensor of a file belongs to a layer of the network,
+and what was put on a network or on disk is compared with what was meant to be there.
+"""
 
 from __future__ import annotations
 
-import shutil
+import json
+import re
+from collections import Counter
 from collections.abc import Mapping
-from math import sqrt
+from math import isclose, isfinite, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from tastemaker.errors import ModelError
-from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, write_lora, write_peft
+from tastemaker.errors import ConfigError, ModelError
+from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove
 from tastemaker.models.mixing import Adapter, Factors
+from tastemaker.models.quiet import quiet
 
-_FILES = (WEIGHTS, PEFT_WEIGHTS, "adapter_config.json")
+ENDS = (".lora_A.weight", ".lora_B.weight")
+"""Of the names of a layer's factors, as peft has them."""
+_KNOWN = re.compile(r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight$|\.alpha$")
+_HARMLESS = {
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "fan_in_fan_out",
+    "inference_mode", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying", "runtime_config",
+}  # fmt: skip
+"""Fields of peft's LoraConfig of which the factors, ranks and scales are all that acts."""
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to initialise by which peft also changes the base model's weights."""
 
 
-def form(folder: Path) -> str:
-    """Name of the file with the folder's adapter. Raises ModelError for a whole network."""
-    for name in (WEIGHTS, PEFT_WEIGHTS):
-        if (folder / name).is_file():
-            return name
-    raise ModelError(
-        f"{folder} holds a whole network (tuning.mode = full), but only adapters can be mixed or switched: "
-        "train with tuning.mode = lora"
+def find_adapter(given: str | Path) -> Path:
+    """What was trained: an adapter's .safetensors file, or the folder of a whole U-Net.
+
+    `given` is one of these, or the folder that it is in, or a run. Raises ConfigError where there is none, or two.
+    """
+    path = Path(given)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ConfigError(f"{path} is no .safetensors file: save the adapter as one, since no other kind is read")
+        return path
+    if (path / "diffusion_pytorch_model.safetensors").is_file() and (path / "config.json").is_file():
+        return path
+    for folder in (path, path / "adapter", path / "model"):
+        named = [folder / name for name in (WEIGHTS, PEFT_WEIGHTS) if (folder / name).is_file()]
+        if not named and (folder / "unet").is_dir():
+            return folder / "unet"
+        found = named or sorted(folder.glob("*.safetensors"))
+        if len(found) > 1:
+            raise ConfigError(f"{folder} has the adapters {found[0].name} and {found[1].name}: give one of the files")
+        if found:
+            return found[0]
+    pickled = [file for file in path.glob("*") if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if pickled:
+        raise ConfigError(
+            f"there is no adapter in {path} but {pickled[0].name}, which is no .safetensors file: save it as one"
+        )
+    raise ConfigError(
+        f"there is no adapter in {path}: expected a finished run (finish one by `tastemaker resume`), or a folder with "
+        f"{WEIGHTS} or {PEFT_WEIGHTS}"
     )
 
 
-def read(folder: Path) -> Adapter:
-    """The adapter of a folder, on the CPU, with the scales that its metadata say. Raises ModelError."""
+def require_adapter(found: Path) -> Path:
+    """`found`, if it is an adapter's file. Raises ModelError for a whole network."""
+    if found.is_dir():
+        raise ModelError(
+            f"{found.parent} holds a whole network (tuning.mode = full), but only adapters can be mixed or switched: "
+            "train with tuning.mode = lora"
+        )
+    return found
+
+
+def read(given: str | Path, network: nn.Module) -> Adapter:
+    """An adapter of `network`, in float32 on the CPU, with the scales of its file.
+
+    Reads the names of diffusers, peft and kohya, whose files have an alpha for each layer, or none, which means a scale
+    of 1. Raises ModelError where the file is damaged, has anything else than the factors of layers that the network
+    has, or has them in other shapes.
+    """
+    file = require_adapter(find_adapter(given))
     try:
-        return _diffusers(folder) if form(folder) == WEIGHTS else _peft(folder)
+        return _read(file, network)
     except ModelError:
         raise
-    except Exception as error:  # diffusers, peft and safetensors each raise their own kinds
+    except Exception as error:  # safetensors, json, re and peft each raise their own kinds
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"cannot read the adapter in {folder}: {type(error).__name__}: {reason}") from error
+        raise ModelError(f"cannot read the adapter {file}: {type(error).__name__}: {reason}") from error
 
 
-def write(adapter: Adapter, folder: Path, name: str) -> None:
-    """Writes an adapter of one scale and rank in the form of the file `name`, as training would have."""
-    first = next(iter(adapter.values()))
-    # peft annotates lora_alpha as int, but multiplies by it: any number will do.
-    alpha: Any = first.scale * first.rank
-    config = LoraConfig(r=first.rank, lora_alpha=alpha, target_modules=sorted(adapter))
-    state = {f"{layer}.lora_A.weight": factors.a for layer, factors in adapter.items()}
-    state |= {f"{layer}.lora_B.weight": factors.b for layer, factors in adapter.items()}
-    (write_lora if name == WEIGHTS else write_peft)(state, config, folder)
+def _read(file: Path, network: nn.Module) -> Adapter:
+    with safe_open(file, "pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        config = _config(file, opened.metadata() or {})
+    _require_plain(file, tensors, config)
+    layers = adaptable(network)
+    kohya = {f"lora_unet_{name.replace('.', '_')}": name for name in layers}
+    state = convert_unet_state_dict_to_peft({_renamed(name, kohya): value for name, value in tensors.items()})
+    alphas = {name.removesuffix(".alpha"): value.item() for name, value in state.items() if name.endswith(".alpha")}
+    names = {name.removesuffix(end) for name in state for end in ENDS if name.endswith(end)} | alphas.keys()
+    lone = [name + end for name in sorted(names) for end in ENDS if name + end not in state]
+    if lone or len(state) != len(tensors) or not names:
+        wrong = f"lacks {lone[0]}" if lone else "names a layer twice" if names else "has no factors"
+        raise ModelError(f"the adapter {file} {wrong}, but must have both factors of each of its layers, once")
+    return {name: _factors(file, name, state, config, alphas.get(name), layers) for name in sorted(names)}
 
 
-def copy(source: Path, folder: Path) -> None:
-    """The same adapter, bit for bit."""
-    folder.mkdir(parents=True)
-    for name in _FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What peft's LoraConfig says of the file; empty for files of others."""
+    if file.name == PEFT_WEIGHTS:
+        text = (file.parent / "adapter_config.json").read_text(encoding="utf-8")
+    else:
+        text = metadata.get(LORA_ADAPTER_METADATA_KEY) or "{}"
+    return {name.removeprefix("unet."): value for name, value in json.loads(text).items()}
 
 
-def _diffusers(folder: Path) -> Adapter:
-    loaded: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(
-        str(folder), weight_name=WEIGHTS, return_lora_metadata=True, local_files_only=True
-    )
-    state, alphas, metadata = loaded
-    if "lora_A" not in next(iter(state)):
-        state = convert_unet_state_dict_to_peft(state)
-    config = {name.removeprefix("unet."): value for name, value in (metadata or {}).items()}
-    # Files from elsewhere have an alpha for each layer, or none, which means a scale of 1.
-    renamed = convert_unet_state_dict_to_peft(alphas or {})
-    own = {_layer(name).removesuffix(".alpha").split(".lora_")[0]: float(value) for name, value in renamed.items()}
-    return _adapter(folder, {_layer(name): value for name, value in state.items()}, config, own)
-
-
-def _peft(folder: Path) -> Adapter:
-    config = LoraConfig.from_pretrained(str(folder)).to_dict()
-    return _adapter(folder, {_layer(name): value for name, value in load_file(folder / PEFT_WEIGHTS).items()}, config)
-
-
-def _layer(name: str) -> str:
-    """Without what the libraries put before a layer's own name."""
-    return name.removeprefix("base_model.model.").removeprefix("unet.")
-
-
-def _adapter(
-    folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any], own: Mapping[str, float] | None = None
-) -> Adapter:
-    ends = (".lora_A.weight", ".lora_B.weight")
-    odd = [name for name in state if not name.endswith(ends) or name.startswith("text_encoder")]
-    if odd or not state:
-        found = odd[0] if odd else "nothing"
+def _require_plain(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Raises ModelError where there is more to the adapter than two factors and a scale for each layer."""
+    text = [name for name in tensors if name.startswith(("text_encoder", "lora_te"))]
+    odd = [name for name in tensors if not _KNOWN.search(name)]
+    default: dict[str, Any] = LoraConfig().to_dict()
+    fields = [
+        f"{name}={value}"
+        for name, value in config.items()
+        if value and value != default.get(name) and name not in _HARMLESS and not name.startswith("text_encoder")
+    ]
+    if str(config.get("init_lora_weights")).startswith(_CHANGES_BASE):
+        fields.append(f"init_lora_weights={config['init_lora_weights']}")
+    if text or odd or fields:
+        found = (text or odd or fields)[0]
         raise ModelError(
-            f"the adapter in {folder} has {found}, but only plain low-rank adapters of the U-Net can be mixed"
+            f"the adapter {file} has {found}, but only plain low-rank adapters of the U-Net are read "
+            "(LoRA without text encoder, biases, DoRA, LoHa or the like)"
         )
-    layers = sorted({name.removesuffix(ends[0]).removesuffix(ends[1]) for name in state})
-    made = {}
-    for layer in layers:
-        a, b = (state[layer + end] for end in ends)
-        made[layer] = Factors(a, b, _scale(config, own or {}, layer, a.shape[0]))
+
+
+def _renamed(name: str, kohya: Mapping[str, str]) -> str:
+    """Without what the libraries put before a layer's own name, and with peft's names instead of kohya's."""
+    stem, _, end = name.removeprefix("base_model.model.").removeprefix("unet.").partition(".")
+    name = f"{kohya.get(stem, stem)}.{end}"
+    return name.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
+
+
+def _factors(
+    file: Path,
+    name: str,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    alpha: float | None,
+    layers: Mapping[str, nn.Module],
+) -> Factors:
+    """One layer's. Raises ModelError where they do not fit the network's."""
+    a, b = (state[name + end] for end in ENDS)
+    if name not in layers:
+        raise ModelError(
+            f"the adapter {file} adapts the layer {name}, which the model does not have: give the adapter's own --model"
+        )
+    weight = cast(Tensor, layers[name].weight)
+    rank = len(a) if a.ndim else 0
+    shapes = (rank, *weight.shape[1:]), (len(weight), rank, *[1] * (weight.ndim - 2))
+    if (tuple(a.shape), tuple(b.shape)) != shapes or not rank:
+        raise ModelError(
+            f"the adapter {file} has factors of the shapes {list(a.shape)} and {list(b.shape)} at the layer {name}, "
+            f"whose weight in the model is {list(weight.shape)}: give the adapter's own --model"
+        )
+    scale = _scale(config, name, rank) if alpha is None else alpha / rank
+    if not (a.is_floating_point() and b.is_floating_point() and a.isfinite().all() and b.isfinite().all()):
+        raise ModelError(f"the adapter {file} has values that are not finite at the layer {name}: it is damaged")
+    if not isfinite(scale):
+        raise ModelError(f"the adapter {file} has the scale {scale} at the layer {name}: it is damaged")
+    return Factors(a.float(), b.float(), scale)
+
+
+def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """lora_alpha / r by peft's settings, whose rank must be the factors'; 1 without any."""
+    if not config:
+        return 1.0
+    config = LoraConfig().to_dict() | dict(config)
+    ranks, alphas = config["rank_pattern"] or {}, config["alpha_pattern"] or {}
+    said = ranks.get(get_pattern_key(list(ranks), name), config["r"])
+    if said != rank:
+        raise ValueError(f"its factors have rank {rank} at the layer {name}, but its settings say {said}")
+    alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
+    return alpha / (sqrt(rank) if config["use_rslora"] else rank)
+
+
+def save(network: Any, folder: Path) -> None:
+    """Writes the network's adapter to `folder`, alpha included.
+
+    The form is that of `StableDiffusionPipeline.load_lora_weights`, or of `peft.PeftModel.from_pretrained` for a
+    network that diffusers has no loader for. Raises ModelError where that loader, or `read`, would not put every value
+    in its place.
+    """
+    state = get_peft_model_state_dict(network)  # whole tensors, also where the network's own are sharded
+    acting = _acting(network)
+    assert len(state) == 2 * len(acting)
+    whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    adapter = {name: Factors(whole[name + ENDS[0]], whole[name + ENDS[1]], f.scale) for name, f in acting.items()}
+    _write(adapter, network.peft_config["default"], network, folder)
+
+
+def write(adapter: Adapter, network: nn.Module, folder: Path) -> None:
+    """`save` of any adapter of the network."""
+    _write(adapter, _lora_config(adapter), network, folder)
+
+
+def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Path) -> None:
+    hollow, state = _hollow(network), _state(adapter)
+    # peft's names throughout: diffusers decides by the first name of a file whether it renames any.
+    if isinstance(network, PeftAdapterMixin):
+        StableDiffusionLoraLoaderMixin.save_lora_weights(
+            folder, unet_lora_layers=cast(Any, state), unet_lora_adapter_metadata=config.to_dict()
+        )
+        written, load = folder / WEIGHTS, _load_as_diffusers
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        # peft's own files hold the names of its wrapper around a model.
+        weights = {f"base_model.model.{name}": value for name, value in state.items()}
+        save_file(weights, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+        written, load = folder / PEFT_WEIGHTS, _load_as_peft
+    _require_same(read(written, hollow), adapter, f"the file {written}")
+    try:
+        # peft draws values, and puts the file's in their place.
+        with quiet(), torch.random.fork_rng(devices=[]):
+            load(hollow, folder)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"the adapter in {folder} could not be loaded again: {reason}") from error
+    _require_same(_acting(hollow), adapter, "a network that has loaded it")
+
+
+def _load_as_diffusers(network: Any, folder: Path) -> None:
+    """What `load_lora_weights` does with the U-Net."""
+    loaded: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(str(folder), return_lora_metadata=True)
+    state, alphas, metadata = loaded
+    metadata = metadata | {"unet.init_lora_weights": False}  # which takes most of the time, for values not used
+    StableDiffusionLoraLoaderMixin.load_lora_into_unet(
+        state, network_alphas=alphas, unet=network, metadata=metadata, low_cpu_mem_usage=True
+    )
+
+
+def _load_as_peft(network: Any, folder: Path) -> None:
+    PeftModel.from_pretrained(network, str(folder))
+
+
+def _hollow(network: Any) -> nn.Module:
+    """A network of the same layers without an adapter, on the CPU, whose weights take no memory."""
+    with torch.device("meta"), quiet():
+        made: nn.Module = type(network).from_config(network.config)
+    for module in made.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
     return made
 
 
-def _scale(config: Mapping[str, Any], own: Mapping[str, float], layer: str, rank: int) -> float:
-    if not config:
-        return own.get(layer, rank) / rank
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"])
-    return alpha / (sqrt(rank) if config.get("use_rslora") else rank)
+def _acting(network: nn.Module) -> Adapter:
+    """The adapter that is on a network."""
+    found: dict[str, Any] = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
+    return {
+        name: Factors(module.lora_A[active].weight, module.lora_B[active].weight, module.scaling[active])
+        for name, module in found.items()
+        for active in module.active_adapters
+    }
+
+
+def _require_same(found: Adapter, meant: Adapter, where: str) -> None:
+    """Raises ModelError where factors or scales are not those that were meant, bit for bit in the precision there."""
+    wrong = [name for name in sorted(found.keys() | meant.keys()) if not _same(found.get(name), meant.get(name))]
+    if wrong:
+        raise ModelError(
+            f"{len(wrong)} of the adapter's {len(meant)} layers would not be loaded as they are ({wrong[0]} differs in "
+            f"{where}): choose other tuning.targets, or tuning.mode = full"
+        )
+
+
+def _same(found: Factors | None, meant: Factors | None) -> bool:
+    if found is None or meant is None or not isclose(found.scale, meant.scale, rel_tol=1e-12):
+        return False
+    pairs = ((found.a, meant.a), (found.b, meant.b))
+    return all(not one.is_meta and torch.equal(one.cpu(), other.to("cpu", one.dtype)) for one, other in pairs)
+
+
+def _state(adapter: Adapter) -> dict[str, Tensor]:
+    return {name + end: x for name, f in adapter.items() for end, x in zip(ENDS, (f.a, f.b), strict=True)}
+
+
+def _lora_config(adapter: Adapter) -> LoraConfig:
+    """The config that gives every layer its own rank and scale."""
+    ranks: dict[str, Any] = {name: factors.rank for name, factors in adapter.items()}
+    # peft annotates lora_alpha as int, but multiplies by it: any number will do.
+    alphas: dict[str, Any] = {name: factors.scale * factors.rank for name, factors in adapter.items()}
+    (rank, rank_pattern), (alpha, alpha_pattern) = _pattern(ranks), _pattern(alphas)
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, rank_pattern=rank_pattern, alpha_pattern=alpha_pattern, target_modules=sorted(adapter)
+    )
+
+
+def _pattern(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The most frequent of the layers' values, and the others by name; without ^ a name stands for any that ends so."""
+    most = Counter(values.values()).most_common(1)[0][0]
+    return most, {f"^{name}": value for name, value in values.items() if value != most}
+
+
+def apply(network: Any, given: Path) -> None:
+    """Puts what was trained on `network`: an adapter, which does not learn, or all weights.
+
+    Raises ModelError, with the network as it was, where it does not fit in full.
+    """
+    found = find_adapter(given)
+    if found.is_dir():
+        _apply_whole(network, found)
+    elif any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+        raise ModelError(f"the model has an adapter already: take it off before {found} is put on")
+    else:
+        _put_on(read(found, network), network, found)
+
+
+def _put_on(adapter: Adapter, network: Any, file: Path) -> None:
+    state = _state(adapter)
+    try:
+        inject_adapter_in_model(_lora_config(adapter), network, state_dict=state, low_cpu_mem_usage=True)
+        set_peft_model_state_dict(network, state, low_cpu_mem_usage=True)
+        on = _acting(network)
+        _require_same(on, adapter, f"the model after {file} was put on")
+    except Exception:
+        remove(network)
+        raise
+    for value in _state(on).values():
+        value.requires_grad_(False)
+
+
+def _apply_whole(network: Any, folder: Path) -> None:
+    kind = type(network)
+    refused = f"the network in {folder} does not fit the model"
+    try:
+        with quiet():
+            config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if config.get("_class_name") != kind.__name__:
+                raise ModelError(f"{refused}: it is a {config.get('_class_name')}, and the model's a {kind.__name__}")
+            loaded, info = kind.from_pretrained(
+                folder, output_loading_info=True, use_safetensors=True, local_files_only=True
+            )
+    except ModelError:
+        raise
+    except Exception as error:  # diffusers, safetensors and json each raise their own kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"cannot read the network in {folder}: {type(error).__name__}: {reason}") from error
+    ours, theirs = (json.loads(one.to_json_string()) for one in (network, loaded))
+    unlike = [
+        f"{name} is {theirs.get(name)} there and {ours.get(name)} in the model"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name) and not name.startswith("_") and name != "sample_size"
+    ]
+    unlike += [f"{name} is one of its {what.replace('_', ' ')}" for what, names in info.items() for name in names]
+    # Where some are missing, they are on no device.
+    values = {} if unlike else loaded.state_dict()
+    unlike += [f"{name} is not finite" for name, value in values.items() if not value.isfinite().all()]
+    if unlike:
+        raise ModelError(f"{refused}: {unlike[0]}; give the --model that was trained")
+    network.load_state_dict(loaded.state_dict())

@@ -25,7 +25,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.models import lora  # noqa: E402
+from tastemaker.models import adapter_files, lora  # noqa: E402
 from tastemaker.models.guidance import guided_x0  # noqa: E402
 from tastemaker.models.held import Held  # noqa: E402
 from tastemaker.models.quiet import quiet  # noqa: E402
@@ -216,30 +216,29 @@ class LatentUNet:
         return self.held.inside() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
 
     def apply(self, folder: Path) -> None:
-        """Puts on what `save` wrote: an adapter, or the whole U-Net."""
-        if (folder / lora.WEIGHTS).is_file():
-            with quiet():  # diffusers notes that the text encoder gets none
-                self.pipeline.load_lora_weights(folder)
-        else:
-            unet = type(self.pipeline.unet).from_pretrained(folder / "unet")
-            self.pipeline.unet.load_state_dict(unet.state_dict())
+        """Puts on what `save` wrote: an adapter, or the whole U-Net. Raises a TastemakerError where it does not fit."""
+        adapter_files.apply(self.pipeline.unet, folder)
 
     def save(self, folder: Path) -> None:
         """Writes what was trained: an adapter for `load_lora_weights`, or the U-Net for `from_pretrained`."""
         if self.tuned is not None and self.tuned.mode == "full":
             self.pipeline.unet.save_pretrained(folder / "unet")
         else:
-            lora.save_lora(self.pipeline.unet, folder)
+            adapter_files.save(self.pipeline.unet, folder)
 
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
-        pipe = f"pipe = StableDiffusionPipeline.from_pretrained({base})"
+        # transformers keeps the text encoder in the precision of its file, diffusers makes the U-Net float32.
+        pipe = f"pipe = StableDiffusionPipeline.from_pretrained({base})\npipe.to(torch.float32)"
         if self.tuned is not None and self.tuned.mode == "full":
             return (
-                f"from diffusers import StableDiffusionPipeline, UNet2DConditionModel\n\n{pipe}\n"
+                f"import torch\nfrom diffusers import StableDiffusionPipeline, UNet2DConditionModel\n\n{pipe}\n"
                 "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')\n"
             )
-        return f"from diffusers import StableDiffusionPipeline\n\n{pipe}\npipe.load_lora_weights('adapter')\n"
+        return (
+            f"import torch\nfrom diffusers import StableDiffusionPipeline\n\n{pipe}\n"
+            "pipe.load_lora_weights('adapter')\n"
+        )
 
 
 def load_pipeline(source: str) -> Any:

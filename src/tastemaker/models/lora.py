@@ -1,20 +1,19 @@
-"""Which weights learn: all of a network's, or low-rank adapters through peft, saved so that others load them."""
+"""Which weights learn: all of a network's, or low-rank adapters through peft."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
-from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tastemaker.errors import ModelError
 from tastemaker.models.quiet import quiet
@@ -45,57 +44,62 @@ def tune(network: Any, tuning: Tuning, seed: int) -> None:
                 module.eval()
 
 
-def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
-    """Freezes `network` and gives the named linear layers an adapter: B A alpha / rank, with B = 0 at first.
+def adaptable(network: nn.Module) -> dict[str, nn.Module]:
+    """The linear and convolution layers by name, without the adapters that they may have already."""
+    adapted = {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+    inside = tuple(f"{name}." for name in adapted)
+    plain = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith(inside)
+    }
+    return plain | {name: module.get_base_layer() for name, module in adapted.items()}
 
-    A is drawn from N(0, (1/rank)^2) (peft's "gaussian"), as in the public DDPO code. Raises
-    ModelError where no layer has one of the names.
+
+def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
+    """Freezes `network` and gives the named linear and convolution layers an adapter: B A alpha / rank, B = 0 at first.
+
+    A name is a layer's own, or its end, as `to_q` or `attn2.to_q`. A is drawn from N(0, (1/rank)^2) (peft's
+    "gaussian"), as in the public DDPO code. Raises ModelError where a name is of no layer, or of one of another kind.
     """
     network.requires_grad_(False)
-    names = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    _require_known(network, targets)
     # peft annotates lora_alpha as int, but multiplies by it: any number will do.
     scale: Any = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=list(targets))
-    try:
-        if hasattr(network, "add_adapter"):
-            network.add_adapter(config)
-        else:
-            inject_adapter_in_model(config, network)
-    except ValueError as error:
-        raise ModelError(
-            f"tuning.targets is {list(targets)}, but no layer of the network has such a name; it has {sorted(names)}"
-        ) from error
+    if hasattr(network, "add_adapter"):
+        network.add_adapter(config)
+    else:
+        inject_adapter_in_model(config, network)
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
 
 
-def save_lora(network: Any, folder: Path) -> None:
-    """Writes the adapter to `folder` in the form of `StableDiffusionPipeline.load_lora_weights`, alpha included."""
-    write_lora(get_peft_model_state_dict(network), network.peft_config["default"], folder)
-
-
-def write_lora(state: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
-    """`save_lora` of an adapter by peft's names."""
-    StableDiffusionLoraLoaderMixin.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(state),
-        unet_lora_adapter_metadata=config.to_dict(),
-    )
-
-
-def save_peft(network: Any, folder: Path) -> None:
-    """Writes the adapter to `folder` in the form of `peft.PeftModel.from_pretrained`, alpha included."""
-    write_peft(get_peft_model_state_dict(network), network.peft_config["default"], folder)
-
-
-def write_peft(state: dict[str, Tensor], config: LoraConfig, folder: Path) -> None:
-    """`save_peft` of an adapter by peft's names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    # peft's own files hold the names of its wrapper around a model.
-    weights = {f"base_model.model.{name}": value.contiguous().cpu() for name, value in state.items()}
-    save_file(weights, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(folder))
+def _require_known(network: nn.Module, targets: Sequence[str]) -> None:
+    """Raises ModelError where a target is no name of a layer that can have an adapter, or of another one too."""
+    known = adaptable(network)
+    for target in targets:
+        found = [name for name, _ in network.named_modules() if f".{name}".endswith(f".{target}")]
+        other = [name for name in found if name not in known]
+        if found and not other:
+            continue
+        is_there = f"{other[0]} is a {type(network.get_submodule(other[0])).__name__}" if other else "there is none"
+        # Their last names, with the index of those in a list.
+        ends = {match[0] for name in known if (match := re.search(r"[^.]+(\.\d+)*$", name))}
+        raise ModelError(
+            f"tuning.targets is {list(targets)}, but only linear and convolution layers can have an adapter, and of "
+            f"{target!r} {is_there}: this model has {', '.join(sorted(ends))}"
+        )
+    # Of a saved adapter, as peft has them; diffusers gives some names of other formats another meaning.
+    names = {f"{name}.lora_A.weight": None for name in known}
+    renamed = sorted(names.keys() - convert_unet_state_dict_to_peft(names).keys())
+    for name in renamed:
+        if any(f".{name.removesuffix('.lora_A.weight')}".endswith(f".{target}") for target in targets):
+            raise ModelError(
+                f"tuning.targets is {list(targets)}, but diffusers would rename {name} when it loads the adapter: "
+                "choose other layers, or tuning.mode = full"
+            )
 
 
 def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None]:

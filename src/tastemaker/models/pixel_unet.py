@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from peft import PeftModel
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError, PromptError, nearest
-from tastemaker.models import lora
+from tastemaker.models import adapter_files, lora
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.held import Held
 from tastemaker.models.latent_unet import DTYPES, SchedulerProcess, ddim
@@ -148,19 +147,15 @@ class PixelUNet:
         """Nothing is kept of prompts, which are classes."""
 
     def apply(self, folder: Path) -> None:
-        """Puts on what `save` wrote: an adapter, or the whole U-Net."""
-        if (folder / lora.PEFT_WEIGHTS).is_file():
-            # In place; peft's wrapper around the U-Net is not needed.
-            PeftModel.from_pretrained(self.pipeline.unet, str(folder))
-        else:
-            self.pipeline.unet.load_state_dict(UNet2DModel.from_pretrained(folder / "unet").state_dict())
+        """Puts on what `save` wrote: an adapter, or the whole U-Net. Raises a TastemakerError where it does not fit."""
+        adapter_files.apply(self.pipeline.unet, folder)
 
     def save(self, folder: Path) -> None:
         """Writes what was trained: an adapter for `PeftModel.from_pretrained`, or the U-Net for its own."""
         if self.tuned is not None and self.tuned.mode == "full":
             self.pipeline.unet.save_pretrained(folder / "unet")
         else:
-            lora.save_peft(self.pipeline.unet, folder)
+            adapter_files.save(self.pipeline.unet, folder)
 
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""

@@ -21,7 +21,8 @@ class Tuning:
     alpha: float | None = None
     """Scale of the adapters' output is alpha / rank; alpha = rank when left out."""
     targets: tuple[str, ...] = ATTENTION
-    """Names of the linear layers that get an adapter; the default is every attention projection."""
+    """Names of the linear and convolution layers that get an adapter, or ends of them, as attn2.to_q; the default is every
+    attention projection."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -30,3 +31,5 @@ class Tuning:
             raise ConfigError(
                 "tuning.targets is empty: name at least one layer, such as to_q, or use tuning.mode = full"
             )
+        if self.alpha == 0:
+            raise ConfigError("tuning.alpha is 0, by which an adapter never acts: leave it out for a scale of 1")

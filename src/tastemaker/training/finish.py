@@ -26,13 +26,22 @@ def write_adapter(session: Session, folder: Path) -> None:
 
 def _card(session: Session, grids: int) -> str:
     config = session.config
-    base = "tastemaker.models.bundled.bundled_pipeline()" if config.model == "bundled" else repr(config.model)
+    imports, base = _base(config.model)
+    code = imports + session.model.usage(base)
     teacher = config.reward if config.pairs.source is None else f"Preferences of {config.pairs.source}"
     return (
         f"# {teacher} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
         f"`{config.prompts}`; settings in config.yaml, figures in metrics.jsonl, {grids} grids of the same prompts and "
-        f"seeds in samples/, everything at a glance in report.html.\n\n```python\n{session.model.usage(base)}```\n"
+        f"seeds in samples/, everything at a glance in report.html.\n\nIn this folder:\n\n```python\n{code}```\n"
     )
+
+
+def _base(model: str) -> tuple[str, str]:
+    """Python for the model that was trained, which runs in any folder: an import that it needs, and an expression."""
+    if model == "bundled":
+        return "from tastemaker.models.bundled import bundled_pipeline\n", "bundled_pipeline()"
+    folder = Path(model).expanduser()
+    return "", repr(str(folder.resolve()) if folder.exists() else model)
 
 
 def summary(config: Config, folder: Path, report: Path) -> str:
