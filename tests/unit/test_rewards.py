@@ -93,9 +93,9 @@ def test_a_target_that_cannot_be_one_is_refused(tmp_path):
     saved(torch.zeros(3, 2, 2), tmp_path / "black.png")
     for name, message in [
         ("target-image", "needs to be told more: give `target-image:FILE`"),
-        (f"target-image:{tmp_path}/none.png", r"there is no file .*none.png"),
-        (f"target-image:{tmp_path}/text.png", r"text.png is no image file"),
-        (f"target-image:{tmp_path}", "cannot read its picture"),
+        (f"target-image:{tmp_path}/none.png", r"there is no image .*none.png"),
+        (f"target-image:{tmp_path}/text.png", r"text.png cannot be read: it is in no format"),
+        (f"target-image:{tmp_path}", "is a folder"),
         (f"target-image:{tmp_path}/black.png", r"black.png is all black"),
     ]:
         with pytest.raises(RewardError, match=message):
