@@ -5,6 +5,7 @@ Images are not decoded by the library, which would not say which row is damaged,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,19 @@ def open_dataset(source: str, split: str, what: str = "images") -> Any:
             f"{source} is read by the package datasets, which is not installed: pip install 'tastemaker[data]'"
         ) from error
     local = Path(source).expanduser()
-    if not local.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+    there = os.path.exists(local)
+    if not there and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise DataError(f"there are no {what} at {source}: give a folder, a table, or a hub name like owner/name")
-    saved = any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    saved = there and any((local / name).is_file() for name in ("state.json", "dataset_dict.json"))
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        if local.is_file():
+        if there and local.is_file():
             found: Any = datasets.load_dataset("parquet", data_files={split: str(local)})
         elif saved:
             found = datasets.load_from_disk(str(local))
         else:
-            found = datasets.load_dataset(str(local) if local.exists() else source)
+            found = datasets.load_dataset(str(local) if there else source)
     except Exception as error:  # the library's, fsspec's, arrow's and the hub's kinds
         raise DataError(f"cannot load the data set {source}: {_reason(error)}") from error
     finally:
@@ -61,7 +63,7 @@ def _reason(error: BaseException) -> str:
 def base_folder(source: str) -> Path | None:
     """The folder that relative paths in a local data set begin at: its own; None for one of the hub."""
     local = Path(source).expanduser()
-    return local if local.is_dir() else local.parent if local.is_file() else None
+    return local if os.path.isdir(local) else local.parent if os.path.isfile(local) else None
 
 
 def read_columns(dataset: Any, names: Sequence[str], source: str) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ same everywhere.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -83,10 +84,10 @@ def image_path(value: Any, where: str, folder: Path | None = None) -> Path:
     windows = PureWindowsPath(given.strip())
     spellings = [given, given.strip(), *([] if windows.drive else [windows.as_posix()])]
     for path in [base / spelling for spelling in spellings]:
-        if path.is_file():
+        if os.path.isfile(path):  # unlike Path.is_file, no error for a name that is too long
             return path
     path = base / spellings[-1]
-    if path.is_dir():
+    if os.path.isdir(path):
         raise DataError(f"{where}: expected an image file, but {shown(path)} is a folder")
     near = near_match(path)
     raise DataError(f"{where}: there is no image {shown(path)}" + (f"; did you mean {shown(near)}?" if near else ""))

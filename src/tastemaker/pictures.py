@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,9 @@ def load_captioned(source: str, split: str = "train") -> Captioned:
     Raises DataError.
     """
     path = Path(source).expanduser()
-    if path.is_file() and is_table(path):
+    if is_table(path) and not os.path.isdir(path):
         return _listed(path.parent, read_table(path))
-    if path.is_dir():
+    if os.path.isdir(path):
         if (table := table_named(path, "metadata")) is not None:
             return _listed(path, read_table(table))
         if (found := _beside(path)) is not None:

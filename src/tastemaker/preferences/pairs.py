@@ -60,9 +60,9 @@ def load_pairs(source: str, split: str = "train") -> PairSet:
     pictures are there is seen at once, the pixels of all are read when they are used. Raises DataError.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         path = table_named(path, "pairs") or path
-    if is_table(path) and not path.is_dir():
+    if is_table(path) and not os.path.isdir(path):
         return _from_table(path)
     return _from_dataset(open_dataset(source, split), source)
 

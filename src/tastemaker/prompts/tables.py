@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def from_dataset(source: str) -> PromptSet:
         raise PromptError("dataset: names no data set: expected dataset:FOLDER, dataset:OWNER/NAME or ...:SPLIT")
     name, split = found[1], found[2] or "train"
     path = Path(name).expanduser()
-    if is_table(path) and path.is_file():
+    if is_table(path) and os.path.isfile(path):
         return from_file(path)
     try:
         dataset = open_dataset(name, split, what="prompts")
