@@ -58,9 +58,10 @@ def read_text(path: Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = 1 + len(re.findall(rb"\r\n|\r|\n", data[: error.start]))
+        expected, byte = encoding.removesuffix("-sig").upper(), data[error.start]
         raise DataError(
-            f"{path} is not UTF-8: line {line} has the byte 0x{data[error.start]:02x}, which cannot be read; save the "
-            "file as UTF-8 (Excel: CSV UTF-8)"
+            f"{path} is not {expected}: line {line} has the byte 0x{byte:02x}, which cannot be read; save the file as "
+            "UTF-8 (Excel: CSV UTF-8)"
         ) from error
     if "\0" in text:
         line = len(lines(text[: text.index("\0")] + "."))
