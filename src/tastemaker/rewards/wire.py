@@ -140,6 +140,9 @@ def read_safetensors(body: bytes, limits: Limits) -> Asked:
         raise Refused(400, f"the body is not safetensors: {_short(error)}") from error
     if not x.isfinite().all():
         raise Refused(400, "the pictures have values that are not finite")
+    low, high = x.min().item(), x.max().item()
+    if low < -0.01 or high > 1.01:
+        raise Refused(400, f"the pictures have values from {low:g} to {high:g}, but must have them in [0, 1]")
     return Asked(x, prompts)
 
 
