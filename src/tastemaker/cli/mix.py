@@ -14,7 +14,7 @@ from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.errors import ConfigError, ModelError
-from tastemaker.prompts import checked_prompts, load_prompts
+from tastemaker.prompts import load_prompts
 from tastemaker.training.config import Config
 
 MOST = 101
@@ -176,7 +176,7 @@ def _prompts(args: MixArgs, known: Sequence[Config]) -> tuple[str, ...]:
     if args.prompt and args.prompts:
         raise ConfigError('give prompts by --prompt "..." or by --prompts LIST, and not by both')
     if args.prompt:
-        return checked_prompts(args.prompt)
+        return args.prompt
     lists = dict.fromkeys((args.prompts,) if args.prompts else (config.prompts for config in known))
     if not lists:
         raise ConfigError("none of the adapters lies in a run, which would name prompts: give --prompts or --prompt")

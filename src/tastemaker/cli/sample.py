@@ -12,7 +12,7 @@ from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
 from tastemaker.errors import ConfigError
-from tastemaker.prompts import checked_prompts, load_prompts
+from tastemaker.prompts import load_prompts
 from tastemaker.training.config import Config, Sampling
 
 
@@ -98,7 +98,7 @@ def run(words: list[str]) -> int:
 def _prompts(args: SampleArgs) -> tuple[str, ...]:
     if bool(args.prompt) == bool(args.prompts):
         raise ConfigError('give prompts by --prompt "..." or by --prompts LIST, and not by both')
-    return load_prompts(args.prompts).prompts if args.prompts else checked_prompts(args.prompt)
+    return load_prompts(args.prompts).prompts if args.prompts else args.prompt
 
 
 def _settings(args: SampleArgs) -> tuple[str, Sampling]:
