@@ -19,8 +19,7 @@ def warn(found: Sequence[tuple[str, int]], limit: int) -> None:
     """Says that the rest of a prompt is not read. diffusers says so at each call, with all tokens of all prompts."""
     (prompt, count), *_ = found
     _LOGGER.warning(
-        "the prompt %r has %d tokens, of which the text encoder reads the first %d, as in diffusers; longer prompts are "
-        "named only once",
+        "the prompt %r has %d tokens, of which the text encoder reads the first %d, as in diffusers; this is said once",
         prompt if len(prompt) <= 60 else prompt[:57] + "...",
         count,
         limit,
