@@ -167,7 +167,7 @@ def test_given_pictures_are_encoded_with_their_captions(tmp_path, checkpoint, mo
     [
         ([{"file_name": "0.png"}], "no column prompt or caption or text"),
         ([{"text": "cat"}], "no file_name"),
-        ([{"file_name": "none.png", "text": "cat"}], "there is no picture"),
+        ([{"file_name": "none.png", "text": "cat"}], "there is no image"),
         ([{"file_name": "0.png", "text": 1}], "expected a caption"),
     ],
 )

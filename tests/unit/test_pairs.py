@@ -66,12 +66,36 @@ def test_ties_are_left_out_and_counted_in_every_kind_of_table(tmp_path, name):
         ({"best_image_uid": "b", "image_0_uid": "a", "image_1_uid": "b"}, 1),
         ({"best_image_uid": "a", "image_0_uid": "a", "image_1_uid": "b"}, 0),
         ({"best_image_uid": "tie", "image_0_uid": "a", "image_1_uid": "b"}, None),
+        ({"preferred": 1.0}, 1), ({"preferred": "0.0"}, 0), ({"preferred": float("nan")}, None),
+        ({"preferred": ""}, None),
+        ({"label_1": True, "label_0": False}, 1), ({"label_0": " 2 ", "label_1": "1e0"}, 0),
+        ({"best_image_uid": 2, "image_0_uid": 1, "image_1_uid": "2 "}, 1),
+        ({"best_image_uid": None, "image_0_uid": 1, "image_1_uid": 2}, None),
+        ({"preferred": 1, "has_label": "0.0"}, None), ({"preferred": 1, "has_label": None, "are_different": "True"}, 1),
         ({"label_0": 1.0, "label_1": 0.0, "has_label": False}, None),
         ({"label_0": 1.0, "label_1": 0.0, "are_different": False}, None),
     ],
 )  # fmt: skip
 def test_who_is_preferred(row, answer):
     assert preferred(row, "here") == answer
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"preferred": "A"}, "preferred is 'A', but must be 0, 1 or tie"), ({"preferred": 0.5}, "is 0.5"),
+        ({"preferred": True}, "is True"), ({"preferred": -1}, "is -1"), ({"preferred": "0,0"}, "is '0,0'"),
+        ({"preferred": [1]}, r"is \[1\]"), ({"preferred": 1, "has_label": "maybe"}, "has_label is 'maybe'"),
+        ({"label_0": "0,5", "label_1": "1"}, "not numbers"), ({"label_0": None, "label_1": 1}, "not numbers"),
+        ({"label_0": float("nan"), "label_1": 1}, "not numbers"), ({"label_0": 1, "label_1": "inf"}, "not numbers"),
+        ({"label_0": 10**400, "label_1": 1}, "not numbers"), ({"label_0": [1], "label_1": 1}, "not numbers"),
+        ({"best_image_uid": "c", "image_0_uid": "a", "image_1_uid": "b"}, "neither image's uid alone"),
+        ({"best_image_uid": "a", "image_0_uid": "a", "image_1_uid": "a"}, "neither image's uid alone"),
+    ],
+)  # fmt: skip
+def test_verdicts_that_are_none(row, message):
+    with pytest.raises(DataError, match=rf"here: .*{message}"):
+        preferred(row, "here")
 
 
 @pytest.mark.parametrize("form", ["folder", "saved"])
@@ -112,10 +136,17 @@ def test_pick_a_pics_columns_in_a_data_set(tmp_path, monkeypatch, form, by):
         ([ROW, {"prompt": "cat"}], r"pairs.jsonl:2: no image_0, which the first row has"),
         ([ROW | {"preferred": 2}], r"pairs.jsonl:1: preferred is 2, but must be 0, 1 or tie"),
         ([ROW | {"preferred": "tie"}] * 3, "has 3 rows and in none of them"),
-        ([ROW | {"image_1": "none.png"}], r"pairs.jsonl:1: there is no picture .*none.png"),
-        ([ROW | {"image_1": "pairs.jsonl"}], r"pairs.jsonl:1: the picture cannot be read"),
-        ([ROW | {"image_1": None}], r"pairs.jsonl:1: expected the path of a picture"),
-        ([ROW | {"prompt": 3}], r"pairs.jsonl:1: expected a caption, but found int"),
+        ([ROW | {"image_1": "none.png"}], r"pairs.jsonl:1, image_1: there is no image .*none.png"),
+        ([ROW | {"image_1": "pairs.jsonl"}], r"pairs.jsonl:1, image_1: the image .*pairs.jsonl cannot be read"),
+        ([ROW | {"image_1": "0-1.PNG"}], r"pairs.jsonl:1, image_1: there is no .*; did you mean .*0-1.png"),
+        (
+            [ROW | {"image_0": "http://example.org/1.png"}],
+            r"pairs.jsonl:1, image_0: the image is a URL .*not downloaded",
+        ),
+        ([ROW, ROW | {"prompt": "a \ud83d"}], r"pairs.jsonl:2: the caption has half of a surrogate pair"),
+        ([ROW, "text"], r"pairs.jsonl:2: expected a JSON object"),
+        ([ROW | {"image_1": None}], r"pairs.jsonl:1, image_1: expected an image or its path, but found none"),
+        ([ROW | {"prompt": 3}], r"pairs.jsonl:1: expected a caption, which is text, but found int"),
         ([{k: v for k, v in ROW.items() if k != "preferred"} | {"label_0": "x", "label_1": 1}], "not numbers"),
     ],
 )
@@ -130,7 +161,8 @@ def test_unusable_tables_are_refused_in_one_sentence(tmp_path, rows, message):
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", "is empty"), ("a.csv", b"", "is empty"), ("a.jsonl", b"[1]\n", "expected a JSON object"),
-        ("a.jsonl", b"{\n", "a.jsonl:1: not JSON"), ("a.csv", b"prompt\xff\n", "in UTF-8"),
+        ("a.jsonl", b"{\n", "a.jsonl:1: expected a JSON object .* not JSON"),
+        ("a.csv", b"prompt\xff\n", "is not UTF-8: line 1"),
         ("a.csv", b"prompt,image_0,image_1,preferred\ncat,a\n", "a.csv:2: expected 4 columns"),
     ],
 )  # fmt: skip
@@ -140,10 +172,30 @@ def test_files_that_are_no_tables(tmp_path, name, content, message):
         load_pairs(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("Pairs.CSV", "sep=;\r\nPrompt;Image_0;image_1 ;PREFERRED\r\n cat ;0-0.png;.\\0-1.png;1\r\n;;;\r\n"),
+        ("pairs.tsv", "caption\tjpg_0\tjpg_1\tlabel_0\tlabel_1\ncat\t0-0.png\t0-1.png\t0.0\t1.0\n"),
+        ("pairs.json", '[{"text": "cat", "image_0": "0-0.png", "image_1": "0-1.png", "preferred": 1}]'),
+        ("pairs.ndjson", '{"prompt":"cat","image_0":"0-0.png","image_1":"0-1.png","best_image_uid":"b",'
+            '"image_0_uid":"a","image_1_uid":"b"}'),
+    ],
+)  # fmt: skip
+def test_tables_of_other_programs(tmp_path, name, content):
+    given.pairs(tmp_path, 1)
+    (tmp_path / "pairs.jsonl").unlink()
+    (tmp_path / name).write_bytes(content.encode("utf-16" if name.endswith("CSV") else "utf-8"))
+    for source in (tmp_path, tmp_path / name):
+        pairs = load_pairs(str(source))
+        assert pairs.prompts == ("cat",)
+        assert pairs.pictures(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
+
+
 def test_what_is_not_there_or_no_data_set(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
         load_pairs("nowhere.jsonl")
-    with pytest.raises(DataError, match="there are no pictures at nowhere"):
+    with pytest.raises(DataError, match="there are no images at nowhere"):
         load_pairs("nowhere")
     pytest.importorskip("datasets")
     with pytest.raises(DataError, match="cannot load the data set"):
@@ -155,7 +207,7 @@ def test_a_picture_that_breaks_off_is_named_when_it_is_used(tmp_path):
     file = tmp_path / "1-0.png"
     file.write_bytes(file.read_bytes()[:200])
     pairs.pictures(0, 32)
-    with pytest.raises(DataError, match=r"pairs.jsonl:2: the picture cannot be read"):
+    with pytest.raises(DataError, match=r"pairs.jsonl:2: the image .*1-0.png cannot be read"):
         pairs.pictures(1, 32)
 
 

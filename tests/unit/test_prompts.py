@@ -123,7 +123,7 @@ def test_unusable_files_are_refused_in_one_sentence(tmp_path, name, content, mes
 
 
 def test_missing_and_misspelt():
-    with pytest.raises(PromptError, match="there is no prompt file"):
+    with pytest.raises(PromptError, match="there is no file"):
         load_prompts("missing.txt")
     with pytest.raises(PromptError, match="did you mean 'ddpo-animals'"):
         load_prompts("ddpo-animal")
@@ -141,9 +141,9 @@ def test_csv_files(tmp_path):
         ("", "is empty"),
         ("picture,weight\nx,1\n", "no column prompt or caption or text; the columns are picture, weight"),
         ("prompt,weight\na cat,much\n", "a.csv:2: expected a prompt and a weight, but the weight is 'much'"),
-        ("prompt,weight\na cat,-1\n", "but the weight is -1.0: it must be a number greater than 0"),
+        ("prompt,weight\na cat,-1\n", "but the weight is '-1': it must be a number greater than 0"),
         ("prompt\n\na cat\n' '\n", None),
-        ("caption,note\n ,x\n", "a.csv:2: expected a caption, but the caption is ' '"),
+        ("caption,note\n ,x\n", "a.csv:2: expected a caption, but the caption is ''"),
         ("prompt\na cat, a dog\n", "expected 1 columns"),
     ],
 )
@@ -239,7 +239,7 @@ def test_some_of_a_list_are_a_split_of_it():
         ("a [] cat", r"has an empty hole \[\]"),
         ("a [animl]", r"unknown words \[animl\]: did you mean 'animal'"),
         ("a [red||blue]", "has an empty choice"),
-        ("a [missing.txt]", "there is no prompt file missing.txt"),
+        ("a [missing.txt]", "there is no file missing.txt"),
         ("46 of [animal]", "takes prompts up to number 46, but '\\[animal\\]' has only 45"),
         ("0 of ddpo-animals", "takes the prompts 1 to 0"),
         ("5-4 of ddpo-animals", "takes the prompts 5 to 4"),

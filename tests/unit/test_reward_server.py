@@ -99,6 +99,14 @@ WRONG = {
     "transparent": (JSON, body(image("RGBA")), 400, "without transparency"),
     "palette": (JSON, body(image("P")), 400, "without transparency or palette"),
     "16 bits": (JSON, body(image("I;16")), 400, "16 bits a channel"),
+    "a transparent colour": (JSON, body(image(transparency=(1, 2, 3))), 400, "picture 0 has a transparent colour"),
+    "a transparent level": (JSON, body(image("L", transparency=3)), 400, "picture 0 has a transparent colour"),
+    "half a surrogate": (JSON, body(image(), prompts=["a \ud83d"]), 400, "prompt 0: the prompt has half of a"),
+    "a NUL": (JSON, body(image(), image(), prompts=["a", "\0"]), 400, "prompt 1: the prompt has a NUL"),
+    "another half": (
+        SAFETENSORS, save({"pictures": X[:1]}, metadata={"prompts": '["\\udc00"]'}), 400, "half of a surrogate",
+    ),
+    "bytes as floats": (SAFETENSORS, save({"pictures": 255 * X[:1]}, metadata={"prompts": '["a"]'}), 400, "in [0, 1]"),
     "two sizes": (JSON, body(image(), image(size=(9, 8))), 400, "several sizes"),
     "too many": (JSON, body(*[image()] * 5), 413, "5 pictures, but a request may bring 4"),
     "too many pixels": (JSON, body(*[image(size=(20, 20))] * 3), 413, "1200 pixels, but a request may bring 1024"),
@@ -162,6 +170,21 @@ def test_what_is_written_is_what_is_read():
     assert read_json(write_json(asked.x, ["a"] * 3), Limits()).x.equal(asked.x)
     grey = read_json(body(image("L")), Limits())
     assert grey.x.shape == (1, 3, 8, 8)
+
+
+def test_a_png_is_turned_as_its_exif_data_say():
+    """Orientation 6: the upper left corner as stored is the upper right one as seen."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (3, 2))
+    stored.putpixel((0, 0), (255, 255, 255))
+    stored.save(file, "PNG", exif=exif)
+    turned = read_json(body(file.getvalue()), Limits()).x
+    assert turned.shape == (1, 3, 3, 2)
+    assert turned[0, :, 0, 1].eq(1).all()
+    assert turned.sum() == 3
+    with pytest.raises(Refused, match="several sizes"):
+        read_json(body(file.getvalue(), image(size=(3, 2))), Limits())
 
 
 def test_a_length_that_is_not_given_or_not_kept(url):

@@ -93,13 +93,33 @@ def test_a_target_that_cannot_be_one_is_refused(tmp_path):
     saved(torch.zeros(3, 2, 2), tmp_path / "black.png")
     for name, message in [
         ("target-image", "needs to be told more: give `target-image:FILE`"),
-        (f"target-image:{tmp_path}/none.png", r"there is no file .*none.png"),
-        (f"target-image:{tmp_path}/text.png", r"text.png is no image file"),
-        (f"target-image:{tmp_path}", "cannot read its picture"),
+        (f"target-image:{tmp_path}/none.png", r"there is no image .*none.png"),
+        (f"target-image:{tmp_path}/text.png", r"text.png cannot be read: it is in no format"),
+        (f"target-image:{tmp_path}", "is a folder"),
         (f"target-image:{tmp_path}/black.png", r"black.png is all black"),
     ]:
         with pytest.raises(RewardError, match=message):
             load_reward(name)
+
+
+def test_a_target_with_depth_alpha_or_orientation_is_what_one_sees(tmp_path):
+    """16 bits: 32896 / 65535 = 0.502; half of red on white; a lower left corner that is seen at the upper left."""
+    deep, clear, turned = (tmp_path / name for name in ("deep.png", "clear.png", "turned.png"))
+    Image.fromarray(np.full((2, 2), 32896, np.uint16)).save(deep)
+    Image.new("RGBA", (2, 2), (255, 0, 0, 128)).save(clear)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (2, 2))
+    stored.putpixel((0, 1), (255, 255, 255))
+    stored.save(turned, exif=exif)
+    half = torch.tensor([1, 127 / 255, 127 / 255]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    corner = torch.zeros(1, 3, 2, 2)
+    corner[..., 0, 0] = 1
+    for path, expected in ((deep, torch.full((1, 3, 2, 2), 128 / 255)), (clear, half), (turned, corner)):
+        assert score(load_reward(f"target-image:{path}"), expected, ["x"]).item() == pytest.approx(0)
+    deep.write_bytes(deep.read_bytes()[:-30])
+    with pytest.raises(RewardError, match=r"the reward target-image:.*deep.png: the image .* cannot be read"):
+        load_reward(f"target-image:{deep}")
 
 
 def patches(*colours):

@@ -64,7 +64,7 @@ def _prompts() -> dict[str, str]:
         lists
         | words
         | {
-            "FILE": "a .txt, .jsonl or .csv file",
+            "FILE": "a .txt, .jsonl, .json, .csv, .tsv or .parquet file",
             "dataset:NAME": "a Hugging Face data set, or a folder that `datasets` reads or wrote",
             "'a(n) [animal] [activity]'": "a template: all combinations of lists, files, or words as in [red|green]",
             "'100 of ...'": "so many of any of these at random, always the same; '101-150 of ...' are others",

@@ -176,7 +176,7 @@ def data_uri(file: Path) -> str | None:
     try:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # Pillow's decoders raise anything for damaged files
         return None
     kind = "png" if max(image.size) <= PIXEL_ART else "jpeg"
     if kind == "jpeg":
@@ -194,6 +194,6 @@ def _size(pictures: Sequence[Picture]) -> tuple[int, int]:
             if picture.file:
                 with Image.open(picture.file) as image:
                     return image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except Exception:
             continue
     return 1, 1

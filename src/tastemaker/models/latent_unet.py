@@ -25,7 +25,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.models import adapter_files, lora  # noqa: E402
+from tastemaker.models import adapter_files, lora, prompt_length  # noqa: E402
 from tastemaker.models.guidance import guided_x0  # noqa: E402
 from tastemaker.models.held import Held  # noqa: E402
 from tastemaker.models.quiet import quiet  # noqa: E402
@@ -128,6 +128,7 @@ class LatentUNet:
         """The reference's weights, where they are not those without adapters (training/reference.py)."""
         self._text: dict[str, Tensor] = {}
         self._pooled: dict[str, Tensor] = {}
+        self._said_long = False
 
     @property
     def scale(self) -> int:
@@ -162,7 +163,12 @@ class LatentUNet:
         missing = [prompt for prompt in dict.fromkeys([*prompts, ""]) if prompt not in self._text]
         for start in range(0, len(missing), 64):
             part = missing[start : start + 64]
-            states, _ = self.pipeline.encode_prompt(part, self.device, 1, do_classifier_free_guidance=False)
+            with quiet():
+                states, _ = self.pipeline.encode_prompt(part, self.device, 1, do_classifier_free_guidance=False)
+                long = prompt_length.longer(self.pipeline.tokenizer, part)
+            if long and not self._said_long:
+                self._said_long = True
+                prompt_length.warn(long, self.pipeline.tokenizer.model_max_length)
             self._text.update(zip(part, states.float(), strict=True))
         text = torch.stack([self._text[prompt] for prompt in prompts])
         return Cond(text, self._text[""].unsqueeze(0), guidance)

@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import DataError
-from tastemaker.pictures import caption, digest, fitted, look, open_dataset, opened, table, text_column
+from tastemaker.hf_datasets import base_folder, open_dataset, raw_row, read_columns
+from tastemaker.images import check_header, image_path, read_image
+from tastemaker.pictures import caption, digest, fitted, table_named
+from tastemaker.tables import is_table, read_table, text_column, tidy
 
 PICTURES = (("image_0", "image_1"), ("jpg_0", "jpg_1"))
 VERDICTS = (("preferred",), ("label_0", "label_1"), ("best_image_uid", "image_0_uid", "image_1_uid"))
 """Columns that say which picture is preferred, the first that are all there."""
 MARKS = ("has_label", "are_different")
 """Pick-a-Pic's columns of which a False leaves a row out."""
+_TRUE = ("true", "1", "1.0", "yes", "none", "nan", "")
+_FALSE = ("false", "0", "0.0", "no")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class PairSet:
     prompts: tuple[str, ...]
     """N captions."""
     sources: Callable[[int], tuple[Any, Any]]
-    """What to open for the preferred and for the other picture of a pair."""
+    """What `read_image` takes, for the preferred and for the other image of a pair."""
     places: Callable[[int], str]
     """Where a pair comes from, for messages."""
     digest: str
@@ -43,11 +48,11 @@ class PairSet:
     def pictures(self, index: int, side: int) -> Tensor:
         """[2,3,side,side] in [0,1]: the preferred picture, and the other. Raises DataError where one is unreadable."""
         where = self.places(index)
-        return torch.stack([fitted(opened(source, where), side) for source in self.sources(index)])
+        return torch.stack([fitted(read_image(source, where), side) for source in self.sources(index)])
 
 
 def load_pairs(source: str, split: str = "train") -> PairSet:
-    """The pairs of a folder with a pairs.jsonl, of a .jsonl or .csv file, or of a Hugging Face data set.
+    """The pairs of a folder with a pairs.jsonl (or .csv, ...), of a table (docs/tables.md), or of a data set.
 
     Columns: prompt, caption or text; image_0 and image_1, or jpg_0 and jpg_1; and who is preferred, as `preferred` (0,
     1, or `tie`), as label_0 and label_1 (the larger one; equal is a tie), or as best_image_uid among image_0_uid and
@@ -55,15 +60,15 @@ def load_pairs(source: str, split: str = "train") -> PairSet:
     pictures are there is seen at once, the pixels of all are read when they are used. Raises DataError.
     """
     path = Path(source).expanduser()
-    if path.is_dir() and (path / "pairs.jsonl").is_file():
-        path = path / "pairs.jsonl"
-    if path.suffix in (".jsonl", ".csv"):
+    if os.path.isdir(path):
+        path = table_named(path, "pairs") or path
+    if is_table(path) and not os.path.isdir(path):
         return _from_table(path)
     return _from_dataset(open_dataset(source, split), source)
 
 
 def _from_table(path: Path) -> PairSet:
-    rows = table(path)
+    rows = read_table(path)
     names = list(rows[0][1])
     text, pictures, verdict = text_column(names, str(path)), _pictures(names, str(path)), _verdict(names, str(path))
     marks = [name for name in MARKS if name in names]
@@ -75,9 +80,9 @@ def _from_table(path: Path) -> PairSet:
         better = preferred({name: row.get(name) for name in (*verdict, *marks)}, where)
         if better is None:
             continue
-        files = [path.parent / _file(row[name], where) for name in pictures]
-        for file in files:
-            look(file, where)
+        files = [image_path(row[name], f"{where}, {name}", path.parent) for name in pictures]
+        for file, name in zip(files, pictures, strict=True):
+            check_header(file, f"{where}, {name}")
         kept.append((caption(row[text], where), where, (files[better], files[1 - better])))
     _some(kept, len(rows), str(path))
     prompts = tuple(prompt for prompt, _, _ in kept)
@@ -89,22 +94,23 @@ def _from_dataset(dataset: Any, source: str) -> PairSet:
     names = dataset.column_names
     text, pictures, verdict = text_column(names, source), _pictures(names, source), _verdict(names, source)
     said = (text, *verdict, *(name for name in MARKS if name in names))
-    # Without the pictures, which may be hundreds of gigabytes.
-    columns = dataset.select_columns(list(said))[:]
     prompts, kept = [], []
-    for number, values in enumerate(zip(*(columns[name] for name in said), strict=True)):
-        row, where = dict(zip(said, values, strict=True)), f"{source}, row {number}"
+    # Without the images, which may be hundreds of gigabytes.
+    for number, row in enumerate(read_columns(dataset, said, source)):
+        where = f"{source}, row {number}"
         better = preferred(row, where)
         if better is not None:
             prompts.append(caption(row[text], where))
             kept.append((number, better))
     _some(kept, len(dataset), source)
-    images = dataset.select_columns(list(pictures))
+    images, folder = dataset.select_columns(list(pictures)), base_folder(source)
 
     def sources(index: int) -> tuple[Any, Any]:
         number, better = kept[index]
-        row = images[number]
-        return row[pictures[better]], row[pictures[1 - better]]
+        where = f"{source}, row {number}"
+        row = raw_row(images, number, where)
+        one, two = (read_image(row[name], f"{where}, {name}", folder) for name in pictures)
+        return (one, two) if better == 0 else (two, one)
 
     mark, ties = digest([prompts, kept]), len(dataset) - len(kept)
     found = PairSet(tuple(prompts), sources, lambda i: f"{source}, row {kept[i][0]}", mark, ties)
@@ -113,30 +119,42 @@ def _from_dataset(dataset: Any, source: str) -> PairSet:
 
 
 def preferred(row: Mapping[str, Any], where: str) -> int | None:
-    """Which picture of a row is preferred, 0 or 1, None for a tie. Raises DataError for other answers."""
-    if any(str(row[name]).lower() in ("false", "0") for name in MARKS if name in row):
+    """Which image of a row is preferred, 0 or 1, None for a tie. Raises DataError for other answers."""
+    if any(not _mark(row[name], name, where) for name in MARKS if name in row):
         return None
     if "preferred" in row:
-        answer = str(row["preferred"]).strip().lower()
-        if answer in ("tie", "none", ""):
+        answer = _plain(row["preferred"]).lower()
+        if answer in ("tie", "none", "null", "nan", "<na>", ""):
             return None
-        if answer not in ("0", "1"):
+        if answer not in ("0", "1", "0.0", "1.0") or isinstance(row["preferred"], bool):
             raise DataError(f"{where}: preferred is {row['preferred']!r}, but must be 0, 1 or tie")
-        return int(answer)
+        return int(float(answer))
     if "label_0" in row:
         try:
             one, two = float(row["label_0"]), float(row["label_1"])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             one = two = math.nan
-        if math.isnan(one) or math.isnan(two):
+        if not (math.isfinite(one) and math.isfinite(two)):
             raise DataError(f"{where}: label_0 and label_1 are {row['label_0']!r} and {row['label_1']!r}, not numbers")
         return None if one == two else int(two > one)
-    best = row["best_image_uid"]
-    if best in (None, "", "tie"):
+    best, one, two = (_plain(row[name]) for name in ("best_image_uid", "image_0_uid", "image_1_uid"))
+    if best.lower() in ("none", "tie", "nan", ""):
         return None
-    if best not in (row["image_0_uid"], row["image_1_uid"]):
-        raise DataError(f"{where}: best_image_uid is {best!r}, which is neither picture's uid, nor tie")
-    return int(best == row["image_1_uid"])
+    if best not in (one, two) or one == two:
+        raise DataError(f"{where}: best_image_uid is {best!r}, which is neither image's uid alone, nor tie")
+    return int(best == two)
+
+
+def _plain(value: Any) -> str:
+    return tidy(str(value))
+
+
+def _mark(value: Any, name: str, where: str) -> bool:
+    """A mark of MARKS, true where it is missing."""
+    answer = _plain(value).lower()
+    if answer not in _FALSE + _TRUE:
+        raise DataError(f"{where}: {name} is {value!r}, but must be true or false")
+    return answer in _TRUE
 
 
 def _pictures(names: Sequence[str], where: str) -> tuple[str, str]:
@@ -154,12 +172,6 @@ def _verdict(names: Sequence[str], where: str) -> tuple[str, ...]:
         f"{where}: nothing says which picture is preferred: expected a column preferred (0, 1 or tie), label_0 and "
         f"label_1, or best_image_uid with image_0_uid and image_1_uid; it has {', '.join(names)}"
     )
-
-
-def _file(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise DataError(f"{where}: expected the path of a picture, but found {value!r}")
-    return value
 
 
 def _some(kept: Sequence[Any], rows: int, where: str) -> None:

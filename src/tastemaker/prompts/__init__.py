@@ -12,8 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from tastemaker.drawings.scene import COLOURS, KINDS, NUMBERS, PATTERNS, RELATIONS, Request, Wanted, parse
-from tastemaker.errors import PromptError, nearest
-from tastemaker.prompts.templates import MOST, drawn, is_template
+from tastemaker.errors import DataError, PromptError, nearest
+from tastemaker.prompts.templates import MOST, Template, drawn, is_template
 from tastemaker.prompts.templates import parse as parse_template
 
 GOLDEN = (1 + math.sqrt(5)) / 2
@@ -177,7 +177,7 @@ WORDS: dict[str, PromptList] = {
     "bundled-relation": PromptList("4 relations that it knows", lambda: RELATIONS),
 }
 """Lists of words, for the holes of templates."""
-FILES = (".txt", ".jsonl", ".csv")
+FILES = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _TAKEN = re.compile(r"(?:(\d{1,9})-)?(\d{1,9}) of (.+)", re.DOTALL)
 
 
@@ -187,13 +187,18 @@ def load_prompts(source: str) -> PromptSet:
     - a built-in list's name;
     - `dataset:NAME` or `dataset:NAME:SPLIT`: a Hugging Face data set, a folder that `datasets` reads or wrote, or a
       parquet file, with a column prompt, caption or text, and weight where there are weights;
-    - a .txt file, with a prompt a line; a .jsonl file, with `{"prompt": "...", "weight": 2}` a line; a .csv file, with
-      columns as of a data set. A weight is 1 when left out, and blank lines are skipped;
+    - a .txt file, with a prompt a line; a .jsonl file, with `{"prompt": "...", "weight": 2}` a line; a .json, .csv,
+      .tsv or .parquet file with such columns (docs/tables.md). A weight is 1 when left out, blank lines are skipped;
     - a template, `a(n) [animal] [activity]`: all combinations of built-in lists, files, or words as in `[red|green]`;
     - `1000 of` any of these, or `1001-1100 of` it: so many drawn from it at random, always the same.
 
-    Raises PromptError where nothing usable is there.
+    A prompt that a file or data set has several times is one, with the sum of their weights. Raises PromptError where
+    nothing usable is there.
     """
+    return _usable(_load(source), source)
+
+
+def _load(source: str) -> PromptSet:
     if source in BUILTIN:
         prompts = BUILTIN[source].make()
         return PromptSet(prompts, (1.0,) * len(prompts))
@@ -205,25 +210,37 @@ def load_prompts(source: str) -> PromptSet:
     if (taken := _TAKEN.fullmatch(source)) and not _exists(path):
         return _drawn(source, int(taken[1] or 1), int(taken[2]), taken[3])
     if path.suffix.lower() in FILES and (_exists(path) or not is_template(source)):
-        return _from_file(path)
+        from tastemaker.prompts.tables import from_file
+
+        return from_file(path)
     if is_template(source):
-        template = parse_template(source, _words)
+        template = _template(source)
         if template.count > MOST:
             raise PromptError(
                 f"the template {source!r} has {template.count:,} prompts, more than {MOST:,}: draw some of them, "
                 f"as in '1000 of {source}'"
             )
         return _prompts([template.prompt(place) for place in range(template.count)])
+    if _exists(path) or _is_folder(path):
+        raise PromptError(
+            f"{source} is {'a file' if _exists(path) else 'a folder'} that is not read as prompts: give a "
+            f"{', '.join(FILES[:-1])} or {FILES[-1]} file, or dataset:FOLDER for what the datasets library reads"
+        )
     raise PromptError(
         f"unknown prompts {source!r}: {nearest(source, list(BUILTIN))} (or give a {', '.join(FILES[:-1])} or "
         f"{FILES[-1]} file, dataset:NAME, or a template such as 'a(n) [animal] [activity]')"
     )
 
 
+def _template(source: str) -> Template:
+    checked_prompts([source], "template")
+    return parse_template(source, _words)
+
+
 def _drawn(source: str, first: int, last: int, of: str) -> PromptSet:
     """The first-th to last-th of a shuffled list or template."""
     if is_template(of) and of not in BUILTIN and not _exists(Path(of).expanduser()):
-        template = parse_template(of, _words)
+        template = _template(of)
         total, at = template.count, template.prompt
     else:
         whole = load_prompts(of)
@@ -265,45 +282,29 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _from_file(path: Path) -> PromptSet:
-    if path.suffix.lower() == ".csv":
-        from tastemaker.prompts.tables import from_csv
-
-        return from_csv(path)
-    lines = [(number, line.strip()) for number, line in enumerate(_read(path).splitlines(), 1) if line.strip()]
-    if not lines:
-        raise PromptError(f"the prompt file {path} is empty: expected a prompt a line")
-    if path.suffix.lower() == ".txt":
-        return PromptSet(tuple(line for _, line in lines), (1.0,) * len(lines))
-    return _prompts([_entry(path, number, line) for number, line in lines])
-
-
-def _read(path: Path) -> str:
+def _is_folder(path: Path) -> bool:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise PromptError(f"there is no prompt file {path}") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"the prompt file {path} is not UTF-8 (byte {error.start} cannot be read): save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise PromptError(f"cannot read the prompt file {path}: {error.strerror}") from error
+        return path != Path() and path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
-def _entry(path: Path, number: int, line: str) -> tuple[str, float]:
-    expected = f'{path}:{number}: expected {{"prompt": "...", "weight": 1}}'
+def checked_prompts(prompts: Sequence[str], what: str = "prompt") -> tuple[str, ...]:
+    """Prompts given one by one. Raises PromptError for what is no text: half surrogates, NULs, other types."""
+    from tastemaker.tables import checked_text
+
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PromptError(f"{expected}, but the line is not JSON ({error.msg})") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
-        raise PromptError(f"{expected}, but found {line[:80]}")
-    return entry["prompt"], checked_weight(entry.get("weight", 1), expected)
+        return tuple(checked_text(prompt, f"{what} {number}", what) for number, prompt in enumerate(prompts, 1))
+    except DataError as error:
+        raise PromptError(str(error)) from error
 
 
-def checked_weight(weight: object, expected: str) -> float:
-    """A weight as a number; raises PromptError, beginning with `expected`, for what is none greater than 0."""
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight <= 0:
-        raise PromptError(f"{expected}, but the weight is {weight!r}: it must be a number greater than 0")
-    return float(weight)
+def _usable(found: PromptSet, source: str) -> PromptSet:
+    """Raises PromptError for weights that cannot be added up, or are 0 as the product of several."""
+    try:
+        total = math.fsum(found.weights)
+    except OverflowError:
+        total = math.inf
+    if not (math.isfinite(total) and min(found.weights) > 0):
+        raise PromptError(f"the weights of {source} are too large or too small to draw by: divide them by their mean")
+    return found

@@ -60,9 +60,14 @@ def is_template(text: str) -> bool:
 def parse(text: str, find: Callable[[str], PromptSet]) -> Template:
     """A template whose holes `find` fills: `[animal]` by a list's name, `[red|green]` by the words themselves.
 
-    Raises PromptError for a hole that is empty, or that `find` does not know.
+    Raises PromptError for a hole that is empty or that `find` does not know, and for brackets without their pair.
     """
     pieces = _HOLE.split(text)
+    if any(bracket in piece for piece in pieces[::2] for bracket in "[]"):
+        raise PromptError(
+            f"the template {text!r} has a bracket without its pair, or brackets within brackets: write each list as "
+            "[animal], and prompts with brackets of their own in a file"
+        )
     words = []
     for hole in pieces[1::2]:
         if not hole.strip():

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tastemaker.errors import RewardError
+from tastemaker.errors import DataError, RewardError
+from tastemaker.images import read_image, to_tensor
 from tastemaker.rewards.contract import Reward, reward
 
 
@@ -39,14 +38,9 @@ def target_image(path: str) -> Reward:
 def _read(path: str) -> Tensor:
     """The picture [1,3,H,W] in [0,1] of a file."""
     try:
-        with Image.open(Path(path).expanduser()) as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    except FileNotFoundError as error:
-        raise RewardError(f"the reward target-image:{path} has no picture: there is no file {path}") from error
-    except UnidentifiedImageError as error:
-        raise RewardError(f"the reward target-image:{path} has no picture: {path} is no image file") from error
-    except OSError as error:
-        raise RewardError(f"the reward target-image:{path} cannot read its picture: {error}") from error
+        pixels = to_tensor(read_image(Path(path).expanduser(), f"the reward target-image:{path}"))
+    except DataError as error:
+        raise RewardError(str(error)) from error
     if not pixels.any():
         raise RewardError(f"the reward target-image:{path} weighs by brightness, but {path} is all black")
-    return torch.from_numpy(pixels / 255).permute(2, 0, 1).unsqueeze(0)
+    return pixels.unsqueeze(0)

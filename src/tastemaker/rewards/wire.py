@@ -21,7 +21,10 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from tastemaker.errors import DataError
+from tastemaker.images import upright_rgb
 from tastemaker.rewards.jpeg import to_bytes
+from tastemaker.tables import checked_text
 
 PROTOCOL = 1
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
@@ -111,6 +114,8 @@ def read_json(body: bytes, limits: Limits) -> Asked:
     sizes = [_png_size(file, index) for index, file in enumerate(files)]
     _check_sizes(sizes, limits)
     pictures = [_decode(file, index) for index, file in enumerate(files)]
+    # Once more: an image may be turned by its EXIF orientation.
+    _check_sizes([(picture.shape[2], picture.shape[1]) for picture in pictures], limits)
     return Asked(torch.stack(pictures).float().div_(255), prompts)
 
 
@@ -135,6 +140,9 @@ def read_safetensors(body: bytes, limits: Limits) -> Asked:
         raise Refused(400, f"the body is not safetensors: {_short(error)}") from error
     if not x.isfinite().all():
         raise Refused(400, "the pictures have values that are not finite")
+    low, high = x.min().item(), x.max().item()
+    if low < -0.01 or high > 1.01:
+        raise Refused(400, f"the pictures have values from {low:g} to {high:g}, but must have them in [0, 1]")
     return Asked(x, prompts)
 
 
@@ -171,6 +179,11 @@ def _prompts(given: Any, pictures: int, limits: Limits) -> list[str]:
         raise Refused(400, "there are no pictures")
     if len(given) > limits.pictures:
         raise Refused(413, f"{len(given)} pictures, but a request may bring {limits.pictures}: send fewer at a time")
+    for index, prompt in enumerate(given):
+        try:
+            checked_text(prompt, f"prompt {index}", "prompt")
+        except DataError as error:
+            raise Refused(400, str(error)) from error
     longest = max(map(len, given))
     if longest > limits.prompt:
         raise Refused(413, f"a prompt has {longest} characters, but may have {limits.prompt}")
@@ -205,9 +218,12 @@ def _decode(file: bytes, index: int) -> Tensor:
     """The picture, uint8 [3,H,W]."""
     try:
         with Image.open(io.BytesIO(file), formats=("PNG",)) as image:
-            pixels = image.convert("RGB")
+            transparent = "transparency" in image.info
+            pixels = upright_rgb(image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for broken files
         raise Refused(400, f"picture {index} cannot be decoded: {_short(error)}") from error
+    if transparent:
+        raise Refused(400, f"picture {index} has a transparent colour: send RGB or grey, without transparency")
     flat = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
     return flat.view(pixels.height, pixels.width, 3).permute(2, 0, 1)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tastemaker import losses, noise
-from tastemaker.pictures import Captioned, digest, fitted, load_captioned, opened
+from tastemaker.pictures import Captioned, digest, load_captioned
 from tastemaker.sample import batches, sample
 from tastemaker.training.config import Config
 from tastemaker.training.draws import draw_round, in_turn
@@ -85,7 +85,7 @@ def _read(session: Session, given: Captioned, count: int) -> Anchored:
     x0, text = [], []
     for places in batches(count, config.sampling.batch):
         indices = [chosen[place] for place in places]
-        pictures = [fitted(opened(given.source(index), given.place(index)), side) for index in indices]
+        pictures = [given.image(index, side) for index in indices]
         x0.append(model.picture_latents(torch.stack(pictures)).cpu())
         text.append(model.encode([given.captions[index] for index in indices], 1.0).text.cpu())
         session.display.advance(len(indices))

@@ -185,8 +185,8 @@ class Config:
     model: str = "bundled"
     """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
     prompts: str = "bundled-single"
-    """A built-in list (`tastemaker ls prompts`), a .txt, .jsonl or .csv file, `dataset:NAME`, or a template such as
-    `a(n) [animal] [activity]` (docs/prompts.md)."""
+    """A built-in list (`tastemaker ls prompts`), a .txt, .jsonl, .json, .csv, .tsv or .parquet file, `dataset:NAME`, or
+    a template such as `a(n) [animal] [activity]` (docs/prompts.md)."""
     reward: str = "jpeg-compressibility"
     """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, the URL of a server, or
     several put together: `clip-score + 0.5*jpeg-compressibility` (docs/rewards.md)."""

@@ -14,7 +14,7 @@ class Pairs:
     """Pairs of pictures that somebody has compared, for algorithms that learn from those and not from the reward."""
 
     source: str | None = None
-    """A folder with a pairs.jsonl, a .jsonl or .csv file, or a Hugging Face data set, local or by name
+    """A folder with a pairs.jsonl, a table (docs/tables.md), or a Hugging Face data set, local or by name
     (docs/diffusion-dpo.md)."""
     split: str = "train"
     """Which split of a data set."""
@@ -35,8 +35,8 @@ class Anchor:
     weight: float = 0.0
     """Of the loss; 0 leaves it out."""
     source: str = "base"
-    """`base`: the base model's own pictures of the run's prompts; or a folder or Hugging Face data set of pictures with
-    captions."""
+    """`base`: the base model's own pictures of the run's prompts; or a folder, table or Hugging Face data set of images
+    with captions (docs/anchor.md)."""
     split: str = "train"
     """Which split of a data set."""
     pictures: int = 64

@@ -6,7 +6,6 @@ Each maker takes what follows the reward's name, `MODEL` or `MODEL@URL`, and the
 from __future__ import annotations
 
 import functools
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tastemaker.errors import RewardError
+from tastemaker.errors import DataError, RewardError
 from tastemaker.rewards.contract import Reward, reward
 from tastemaker.rewards.jpeg import jpeg_files
 from tastemaker.rewards.vlm.answers import Asker, Query, contains, is_number, rating, said, yes
 from tastemaker.rewards.vlm.settings import PROMPT, Vlm, where
+from tastemaker.tables import checked_text, read_records, tidy
 
 QUALITY = 80
 """Of the JPEG that a model sees (ddpo-pytorch, rewards.py)."""
@@ -152,23 +152,22 @@ def read_questions(source: str) -> dict[str, tuple[Expected, ...]]:
     """
     path, found = Path(source).expanduser(), {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"the questions {source} (vlm.questions) cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+        rows = read_records(path)
+    except DataError as error:
+        raise RewardError(f"the questions of vlm.questions cannot be read: {error}") from error
+    for line, entry in rows:
         try:
-            entry = json.loads(line)
             prompt, questions = entry["prompt"], entry["questions"]
             answers = [(one,) if isinstance(one, str) else tuple(one) for one in entry["answers"]]
             texts = [prompt, *questions, *(way for ways in answers for way in ways)]
             if not questions or not all(isinstance(text, str) and text for text in texts) or not all(answers):
                 raise ValueError("texts are missing or empty")
-            found[prompt] = tuple(Expected(*pair) for pair in zip(questions, answers, strict=True))
-        except (ValueError, KeyError, TypeError) as error:
+            for text in texts:
+                checked_text(text, line, "text")
+            found[tidy(prompt)] = tuple(Expected(*pair) for pair in zip(questions, answers, strict=True))
+        except (ValueError, KeyError, TypeError, DataError) as error:
             raise RewardError(
-                f"line {number} of the questions {source} (vlm.questions) is not "
+                f"{line} of the questions (vlm.questions) is not "
                 '{"prompt": "two cats", "questions": ["How many cats are there?"], "answers": [["two", "2"]]}: '
                 f"{type(error).__name__}: {error}"
             ) from error
@@ -176,9 +175,9 @@ def read_questions(source: str) -> dict[str, tuple[Expected, ...]]:
 
 
 def _given(given: Mapping[str, tuple[Expected, ...]], prompt: str) -> tuple[Expected, ...]:
-    if prompt not in given:
+    if tidy(prompt) not in given:
         raise RewardError(f"vlm-strict has no questions about the prompt {prompt!r}: add a line to vlm.questions")
-    return given[prompt]
+    return given[tidy(prompt)]
 
 
 def _asker(name: str, argument: str, settings: Vlm, say: Say | None, logprobs: bool = False) -> Asker:

@@ -1,0 +1,26 @@
+"""Prompts that are longer than a text encoder reads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def longer(tokenizer: Any, prompts: Sequence[str]) -> list[tuple[str, int]]:
+    """The prompts with more tokens than the tokenizer's `model_max_length`, begin and end included, and how many."""
+    counts = [len(ids) for ids in tokenizer(list(prompts)).input_ids]
+    return [pair for pair in zip(prompts, counts, strict=True) if pair[1] > tokenizer.model_max_length]
+
+
+def warn(found: Sequence[tuple[str, int]], limit: int) -> None:
+    """Says that the rest of a prompt is not read. diffusers says so at each call, with all tokens of all prompts."""
+    (prompt, count), *_ = found
+    _LOGGER.warning(
+        "the prompt %r has %d tokens, of which the text encoder reads the first %d, as in diffusers; this is said once",
+        prompt if len(prompt) <= 60 else prompt[:57] + "...",
+        count,
+        limit,
+    )
