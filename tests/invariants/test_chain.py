@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,17 +10,23 @@ from diffusers import DDIMScheduler
 from smooth import warmth
 
 import tiny
+from tastemaker.algorithms import pathwise
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.chain import chain, renoised, shown
+from tastemaker.errors import ConfigError
 from tastemaker.models.latent_unet import LatentUNet, SchedulerProcess
 from tastemaker.models.tuning import Tuning
 from tastemaker.process import Grid, x0_from
 from tastemaker.sample import sample
 from tastemaker.task import Task
+from tastemaker.training.config import Config, Optimizer, Sampling
+from tastemaker.training.pathwise import learning_steps
+from tastemaker.training.update import micro_batches
 from tastemaker.types import Cond, Draw, Rollout, Rows
+from tastemaker.windows import Whole
 
 T = 5
 DRAW = Draw(3, 1, ("cat", "dog"), (0, 1), (0, 0))
@@ -322,6 +329,60 @@ def loss_gradient(model, algorithm, learns, **more):
     return loss.detach(), gradient(model, loss.sum())
 
 
+def test_alignprops_scale_weighs_the_reward_and_not_the_divergence():
+    """As the public codes, whose 0.01 is in the loss before the norm is clipped: 0.01 |R - 10| + kl * divergence."""
+    model = plain()
+    seen = []
+    algorithm = AlignProp(truncation="fixed", last=2, objective="distance", target=10.0, scale=0.01, kl=0.5)
+    loss, metrics = algorithm.loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [3, 4]))
+    reward = seen[0][2]
+    expected = 0.01 * (10 - reward) + 0.5 * metrics["divergence"]
+    assert loss.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    for kind in (AlignProp(truncation="fixed", last=1), DRaFT(noises=1), DirectAlign(), ReFL(scale=1.0)):
+        whole, small = (loss_gradient(model, replace(kind, scale=scale), [4]) for scale in (1.0, 0.01))
+        assert small[0].tolist() == pytest.approx((0.01 * whole[0]).tolist(), rel=1e-5)
+        assert ((small[1] - 0.01 * whole[1]).norm() / small[1].norm()).item() < 1e-5
+        with pytest.raises(ConfigError, match=r"algorithm\.scale is 0, but must be greater than 0"):
+            replace(kind, scale=0.0)
+
+
+def test_draws_of_steps():
+    """One an update, or one for each so many images; settled by the round alone."""
+    options = {"sampling": Sampling(samples=12), "optimizer": Optimizer(updates=2, rows=5)}
+    drawn = lambda algorithm, number=3: learning_steps(  # noqa: E731
+        SimpleNamespace(
+            config=Config(algorithm=algorithm, reward="smooth:warmth", **options), window=Whole(),
+            task=SimpleNamespace(grid=range(20)),
+        ), number,
+    )  # fmt: skip
+    for kind in (AlignProp, ReFL, DirectAlign):
+        assert len(drawn(kind())) == 2
+        assert drawn(kind(images_per_draw=6)) == drawn(kind())
+        draws = drawn(kind(images_per_draw=2))
+        assert len(draws) == 6
+        assert draws[:2] == drawn(kind())
+        assert draws == drawn(kind(images_per_draw=2))
+        assert len({tuple(steps) for steps in draws}) > 2
+        assert draws != drawn(kind(images_per_draw=2), 4)
+        with pytest.raises(ConfigError, match="images_per_draw is 4, which does not divide the 6 images of an update"):
+            drawn(kind(images_per_draw=4))
+        with pytest.raises(ConfigError, match="images_per_draw is 0, but must be at least 1"):
+            kind(images_per_draw=0)
+    with pytest.raises(ConfigError, match="with truncation = fixed nothing is drawn"):
+        AlignProp(truncation="fixed", images_per_draw=2)
+
+
+def test_a_micro_batch_has_one_set_of_steps():
+    """Draws of 3 images with the steps a, a, b, c: rows of the same steps go together, in pieces of at most 4."""
+    steps = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.bool)
+    made = replace(rows(plain(), [0]), picture=torch.arange(12), place=torch.zeros(12, dtype=torch.int64),
+                   learns=steps[[0] * 6 + [1] * 3 + [2] * 3])  # fmt: skip
+    assert micro_batches(made, 4) == [range(4), range(4, 6), range(6, 9), range(9, 12)]
+    assert micro_batches(replace(made, learns=None), 5) == [range(5), range(5, 10), range(10, 12)]
+    with pytest.raises(ValueError, match="different steps"):
+        pathwise.learning(made)
+
+
 def test_alignprop_with_one_step_is_draft_1():
     model = plain()
     one = loss_gradient(model, AlignProp(truncation="fixed", last=1), [T - 1])
@@ -382,8 +443,17 @@ def test_steps_are_drawn_as_described():
     assert AlignProp(truncation="fixed", last=3).steps(candidates, random) == [7, 8, 9]
     assert AlignProp(truncation="fixed").steps(candidates, random) == list(range(10))
     depths = [len(AlignProp(truncation="gaussian", last=5, spread=1).steps(candidates, random)) for _ in range(2000)]
-    assert abs(np.mean(depths) - 5) < 0.1
-    assert abs(np.var(depths) - (1 + 1 / 12)) < 0.15  # that of the normal, and of rounding it
+    # The 2024 code's first step is int(N(10 - 5, 1)), which lies half a step below the normal in the mean.
+    assert abs(np.mean(depths) - 5.5) < 0.1
+    assert abs(np.var(depths) - (1 + 1 / 12)) < 0.15  # that of the normal, and of cutting it off
+    firsts = [int(first) for first in random.normal(50 - 8, 5, 20000) if 1 <= int(first) < 50]
+    wide = Counter(
+        len(AlignProp(truncation="gaussian", last=8, spread=5).steps(range(50), random)) for _ in range(20000)
+    )
+    expected = Counter(50 - first for first in firsts)
+    # No more than 49 of 50 steps, and the two counts differ by their own noise.
+    assert max(abs(wide[k] / 20000 - expected[k] / len(firsts)) for k in range(1, 51)) < 0.012
+    assert {len(AlignProp(truncation="gaussian", last=2, spread=9).steps(range(2), random)) for _ in range(50)} == {1}
     # Step i of 10 with probability (i + 1) / 11, each by itself: as the 2023 code's randint(0..10) <= i.
     holes = Counter()
     for _ in range(5000):

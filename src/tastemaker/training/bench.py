@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,9 @@ def needed_calls(session: Session) -> Calls:
     trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
     forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
     backward = Counter(double * len(part) for part in batches(s.samples * trained // o.updates, o.rows))
+    again = backward if s.recompute_log_prob else Counter()
     return Calls(
-        {rows: count * s.steps for rows, count in forward.items()},
+        {rows: forward[rows] * s.steps + again[rows] * o.updates for rows in forward | again},
         {rows: count * o.updates * o.inner_epochs for rows, count in backward.items()},
     )
 
@@ -133,13 +135,16 @@ def _pathwise_calls(session: Session, double: int) -> Calls:
     s, o = session.config.sampling, session.config.optimizer
     if getattr(algorithm, "guided", True) is False:
         double = 1
-    parts = [double * len(part) for part in batches(s.samples // o.updates, o.rows)]
     forward, backward = Counter(), Counter()
-    for steps in learning_steps(session, session.state.round + 1):
-        plain, graph = algorithm.calls(steps, s.steps)
-        for rows in parts:
-            forward[rows] += plain
-            backward[rows] += graph
+    draws = learning_steps(session, session.state.round + 1)
+    images, per_update = s.samples // len(draws), len(draws) // o.updates
+    for update in range(o.updates):
+        # Draws that follow each other with the same steps go through the network together.
+        for steps, same in groupby(draws[update * per_update : (update + 1) * per_update]):
+            plain, graph = algorithm.calls(steps, s.steps)
+            for part in batches(images * len(list(same)), o.rows):
+                forward[double * len(part)] += plain
+                backward[double * len(part)] += graph
     return Calls(dict(forward), dict(backward))
 
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tastemaker.algorithms.pairs import joined
 from tastemaker.errors import DivergedError
 from tastemaker.sample import batches
 from tastemaker.training.anchor import add_anchor
@@ -29,6 +31,8 @@ def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, sample
     """
     options, accelerator = session.config.optimizer, session.accelerator
     kept, tally, done = max(1, rows.rollout.logp.shape[1]), Tally(), 0
+    if session.config.sampling.recompute_log_prob:
+        rows = recomputed(session, rows, assigned(rows, mine, draw, samples, kept, options, 0))
     for epoch in range(options.inner_epochs):
         number = assigned(rows, mine, draw, samples, kept, options, epoch)
         counts = torch.stack([(number == u).sum() for u in range(options.updates)])
@@ -46,6 +50,27 @@ def update(session: Session, rows: Rows, mine: Sequence[int], draw: Draw, sample
                     session.average.follow(options.ema)
             done += 1
     return tally.means(accelerator)
+
+
+@torch.no_grad()
+def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
+    """The rows with log-probabilities that are computed as the updates of the first pass will compute them.
+
+    `number` [N] is the update of each row, -1 for none. A network's output depends in its last digit on the number of
+    rows that are computed together, so that the sampler's log-probabilities are those of other batches.
+    """
+    options, logp = session.config.optimizer, rows.rollout.logp.clone()
+    with session.inference():
+        for update in range(options.updates):
+            own = rows.select((number == update).nonzero().flatten())
+            for part in batches(len(own), options.rows):
+                some = own.select(slice(part.start, part.stop))
+                sides = [some] if some.other is None else [some, some.others()]
+                steps = [side.transitions() for side in sides]
+                found = session.task.log_prob(steps[0] if len(steps) == 1 else joined(*steps))
+                for side, values in zip(sides, found.chunk(len(sides)), strict=True):
+                    logp[side.picture, side.place] = values
+    return replace(rows, rollout=replace(rows.rollout, logp=logp))
 
 
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
@@ -76,7 +101,7 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
     """
     config, accelerator = session.config, session.accelerator
     networks = [session.model.network, *([session.task.value] if session.task.value is not None else [])]
-    parts = batches(len(rows), config.optimizer.rows)
+    parts = micro_batches(rows, config.optimizer.rows)
     spare = not parts
     if spare:
         rows, parts = placeholder(rows), batches(1, 1)
@@ -119,6 +144,20 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
         )
     tally.first = False
     return values[0] if math.isfinite(values[0]) else 0.0
+
+
+def micro_batches(rows: Rows, size: int) -> list[range]:
+    """range(len(rows)) in pieces of at most `size`, in each of which the reward's gradient flows through one set of
+    steps."""
+    if rows.learns is None or not len(rows):
+        return batches(len(rows), size)
+    changes = (rows.learns[1:] != rows.learns[:-1]).any(dim=1).nonzero().flatten() + 1
+    edges = [0, *changes.tolist(), len(rows)]
+    return [
+        range(start + part.start, start + part.stop)
+        for start, end in pairwise(edges)
+        for part in batches(end - start, size)
+    ]
 
 
 def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:
