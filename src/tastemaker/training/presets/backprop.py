@@ -115,9 +115,9 @@ ALIGNMENT = replace(
 
 _OURS = "rows, batch and intervals of checkpoints and evaluations, and float32 for the weights that do not learn"
 _ALIGNPROP = (
-    "AlignProp §4.1, §5, A.1 and Tables 1 and 3. Its 2023 public code: guidance, images of a round and an update, "
-    "scale, weight decay, limit of the gradient's norm, LoRA rank and TF32. One draw of K for each update is ours (the "
-    f"code draws at every step), and so are {_OURS}"
+    "AlignProp §4.1, §5, A.1 and Tables 1 and 3; one K for each batch, as in Eq. 4 and Fig. 2 (its code draws at every "
+    "step). Its 2023 public code: guidance, images of a round and an update, scale, weight decay, limit of the "
+    f"gradient's norm, LoRA rank and TF32. Ours: {_OURS}"
 )
 _DRAFT = (
     "DRaFT's values as two re-implementations' code gives them, which limit no gradient's norm; the limit of 1 is "
@@ -156,7 +156,7 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         "bundled model, the gradient at any step without a chain (SRPO)", _BUNDLED,
     ),
     "alignprop-aesthetic-sd15": (
-        replace(ALIGNPROP, algorithm=AlignProp(objective="distance", target=10.0)),
+        replace(ALIGNPROP, algorithm=AlignProp(objective="distance", target=10.0, scale=0.01)),
         "Stable Diffusion 1.5, 45 animals, 14 updates; give --reward aesthetic:FILE (LAION v2)",
         f"{_ALIGNPROP}. The distance to 10 is the code's",
     ),
@@ -176,7 +176,8 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         _ALIGNPROP,
     ),
     "alignprop-sd15-gaussian": (
-        SECOND_CODE, "Stable Diffusion 1.5, 45 animals, the 2024 public code's settings; give --reward",
+        SECOND_CODE,
+        "Stable Diffusion 1.5, 45 animals, the 2024 public code's settings for the aesthetic score; give --reward",
         "AlignProp's 2024 public code, without its mapping images to [0, 1] twice. The prompts are ours (the code's "
         f"are 750 of HPS v2's), and so are {_OURS}",
     ),
