@@ -37,7 +37,7 @@ METHODS: dict[str, list[str]] = {
         "sampling.branches=4", "window=backward", "window.initial=11", "window.rounds=6", "selection=best-worst",
         "advantage.normalise=windowed",
     ],
-    "nft": ["algorithm=nft", *REGRESSION],
+    "nft": ["algorithm=nft", *REGRESSION, "optimizer.clip_norm=5"],
     "rwr": ["algorithm=rwr", "advantage.normalise=softmax", "advantage.beta=30", *REGRESSION, SLOWEST],
     "rwr-sparse": ["algorithm=rwr", "advantage.normalise=percentile", "selection=nonzero", *REGRESSION,
                    "algorithm.noises=64", SLOWEST],

@@ -1,6 +1,6 @@
-"""The sampling chain with its graph: pictures through which a reward's gradient flows back into the network.
+"""The sampling chain with its graph: images through which a reward's gradient flows back into the network.
 
-methods.md §4. The steps before the first one that learns are ordinary sampling, without a graph. Each step that learns
+The steps before the first one that learns are ordinary sampling, without a graph. Each step that learns
 is recomputed in the backward pass, so that between the two passes only its latents are kept.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,19 +47,21 @@ def chain(
 ) -> Chain:
     """Samples N = len(draw) latents as `sample` does, with a graph through the predictions of the steps `learns`.
 
-    The predictions of all other steps are detached. So the gradient flows through the network at the steps that learn,
-    and through their latents (AlignProp §4.1); where a later step does not learn, through its latent alone. With
-    `until`, sampling ends at that step's estimate of x_0 (ReFL). `recompute` makes the steps that learn again in the
-    backward pass; values and gradients are the same without. `compare` measures the distance from the reference.
-    Noise is `sample`'s own, in float32; `dtype` is that of the latents.
+    The network's outputs at all other steps are detached. So the gradient flows through the network at the steps that
+    learn, and through their latents (AlignProp §4.1); where a later step does not learn, through its latent alone, as
+    in diffusers' DDIMScheduler.step with `model_output` detached, whatever the network predicts. With `until`,
+    sampling ends at that step's estimate of x_0 (ReFL). `recompute` makes the steps that learn again in the backward
+    pass; values and gradients are the same without. `compare` measures the distance from the reference. Noise is
+    `sample`'s own, in float32; `dtype` is that of the latents.
     """
     steps, noisy = set(learns), set(grid.stochastic(eta))
-    first, last = min(steps, default=len(grid)), len(grid) - 1 if until is None else until
+    last = len(grid) - 1 if until is None else until
     x = draw.noise(0, model.latent_shape, model.device).to(dtype)
     gaps: list[Tensor] = []
     for step in range(last + 1):
         noise = draw.noise(step + 1, model.latent_shape, model.device).to(dtype) if step in noisy else None
-        move = _ending(model, cond, grid, step) if step == until else _moving(model, cond, grid, step, eta, noise)
+        after = _estimate if step == until else partial(_after, grid, step, eta, noise)
+        move = _moving(model, cond, grid, step, after)
         if step in steps:
             far = None
             if compare:
@@ -69,10 +72,9 @@ def chain(
                 gaps.append(mean_square(x0 - far) * model.process.output_scale(times(grid, step, x)).square())
             continue
         with torch.no_grad():
-            still, _ = move(x.detach())
-        # With the prediction held fixed a step is linear in its latent: alpha_next / alpha times it, and no more.
-        path = (grid.alpha_next[step] / grid.alpha[step]).item() * (x - x.detach()) if step > first else 0.0
-        x = still + path
+            x0 = model.denoise(x.detach(), times(grid, step, x), cond)
+        # Where no step has learned yet x has no graph, and so nothing behind it has one.
+        x = after(x, _held(model, grid, step, x, x0))
     return Chain(x, torch.stack(gaps).mean(dim=0) if gaps else None)
 
 
@@ -93,21 +95,35 @@ Move = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From a latent to the next one and the estimate of x_0 behind it, both [N,*D]."""
 
 
-def _moving(model: Model, cond: Cond, grid: Grid, step: int, eta: float, noise: Tensor | None) -> Move:
+def _moving(model: Model, cond: Cond, grid: Grid, step: int, after: Callable[[Tensor, Tensor], Tensor]) -> Move:
     def move(x: Tensor) -> tuple[Tensor, Tensor]:
         x0 = model.denoise(x, times(grid, step, x), cond)
-        mean, std = transition(x.to(x0.dtype), x0, grid, step, eta)
-        return (mean if noise is None else mean + std * noise).to(x.dtype), x0
+        return after(x, x0), x0
 
     return move
 
 
-def _ending(model: Model, cond: Cond, grid: Grid, step: int) -> Move:
-    def move(x: Tensor) -> tuple[Tensor, Tensor]:
-        x0 = model.denoise(x, times(grid, step, x), cond)
-        return x0.to(x.dtype), x0
+def _after(grid: Grid, step: int, eta: float, noise: Tensor | None, x: Tensor, x0: Tensor) -> Tensor:
+    """The next latent."""
+    mean, std = transition(x.to(x0.dtype), x0, grid, step, eta)
+    return (mean if noise is None else mean + std * noise).to(x.dtype)
 
-    return move
+
+def _estimate(x: Tensor, x0: Tensor) -> Tensor:
+    """The estimate of x_0 in place of the next latent."""
+    return x0.to(x.dtype)
+
+
+def _held(model: Model, grid: Grid, step: int, x: Tensor, x0: Tensor) -> Tensor:
+    """x0 [N,*D], an estimate without a graph, with its derivative by x [N,*D] for a constant output of the network.
+
+    An estimate of x_0 is linear in the output and in x, so that an output of 0 leaves the part that x has in it:
+    1 / alpha of x for a network that predicts the noise, alpha for v, 1 for a flow, 0 for x_0 itself.
+    """
+    if not x.requires_grad:
+        return x0
+    change = (x - x.detach()).to(x0.dtype)
+    return x0 + model.process.x0(torch.zeros_like(change), change, times(grid, step, x))
 
 
 def renoised(
@@ -115,17 +131,17 @@ def renoised(
 ) -> Tensor:
     """Finished latents [N,*D] seen again through the network: noised to `step`, denoised to step `then`, and back.
 
-    From step `then` (len(grid) is the finished latent) the known noise is taken away again, not the network's, so that
-    what hangs on the network is w x_0_theta + (1 - w) x_0 with w = 1 - (alpha_t sigma_s) / (alpha_s sigma_t) for a move
-    from t to s. With then = len(grid) and no noise left there it is the network's own estimate (DRaFT-LV); a short move
-    leaves most of a picture as it is, so that even early times give pictures that a reward can read (SRPO's
-    Direct-Align, arXiv 2509.06942 §3.1). x0 and noise are constants.
+    From step `then` the known noise is taken away again, not the network's, so that what hangs on the network is
+    w x_0_theta + (1 - w) x_0 with w = 1 - (alpha_t sigma_s) / (alpha_s sigma_t) for a move from t to s. A short move
+    leaves most of an image as it is, so that even early times give images that a reward can read (SRPO's Direct-Align,
+    arXiv 2509.06942 §3.1). From then = len(grid) on, s is the finished latent, which is noised here as an x_0 and so
+    has alpha_s = 1 and sigma_s = 0 also where the schedule leaves a little noise in it (`set_alpha_to_one` = false,
+    as Stable Diffusion has): w = 1, and what is returned is the network's own estimate x_0_theta (DRaFT-LV). x0 and
+    noise are constants.
     """
     alpha, sigma = grid.alpha[step].item(), grid.sigma[step].item()
-    last = then >= len(grid)
-    alpha_then = (grid.alpha_next[-1] if last else grid.alpha[then]).item()
-    sigma_then = (grid.sigma_next[-1] if last else grid.sigma[then]).item()
-    weight = 1 - (alpha * sigma_then) / (alpha_then * sigma)
+    kept = (grid.sigma[then] / grid.alpha[then]).item() if then < len(grid) else 0.0
+    weight = 1 - kept * alpha / sigma
     x = alpha * x0.detach() + sigma * noise
     move = lambda x: model.denoise(x, times(grid, step, x), cond)  # noqa: E731
     seen = checkpoint(move, x, use_reentrant=False, preserve_rng_state=False) if recompute else move(x)

@@ -101,9 +101,9 @@ class Algorithm(Protocol):
     It may have more: `extras(model)`, a value network to train beside the model's, with `value_lr` and `value_warmup`;
     `pairs_up`, where the pictures of a group must be on one process; `weights = "positive"`, where it takes weights
     and not advantages; `normalise = "minibatch"`, where advantages are standardised in each update; `kl`, and
-    `kl_target` for a controller of it. One that needs prompts has `steps(candidates, generator)`, the steps of an
-    update that learn, `calls(steps, whole)`, its network calls for a picture without and with a graph, and may have
-    `queries`, pictures scored for each one sampled.
+    `kl_target` for a controller of it. One that needs prompts has `steps(candidates, generator)`, the steps of a
+    draw that learn, `calls(steps, whole)`, its network calls for a picture without and with a graph, and may have
+    `queries`, pictures scored for each one sampled, and `images_per_draw`, images for which they are drawn together.
     """
 
     name: ClassVar[str]

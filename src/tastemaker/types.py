@@ -170,7 +170,7 @@ class Rows:
     before: Tensor | None = None
     """[N,*D] the network's residuals before the round's first update."""
     learns: Tensor | None = None
-    """[N,T] bool, the same for all rows of an update: the sampler steps through which the reward's gradient flows."""
+    """[N,T] bool, the same for all rows of a draw: the sampler steps through which the reward's gradient flows."""
     epoch: Tensor | int = 0
     """[N], or one number for all of them: pass over the round's rows; denoising methods draw new noise in each."""
 

@@ -73,6 +73,10 @@ def settings(checkpoint, tmp_path_factory):
         "chain": replace(
             plain, algorithm=AlignProp(kl=0.1), reward="smooth:warmth", optimizer=replace(options, rows=3)
         ),
+        "draws": replace(
+            plain, algorithm=AlignProp(images_per_draw=2), reward="smooth:warmth",
+            optimizer=replace(options, updates=1, rows=3),
+        ),
     }  # fmt: skip
 
 
@@ -169,6 +173,21 @@ def test_a_chains_gradient_is_the_same_in_micro_batches_and_on_two_processes(tmp
     assert distance(one, two["chain"][0]) < 1e-5
     for key in ("reward/mean", "reward/max", "depth", "divergence", "diversity", "reward_queries"):
         assert two["chain"][1][key] == pytest.approx(alone[key], rel=1e-4), key
+
+
+def test_draws_of_steps_are_the_same_in_micro_batches_and_on_two_processes(tmp_path, settings, two):
+    """Four draws of two images in the one update, two of them on each process, in micro-batches of 2, 1 and 3."""
+    one, alone = first_gradients(settings["draws"], tmp_path)
+    options = settings["draws"].optimizer
+    for rows in (1, 8):
+        split, record = first_gradients(replace(settings["draws"], optimizer=replace(options, rows=rows)), tmp_path)
+        assert distance(one, split) < 1e-5
+        assert record["depth"] == alone["depth"]
+    assert distance(one, two["draws"][0]) < 1e-5
+    assert two["draws"][1]["depth"] == alone["depth"]
+    together, record = first_gradients(replace(settings["draws"], algorithm=AlignProp()), tmp_path)
+    assert record["depth"] != alone["depth"]
+    assert distance(one, together) > 1e-3
 
 
 def test_the_test_can_fail(tmp_path, checkpoint, whole):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,32 +10,42 @@ from diffusers import DDIMScheduler
 from smooth import warmth
 
 import tiny
+from tastemaker.algorithms import pathwise
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.chain import chain, renoised, shown
-from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.errors import ConfigError
+from tastemaker.models.latent_unet import LatentUNet, SchedulerProcess
 from tastemaker.models.tuning import Tuning
+from tastemaker.process import Grid, x0_from
 from tastemaker.sample import sample
 from tastemaker.task import Task
+from tastemaker.training.config import Config, Optimizer, Sampling
+from tastemaker.training.pathwise import learning_steps
+from tastemaker.training.update import micro_batches
 from tastemaker.types import Cond, Draw, Rollout, Rows
+from tastemaker.windows import Whole
 
 T = 5
 DRAW = Draw(3, 1, ("cat", "dog"), (0, 1), (0, 0))
 
 
-def exact(checkpointing=True, prediction="epsilon"):
+def exact(checkpointing=True, prediction="epsilon", **scheduler):
     """A tuned tiny model in float64 whose adapters do something."""
-    model = plain(checkpointing, prediction)
+    model = plain(checkpointing, prediction, **scheduler)
     model.pipeline.unet.double()
     model.pipeline.vae.double()
     return model
 
 
-def plain(checkpointing=True, prediction="epsilon"):
+def plain(checkpointing=True, prediction="epsilon", **scheduler):
     """The same in float32, as runs have it."""
     model = LatentUNet(tiny.pipeline(prediction_type=prediction))
+    if scheduler:  # a pipeline warns of clipping where it is made
+        model.pipeline.scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, **scheduler)
+        model.process = SchedulerProcess(model.pipeline.scheduler)
     model.tune(Tuning(rank=2, gradient_checkpointing=checkpointing))
     random = torch.Generator().manual_seed(1)
     for name, parameter in sorted(model.trainable().items()):
@@ -129,6 +140,61 @@ def test_values_and_gradients_are_those_of_diffusers_steps(learns, eta):
     assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
     one, two = gradient(model, mine), gradient(model, theirs)
     assert ((one - two).norm() / two.norm()).item() < 1e-5
+
+
+SCHEDULES = [(0.0, {}), (1.0, {"set_alpha_to_one": True}), (0.0, {"clip_sample": True, "clip_sample_range": 0.7})]
+
+
+@pytest.mark.parametrize(("eta", "schedule"), SCHEDULES, ids=["as Stable Diffusion", "final alpha 1", "clipped"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_the_path_through_steps_that_do_not_learn_is_that_of_diffusers(prediction, eta, schedule):
+    """With a hole between the steps that learn, and steps after them that do not."""
+    model = exact(False, prediction, **schedule)
+    mine, theirs = reward_of(model, [0, 2], eta=eta), by_diffusers(model, [0, 2], 3.0, eta)
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+    one, two = gradient(model, mine), gradient(model, theirs)
+    # A network that predicts x_0 itself, with a final alpha of 1, forgets the latent in its last step: both are 0.
+    assert (one - two).norm() <= 1e-5 * two.norm()
+    assert two.norm() > 0 or (prediction, eta) == ("sample", 1.0)
+
+
+class OneNumber:
+    """A model whose output is its one weight, everywhere and at all times: alpha 0.6 and sigma 0.8, or a flow."""
+
+    latent_shape, device = (1, 1, 1), torch.device("cpu")
+
+    def __init__(self, kind):
+        self.process = self
+        self.x0 = lambda output, x, t: x0_from(output, x, *SCALES[kind == "flow"][:2], kind)
+        self.weight = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+
+    def denoise(self, x, t, cond):
+        return self.x0(self.weight.expand_as(x), x, t)
+
+
+SCALES = [torch.tensor(scales, dtype=torch.float64) for scales in ((0.6, 0.8, 0.8, 0.6), (0.4, 0.6, 0.7, 0.3))]
+"""alpha and sigma at all times, and where a step leads."""
+MOVES = {"epsilon": (4 / 3, 0.0), "v_prediction": (0.96, 0.48), "sample": (0.75, 0.75), "flow": (1.0, 0.3)}
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+@pytest.mark.parametrize("kind", MOVES)
+def test_the_path_by_hand(kind, clip):
+    """The step leads from alpha 0.6 and sigma 0.8 to 0.8 and 0.6 (a flow's from 0.4 and 0.6 to 0.7 and 0.3).
+
+    With the output held, x_0 moves by c for a move of 1 in x, c = 1/0.6, 0.6, 0 and 1, and the noise by
+    (1 - 0.6 c) / 0.8. So x_next moves by 0.8 c + 0.6 (1 - 0.6 c) / 0.8: 1.3333 for epsilon, 0.48 + 0.48 for v, 0.75
+    for x_0. A flow's by 0.7 + 0.3 (1 - 0.4) / 0.6 = 1: its step is x + v ds. Where x_0 is cut off it does not move, and
+    the first term is gone.
+    """
+    model = OneNumber(kind)
+    slopes = []
+    for steps in (1, 2):
+        grid = Grid(torch.zeros(steps, dtype=torch.int64), *SCALES[kind == "flow"].unsqueeze(1).expand(4, steps), clip)
+        made = chain(model, None, Draw(0, 1, ("cat",), (0,), (0,)), grid, 0.0, [0], recompute=False,
+                     dtype=torch.float64)  # fmt: skip
+        slopes.append(torch.autograd.grad(made.x0.sum(), model.weight)[0].item())
+    assert slopes[1] / slopes[0] == pytest.approx(MOVES[kind][clip is not None], rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -233,6 +299,12 @@ def test_a_picture_noised_and_seen_again():
         then = grid.alpha[3] * own + grid.sigma[3] * eps
         expected = (then - grid.sigma[3] * noise) / grid.alpha[3]
         assert torch.allclose(renoised(model, cond, x0, noise, grid, 1, 3), expected, atol=1e-10)
+        # To the end: the network's own estimate, also where the schedule's final alpha is not 1 (DRaFT-LV's formula).
+        assert grid.alpha_next[-1] < 1
+        x = grid.alpha[-1] * x0 + grid.sigma[-1] * noise
+        own = model.denoise(x, grid.times[-1].expand(2), cond)
+        assert torch.allclose(renoised(model, cond, x0, noise, grid, T - 1, T), own, atol=1e-12)
+        assert torch.allclose(renoised(model, cond, x0, noise, grid, T - 1, T + 3), own, atol=1e-12)
         # A perfect network gives the picture back from anywhere.
         model.denoise = lambda x, t, cond: x0
         assert torch.allclose(renoised(model, cond, x0, noise, grid, 0, 1), x0, atol=1e-12)
@@ -255,6 +327,60 @@ def rows(model, learns, draw=DRAW):
 def loss_gradient(model, algorithm, learns, **more):
     loss, _ = algorithm.loss(task(model, **more), rows(model, learns))
     return loss.detach(), gradient(model, loss.sum())
+
+
+def test_alignprops_scale_weighs_the_reward_and_not_the_divergence():
+    """As the public codes, whose 0.01 is in the loss before the norm is clipped: 0.01 |R - 10| + kl * divergence."""
+    model = plain()
+    seen = []
+    algorithm = AlignProp(truncation="fixed", last=2, objective="distance", target=10.0, scale=0.01, kl=0.5)
+    loss, metrics = algorithm.loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [3, 4]))
+    reward = seen[0][2]
+    expected = 0.01 * (10 - reward) + 0.5 * metrics["divergence"]
+    assert loss.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+    for kind in (AlignProp(truncation="fixed", last=1), DRaFT(noises=1), DirectAlign(), ReFL(scale=1.0)):
+        whole, small = (loss_gradient(model, replace(kind, scale=scale), [4]) for scale in (1.0, 0.01))
+        assert small[0].tolist() == pytest.approx((0.01 * whole[0]).tolist(), rel=1e-5)
+        assert ((small[1] - 0.01 * whole[1]).norm() / small[1].norm()).item() < 1e-5
+        with pytest.raises(ConfigError, match=r"algorithm\.scale is 0, but must be greater than 0"):
+            replace(kind, scale=0.0)
+
+
+def test_draws_of_steps():
+    """One an update, or one for each so many images; settled by the round alone."""
+    options = {"sampling": Sampling(samples=12), "optimizer": Optimizer(updates=2, rows=5)}
+    drawn = lambda algorithm, number=3: learning_steps(  # noqa: E731
+        SimpleNamespace(
+            config=Config(algorithm=algorithm, reward="smooth:warmth", **options), window=Whole(),
+            task=SimpleNamespace(grid=range(20)),
+        ), number,
+    )  # fmt: skip
+    for kind in (AlignProp, ReFL, DirectAlign):
+        assert len(drawn(kind())) == 2
+        assert drawn(kind(images_per_draw=6)) == drawn(kind())
+        draws = drawn(kind(images_per_draw=2))
+        assert len(draws) == 6
+        assert draws[:2] == drawn(kind())
+        assert draws == drawn(kind(images_per_draw=2))
+        assert len({tuple(steps) for steps in draws}) > 2
+        assert draws != drawn(kind(images_per_draw=2), 4)
+        with pytest.raises(ConfigError, match="images_per_draw is 4, which does not divide the 6 images of an update"):
+            drawn(kind(images_per_draw=4))
+        with pytest.raises(ConfigError, match="images_per_draw is 0, but must be at least 1"):
+            kind(images_per_draw=0)
+    with pytest.raises(ConfigError, match="with truncation = fixed nothing is drawn"):
+        AlignProp(truncation="fixed", images_per_draw=2)
+
+
+def test_a_micro_batch_has_one_set_of_steps():
+    """Draws of 3 images with the steps a, a, b, c: rows of the same steps go together, in pieces of at most 4."""
+    steps = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.bool)
+    made = replace(rows(plain(), [0]), picture=torch.arange(12), place=torch.zeros(12, dtype=torch.int64),
+                   learns=steps[[0] * 6 + [1] * 3 + [2] * 3])  # fmt: skip
+    assert micro_batches(made, 4) == [range(4), range(4, 6), range(6, 9), range(9, 12)]
+    assert micro_batches(replace(made, learns=None), 5) == [range(5), range(5, 10), range(10, 12)]
+    with pytest.raises(ValueError, match="different steps"):
+        pathwise.learning(made)
 
 
 def test_alignprop_with_one_step_is_draft_1():
@@ -317,8 +443,17 @@ def test_steps_are_drawn_as_described():
     assert AlignProp(truncation="fixed", last=3).steps(candidates, random) == [7, 8, 9]
     assert AlignProp(truncation="fixed").steps(candidates, random) == list(range(10))
     depths = [len(AlignProp(truncation="gaussian", last=5, spread=1).steps(candidates, random)) for _ in range(2000)]
-    assert abs(np.mean(depths) - 5) < 0.1
-    assert abs(np.var(depths) - (1 + 1 / 12)) < 0.15  # that of the normal, and of rounding it
+    # The 2024 code's first step is int(N(10 - 5, 1)), which lies half a step below the normal in the mean.
+    assert abs(np.mean(depths) - 5.5) < 0.1
+    assert abs(np.var(depths) - (1 + 1 / 12)) < 0.15  # that of the normal, and of cutting it off
+    firsts = [int(first) for first in random.normal(50 - 8, 5, 20000) if 1 <= int(first) < 50]
+    wide = Counter(
+        len(AlignProp(truncation="gaussian", last=8, spread=5).steps(range(50), random)) for _ in range(20000)
+    )
+    expected = Counter(50 - first for first in firsts)
+    # No more than 49 of 50 steps, and the two counts differ by their own noise.
+    assert max(abs(wide[k] / 20000 - expected[k] / len(firsts)) for k in range(1, 51)) < 0.012
+    assert {len(AlignProp(truncation="gaussian", last=2, spread=9).steps(range(2), random)) for _ in range(50)} == {1}
     # Step i of 10 with probability (i + 1) / 11, each by itself: as the 2023 code's randint(0..10) <= i.
     holes = Counter()
     for _ in range(5000):

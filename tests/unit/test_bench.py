@@ -116,6 +116,7 @@ def test_a_round_makes_no_other_calls_than_the_floor_s(
     "algorithm",
     [
         AlignProp(checkpointing="none"), AlignProp(checkpointing="none", truncation="per-step"),
+        AlignProp(checkpointing="none", images_per_draw=1),
         DRaFT(checkpointing="none", last=2), DRaFT(checkpointing="none", noises=2),
         DRaFT(checkpointing="none", noises=1, ordinary=True), ReFL(checkpointing="none"),
         DirectAlign(checkpointing="none", noises=2),

@@ -294,7 +294,15 @@ def test_alignprop():
     assert (config.algorithm.truncation, config.algorithm.objective, config.algorithm.target) == (
         "uniform", "distance", 10.0,
     )  # fmt: skip
+    # The limit of the norm is that of the public codes, of a loss that is multiplied by 0.01.
+    for name in ("aesthetic", "hps", "compressibility", "removal"):
+        own = PRESETS[f"alignprop-{name}-sd15"].config
+        assert (own.algorithm.scale, own.optimizer.clip_norm, own.optimizer.weight_decay) == (0.01, 5.0, 0.1)
+        assert own.algorithm.images_per_draw is None
+        assert own.prompts == ("" if name in ("hps", "removal") else "alignprop-animals")
+        assert ("--prompts" in PRESETS[f"alignprop-{name}-sd15"].summary) == (own.prompts == "")
     second = PRESETS["alignprop-sd15-gaussian"].config
+    assert (second.algorithm.scale, second.algorithm.images_per_draw) == (0.01, 8)
     # Its first step that learns is 42 of 50 in the mean.
     assert (second.algorithm.last, second.algorithm.spread) == (50 - 42, 5.0)
     assert (second.sampling.eta, second.sampling.guidance, second.optimizer.clip_norm) == (1.0, 5.0, 1.0)
@@ -314,6 +322,8 @@ def test_draft_refl_and_the_thesis_fifth_experiment():
     assert (refl.sampling.steps, refl.sampling.eta, refl.algorithm.guided) == (40, 1.0, False)
     assert int(refl.algorithm.earliest * 40) == 30
     assert (refl.algorithm.target, refl.algorithm.scale, refl.optimizer.lr) == (2.0, 1e-3, 1e-5)
+    # 8 GPUs, 4 forward batches of 2 images on each: 32 draws of the step an update.
+    assert refl.sampling.samples // refl.algorithm.images_per_draw == 32
     assert (refl.rounds * refl.optimizer.updates, refl.sampling.samples, refl.tuning.mode) == (100, 64, "full")
     thesis = PRESETS["thesis-backprop"].config
     assert (thesis.algorithm.truncation, thesis.algorithm.last, thesis.algorithm.kl) == ("fixed", None, 0.0)

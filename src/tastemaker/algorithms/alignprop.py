@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -22,25 +23,32 @@ class AlignProp:
     """Reward backpropagation with randomised truncation.
 
     The gradient flows through the last K of the window's steps and through the decoder. K is drawn once for each
-    update, which is what the paper describes; its first public code, and trl's, draw anew at every step instead, which
-    leaves holes (`truncation = per-step`).
+    update unless `images_per_draw` says otherwise. The paper says no more than K ~ Uniform(0, 50) (§4.1); its first
+    public code, and trl's, draw anew at every step and forward batch, which leaves holes (`truncation = per-step`).
     """
 
     name: ClassVar[str] = "alignprop"
     needs: ClassVar[Literal["prompts"]] = "prompts"
 
     truncation: Literal["uniform", "gaussian", "fixed", "per-step"] = "uniform"
-    """`uniform`: K from 1 to all steps. `gaussian`: around `last` with deviation `spread` (the second public code: the
-    first step that learns is 42 +- 5 of 50). `fixed`: the last `last` steps. `per-step`: step i of T, from 0, learns
-    with probability (i + 1) / (T + 1), each by itself."""
+    """`uniform`: K from 1 to all steps. `gaussian`: ceil(N(last, spread)), from 1 to all steps but one (the second
+    public code: the first step that learns is int(N(42, 5)) of 50). `fixed`: the last `last` steps. `per-step`: step i
+    of T, from 0, learns with probability (i + 1) / (T + 1), each by itself."""
     last: int | None = None
-    """K for `fixed` (all steps when left out), or its mean for `gaussian` (8 of 50 in the public code)."""
+    """K for `fixed` (all steps when left out), or the normal's mean for `gaussian` (8 of 50 in the public code)."""
     spread: float = 5.0
     """Standard deviation of K for `gaussian`."""
+    images_per_draw: int | None = None
+    """Images of an update for which the steps that learn are drawn together; none: all of them. The public codes draw
+    for each forward batch of a GPU (4 images in 2023, 8 in 2024). Whatever it is, `optimizer.rows` and the number of
+    processes do not change the draws."""
     objective: Literal["reward", "distance", "hinge"] = "reward"
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = None
     """Reward to be reached, for `distance` and `hinge`."""
+    scale: float = 1.0
+    """Weight of the reward's loss; 0.01 in both public codes. Adam does not see it, but the divergence's weight
+    (`algorithm.kl`) and the limit of the gradient's norm (`optimizer.clip_norm`) are measured beside it."""
     kl: float = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's, at the steps that
     learn."""
@@ -49,7 +57,7 @@ class AlignProp:
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, self.kl)
+        pathwise.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
         if self.last is not None and self.last < 1:
             raise ConfigError(f"algorithm.last is {self.last}, but must be at least 1, or none for all steps")
         if self.truncation == "gaussian" and self.last is None:
@@ -61,20 +69,25 @@ class AlignProp:
                 f"algorithm.last is {self.last}, but with truncation = {self.truncation} the number of steps is drawn: "
                 "leave it out, or choose truncation = fixed or gaussian"
             )
+        if self.truncation == "fixed" and self.images_per_draw is not None:
+            raise ConfigError(
+                f"algorithm.images_per_draw is {self.images_per_draw}, but with truncation = fixed nothing is drawn: "
+                "leave it out, or choose another truncation"
+            )
         if self.spread <= 0:
             raise ConfigError(f"algorithm.spread is {self.spread:g}, but must be greater than 0")
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
-        """The steps of an update that learn, out of the window's; at least one."""
+        """The steps that learn, out of the window's; at least one."""
         whole = len(candidates)
         if self.truncation == "fixed":
             return pathwise.last(candidates, self.last)
         if self.truncation == "uniform":
             return pathwise.last(candidates, int(generator.integers(1, whole + 1)))
         if self.truncation == "gaussian":
-            # By rejection, as the public code: values outside of the chain are drawn again.
-            mean = min(self.last or 1, whole)
-            while not 1 <= (count := round(generator.normal(mean, self.spread))) <= whole:
+            # As the public code, whose first step T - K is int(N(T - last, spread)), drawn anew unless in [1, T - 1].
+            mean, most = min(self.last or 1, whole), max(1, whole - 1)
+            while not 1 <= (count := math.ceil(generator.normal(mean, self.spread))) <= most:
                 pass
             return pathwise.last(candidates, count)
         kept = [step for place, step in enumerate(candidates) if place >= generator.integers(whole + 1)]
@@ -98,4 +111,4 @@ class AlignProp:
             task.model, cond, draw, task.grid, task.eta, steps, recompute=recompute, compare=self.kl > 0
         )  # fmt: skip
         reward = pathwise.rewarded(task, rows, made.x0, recompute)
-        return pathwise.losses_of(reward, self.objective, self.target, 1.0, self.kl, made.divergence)
+        return pathwise.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)

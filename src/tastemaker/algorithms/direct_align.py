@@ -37,16 +37,22 @@ class DirectAlign:
     """Sampler steps that the network takes at once; the more, the more of the picture is its own."""
     noises: int = 1
     """Noises for each picture; each is scored, and the mean of the losses taken."""
+    images_per_draw: int | None = None
+    """Images of an update for which the step that learns is drawn together; none: all of them. `optimizer.rows` and the
+    number of processes do not change the draws."""
     objective: Literal["reward", "distance", "hinge"] = "reward"
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = None
     """Reward to be reached, for `distance` and `hinge`."""
+    scale: float = 1.0
+    """Weight of the reward's loss. Adam does not see it, but the limit of the gradient's norm (`optimizer.clip_norm`)
+    is measured beside it."""
     checkpointing: Literal["block", "step", "none"] = "block"
     """Recomputed in the backward pass: `block`: the step, and within it each block of the network, which needs the
     least memory. `step`: the step. `none`: nothing."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, 0.0)
+        pathwise.check(self.objective, self.target, 0.0, self.scale, self.images_per_draw)
         for field, value in {"jump": self.jump, "noises": self.noises}.items():
             if value < 1:
                 raise ConfigError(f"algorithm.{field} is {value}, but must be at least 1")
@@ -57,7 +63,7 @@ class DirectAlign:
         return self.noises
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
-        """The step of an update that learns, any of the window's."""
+        """The step that learns, any of the window's."""
         return pathwise.one(candidates, generator)
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
@@ -83,5 +89,5 @@ class DirectAlign:
             noise = draw.noise(_NOISE + number, x0.shape[1:], x0.device)
             seen.append(renoised(task.model, cond, x0, noise, task.grid, step, step + self.jump, recompute=recompute))
         rewards = torch.stack([pathwise.rewarded(task, rows, x, recompute) for x in seen])
-        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, 1.0, 0.0, None)
+        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, self.scale, 0.0, None)
         return losses.mean(dim=0), metrics

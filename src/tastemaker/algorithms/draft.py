@@ -25,8 +25,8 @@ class DRaFT:
     """Direct reward fine-tuning: DRaFT, DRaFT-K and DRaFT-LV.
 
     With `noises` = 0 the gradient flows through the last `last` steps. With more the finished latent, held fixed, is
-    noised that often to the last step's time and denoised by the network, and the mean of the rewards' gradients is
-    taken (DRaFT-LV, lower variance); `ordinary` adds the ordinary term to them.
+    noised that often to the last step's time, and the mean of the rewards' gradients through the network's own
+    estimates of x_0 there is taken (DRaFT-LV, lower variance); `ordinary` adds the ordinary term to them.
     """
 
     name: ClassVar[str] = "draft"
@@ -35,13 +35,16 @@ class DRaFT:
     last: int | None = 1
     """K, the last steps that learn; all of them for none."""
     noises: int = 0
-    """DRaFT-LV: noises for each picture (the paper has 2); 0 for DRaFT-K."""
+    """DRaFT-LV: noises for each image (the paper has 2, by two re-implementations); 0 for DRaFT-K."""
     ordinary: bool = False
     """DRaFT-LV: take the mean over the ordinary picture too."""
     objective: Literal["reward", "distance", "hinge"] = "reward"
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = None
     """Reward to be reached, for `distance` and `hinge`."""
+    scale: float = 1.0
+    """Weight of the reward's loss. Adam does not see it, but the divergence's weight (`algorithm.kl`) and the limit of
+    the gradient's norm (`optimizer.clip_norm`) are measured beside it."""
     kl: float = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's, at the steps that
     learn."""
@@ -50,7 +53,7 @@ class DRaFT:
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, self.kl)
+        pathwise.check(self.objective, self.target, self.kl, self.scale)
         if self.last is not None and self.last < 1:
             raise ConfigError(f"algorithm.last is {self.last}, but must be at least 1, or none for all steps")
         if self.noises < 0:
@@ -106,5 +109,5 @@ class DRaFT:
                 renoised(task.model, cond, made.x0, noise, task.grid, steps[-1], len(task.grid), recompute=recompute)
             )
         rewards = torch.stack([pathwise.rewarded(task, rows, x0, recompute) for x0 in pictures])
-        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, 1.0, self.kl, made.divergence)
+        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, self.scale, self.kl, made.divergence)
         return losses.mean(dim=0), metrics

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class NFT:
     """Negative-aware fine-tuning: good pictures are imitated, bad ones avoided, without likelihoods.
 
-    g |v+ - v|^2 + (1 - g) |v- - v|^2 with v+ and v- on either side of the sampling policy's own prediction, and
-    g = (1 + clip(A / span, -1, 1)) / 2.
+    span / beta (g |v+ - v|^2 + (1 - g) |v- - v|^2) + kl |v_theta - v_ref|^2 with v+ and v- on either side of the
+    sampling policy's own prediction, and g = (1 + clip(A / span, -1, 1)) / 2. The factor `span` is the public code's
+    (its adv_clip_max): in front of g it makes A / 2 + span / 2 of it, whatever the span.
     """
 
     name: ClassVar[str] = "nft"
@@ -28,9 +29,10 @@ class NFT:
     beta: float = 1.0
     """How far the implicit policies v+ and v- go from the sampling policy, in units of the network's own move."""
     span: float = 5.0
-    """Advantage at which a picture is only imitated, or only avoided."""
+    """Advantage at which an image is only imitated, or only avoided; also the factor in front of the policy's loss."""
     kl: float = 0.0
-    """Weight of the squared distance from the reference's prediction."""
+    """Weight of the mean square difference between the network's outputs and the reference's (0.0001 in the public
+    code), whatever the weighting."""
     noises: int = 4
     """Times and noises drawn for each picture in a round."""
     guided: bool = True
@@ -77,12 +79,15 @@ class NFT:
         residual = self._residual(task, noised)
         moved = residual - old
         good = 0.5 + 0.5 * (noised.weight / self.span).clamp(-1, 1)
-        loss = losses.negative_aware(moved, old, good, self.beta, self.weighting == "adaptive") / self.beta
+        policy = losses.negative_aware(moved, old, good, self.beta, self.weighting == "adaptive")
+        loss = self.span / self.beta * policy
         metrics = {"good": good, "moved": losses.mean_square(moved).detach()}
         if self.kl > 0:
             with torch.no_grad(), task.model.reference():
                 reference = self._residual(task, noised)
             distance = losses.mean_square(residual - reference)
+            if self.weighting == "adaptive":  # residuals of x_0, and the divergence is one of the network's output
+                distance = distance * task.model.process.output_scale(noised.t).square()
             loss, metrics["kl"] = loss + self.kl * distance, distance.detach()
         return loss, metrics
 

@@ -1,4 +1,4 @@
-"""What methods that follow a reward's own gradient have in common (methods.md §4)."""
+"""What methods that follow a reward's own gradient have in common."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Checkpointing = Literal["block", "step", "none"]
 """What is made again in the backward pass: steps and, within them, the network's blocks; steps; nothing."""
 
 
-def check(objective: str, target: float | None, kl: float) -> None:
+def check(objective: str, target: float | None, kl: float, scale: float, images_per_draw: int | None = None) -> None:
     """Raises ConfigError where the settings that all these methods have do not fit together."""
     if objective != "reward" and target is None:
         raise ConfigError(
@@ -33,6 +33,16 @@ def check(objective: str, target: float | None, kl: float) -> None:
         )
     if kl < 0:
         raise ConfigError(f"algorithm.kl is {kl:g}, but must not be negative")
+    if not scale > 0:
+        raise ConfigError(
+            f"algorithm.scale is {scale:g}, but must be greater than 0 (the public codes have 0.01 for AlignProp and "
+            "0.001 for ReFL)"
+        )
+    if images_per_draw is not None and images_per_draw < 1:
+        raise ConfigError(
+            f"algorithm.images_per_draw is {images_per_draw}, but must be at least 1, or none for all images of an "
+            "update"
+        )
 
 
 def last(candidates: Sequence[int], count: int | None) -> list[int]:
@@ -53,9 +63,11 @@ def rows(rollout: Rollout) -> Rows:
 
 
 def learning(rows: Rows) -> list[int]:
-    """The sampler steps that learn. Raises ValueError for rows of no round of this kind."""
+    """The sampler steps that learn. Raises ValueError for rows of no round of this kind, or of several draws."""
     if rows.learns is None:
         raise ValueError("the rows do not say which steps learn")
+    if (rows.learns != rows.learns[0]).any():
+        raise ValueError("the rows learn at different steps, which one chain cannot have")
     return rows.learns[0].nonzero().flatten().tolist()
 
 

@@ -31,6 +31,10 @@ class ReFL:
 
     earliest: float = 0.75
     """Where the range of late steps begins, as a share of the chain in [0, 1): step 30 of 40 in the public code."""
+    images_per_draw: int | None = None
+    """Images of an update for which the step that learns is drawn together; none: all of them. The public code draws
+    for each forward batch of a GPU, which has 2. `optimizer.rows` and the number of processes do not change the draws.
+    """
     objective: Literal["reward", "distance", "hinge"] = "hinge"
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = 2.0
@@ -47,16 +51,12 @@ class ReFL:
     least memory. `step`: the step. `none`: nothing."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, self.kl)
+        pathwise.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
         if not 0 <= self.earliest < 1:
             raise ConfigError(f"algorithm.earliest is {self.earliest:g}, but must lie in [0, 1)")
-        if self.scale <= 0:
-            raise ConfigError(
-                f"algorithm.scale is {self.scale:g}, but must be greater than 0 (the public code has 1e-3)"
-            )
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
-        """The step of an update that learns, out of the window's."""
+        """The step that learns, out of the window's."""
         return pathwise.one(list(candidates)[int(self.earliest * len(candidates)) :], generator)
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,10 @@ def needed_calls(session: Session) -> Calls:
     forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
     rows = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
     backward = Counter(double * len(part) for part in batches(rows, o.rows))
+    again = backward if s.recompute_log_prob else Counter()
+    first = _updates(session.config) // o.inner_epochs
     return Calls(
-        {rows: count * s.steps for rows, count in forward.items()},
+        {rows: forward[rows] * s.steps + again[rows] * first for rows in forward | again},
         {rows: count * _updates(session.config) for rows, count in backward.items()},
     )
 
@@ -142,13 +145,16 @@ def _pathwise_calls(session: Session, double: int) -> Calls:
     s, o = session.config.sampling, session.config.optimizer
     if getattr(algorithm, "guided", True) is False:
         double = 1
-    parts = [double * len(part) for part in batches(s.samples // o.updates, o.rows)]
     forward, backward = Counter(), Counter()
-    for steps in learning_steps(session, session.state.round + 1):
-        plain, graph = algorithm.calls(steps, s.steps)
-        for rows in parts:
-            forward[rows] += plain
-            backward[rows] += graph
+    draws = learning_steps(session, session.state.round + 1)
+    images, per_update = s.samples // len(draws), len(draws) // o.updates
+    for update in range(o.updates):
+        # Draws that follow each other with the same steps go through the network together.
+        for steps, same in groupby(draws[update * per_update : (update + 1) * per_update]):
+            plain, graph = algorithm.calls(steps, s.steps)
+            for part in batches(images * len(list(same)), o.rows):
+                forward[double * len(part)] += plain
+                backward[double * len(part)] += graph
     return Calls(dict(forward), dict(backward))
 
 

@@ -54,6 +54,11 @@ class Sampling:
     log_prob: Literal["mean", "sum"] = "mean"
     """Log-probabilities and divergences over a latent's elements: their mean (DDPO), or sum (thesis). Clip ranges
     belong to one of them."""
+    recompute_log_prob: bool = False
+    """Compute the log-probabilities of a round's steps again before its first update, in micro-batches of
+    `optimizer.rows` as training has them, so that ratios start at 1: one more forward pass for each row. How many rows
+    are computed together changes the last digit of a network's output, which a sum of log-probabilities (`log_prob`)
+    adds up over a latent's elements, above all in half precision (docs/ddpo.md)."""
     noise_outside: bool = True
     """Add noise also at steps outside the window; MixGRPO does not."""
     size: int | None = None
@@ -261,6 +266,11 @@ class Config:
             )
         self._check_advantage()
         self._check_updates()
+        if s.recompute_log_prob and self.algorithm.needs != "rollouts":
+            raise ConfigError(
+                f"sampling.recompute_log_prob is true, but the algorithm {self.algorithm.name} has no "
+                "log-probabilities: leave it at false"
+            )
         if (self.algorithm.needs == "pairs") != (self.pairs.source is not None):
             raise ConfigError(
                 f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} learns from pairs of "
@@ -358,6 +368,12 @@ class Config:
             raise ConfigError(
                 f"optimizer.inner_epochs is {o.inner_epochs}, but the algorithm {name} makes its pictures anew in each "
                 "update: leave it at 1, and raise optimizer.updates or rounds"
+            )
+        count, images = getattr(self.algorithm, "images_per_draw", None), self.sampling.samples // o.updates
+        if count is not None and images % count:
+            raise ConfigError(
+                f"algorithm.images_per_draw is {count}, which does not divide the {images} images of an update "
+                "(sampling.samples / optimizer.updates)"
             )
         if self.sampling.branches > 1:
             raise ConfigError(

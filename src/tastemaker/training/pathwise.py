@@ -46,7 +46,8 @@ class Seen:
 def pathwise_round(session: Session) -> dict[str, Any]:
     """One round; returns its record for metrics.jsonl.
 
-    Each update has its own steps that learn, the same for all its pictures and on every process.
+    Each update has its own steps that learn, the same on every process: for all its images, or for each
+    `algorithm.images_per_draw` of them in the round's order.
     """
     config, accelerator, state = session.config, session.accelerator, session.state
     algorithm: Any = config.algorithm
@@ -56,11 +57,12 @@ def pathwise_round(session: Session) -> dict[str, Any]:
     own, whole = draw.select(mine), len(session.task.grid)
     chosen = learning_steps(session, number)
     learns = torch.tensor([[step in steps for step in range(whole)] for steps in chosen])
+    together = len(draw) // len(chosen)
     seen = Seen(len(own))
     session.task = replace(session.task, seen=seen)
     rows = algorithm.prepare(session.task, placed(session, own))
-    update_of = torch.as_tensor(mine)[rows.picture.cpu()] // (len(draw) // updates)
-    rows = replace(rows, learns=learns[update_of])
+    place = torch.as_tensor(mine)[rows.picture.cpu()]
+    rows = replace(rows, learns=learns[place // together])
     with session.phase("train", len(rows)):
         metrics = update(session, rows, mine, own, len(draw))
     pictures, own_reward, own_parts = seen.together()
@@ -75,18 +77,19 @@ def pathwise_round(session: Session) -> dict[str, Any]:
         **parts_means({name: gathered(accelerator, part, len(draw), updates) for name, part in own_parts.items()}),
         **share_correct(verdicts(session, pictures, own.prompts), "judge/correct", accelerator),
         "diversity": diversity(pictures, own.prompts, draw.prompts, accelerator),
-        "depth": sum(whole - min(steps) for steps in chosen) / updates,
+        "depth": sum(whole - min(steps) for steps in chosen) / len(chosen),
         **metrics,
         "reward_queries": state.reward_queries,
     }
 
 
 def learning_steps(session: Session, number: int) -> list[list[int]]:
-    """The sampler steps that learn in each update of a round."""
+    """The sampler steps that learn, of each draw of a round: one an update, or several of equally many images."""
     config, algorithm = session.config, cast(Any, session.config.algorithm)
     generator = noise.choices(config.seed, number, _TRUNCATION)
     window = session.window.steps(range(len(session.task.grid)), number)
-    return [algorithm.steps(window, generator) for _ in range(config.optimizer.updates)]
+    together = getattr(algorithm, "images_per_draw", None) or config.sampling.samples // config.optimizer.updates
+    return [algorithm.steps(window, generator) for _ in range(config.sampling.samples // together)]
 
 
 def placed(session: Session, draw: Draw) -> Rollout:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tastemaker.advantage import differ
+from tastemaker.algorithms.pairs import joined
 from tastemaker.errors import DivergedError
 from tastemaker.sample import batches
 from tastemaker.training.anchor import add_anchor
@@ -39,6 +41,8 @@ def update(
     planned = planned_updates(options, chosen)
     if not planned:
         return tally.means(accelerator)
+    if session.config.sampling.recompute_log_prob:
+        rows = recomputed(session, rows, number[: len(rows)])
     counts = torch.bincount(number[number >= 0], minlength=planned)
     for done, total in enumerate(tensor(accelerator.reduce(counts, "sum")).tolist()):
         if total:
@@ -53,6 +57,48 @@ def update(
             if session.average is not None:
                 session.average.follow(options.ema)
     return tally.means(accelerator) | ({"lr": session.optimizer.param_groups[0]["lr"]} if tally.norms else {})
+
+
+@torch.no_grad()
+def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
+    """The rows with log-probabilities that are computed as the updates of the first pass will compute them.
+
+    `number` [N] is the update of each row, -1 for none. A network's output depends in its last digit on the number of
+    rows that are computed together, so that the sampler's log-probabilities are those of other batches.
+    """
+    options, logp = session.config.optimizer, rows.rollout.logp.clone()
+    with session.inference():
+        for update in range(int(number.max()) + 1 if len(number) else 0):
+            own = rows.select((number == update).nonzero().flatten())
+            for part in batches(len(own), options.rows):
+                some = own.select(slice(part.start, part.stop))
+                sides = [some] if some.other is None else [some, some.others()]
+                steps = [side.transitions() for side in sides]
+                found = session.task.log_prob(steps[0] if len(steps) == 1 else joined(*steps))
+                for side, values in zip(sides, found.chunk(len(sides)), strict=True):
+                    logp[side.picture, side.place] = values
+    return replace(rows, rollout=replace(rows.rollout, logp=logp))
+
+
+@torch.no_grad()
+def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
+    """The rows with log-probabilities that are computed as the updates of the first pass will compute them.
+
+    `number` [N] is the update of each row, -1 for none. A network's output depends in its last digit on the number of
+    rows that are computed together, so that the sampler's log-probabilities are those of other batches.
+    """
+    options, logp = session.config.optimizer, rows.rollout.logp.clone()
+    with session.inference():
+        for update in range(options.updates):
+            own = rows.select((number == update).nonzero().flatten())
+            for part in batches(len(own), options.rows):
+                some = own.select(slice(part.start, part.stop))
+                sides = [some] if some.other is None else [some, some.others()]
+                steps = [side.transitions() for side in sides]
+                found = session.task.log_prob(steps[0] if len(steps) == 1 else joined(*steps))
+                for side, values in zip(sides, found.chunk(len(sides)), strict=True):
+                    logp[side.picture, side.place] = values
+    return replace(rows, rollout=replace(rows.rollout, logp=logp))
 
 
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
@@ -93,7 +139,7 @@ def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int
     apart = getattr(config.algorithm, "value_batch", None) is not None  # the value network has had its steps
     value = None if apart else session.task.value
     networks = [session.model.network, *([] if value is None else [value])]
-    parts = batches(len(rows), config.optimizer.rows)
+    parts = micro_batches(rows, config.optimizer.rows)
     spare = not parts
     if spare:
         rows, parts = placeholder(rows), batches(1, 1)
@@ -146,6 +192,20 @@ def check_finite(session: Session, loss: Tensor, norms: Sequence[float]) -> None
             f"the {'loss' if wrong else 'gradient'} of round {session.state.round + 1} is not finite; the weights were "
             f"not touched by it. Try a smaller optimizer.lr (now {session.config.optimizer.lr:g}), or precision = fp32"
         )
+
+
+def micro_batches(rows: Rows, size: int) -> list[range]:
+    """range(len(rows)) in pieces of at most `size`, in each of which the reward's gradient flows through one set of
+    steps."""
+    if rows.learns is None or not len(rows):
+        return batches(len(rows), size)
+    changes = (rows.learns[1:] != rows.learns[:-1]).any(dim=1).nonzero().flatten() + 1
+    edges = [0, *changes.tolist(), len(rows)]
+    return [
+        range(start + part.start, start + part.stop)
+        for start, end in pairwise(edges)
+        for part in batches(end - start, size)
+    ]
 
 
 def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) -> None:

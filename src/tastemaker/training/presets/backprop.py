@@ -12,7 +12,7 @@ from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.models.tuning import Tuning
-from tastemaker.training.config import Checkpoints, Config, Evaluation, Optimizer, Sampling
+from tastemaker.training.config import Checkpoints, Config, Evaluation, Optimizer, Sampling, Speed
 from tastemaker.training.presets.ddpo import BUNDLED as DDPO_BUNDLED
 from tastemaker.training.presets.papers import SD14, SD15
 from tastemaker.training.presets.preset import Preset
@@ -22,19 +22,23 @@ ALIGNPROP = Config(
     reward="",
     prompts="alignprop-animals",
     rounds=7,
-    algorithm=AlignProp(),
+    algorithm=AlignProp(scale=0.01),
     sampling=Sampling(steps=50, eta=0.0, guidance=7.5, samples=256, per_prompt=1, batch=8),
     optimizer=Optimizer(lr=1e-3, weight_decay=0.1, clip_norm=5.0, updates=2, rows=4),
     tuning=Tuning(mode="lora", rank=4),
+    speed=Speed(tf32=True),
 )
-"""Seven epochs of two updates of 128 pictures, as the aesthetic reward's."""
+"""Seven epochs of two updates of 128 images, as the aesthetic reward's. The limit of the gradient's norm is that of the
+public code, which multiplies the loss by 0.01 before: without the factor it would be 500."""
 
 LONG = replace(ALIGNPROP, rounds=100, checkpoint=Checkpoints(every=5))
 
 SECOND_CODE = replace(
     ALIGNPROP,
     rounds=20,
-    algorithm=AlignProp(truncation="gaussian", last=8, spread=5.0, objective="distance", target=10.0),
+    algorithm=AlignProp(
+        truncation="gaussian", last=8, spread=5.0, images_per_draw=8, objective="distance", target=10.0, scale=0.01
+    ),
     sampling=replace(ALIGNPROP.sampling, eta=1.0, guidance=5.0, samples=128),
     optimizer=replace(ALIGNPROP.optimizer, weight_decay=1e-4, clip_norm=1.0, updates=1),
 )
@@ -46,6 +50,7 @@ DRAFT = replace(
     sampling=replace(ALIGNPROP.sampling, samples=4, batch=4),
     optimizer=Optimizer(lr=4e-4, weight_decay=0.1, updates=1, rows=4),
     tuning=Tuning(mode="lora", rank=8),
+    speed=Speed(),
     evaluation=Evaluation(every=100),
     checkpoint=Checkpoints(every=100),
 )
@@ -55,7 +60,7 @@ REFL = Config(
     reward="image-reward",
     prompts="",
     rounds=100,
-    algorithm=ReFL(),
+    algorithm=ReFL(images_per_draw=2),
     sampling=Sampling(steps=40, eta=1.0, guidance=7.5, samples=64, per_prompt=1, batch=8),
     optimizer=Optimizer(lr=1e-5, weight_decay=1e-2, updates=1, rows=2, ema=0.9),
     tuning=Tuning(mode="full"),
@@ -108,8 +113,16 @@ ALIGNMENT = replace(
 )
 """Without guidance the base model draws the wrong number in a third of its pictures, which leaves much to learn."""
 
-_ALIGNPROP = "AlignProp §4.1, §5 and Tables 1 and 3; weight decay, gradient clip and LoRA rank are its 2023 code's"
-_DRAFT = "DRaFT's values as two re-implementations give them (methods.md §4.3)"
+_OURS = "rows, batch and intervals of checkpoints and evaluations, and float32 for the weights that do not learn"
+_ALIGNPROP = (
+    "AlignProp §4.1, §5, A.1 and Tables 1 and 3; one K for each batch, as in Eq. 4 and Fig. 2 (its code draws at every "
+    "step). Its 2023 public code: guidance, images of a round and an update, scale, weight decay, limit of the "
+    f"gradient's norm, LoRA rank and TF32. Ours: {_OURS}"
+)
+_DRAFT = (
+    "DRaFT's values as two re-implementations' code gives them, which limit no gradient's norm; the limit of 1 is "
+    f"ours, and so are the prompts, {_OURS}"
+)
 _BUNDLED = "measured on the bundled model: docs/methods/alignprop.md"
 
 _CONFIGS: dict[str, tuple[Config, str, str]] = {
@@ -143,24 +156,30 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         "bundled model, the gradient at any step without a chain (SRPO)", _BUNDLED,
     ),
     "alignprop-aesthetic-sd15": (
-        replace(ALIGNPROP, algorithm=AlignProp(objective="distance", target=10.0)),
-        "Stable Diffusion 1.5, 14 updates; give --reward aesthetic:FILE (LAION v2)", _ALIGNPROP,
+        replace(ALIGNPROP, algorithm=AlignProp(objective="distance", target=10.0, scale=0.01)),
+        "Stable Diffusion 1.5, 45 animals, 14 updates; give --reward aesthetic:FILE (LAION v2)",
+        f"{_ALIGNPROP}. The distance to 10 is the code's",
     ),
     "alignprop-hps-sd15": (
-        replace(LONG, reward="hps-v2"), "Stable Diffusion 1.5, 100 epochs on HPS v2; give --prompts", _ALIGNPROP,
+        replace(LONG, reward="hps-v2", prompts=""),
+        "Stable Diffusion 1.5, 100 epochs on HPS v2; give --prompts (the paper: 2,400 of HPS v2's)", _ALIGNPROP,
     ),
     "alignprop-compressibility-sd15": (
         replace(LONG, reward="jpeg-surrogate-compressibility"),
-        "Stable Diffusion 1.5, a network that predicts the JPEG size", _ALIGNPROP,
+        "Stable Diffusion 1.5, 45 animals, a network that predicts the JPEG size",
+        f"{_ALIGNPROP}. The network is ours (the paper's is CLIP, fine-tuned), and so is the choice of prompts",
     ),
     "alignprop-removal-sd15": (
-        replace(LONG, reward="concept-removal:books"),
-        'Stable Diffusion 1.5, concept removal by OwlViT; give --prompts (the paper: "{concept} and books")',
+        replace(LONG, reward="concept-removal:books", prompts=""),
+        "Stable Diffusion 1.5, concept removal by OwlViT; give --prompts '[CONCEPTS.txt] and books' with a file of "
+        "concepts (the paper prints one, the list alignprop-removal)",
         _ALIGNPROP,
     ),
     "alignprop-sd15-gaussian": (
-        SECOND_CODE, "Stable Diffusion 1.5, the 2024 public code's settings; give --reward",
-        "AlignProp's 2024 public code (methods.md §4.1), without its washed-out pictures",
+        SECOND_CODE,
+        "Stable Diffusion 1.5, 45 animals, the 2024 public code's settings for the aesthetic score; give --reward",
+        "AlignProp's 2024 public code, without its mapping images to [0, 1] twice. The prompts are ours (the code's "
+        f"are 750 of HPS v2's), and so are {_OURS}",
     ),
     "draft-1-sd15": (DRAFT, "Stable Diffusion 1.5, DRaFT-1; give --reward", _DRAFT),
     "draft-lv-sd15": (
@@ -172,11 +191,12 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     ),
     "refl-sd14": (
         REFL, "Stable Diffusion 1.4, ReFL on ImageReward; give --prompts",
-        "ImageReward's released ReFL.py (methods.md §4.2), in float32; its EMA's decay ends at 0.92",
+        "ImageReward's public code, ReFL.py and train_refl.sh. The average's constant decay of 0.9 is ours (the code's "
+        f"rises to 0.92), and so are the guidance of the evaluations, {_OURS}",
     ),
     "thesis-backprop": (
         THESIS, "experiment 5, no reinforcement learning; give --model, --prompts and --reward",
-        "thesis §6.8 and Table 6.2, column 5",
+        "thesis §6.8 and Table 6.2, column 5; the interval of checkpoints and the batch of evaluations are ours",
     ),
 }  # fmt: skip
 
