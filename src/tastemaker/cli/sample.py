@@ -12,6 +12,7 @@ from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
 from tastemaker.errors import ConfigError
+from tastemaker.printing import print_lines
 from tastemaker.prompts import load_prompts
 from tastemaker.training.config import Config, Sampling
 
@@ -76,7 +77,7 @@ def run(words: list[str]) -> int:
                 eta=sampling.eta,
                 folder=folder,
             )
-        print(out / "sheet.png")
+        print_lines(out / "sheet.png")
         return 0
     from tastemaker.evaluation.samples import write_samples
 
@@ -91,7 +92,7 @@ def run(words: list[str]) -> int:
         eta=sampling.eta,
         out=out,
     )
-    print(sheet)
+    print_lines(sheet)
     return 0
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,10 +21,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from tastemaker.printing import Output
+
 COLUMNS = {
     "round": ("round", "{:d}"),
     "reward/mean": ("reward", "{:.3f}"),
-    "reward/std": ("± std", "{:.3f}"),
+    "reward/std": ("std", "{:.3f}"),
     "reward/base_stds": ("in base std", "{:+.2f}"),
     "judge/correct": ("shows the prompt", "{:.0%}"),
     "pair_accuracy": ("pairs in order", "{:.0%}"),
@@ -41,7 +44,9 @@ class Display:
     """
 
     def __init__(self, rounds: int, done: int = 0, enabled: bool = True) -> None:
-        self.console = Console(quiet=not enabled)
+        # A run goes on when its output cannot be shown any more.
+        output: Any = Output(sys.stdout)
+        self.console = Console(file=output, quiet=not enabled)
         self.rounds, self.records = rounds, []
         self.started, self.done_at_start = time.monotonic(), done
         self.bars = Progress(
@@ -91,7 +96,7 @@ class Display:
             each = (time.monotonic() - self.started) / max(1, done - self.done_at_start)
             left = each * (self.rounds - done)
             self.say(f"{'  '.join(cells)}  left {int(left) // 60}:{int(left) % 60:02d}")
-            sys.stdout.flush()
+            self.console.file.flush()
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2), header_style="dim")
