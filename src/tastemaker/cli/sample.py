@@ -11,6 +11,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
+from tastemaker.cli.text import as_source, as_text
 from tastemaker.errors import ConfigError
 from tastemaker.printing import print_lines
 from tastemaker.prompts import load_prompts
@@ -99,7 +100,9 @@ def run(words: list[str]) -> int:
 def _prompts(args: SampleArgs) -> tuple[str, ...]:
     if bool(args.prompt) == bool(args.prompts):
         raise ConfigError('give prompts by --prompt "..." or by --prompts LIST, and not by both')
-    return load_prompts(args.prompts).prompts if args.prompts else args.prompt
+    if args.prompts:
+        return load_prompts(as_source(args.prompts, "--prompts")).prompts
+    return tuple(as_text(prompt, "--prompt") for prompt in args.prompt)
 
 
 def _settings(args: SampleArgs) -> tuple[str, Sampling]:

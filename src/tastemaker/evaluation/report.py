@@ -61,7 +61,9 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _csp_hash(script: str) -> str:
     """The source under which the page's content security policy lets this very script run, and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode("utf-8", "backslashreplace")).digest()).decode()
+    return (
+        "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode("utf-8", "backslashreplace")).digest()).decode()
+    )
 
 
 def _write(path: Path, page: str) -> Path:

@@ -1,4 +1,4 @@
-"""Copies of a run's metrics and evaluation images in TensorBoard, Weights & Biases or trackio, by accelerate's trackers.
+"""Copies of a run's metrics and evaluation images in TensorBoard, Weights & Biases and trackio.
 
 metrics.jsonl is the record. A tracker that cannot be used is refused before anything is computed; one that fails later
 is left out with a note, and training goes on.
