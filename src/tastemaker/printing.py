@@ -48,7 +48,7 @@ class Output:
         """Writes what can be written. Raises nothing; returns len(text)."""
         try:
             self._write(text)
-        except (OSError, ValueError):  # ValueError: the stream is closed
+        except Exception:  # a closed stream raises ValueError, and one of another program (a notebook's) anything
             self.stream = None
         return len(text)
 
@@ -57,14 +57,14 @@ class Output:
             flush: Any = getattr(self.stream, "flush", None)
             if flush is not None:
                 flush()
-        except (OSError, ValueError):
+        except Exception:
             self.stream = None
 
     def isatty(self) -> bool:
         """Whether a person reads along on a terminal; False where the stream does not say."""
         try:
             return bool(self.stream is not None and self.stream.isatty())
-        except (AttributeError, OSError, ValueError):
+        except Exception:
             return False
 
     def fileno(self) -> int:

@@ -25,8 +25,8 @@ def isolated() -> Iterator[None]:
     """Inside it the process has torch's and accelerate's defaults, and after it what it had before.
 
     That is: generators of random numbers, precision of matrix products, default dtype and device, gradient mode,
-    accelerate's shared state (an `Accelerator` of the caller's may have another precision), the import path, and
-    environment variables. Raises ConfigError where another training of this process has not ended.
+    autocast, accelerate's shared state (an `Accelerator` of the caller's may have another precision), the import
+    path, and environment variables. Raises ConfigError where another training of this process has not ended.
     """
     if not _running.acquire(blocking=False):
         raise ConfigError(
@@ -37,6 +37,9 @@ def isolated() -> Iterator[None]:
         with ExitStack() as stack:
             for part in (_random_numbers, _torch_settings, _accelerate_state, _import_path, _variables):
                 stack.enter_context(part())
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             yield

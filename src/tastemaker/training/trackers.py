@@ -57,6 +57,8 @@ class Kind:
     """By what a resumed run finds its copy again."""
     first_step: Callable[[Any], int] = lambda tracker: 0
     """The lowest step that is still taken."""
+    started: Callable[[], bool] = lambda: False
+    """Whether the program around this one has started a run, into which everything then goes."""
     local: bool = False
     """Whether it writes into the run's folder, and so can start only when that is there."""
 
@@ -93,6 +95,12 @@ def _start_trackio(config: Config, folder: Path, saved: str | None, first: int) 
     return tracker
 
 
+def _wandb_started() -> bool:
+    import wandb
+
+    return wandb.run is not None
+
+
 def _to_tensorboard(tracker: TensorBoardTracker, name: str, shown: Images, step: int) -> None:
     tracker.log_images({name: numpy.asarray(shown.sheet())[None]}, step, dataformats="NHWC")  # pyright: ignore
 
@@ -118,6 +126,7 @@ KINDS = {
         finish=lambda tracker, exit_code: tracker.tracker.finish(exit_code=exit_code),
         identity=lambda tracker: tracker.tracker.id,
         first_step=lambda tracker: tracker.tracker.step,
+        started=_wandb_started,
     ),
     "trackio": Kind(_start_trackio, _to_trackio, identity=lambda tracker: tracker.tracker.name),
 }
@@ -129,6 +138,9 @@ class Trackers:
 
     active: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
+    borrowed: dict[str, int] = field(default_factory=dict)
+    """Those whose run is the caller's, who also ends it, with the step at which it was; rounds are counted from there.
+    """
 
     def log(self, values: Mapping[str, Any], step: int, *, late: bool = False) -> None:
         """Metrics by name, of a round; the base model's is 0. Steps must not go back.
@@ -136,11 +148,11 @@ class Trackers:
         `late` ones belong to a round that was logged before the run was stopped: Weights & Biases takes nothing more
         for the last step of a run that it resumes, so that they go to the next one there.
         """
-        self._each("metrics", lambda kind, one: one.log(dict(values), step=_step(kind, one, step, late)))
+        self._each("metrics", step, late, lambda kind, one, at: one.log(dict(values), step=at))
 
     def log_images(self, name: str, shown: Images, step: int, *, late: bool = False) -> None:
         """Images with captions; where a tracker has no captions, as one grid."""
-        self._each("images", lambda kind, one: kind.log_images(one, name, shown, _step(kind, one, step, late)))
+        self._each("images", step, late, lambda kind, one, at: kind.log_images(one, name, shown, at))
 
     def start_local(self, config: Config, folder: Path, first: int) -> None:
         """Starts those that write into the run's folder, and notes there how to find the copies of the others.
@@ -156,15 +168,25 @@ class Trackers:
 
     def finish(self, exit_code: int) -> None:
         """Ends them; Weights & Biases shows a run with an exit code that is not 0 as failed."""
-        self._each("end", lambda kind, one: kind.finish(one, exit_code))
+        for name, one in list(self.active.items()):
+            if name not in self.borrowed:
+                self._attempt(name, "end", lambda: KINDS[name].finish(one, exit_code))  # noqa: B023
         self.active.clear()
 
     def _start(self, name: str, config: Config, folder: Path, first: int) -> None:
-        self.active[name] = KINDS[name].start(config, folder, _saved(folder).get(name), first)
+        kind = KINDS[name]
+        borrowed = kind.started()
+        self.active[name] = kind.start(config, folder, _saved(folder).get(name), first)
+        if borrowed:
+            self.borrowed[name] = kind.first_step(self.active[name])
 
-    def _each(self, what: str, send: Callable[[Kind, Any], None]) -> None:
+    def _each(self, what: str, step: int, late: bool, send: Callable[[Kind, Any, int], None]) -> None:
         for name, one in list(self.active.items()):
-            self._attempt(name, what, lambda: send(KINDS[name], one))  # noqa: B023
+            self._attempt(name, what, lambda: send(KINDS[name], one, self._step(name, step, late)))  # noqa: B023
+
+    def _step(self, name: str, step: int, late: bool) -> int:
+        step += self.borrowed.get(name, 0)
+        return max(step, KINDS[name].first_step(self.active[name])) if late else step
 
     def _attempt(self, name: str, what: str, action: Callable[[], None]) -> None:
         try:
@@ -215,10 +237,6 @@ def tracking(
         trackers.finish(error.exit_code if isinstance(error, TastemakerError) else 1)
         raise
     trackers.finish(0)
-
-
-def _step(kind: Kind, tracker: Any, step: int, late: bool) -> int:
-    return max(step, kind.first_step(tracker)) if late else step
 
 
 def _log_in() -> None:
