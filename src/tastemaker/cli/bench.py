@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from tastemaker.cli.folders import processes
 from tastemaker.cli.settings import read
 from tastemaker.errors import ConfigError
 from tastemaker.training.config import Config
@@ -43,7 +43,7 @@ def run(words: list[str]) -> int:
     args, name = read(BenchArgs, words, "bench")
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ConfigError("bench measures one process: start it without accelerate launch or torchrun")
     with contextlib.redirect_stdout(sys.stderr):
         from tastemaker.training.bench import bench

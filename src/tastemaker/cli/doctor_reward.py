@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
+from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError
 from tastemaker.rewards.endpoints import Remote
 from tastemaker.rewards.vlm.settings import Vlm
@@ -45,10 +46,12 @@ def run(words: list[str]) -> int:
     from tastemaker.rewards.check import check_reward
     from tastemaker.rewards.registry import load_reward
 
-    known = load_prompts(args.prompts)
+    known = load_prompts(as_source(args.prompts, "--prompts"))
     prompts = [known.prompts[place] for place in known.spread(args.batch)]
     # A cache would make any reward deterministic.
-    reward = load_reward(args.reward, replace(args.remote, cache=0), vlm=replace(args.vlm, cache=0))
+    reward = load_reward(
+        as_source(args.reward, "--reward"), replace(args.remote, cache=0), vlm=replace(args.vlm, cache=0)
+    )
     broken = 0
     for finding in check_reward(reward, (prompts * args.batch)[: args.batch], args.size):
         broken += finding.state == "failed"

@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
+def processes() -> int:
+    """How many processes a launcher has started together. Raises ConfigError where $WORLD_SIZE is no number."""
+    given = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not given.isdecimal():
+        raise ConfigError(f"$WORLD_SIZE is {given!r}, expected the number of processes, as a launcher sets it")
+    return int(given)
+
+
 def next_free(stem: str) -> Path:
     """The first of runs/<stem>-1, runs/<stem>-2, ... that does not exist."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise ConfigError("several processes run together, and each would choose its own folder: give --out DIR")
     return next(path for n in itertools.count(1) if not (path := RUNS / f"{stem}-{n}").exists())
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
-from tastemaker.errors import ConfigError, TastemakerError, nearest
+from tastemaker.errors import ConfigError, StorageError, TastemakerError, nearest
+from tastemaker.printing import escaped_output
 
 VERBS = {
     "train": "train a model to a reward, from a preset or a file",
@@ -21,6 +24,11 @@ VERBS = {
     "doctor": "show what is installed and what is missing",
 }
 """Verbs, each a module of this package with a function `run(words) -> exit code`, and what they do."""
+
+PRINTING = ("ls", "doctor", "help", "-h", "--help", "--version")
+"""Those whose whole work is what they print: a reader who leaves ends them. The work of others is in files."""
+PIPE_CLOSED = 141
+"""Their exit code then, as a shell shows it of programs that SIGPIPE ends."""
 
 _HELP = """usage: tastemaker VERB ...
 
@@ -41,30 +49,77 @@ def help_text() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code: 0, 2 for a mistake in what was asked, 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
+    with escaped_output():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int:
     try:
         code = _dispatch(words)
-        sys.stdout.flush()
-        return code
+        prints = not words or words[0] in PRINTING
+        return code if _flushed(sys.stdout) or not prints else PIPE_CLOSED
     except TastemakerError as error:
-        if os.environ.get("TASTEMAKER_DEBUG") == "1":
-            import traceback
-
-            traceback.print_exc()
-        print(f"tastemaker: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        return _failed(error, str(error), error.exit_code)
     except SystemExit as stop:  # tyro's own end after --help
         if isinstance(stop.code, str):
             print(f"tastemaker: {stop.code}", file=sys.stderr)
             return 1
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        print("tastemaker: stopped", file=sys.stderr)
+        _complain("stopped")
         return 130
     except BrokenPipeError:
-        # The reader left, as `head` does. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        _flushed(sys.stdout)
+        return PIPE_CLOSED
+    except OSError as error:  # what no code nearer to it has foreseen: a disk, a limit, a permission
+        _flushed(sys.stdout)
+        where = "" if error.filename is None else f": {error.filename}"
+        return _failed(error, f"{error.strerror or error}{where}", StorageError.exit_code)
+
+
+def _failed(error: Exception, text: str, code: int) -> int:
+    if os.environ.get("TASTEMAKER_DEBUG") == "1":
+        import traceback
+
+        with contextlib.suppress(OSError, ValueError):
+            traceback.print_exception(error)
+    _complain(" ".join(text.split()))
+    return code
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, and the exit code says it too
+        print(f"tastemaker: {text}", file=sys.stderr, flush=True)
+
+
+def _flushed(stream: TextIO) -> bool:
+    """Writes what is still to be written, and returns whether that succeeded."""
+    try:
+        stream.flush()
+        return True
+    except (OSError, ValueError):
+        # The reader left, as `head` does, or the disk is full. Python would complain once more when it flushes at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+
+
+def _open_standard_streams() -> None:
+    """Opens standard streams that were closed by who started this (`>&-`) on the null device.
+
+    Otherwise the next file that is opened gets the number of standard output, and is written to by whoever prints.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            os.set_inheritable(number, True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _dispatch(words: list[str]) -> int:

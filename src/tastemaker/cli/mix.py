@@ -13,6 +13,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
+from tastemaker.cli.text import as_source, as_text
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.prompts import load_prompts
 from tastemaker.training.config import Config
@@ -149,7 +150,9 @@ def _settings(args: MixArgs) -> dict[str, Any]:
     model = args.model or _one_model(known)
     if not args.n:
         return {"model": model, "prompts": (), "n": 0, "rewards": (), "sampling": sampling}
-    rewards = args.reward or tuple(config.reward for config in known.values())
+    rewards = tuple(as_source(name, "--reward") for name in args.reward) or tuple(
+        config.reward for config in known.values()
+    )
     if not rewards:
         raise ConfigError("none of the adapters lies in a run, which would name a reward: give --reward NAME")
     prompts = _prompts(args, list(known.values()))
@@ -176,8 +179,10 @@ def _prompts(args: MixArgs, known: Sequence[Config]) -> tuple[str, ...]:
     if args.prompt and args.prompts:
         raise ConfigError('give prompts by --prompt "..." or by --prompts LIST, and not by both')
     if args.prompt:
-        return args.prompt
-    lists = dict.fromkeys((args.prompts,) if args.prompts else (config.prompts for config in known))
+        return tuple(as_text(prompt, "--prompt") for prompt in args.prompt)
+    lists = dict.fromkeys(
+        (as_source(args.prompts, "--prompts"),) if args.prompts else (config.prompts for config in known)
+    )
     if not lists:
         raise ConfigError("none of the adapters lies in a run, which would name prompts: give --prompts or --prompt")
     found = [load_prompts(name) for name in lists]

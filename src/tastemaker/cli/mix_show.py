@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tastemaker.evaluation.mixture import Plan
+from tastemaker.printing import Output, print_lines
 
 
 @contextmanager
 def sweeping(plan: Plan) -> Iterator[Callable[[], None]]:
     """A bar over the network's calls; gives what advances it."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
+    output: Any = Output(sys.stderr)
+    console = Console(file=output)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("sampling", total=plan.calls)
         yield lambda: progress.advance(task)
@@ -26,14 +29,13 @@ def sweeping(plan: Plan) -> Iterator[Callable[[], None]]:
 
 def show(plan: Plan, found: dict[str, Any], out: Path) -> None:
     """Prints the table, and where everything is."""
-    console = Console()
+    output: Any = Output(sys.stdout)
+    lines: list[str] = []
     if plan.rewards:
-        console.print(_table(plan, found))
-        print("mean reward, and in brackets its distance to the base model's in the base model's deviations")
-        print(out / "mix.png")
-        print(out / "grid.png")
-    for mixture in found["mixtures"]:
-        print(out / mixture["adapter"])
+        Console(file=output).print(_table(plan, found))
+        lines += ["mean reward, and in brackets its distance to the base model's in the base model's deviations"]
+        lines += [str(out / "mix.png"), str(out / "grid.png")]
+    print_lines(*lines, *(out / mixture["adapter"] for mixture in found["mixtures"]))
 
 
 def _table(plan: Plan, found: dict[str, Any]) -> Table:

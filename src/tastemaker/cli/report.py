@@ -11,6 +11,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import require_run
 from tastemaker.errors import ConfigError
+from tastemaker.printing import print_lines
 
 
 @dataclass(frozen=True)
@@ -33,5 +34,5 @@ def run(words: list[str]) -> int:
     runs = [require_run(folder) for folder in args.runs]
     from tastemaker.evaluation.report import compare_report, write_report
 
-    print(write_report(runs[0]) if len(runs) == 1 else compare_report(runs, args.out or Path("comparison.html")))
+    print_lines(write_report(runs[0]) if len(runs) == 1 else compare_report(runs, args.out or Path("comparison.html")))
     return 0

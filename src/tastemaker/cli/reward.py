@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
+from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.rewards.endpoints import TOKEN_ENV, check_variable, is_remote, read_token
 from tastemaker.rewards.expression import parse as parse_reward
@@ -69,7 +70,8 @@ def run(words: list[str]) -> int:
 def _serve(args: ServeArgs) -> int:
     if args.name is None:
         raise ConfigError("give a reward, as in `tastemaker reward serve jpeg-compressibility`")
-    for part in parts(parse_reward(args.name)):
+    name = as_source(args.name, "the reward")
+    for part in parts(parse_reward(name)):
         if is_remote(part):
             raise ConfigError(f"{part} is served already: name a reward of this machine")
     _check(args)
@@ -83,17 +85,17 @@ def _serve(args: ServeArgs) -> int:
             f"--host {args.host} is reached from other machines: put a token into ${args.token_env}, or give "
             "--without-token where everybody who reaches it may ask"
         )
-    reward = load_reward(args.name, vlm=args.vlm)
+    reward = load_reward(name, vlm=args.vlm)
     if unmeasured := getattr(reward, "unmeasured", []):
         raise ConfigError(
             f"{unmeasured[0]} is measured on a run's base model, which a server does not have: serve what is in the "
             f"brackets, and let the run standardise it: --reward 'standardise(http://{args.host}:{args.port})'"
         )
     if getattr(reward, "space", "image") != "image":
-        raise ConfigError(f"the reward {args.name} is on latents, and only rewards on pictures can be served")
+        raise ConfigError(f"the reward {name} is on latents, and only rewards on pictures can be served")
     limits = Limits(int(args.max_body_mib * 2**20), args.max_pictures, int(args.max_megapixels * 1e6))
     service = Service(
-        reward, identify(args.name, reward), token, known_hosts(args.host), args.max_batch, args.join_ms / 1000, limits
+        reward, identify(name, reward), token, known_hosts(args.host), args.max_batch, args.join_ms / 1000, limits
     )
     with listen(args.host, args.port) as listener:
         port = listener.getsockname()[1]

@@ -11,7 +11,9 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
+from tastemaker.cli.text import as_source, as_text
 from tastemaker.errors import ConfigError
+from tastemaker.printing import print_lines
 from tastemaker.prompts import load_prompts
 from tastemaker.training.config import Config, Sampling
 
@@ -76,7 +78,7 @@ def run(words: list[str]) -> int:
                 eta=sampling.eta,
                 folder=folder,
             )
-        print(out / "sheet.png")
+        print_lines(out / "sheet.png")
         return 0
     from tastemaker.evaluation.samples import write_samples
 
@@ -91,14 +93,16 @@ def run(words: list[str]) -> int:
         eta=sampling.eta,
         out=out,
     )
-    print(sheet)
+    print_lines(sheet)
     return 0
 
 
 def _prompts(args: SampleArgs) -> tuple[str, ...]:
     if bool(args.prompt) == bool(args.prompts):
         raise ConfigError('give prompts by --prompt "..." or by --prompts LIST, and not by both')
-    return load_prompts(args.prompts).prompts if args.prompts else args.prompt
+    if args.prompts:
+        return load_prompts(as_source(args.prompts, "--prompts")).prompts
+    return tuple(as_text(prompt, "--prompt") for prompt in args.prompt)
 
 
 def _settings(args: SampleArgs) -> tuple[str, Sampling]:

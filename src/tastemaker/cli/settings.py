@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tastemaker.cli.arguments import choose, flag_types, parse, split_assignments
+from tastemaker.cli.text import is_undecoded, readable
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.training.config import Config
 from tastemaker.training.presets import PRESETS
@@ -43,6 +45,9 @@ def read(cls: type[T], words: list[str], verb: str) -> tuple[T, str]:
     if not preset and not file:
         raise ConfigError("give a preset (`tastemaker ls presets`) or --config FILE")
     require_finite(args.settings)
+    changed: Any = args
+    if any(map(is_undecoded, words)):
+        args = replace(changed, settings=readable(args.settings))
     return args, preset or Path(file or "").stem
 
 

@@ -14,12 +14,14 @@ def quiet() -> Iterator[None]:
     """Keeps the libraries' bars and notes about optional parts off a user's screen."""
     libraries = (diffusers.utils.logging, transformers.logging)
     levels = [library.get_verbosity() for library in libraries]
+    bars = [library.is_progress_bar_enabled() for library in libraries]
     for library in libraries:
         library.set_verbosity_error()
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
+        for library, level, bar in zip(libraries, levels, bars, strict=True):
             library.set_verbosity(level)
-            library.enable_progress_bar()
+            if bar:
+                library.enable_progress_bar()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tastemaker.sample import batches
 from tastemaker.training import loop
 from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
+from tastemaker.training.isolation import isolated
 from tastemaker.training.pathwise import learning_steps
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
@@ -88,8 +89,8 @@ def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text
     """
     if config.algorithm.needs == "pairs":
         raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
-    with tempfile.TemporaryDirectory() as folder:
-        session = start(config, Path(folder), State())
+    with isolated(), tempfile.TemporaryDirectory() as folder:
+        session = start(replace(config, trackers=()), Path(folder), State())
         if any(reward.unmeasured for reward in session.combinations.values()):
             loop.evaluate(session)
         loop.one_round(session)

@@ -6,6 +6,7 @@ Documents are composed into nodes and never constructed, so that no tag can make
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import math
 import re
@@ -30,6 +31,14 @@ _CORE = (
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
 )
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks with the encodings that they stand for. That of UTF-16 begins that of UTF-32, and comes later."""
 _EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _GIVEN = {"str": "text", "int": "a whole number", "float": "a number"}
 
@@ -66,11 +75,17 @@ def load_config(path: Path | str, base: Config) -> Config:
     Raises ConfigError in one sentence for whatever is wrong with the file or its values.
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name that the file system's encoding lacks
+        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8 (byte {error.start} is wrong)") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+        known = "UTF-8" if encoding == "utf-8" else f"{encoding}, as its first bytes say"
+        raise ConfigError(
+            f"{path} is not a text file in {known} (byte {error.start} is wrong): save it as UTF-8"
+        ) from error
     return parse_config(text, base, str(path))
 
 

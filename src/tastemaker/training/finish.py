@@ -21,7 +21,8 @@ def write_adapter(session: Session, folder: Path) -> None:
         session.model.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
-    disk.exchange(folder / "README.md", _card(session, len(grids)).encode())
+    # A path may have bytes that are no text, and is then no Unicode either.
+    disk.exchange(folder / "README.md", _card(session, len(grids)).encode("utf-8", "backslashreplace"))
 
 
 def _card(session: Session, grids: int) -> str:

@@ -15,17 +15,17 @@ from tastemaker.training import disk
 
 def check_new_folder(out: Path) -> None:
     """Raises ConfigError where `out` is in use, or where it could not be made. Leaves nothing behind."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"the output folder {out} exists already: give another with --out, or remove it")
-    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    probe = parent / f".tastemaker-{os.getpid()}"
+    parent = out
     try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"the output folder {out} exists already: give another with --out, or remove it")
+        parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        probe = parent / f".tastemaker-{os.getpid()}"
         probe.mkdir()
         probe.rmdir()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write to {parent}: {error.strerror}; give another output folder with --out"
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL, or not in the file system's encoding
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot write to {parent}: {reason}; give another output folder with --out") from error
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from tastemaker.printing import Output
+
 
 def plain(value: float, sign: bool = False) -> str:
     """A reward's figure with three decimals, or three digits where these would hide it or be too long."""
@@ -31,7 +33,7 @@ def plain(value: float, sign: bool = False) -> str:
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "round": ("round", "{:d}".format),
     "reward/mean": ("reward", plain),
-    "reward/std": ("± std", plain),
+    "reward/std": ("std", plain),
     "reward/base_stds": ("in base std", "{:+.2f}".format),
     "reward/base_difference": ("above the base", lambda value: plain(value, sign=True)),
     "judge/correct": ("shows the prompt", "{:.0%}".format),
@@ -50,7 +52,9 @@ class Display:
     """
 
     def __init__(self, rounds: int, done: int = 0, enabled: bool = True) -> None:
-        self.console = Console(quiet=not enabled)
+        # A run goes on when its output cannot be shown any more.
+        output: Any = Output(sys.stdout)
+        self.console = Console(file=output, quiet=not enabled)
         self.rounds, self.records = rounds, []
         self.started, self.done_at_start = time.monotonic(), done
         self.bars = Progress(
@@ -100,7 +104,7 @@ class Display:
             each = (time.monotonic() - self.started) / max(1, done - self.done_at_start)
             left = each * (self.rounds - done)
             self.say(f"{'  '.join(cells)}  left {int(left) // 60}:{int(left) % 60:02d}")
-            sys.stdout.flush()
+            self.console.file.flush()
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2), header_style="dim")

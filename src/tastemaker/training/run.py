@@ -14,7 +14,7 @@ from typing import Any
 from tastemaker.advantage import moments
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.evaluation.report import write_report
-from tastemaker.evaluation.samples import save_grid
+from tastemaker.evaluation.samples import save_grid, to_pil
 from tastemaker.pictures import digest
 from tastemaker.prompts import BUILTIN
 from tastemaker.training import checkpoint, disk, sharding
@@ -24,12 +24,14 @@ from tastemaker.training.configfile import dump_config, load_config
 from tastemaker.training.exactness import differences, facts
 from tastemaker.training.finish import summary, write_adapter
 from tastemaker.training.folders import check_new_folder, new_folder
+from tastemaker.training.isolation import isolated
 from tastemaker.training.loop import Evaluation, evaluate, one_round
 from tastemaker.training.processes import process_group
 from tastemaker.training.progress import Display, plain
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.stopping import Interrupted, Preempted, StopNow, listening
+from tastemaker.training.trackers import Images, tracking
 from tastemaker.training.tracking import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.training.watch import agreed, fell
 
@@ -41,7 +43,7 @@ def train(config: Config, out: Path, *, command: str) -> None:
     reward is tried on the base model's pictures first.
     """
     check_new_folder(out)
-    with process_group():
+    with isolated(), process_group():
         _begin(config, out, command)
 
 
@@ -57,14 +59,14 @@ def resume(run: Path, rounds: int | None = None, *, allow_inexact: bool = False)
     config = load_config(run / "config.yaml", Config())
     if rounds is not None:
         config = replace(config, rounds=rounds)
-    with process_group():
+    with isolated(), process_group():
         _go_on(config, run, allow_inexact)
 
 
 def _begin(config: Config, out: Path, command: str) -> None:
     session = start(config, out, State())
     accelerator = session.accelerator
-    with session.display:
+    with _tracked(session, out, 0), session.display:
         # Every process evaluates the base model: each needs its rewards' mean and deviation.
         base = evaluate(session)
         session.state.base_mean, session.state.base_std = moments(base.reward)
@@ -86,6 +88,10 @@ def _begin(config: Config, out: Path, command: str) -> None:
                 _save(session, folder)
         else:
             _save(session, out)
+        if accelerator.is_main_process:
+            with _storing(out):
+                session.trackers.start_local(config, out, 0)
+            _track_evaluation(session, base)
         accelerator.wait_for_everyone()
         _train(session, out)
 
@@ -107,15 +113,16 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
     session.display = Display(config.rounds, done, accelerator.is_main_process)
     for note in [*notes, *(f"not as it was: {change}" for change in changed)]:
         session.display.say(note)
-    if accelerator.is_main_process:
-        with _storing(run):
-            disk.tidy(run)
-            if not notes:  # a kill may have come between a save and its pruning
-                checkpoint.prune(run, config.checkpoint)
-            disk.exchange(run / "config.yaml", dump_config(config).encode())
-            truncate_metrics(run / "metrics.jsonl", done)
-    accelerator.wait_for_everyone()
-    with session.display:
+    with _tracked(session, run, done + 1), session.display:
+        if accelerator.is_main_process:
+            with _storing(run):
+                disk.tidy(run)
+                if not notes:  # a kill may have come between a save and its pruning
+                    checkpoint.prune(run, config.checkpoint)
+                disk.exchange(run / "config.yaml", dump_config(config).encode())
+                truncate_metrics(run / "metrics.jsonl", done)
+                session.trackers.start_local(config, run, done + 1)
+        accelerator.wait_for_everyone()
         last = done == config.rounds
         session.display.say(
             f"{run} has done its {done} rounds, give a larger --rounds to go on; writing its adapter and report again"
@@ -128,8 +135,6 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
 def _train(session: Session, folder: Path) -> None:
     """Rounds until the last, or until a signal; then the adapter, the report and the trackers' end."""
     config, accelerator, state = session.config, session.accelerator, session.state
-    if config.trackers:
-        accelerator.init_trackers("tastemaker", config={"config": dump_config(config)})
     signalled, saved, fallen = 0, state.round, False
     try:
         with listening(session.stop, session.display):
@@ -178,8 +183,6 @@ def _train(session: Session, folder: Path) -> None:
             write_adapter(session, folder)
             report = write_report(folder)
             session.display.say(summary(config, folder, report))
-    if config.trackers:
-        accelerator.end_training()
     if not done:
         raise Interrupted(f"stopped by Ctrl-C after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
 
@@ -208,6 +211,7 @@ def _evaluate_again(session: Session, folder: Path) -> bool:
         if session.accelerator.is_main_process:
             with _storing(folder):
                 _record_evaluation(session, folder, evaluation)
+            _track_evaluation(session, evaluation, late=True)
     session.accelerator.wait_for_everyone()
     return agreed(session, fallen)
 
@@ -241,18 +245,40 @@ def timings(session: Session, began: float) -> dict[str, float]:
 
 def _record_round(session: Session, folder: Path, record: dict, evaluation: Evaluation | None) -> None:
     append_metrics(folder / "metrics.jsonl", record)
-    if session.config.trackers:
-        session.accelerator.log({k: v for k, v in record.items() if k != "round"}, step=session.state.round)
+    session.trackers.log({k: v for k, v in record.items() if k != "round"}, session.state.round)
     if evaluation is not None:
         _record_evaluation(session, folder, evaluation)
+        _track_evaluation(session, evaluation)
 
 
 def _record_evaluation(session: Session, folder: Path, evaluation: Evaluation) -> None:
     append_metrics(folder / "metrics.jsonl", evaluation.record(session.state))
-    grids = {"round": evaluation, "unseen": evaluation.unseen}
-    for kind, shown in grids.items():
+    for kind, shown in {"round": evaluation, "unseen": evaluation.unseen}.items():
         if shown is not None:
             save_grid(folder, session.state.round, shown.pictures, shown.draw, shown.reward, shown.correct, kind)
+
+
+def _track_evaluation(session: Session, evaluation: Evaluation, *, late: bool = False) -> None:
+    """Sends an evaluation's figures and images to the trackers, at the step of its round."""
+    trackers, number = session.trackers, session.state.round
+    if not trackers.active:
+        return
+    record = evaluation.record(session.state)
+    trackers.log({name: value for name, value in record.items() if name != "evaluation"}, number, late=late)
+    for name, shown in {"eval/images": evaluation, "eval/unseen/images": evaluation.unseen}.items():
+        if shown is not None:
+            rewards = zip(shown.draw.prompts, shown.reward.tolist(), strict=True)
+            captions = [f"{prompt} ({reward:.3g})" for prompt, reward in rewards]
+            images = Images(to_pil(shown.pictures), captions, session.config.evaluation.per_prompt)
+            trackers.log_images(name, images, number, late=late)
+
+
+@contextmanager
+def _tracked(session: Session, folder: Path, first: int) -> Iterator[None]:
+    """Inside it the session's trackers are started, those that write into the run's folder excepted."""
+    main, say = session.accelerator.is_main_process, session.display.say
+    with tracking(session.config, folder, first=first, main=main, say=say) as session.trackers:
+        yield
 
 
 def _save(session: Session, folder: Path) -> None:

@@ -24,6 +24,7 @@ from tastemaker.training.checkpoint import State
 from tastemaker.training.config import Config
 from tastemaker.training.progress import Display
 from tastemaker.training.stopping import Stop
+from tastemaker.training.trackers import Trackers
 from tastemaker.windows import Whole, Window
 
 
@@ -61,6 +62,9 @@ class Session:
 
     kept: Held | None = None
     """The weights that the run leaves if it is stopped early."""
+
+    trackers: Trackers = field(default_factory=Trackers)
+    """Where copies of the metrics go."""
 
     @property
     def combinations(self) -> dict[str, Combination]:

@@ -28,6 +28,7 @@ from tastemaker.training.progress import Display
 from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
 from tastemaker.training.stopping import Stop
+from tastemaker.training.trackers import check_trackers
 from tastemaker.windows import Both, First
 
 
@@ -39,14 +40,16 @@ def start(config: Config, out: Path, state: State) -> Session:
 def _accelerator(config: Config, out: Path) -> Accelerator:
     device = torch.cuda.is_available()
     mixed = "fp16" if config.precision == "fp16" else "no"
-    trackers: Any = list(config.trackers) or None
     # accelerate's default by which transformers may load weights in one process only; the text encoder is not sharded,
     # and nothing would send it on.
     disable_fsdp_ram_efficient_loading()
     try:
-        made = Accelerator(mixed_precision=mixed, log_with=trackers, project_dir=out / "trackers", cpu=not device)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"cannot use the trackers {list(config.trackers)}: {error}") from error
+        made = Accelerator(mixed_precision=mixed, project_dir=out, cpu=not device)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"accelerate cannot set up this process ({' '.join(str(error).split())}): look at the variables of the "
+            "environment that begin with ACCELERATE_, and at how the run is launched"
+        ) from error
     if made.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(
             f"accelerate was told to shard the model by {made.distributed_type.value}, which this version cannot save "
@@ -54,6 +57,7 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
         )
     if made.distributed_type == DistributedType.FSDP:
         sharding.check(config, made)
+    check_trackers(config.trackers, main=made.is_main_process)
     return made
 
 

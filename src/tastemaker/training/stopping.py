@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,7 +59,13 @@ class Stop:
 
 @contextmanager
 def listening(stop: Stop, display: Display) -> Iterator[None]:
-    """Ctrl-C lets the round end, a second one stops at once; SIGTERM stops as soon as nothing is lost by it."""
+    """Ctrl-C lets the round end, a second one stops at once; SIGTERM stops as soon as nothing is lost by it.
+
+    In another thread than the main one, which alone gets signals, they stay with whoever listens to them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and stop.asked:
@@ -67,7 +74,9 @@ def listening(stop: Stop, display: Display) -> Iterator[None]:
         after = "after this round, which will be saved (Ctrl-C again to stop at once)"
         display.say("stopping " + (after if number == signal.SIGINT else "as soon as the run can be saved"))
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A handler that is not Python's, as of a program that embeds it, could not be put back.
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
