@@ -22,7 +22,8 @@ def load_model(
     Its network may wait on another device, `network_device`, until it is sharded.
     """
     from tastemaker.models.bundled import bundled_pipeline
-    from tastemaker.models.latent_unet import LatentUNet, load_pipeline
+    from tastemaker.models.latent_unet import LatentUNet
+    from tastemaker.models.loading import load_pipeline
 
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
     if type(pipeline).__name__ == "StableDiffusionPipeline":
