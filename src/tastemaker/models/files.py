@@ -16,7 +16,7 @@ _WEIGHTS = re.compile(
     rf"(?:diffusion_pytorch_model|pytorch_model|model)(?:{_SHARD})?(?:\.(?P<variant>[^.]+?)(?:{_SHARD})?)?"
     r"\.(?P<format>safetensors|bin)"
 )
-"""As model.safetensors, model.fp16.bin, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors."""
+"""As model.safetensors, model.fp16.bin, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.bin."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,19 @@ def chosen_weights(names: Iterable[str], where: str) -> Weights:
     return max(found, key=lambda weights: weights.safetensors)
 
 
+def files_of(weights: Weights, names: Iterable[str]) -> list[str]:
+    """The files, whole or in shards, of the weights that were chosen."""
+    form = "safetensors" if weights.safetensors else "bin"
+    return sorted(
+        name
+        for name in names
+        if (match := is_weights(name)) and (match["variant"], match["format"]) == (weights.variant, form)
+    )
+
+
 def is_weights(name: str) -> re.Match[str] | None:
     """Whether a file has the name of a component's weights, with what its name says."""
     return _WEIGHTS.fullmatch(name)
-
-
-def index_name(name: str) -> re.Match[str] | None:
-    """Whether a file is the table of shards of such weights."""
-    return re.fullmatch(r".*\.(?:safetensors|bin)\.(?:[^.]+\.)?index\.(?:[^.]+\.)?json", name)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ here both are errors, and so is everything else that would make another model th
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 # transformers 5 warns once for each image processor that it would rather take from torchvision, which is not
@@ -33,8 +33,8 @@ transformers.logging.set_verbosity(_verbosity)
 from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.hub import hub_cause, is_unreachable  # noqa: E402
 from tastemaker.models.checks import require_latent, require_pixels  # noqa: E402
-from tastemaker.models.files import chosen_weights, is_weights, read_json  # noqa: E402
-from tastemaker.models.quiet import quiet  # noqa: E402
+from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
+from tastemaker.models.quiet import loading  # noqa: E402
 from tastemaker.models.schedulers import load_scheduler  # noqa: E402
 
 INDEX = "model_index.json"
@@ -134,17 +134,18 @@ def _about_folder(folder: Path) -> str:
 
 def _fetched(source: str) -> Path:
     """The folder in the hub's cache that holds the files of `source` that are needed. Raises ModelError."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi
 
+    hub = HfApi()
     try:
-        first = Path(hf_hub_download(source, INDEX))
+        first = Path(hub.hf_hub_download(source, INDEX))
         try:
-            names = HfApi().list_repo_files(source)
+            names = hub.list_repo_files(source)
         except Exception as error:
             if is_unreachable(error):
                 return first.parent
             raise
-        return Path(snapshot_download(source, allow_patterns=wanted(names, read_json(first))))
+        return Path(hub.snapshot_download(source, allow_patterns=wanted(names, read_json(first))))
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
     except Exception as error:  # the hub's client, the HTTP client and the disk each raise their own kinds
@@ -164,19 +165,14 @@ def wanted(names: Iterable[str], index: Mapping[str, Any]) -> list[str]:
         small = [name for name in inside if not name.endswith(_BINARY)]
         weights: list[str] = []
         if part not in ("scheduler", "tokenizer"):
-            chosen = chosen_weights(inside, f"{part}/")
-            form = "safetensors" if chosen.safetensors else "bin"
-            for name in inside:
-                said = is_weights(name)
-                if said is not None and (said["variant"], said["format"]) == (chosen.variant, form):
-                    weights.append(name)
+            weights = files_of(chosen_weights(inside, f"{part}/"), inside)
         found += [f"{part}/{name}" for name in (*small, *weights)]
     return found
 
 
 def _family(index: Mapping[str, Any]) -> Family:
     """Raises ModelError for a pipeline of another class."""
-    kind = index.get("_class_name")
+    kind = index.get("_class_name", "pipeline of a class that model_index.json does not name")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ModelError(
             f"it is a {kind}; this version trains StableDiffusionPipeline (SD 1.x and 2.x), DDPMPipeline and "
@@ -191,15 +187,13 @@ def _assembled(folder: Path) -> Any:
     for part, kind in family.parts.items():
         _require_class(index.get(part), part, kind.__name__)
     named = index.get("scheduler")
-    if not _is_entry(named):
+    if named is None or not _is_entry(named):
         raise ModelError(f"model_index.json names no scheduler, but {named!r}: expected a library and a class")
     latents = "vae" in family.parts
     parts: dict[str, Any] = {"scheduler": load_scheduler(folder, named[1], latents=latents)}
     for part in family.parts:
         parts[part] = _tokenizer(folder) if part == "tokenizer" else _network(folder, part, family.parts[part])
-    with quiet(), warnings.catch_warnings():
-        # StableDiffusionPipeline says so where it mends an old config: `sample_size` of diffusers before 0.9.
-        warnings.simplefilter("ignore", FutureWarning)
+    with loading():  # StableDiffusionPipeline warns where it mends an old config: `sample_size` before diffusers 0.9
         made = family.pipeline(**parts, **family.options)
     made.register_to_config(_name_or_path=str(folder))
     if "id2label" in index:
@@ -225,6 +219,9 @@ def _tokenizer(folder: Path) -> Any:
     place = folder / "tokenizer"
     if not place.is_dir() or not any(names <= {path.name for path in place.iterdir()} for names in _TOKENS):
         raise ModelError(f"there is no tokenizer in {place}: expected tokenizer.json, or vocab.json and merges.txt")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "vocab.json"):
+        if (place / name).is_file():
+            read_json(place / name)
     return _loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(place))
 
 
@@ -237,11 +234,29 @@ def _network(folder: Path, part: str, kind: Any) -> nn.Module:
         raise ModelError(
             f"{part}/config.json is of a {config['_class_name']}, but model_index.json says {kind.__name__}"
         )
-    weights = chosen_weights((path.name for path in place.iterdir()), str(place))
-    # In a file of weights nothing but tensors is read: torch files go through torch.load(weights_only=True).
+    names = [path.name for path in place.iterdir()]
+    weights = chosen_weights(names, str(place))
+    for name in files_of(weights, names) if weights.safetensors else ():
+        _require_whole(place / name)
     options: dict[str, Any] = {"variant": weights.variant, "use_safetensors": weights.safetensors}
-    options["dtype" if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype"] = torch.float32
-    made, info = _loaded(part, lambda: kind.from_pretrained(place, output_loading_info=True, **options))
+    if issubclass(kind, transformers.PreTrainedModel):
+        options |= {"dtype": torch.float32, "ignore_mismatched_sizes": True}  # so that they are told below
+    else:
+        options |= {"torch_dtype": torch.float32}
+    try:
+        made, info = _loaded(part, lambda: kind.from_pretrained(place, output_loading_info=True, **options))
+    except ModelError as error:
+        if weights.safetensors:
+            raise
+        # Both libraries read torch files by torch.load(weights_only=True), and then advise to turn that off.
+        raise ModelError(
+            f"the weights in {place} are a torch file ({files_of(weights, names)[0]}) that does not hold tensors "
+            "alone, or is damaged: give safetensors, which `save_pretrained` of diffusers writes"
+        ) from error
+    for key, found, expected in info["mismatched_keys"]:
+        raise ModelError(
+            f"the weights in {place} do not fit its config.json: {key} is {list(found)} and not {list(expected)}"
+        )
     absent, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if absent:
         raise ModelError(f"the weights in {place} lack {_some(absent)}, which its config.json asks for")
@@ -250,9 +265,25 @@ def _network(folder: Path, part: str, kind: Any) -> nn.Module:
     if strange:
         raise ModelError(f"the weights in {place} hold {_some(strange)}, for which its config.json has no place")
     for name, parameter in made.named_parameters():
-        if not all(end.isfinite() for end in parameter.detach().aminmax()):
+        if parameter.numel() and not all(end.isfinite() for end in parameter.detach().aminmax()):
             raise ModelError(f"the weights in {place} are not finite: {name} holds NaN or infinity")
     return made.requires_grad_(False).eval()
+
+
+def _require_whole(path: Path) -> None:
+    """Raises ModelError for a safetensors file that is damaged, cut off, or not there but by name."""
+    try:
+        with safe_open(path, "pt") as file:
+            kinds = {file.get_slice(key).get_dtype() for key in file.keys() if not key.endswith("position_ids")}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            if file.read(20).startswith(b"version https://git-"):
+                raise ModelError(
+                    f"{path} is a pointer that git-lfs left: run `git lfs pull` in the folder you cloned"
+                ) from error
+        raise ModelError(f"{path} is damaged or cut off: {error}") from error
+    if whole := sorted(kind for kind in kinds if not kind.startswith(("F", "BF"))):
+        raise ModelError(f"{path} holds whole numbers ({whole[0]}), as quantized weights do: give it in floating point")
 
 
 def _some(keys: list[str]) -> str:
@@ -262,13 +293,13 @@ def _some(keys: list[str]) -> str:
 
 def _loaded(part: str, load: Any) -> Any:
     try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with loading():
             return load()
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # every library has its own kinds, and those in Rust panic with a BaseException
-        reason = " ".join(str(error).split())[:300]
+        # What diffusers advises then is to draw the weights at random.
+        reason = " ".join(str(error).split()).partition(" If you want to instead")[0][:300]
         raise ModelError(f"its {part} cannot be loaded: {type(error).__name__}: {reason}") from error
 
 

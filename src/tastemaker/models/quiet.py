@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,3 +24,12 @@ def quiet() -> Iterator[None]:
         for library, level in zip(libraries, levels, strict=True):
             library.set_verbosity(level)
             library.enable_progress_bar()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """`quiet`, and without Python's warnings about what these libraries will do otherwise some day."""
+    with quiet(), warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        yield

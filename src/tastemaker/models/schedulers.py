@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from tastemaker.errors import ConfigError, ModelError, nearest
 from tastemaker.models.files import read_json
-from tastemaker.models.quiet import quiet
+from tastemaker.models.quiet import loading
 from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from
 
 DISCRETE = (
@@ -69,11 +70,11 @@ def load_scheduler(folder: Path, named: str, *, latents: bool) -> DDIMScheduler:
         config.setdefault("prediction_type", "sample")
     kind = getattr(diffusers, _SAME_DEFAULTS.get(name, name))
     try:
-        with quiet():
+        with loading():
             scheduler: Any = kind.from_config({**config, "_class_name": kind.__name__})
     except Exception as error:  # the classes raise NotImplementedError, ValueError, TypeError and others
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder / CONFIG} does not make a {name}: {type(error).__name__}: {reason}") from error
+        raise ModelError(f"{CONFIG} of the model does not make a {name}: {type(error).__name__}: {reason}") from error
     return ddim(scheduler, latents=latents, name=name)
 
 
@@ -213,6 +214,7 @@ def _require_sane(config: Mapping[str, Any]) -> None:
             )
 
 
+@cache
 def _all_keys() -> set[str]:
     """Keys of the configs of all schedulers here."""
     kinds: list[Any] = [getattr(diffusers, _SAME_DEFAULTS.get(name, name)) for name in DISCRETE]
@@ -242,6 +244,8 @@ def _betas(scheduler: Any) -> list[float] | None:
     """The betas of a schedule that DDIM does not know by name; None for one that it does. Raises ModelError."""
     config, betas = scheduler.config, scheduler.betas
     times = config["num_train_timesteps"]
+    if times < 1:
+        raise ModelError(f"the model's scheduler says num_train_timesteps {times}: expected a number above 0")
     if len(betas) != times:
         raise ModelError(f"the model's scheduler has {len(betas)} trained_betas, but num_train_timesteps is {times}")
     # NaN is neither above 0 nor below 1. The last beta is 1 where the process ends at noise alone.
