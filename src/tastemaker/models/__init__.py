@@ -24,7 +24,8 @@ def load_model(
     """
     from tastemaker.errors import ModelError
     from tastemaker.models.bundled import bundled_pipeline
-    from tastemaker.models.latent_unet import LatentUNet, load_pipeline
+    from tastemaker.models.latent_unet import LatentUNet
+    from tastemaker.models.loading import load_pipeline
     from tastemaker.safe_torch import require_safe_torch
 
     require_safe_torch(f"the model {source}", ModelError)

@@ -4,98 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
-# transformers 5 warns once for each image processor that it would rather take from torchvision, which is not
-# needed here and has no CPU build; diffusers' pipelines import those names whether or not they use them.
-_verbosity = transformers.logging.get_verbosity()
-transformers.logging.set_verbosity_error()
-from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline  # noqa: E402
-from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # noqa: E402
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # noqa: E402
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline  # noqa: E402
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
-
-transformers.logging.set_verbosity(_verbosity)
-
-from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.models import adapter_files, lora, prompt_length  # noqa: E402
-from tastemaker.models.guidance import guided_x0  # noqa: E402
-from tastemaker.models.held import Held  # noqa: E402
-from tastemaker.models.quiet import quiet  # noqa: E402
-from tastemaker.models.tuning import Tuning  # noqa: E402
-from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from  # noqa: E402
-from tastemaker.types import Cond  # noqa: E402
+from tastemaker.errors import ModelError
+from tastemaker.models import adapter_files, lora, prompt_length
+from tastemaker.models.checks import image_side, require_latent
+from tastemaker.models.guidance import guided_x0
+from tastemaker.models.held import Held
+from tastemaker.models.quiet import quiet
+from tastemaker.models.schedulers import SchedulerProcess, ddim
+from tastemaker.models.tuning import Tuning
+from tastemaker.types import Cond
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_UNUSED = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
-FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "StableDiffusionPipeline": (StableDiffusionPipeline, _UNUSED),
-    "DDPMPipeline": (DDPMPipeline, {}),
-    "DDIMPipeline": (DDIMPipeline, {}),
-}
-"""Pipelines by the name in their model_index.json, and what they are loaded with."""
-
-
-def ddim(config: Any) -> DDIMScheduler:
-    """A DDIM scheduler with the schedule, spacing and prediction type of any diffusers scheduler's config."""
-    scheduler = DDIMScheduler.from_config(config)
-    assert isinstance(scheduler, DDIMScheduler)
-    return scheduler
-
-
-@dataclass(frozen=True)
-class SchedulerProcess:
-    """The process that a pipeline's scheduler config describes: any beta schedule, spacing and prediction type."""
-
-    scheduler: DDIMScheduler
-
-    def __post_init__(self) -> None:
-        if self.scheduler.config["thresholding"]:
-            raise ModelError(
-                "the model's scheduler asks for dynamic thresholding, which has no Gaussian likelihood here"
-            )
-
-    @property
-    def prediction(self) -> Prediction:
-        return self.scheduler.config["prediction_type"]
-
-    def grid(self, steps: int) -> Grid:
-        """DDIM's steps, as diffusers spaces them: from t to t - 1000 // steps, the last to the final alpha."""
-        scheduler = ddim(self.scheduler.config)
-        scheduler.set_timesteps(steps)
-        config, cumulative = scheduler.config, scheduler.alphas_cumprod
-        times = scheduler.timesteps.long()
-        previous = times - config["num_train_timesteps"] // steps
-        after = torch.where(previous >= 0, cumulative[previous.clamp(min=0)], scheduler.final_alpha_cumprod)
-        clip = config["clip_sample_range"] if config["clip_sample"] else None
-        return variance_preserving(times, cumulative[times], after, clip)
-
-    def x0(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Estimate of x_0 [N,*D] from the network's output at training times t [N]."""
-        cumulative = self.scheduler.alphas_cumprod.to(x.device)[t].reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype)
-        return x0_from(prediction, x, cumulative.sqrt(), (1 - cumulative).sqrt(), self.prediction)
-
-    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t [N] in float64."""
-        cumulative = self.scheduler.alphas_cumprod.to(t.device)[t].double()
-        return cumulative.sqrt(), (1 - cumulative).sqrt()
-
-    def output_scale(self, t: Tensor) -> Tensor:
-        """[N]: by x_0 = (x - sigma eps) / alpha, or x_0 = alpha x - sigma v."""
-        alpha, sigma = self.scales(t)
-        return output_scale(alpha, sigma, self.prediction)
-
-    @property
-    def length(self) -> int:
-        """Number of training times."""
-        return self.scheduler.config["num_train_timesteps"]
 
 
 class LatentUNet:
@@ -108,6 +33,7 @@ class LatentUNet:
         device: torch.device | str = "cpu",
         network_device: torch.device | str | None = None,
     ) -> None:
+        require_latent(pipeline)
         self.pipeline = pipeline
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
@@ -120,8 +46,8 @@ class LatentUNet:
             pipeline.text_encoder.to(self.device, self.dtype)
             pipeline.unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
-        self.process = SchedulerProcess(ddim(pipeline.scheduler.config))
-        side = pipeline.unet.config.sample_size
+        self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=True))
+        side = image_side(pipeline.unet.config)
         self.latent_shape = (pipeline.unet.config.in_channels, side, side)
         self.tuned: Tuning | None = None
         self.held: Held | None = None
@@ -245,33 +171,3 @@ class LatentUNet:
             f"import torch\nfrom diffusers import StableDiffusionPipeline\n\n{pipe}\n"
             "pipe.load_lora_weights('adapter')\n"
         )
-
-
-def load_pipeline(source: str) -> Any:
-    """A pipeline of FAMILIES in float32, from a folder or the hub. Raises ModelError in one sentence."""
-    local = Path(source).expanduser()
-    if local.exists() and not (local / "model_index.json").is_file():
-        raise ModelError(f"{source} has no model_index.json: expected a folder written by a diffusers pipeline")
-    if not local.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise ModelError(f"there is no model at {source}: give `bundled`, a folder, or a hub name like owner/name")
-    place = str(local) if local.exists() else source
-    try:
-        with quiet():
-            config: Any = DiffusionPipeline.load_config(place)
-            kind = config.get("_class_name")
-            if kind not in FAMILIES:
-                raise ModelError(
-                    f"{source} is a {kind}; this version trains StableDiffusionPipeline (SD 1.x and 2.x), "
-                    "DDPMPipeline and DDIMPipeline"
-                )
-            pipeline, options = FAMILIES[kind]
-            made = pipeline.from_pretrained(place, **options)
-            if "id2label" in config:
-                # Names of classes, which these pipelines carry along but do not know.
-                made.register_to_config(id2label=config["id2label"])
-            return made
-    except ModelError:
-        raise
-    except Exception as error:  # diffusers, transformers, safetensors and the hub each raise their own kinds
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"cannot load the model {source}: {type(error).__name__}: {reason}") from error

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError, PromptError, nearest
 from tastemaker.models import adapter_files, lora
+from tastemaker.models.checks import image_side, require_pixels
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.held import Held
-from tastemaker.models.latent_unet import DTYPES, SchedulerProcess, ddim
+from tastemaker.models.latent_unet import DTYPES
 from tastemaker.models.quiet import quiet
+from tastemaker.models.schedulers import SchedulerProcess, ddim
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Cond
 
@@ -37,7 +38,7 @@ class PixelUNet:
         device: torch.device | str = "cpu",
         network_device: torch.device | str | None = None,
     ) -> None:
-        _require_known(pipeline.unet)
+        require_pixels(pipeline)
         self.pipeline = pipeline
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
@@ -45,9 +46,9 @@ class PixelUNet:
         with quiet():
             unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = unet
-        self.process = SchedulerProcess(ddim(pipeline.scheduler.config))
-        side = unet.config.sample_size
-        self.latent_shape = (unet.config.in_channels, *((side, side) if isinstance(side, int) else side))
+        self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
+        side = image_side(unet.config)
+        self.latent_shape = (unet.config.in_channels, side, side)
         self.tuned: Tuning | None = None
         self.held: Held | None = None
         """The reference's weights, where they are not those without adapters (training/reference.py)."""
@@ -172,33 +173,12 @@ class PixelUNet:
         )
 
 
-def _require_known(unet: Any) -> None:
-    """Raises ModelError where the network is none that this family can train."""
-    if not isinstance(unet, UNet2DModel):
-        raise ModelError(f"the model's network is a {type(unet).__name__}, but a pixel-space one must be a UNet2DModel")
-    if not unet.config["sample_size"]:
-        raise ModelError("the model does not say how large its pictures are: set sample_size in its unet/config.json")
-    channels, out = unet.config["in_channels"], unet.config["out_channels"]
-    if channels not in (1, 3):
-        raise ModelError(f"the model's pictures have {channels} channels, but only 1 (grey) and 3 (RGB) are known here")
-    if out == 2 * channels:
-        raise ModelError(
-            f"the model predicts its own variance ({out} channels out, {channels} in), which this version cannot "
-            "train: give a model with a fixed variance"
-        )
-    if out != channels:
-        raise ModelError(f"the model's network has {out} channels out but {channels} in: expected as many")
-    if unet.config["class_embed_type"] is not None:
-        raise ModelError(
-            f"the model embeds classes by {unet.config['class_embed_type']!r}, but only class indices "
-            "(num_class_embeds, class_embed_type null) are known here"
-        )
-
-
-def _classes(count: int, names: dict[str, str] | None) -> dict[str, int]:
+def _classes(count: int, names: Any) -> dict[str, int]:
     """Class indices by name, from `id2label`. Raises ModelError where an index is none of the `count` classes."""
     if not count or names is None:
         return {str(index): index for index in range(count)}
+    if not isinstance(names, Mapping) or not all(isinstance(label, str) for label in names.values()):
+        raise ModelError('id2label in model_index.json must be a table of names, as in {"0": "tench, Tinca tinca"}')
     wrong = [index for index in names if not str(index).isdecimal() or int(index) >= count]
     if wrong or not names:
         found = wrong[0] if wrong else "none"

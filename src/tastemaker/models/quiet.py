@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,3 +26,12 @@ def quiet() -> Iterator[None]:
             library.set_verbosity(level)
             if bar:
                 library.enable_progress_bar()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """`quiet`, and without Python's warnings about what these libraries will do otherwise some day."""
+    with quiet(), warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)
+        yield

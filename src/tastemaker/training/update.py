@@ -80,27 +80,6 @@ def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
     return replace(rows, rollout=replace(rows.rollout, logp=logp))
 
 
-@torch.no_grad()
-def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
-    """The rows with log-probabilities that are computed as the updates of the first pass will compute them.
-
-    `number` [N] is the update of each row, -1 for none. A network's output depends in its last digit on the number of
-    rows that are computed together, so that the sampler's log-probabilities are those of other batches.
-    """
-    options, logp = session.config.optimizer, rows.rollout.logp.clone()
-    with session.inference():
-        for update in range(options.updates):
-            own = rows.select((number == update).nonzero().flatten())
-            for part in batches(len(own), options.rows):
-                some = own.select(slice(part.start, part.stop))
-                sides = [some] if some.other is None else [some, some.others()]
-                steps = [side.transitions() for side in sides]
-                found = session.task.log_prob(steps[0] if len(steps) == 1 else joined(*steps))
-                for side, values in zip(sides, found.chunk(len(sides)), strict=True):
-                    logp[side.picture, side.place] = values
-    return replace(rows, rollout=replace(rows.rollout, logp=logp))
-
-
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
     """Rows whose advantages have mean 0 and deviation 1 over all processes' `total` rows of the update (CleanRL).
 

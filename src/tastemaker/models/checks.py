@@ -1,0 +1,152 @@
+"""Whether the numbers in a pipeline's configs make a model that can be trained here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from diffusers.models.unets.unet_2d import UNet2DModel
+
+from tastemaker.errors import ModelError
+
+
+def image_side(config: Any) -> int:
+    """`sample_size` of a U-Net's config, as a number or as two equal ones. Raises ModelError."""
+    size = config["sample_size"]
+    if not size:
+        raise ModelError("the model does not say how large its images are: set sample_size in its unet/config.json")
+    sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides) or len(sides) != 2:
+        raise ModelError(f"sample_size in the model's unet/config.json is {size!r}, but must be a whole number above 0")
+    if sides[0] != sides[1]:
+        raise ModelError(
+            f"the model makes images that are not square (sample_size {list(sides)}), which this version does not: set "
+            "sample_size to one number in its unet/config.json"
+        )
+    return sides[0]
+
+
+def require_latent(pipeline: Any) -> None:
+    """Raises ModelError where a StableDiffusionPipeline is none that can be trained here."""
+    for part in ("tokenizer", "text_encoder", "unet", "vae"):
+        if getattr(pipeline, part, None) is None:
+            raise ModelError(f"the model has no {part}")
+    unet, vae = pipeline.unet.config, pipeline.vae.config
+    image_side(unet)
+    _require_channels(unet)
+    _require_plain(unet)
+    _require_vae(vae, unet["in_channels"])
+    _require_text(pipeline, unet)
+
+
+def require_pixels(pipeline: Any) -> None:
+    """Raises ModelError where a pixel-space pipeline's network is none that can be trained here."""
+    unet = pipeline.unet
+    if not isinstance(unet, UNet2DModel):
+        raise ModelError(f"the model's network is a {type(unet).__name__}, but a pixel-space one must be a UNet2DModel")
+    config = unet.config
+    side, multiple = image_side(config), 2 ** (len(config["block_out_channels"]) - 1)
+    if side % multiple:
+        raise ModelError(f"sample_size in the model's unet/config.json is {side}, but must be a multiple of {multiple}")
+    channels = config["in_channels"]
+    if channels not in (1, 3):
+        raise ModelError(f"the model's images have {channels} channels, but only 1 (grey) and 3 (RGB) are known here")
+    _require_channels(config)
+    if config["class_embed_type"] is not None:
+        raise ModelError(
+            f"the model embeds classes by {config['class_embed_type']!r}, but only class indices "
+            "(num_class_embeds, class_embed_type null) are known here"
+        )
+    if config["time_embedding_type"] == "fourier":
+        raise ModelError(
+            "the model's network is told noise levels (time_embedding_type 'fourier', of score-based models), but this "
+            "version trains networks that are told times"
+        )
+    learned, times = config.get("num_train_timesteps"), pipeline.scheduler.config["num_train_timesteps"]
+    if config["time_embedding_type"] == "learned" and learned is not None and learned < times:
+        raise ModelError(f"the model's network knows {learned} times, but its scheduler has {times}")
+
+
+def _require_channels(config: Any) -> None:
+    channels, out = config["in_channels"], config["out_channels"]
+    if out == 2 * channels:
+        raise ModelError(
+            f"the model predicts its own variance ({out} channels out, {channels} in), which this version cannot "
+            "train: give a model with a fixed variance"
+        )
+    if out != channels:
+        more = ", as for inpainting or image editing" if channels > out else ""
+        raise ModelError(f"the model's network has {out} channels out but {channels} in{more}: expected as many")
+
+
+def _require_plain(unet: Any) -> None:
+    """Raises ModelError where a U-Net is told more than a time and a prompt."""
+    told = {
+        "class_embed_type": "a class or a further time",
+        "num_class_embeds": "a class",
+        "time_cond_proj_dim": "the guidance weight, as networks that were distilled from guided ones are",
+    }
+    for key, what in told.items():
+        if unet.get(key) is not None:
+            raise ModelError(
+                f"the model's network is told {what} ({key} {unet[key]!r}), which this version does not do"
+            )
+    if unet.get("addition_embed_type") not in (None, "text"):
+        raise ModelError(
+            f"the model's network is told more than the prompt (addition_embed_type {unet['addition_embed_type']!r}), "
+            "as in SDXL, but this version trains Stable Diffusion 1.x and 2.x"
+        )
+    if unet.get("encoder_hid_dim_type") not in (None, "text_proj"):
+        raise ModelError(
+            "the model's network is told more than the prompt (encoder_hid_dim_type "
+            f"{unet['encoder_hid_dim_type']!r}), which this version does not do"
+        )
+
+
+def _require_vae(vae: Any, channels: int) -> None:
+    if vae["latent_channels"] != channels:
+        raise ModelError(
+            f"the model's unet takes latents of {channels} channels, but its vae makes {vae['latent_channels']}"
+        )
+    if (vae["in_channels"], vae["out_channels"]) != (3, 3):
+        raise ModelError(f"the model's vae has {vae['out_channels']} channels, but an image has 3 (RGB)")
+    factor = vae.get("scaling_factor")
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise ModelError(
+            f"the model's vae/config.json says scaling_factor {factor!r}, but it must be a number above 0: 0.18215 is "
+            "that of Stable Diffusion 1.x and 2.x"
+        )
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if vae.get(key):
+            raise ModelError(
+                f"the model's vae/config.json says {key}, which StableDiffusionPipeline does not use: remove it, if "
+                "the unet was trained without it"
+            )
+
+
+def _require_text(pipeline: Any, unet: Any) -> None:
+    text, tokenizer = pipeline.text_encoder.config, pipeline.tokenizer
+    wanted = unet["cross_attention_dim"]
+    if unet.get("encoder_hid_dim_type") == "text_proj":
+        wanted = unet["encoder_hid_dim"]
+    for width in wanted if isinstance(wanted, (list, tuple)) else [wanted]:
+        if width != text.hidden_size:
+            raise ModelError(
+                f"the model's unet takes text states of {width} numbers (cross_attention_dim), but its text_encoder "
+                f"gives {text.hidden_size} (hidden_size)"
+            )
+    if len(tokenizer) > text.vocab_size:
+        raise ModelError(
+            f"the model's tokenizer has {len(tokenizer)} tokens, but its text_encoder knows {text.vocab_size} "
+            "(vocab_size)"
+        )
+    if tokenizer.pad_token is None:
+        raise ModelError("the model's tokenizer has no pad_token, with which shorter prompts are filled up")
+    positions = text.max_position_embeddings
+    if tokenizer.model_max_length > 10**9:  # what transformers puts where tokenizer_config.json says nothing
+        tokenizer.model_max_length = positions
+    if tokenizer.model_max_length > positions:
+        raise ModelError(
+            f"the model's tokenizer gives {tokenizer.model_max_length} tokens (model_max_length), but its text_encoder "
+            f"reads {positions} (max_position_embeddings)"
+        )

@@ -1,0 +1,337 @@
+"""Pipelines from folders and the hub, one component after the other, so that nothing is left to chance.
+
+`DiffusionPipeline.from_pretrained` draws weights that a file lacks at random and leaves out those it does not know;
+here both are errors, and so is everything else that would make another model than the one that was saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+# transformers 5 warns once for each image processor that it would rather take from torchvision, which is not
+# needed here and has no CPU build; diffusers' pipelines import those names whether or not they use them.
+_verbosity = transformers.logging.get_verbosity()
+transformers.logging.set_verbosity_error()
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # noqa: E402
+from diffusers.models.unets.unet_2d import UNet2DModel  # noqa: E402
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: E402
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline  # noqa: E402
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # noqa: E402
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline  # noqa: E402
+from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402
+
+transformers.logging.set_verbosity(_verbosity)
+
+from tastemaker.errors import ModelError  # noqa: E402
+from tastemaker.hub import hub_cause, is_unreachable  # noqa: E402
+from tastemaker.models.checks import require_latent, require_pixels  # noqa: E402
+from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
+from tastemaker.models.quiet import loading  # noqa: E402
+from tastemaker.models.schedulers import load_scheduler  # noqa: E402
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A pipeline class, the classes of its components, and what else it is made with."""
+
+    pipeline: Any
+    parts: Mapping[str, Any]
+    check: Callable[[Any], None]
+    """Raises ModelError where the numbers in the configs do not fit."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "StableDiffusionPipeline": Family(
+        StableDiffusionPipeline,
+        {
+            "tokenizer": CLIPTokenizer,
+            "text_encoder": CLIPTextModel,
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+        },
+        require_latent,
+        {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None},
+    ),
+    "DDPMPipeline": Family(DDPMPipeline, {"unet": UNet2DModel}, require_pixels),
+    "DDIMPipeline": Family(DDIMPipeline, {"unet": UNet2DModel}, require_pixels),
+}
+"""Pipelines by the name in their model_index.json."""
+
+_TOKENS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+"""Files of which a CLIP tokenizer needs one set; without, transformers makes one that knows no word."""
+_WHOLE_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
+"""Weights in a text encoder's file that was saved from a whole CLIP, and that a text encoder does not need."""
+_BINARY = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".pt", ".pth", ".gguf")
+
+
+def load_pipeline(source: str) -> Any:
+    """A pipeline of FAMILIES in float32, from a folder or the hub. Raises ModelError in one sentence.
+
+    Its scheduler is the DDIM scheduler for the process that the checkpoint's own scheduler describes
+    (`models.schedulers`). Where a component has no plain weights, those of its only variant are loaded.
+    """
+    folder = local_folder(source) or _fetched(source)
+    try:
+        return _assembled(folder)
+    except ModelError as error:
+        raise ModelError(f"cannot load the model {source}: {error}") from error
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder of a diffusers pipeline that `source` names, None for a hub name. Raises ModelError."""
+    try:
+        local = Path(source).expanduser()
+        here = local.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # names too long, null bytes, no home, no permission
+        raise ModelError(f"there is no model at {source!r}: {error}") from error
+    if not source.strip():
+        raise ModelError("the model's name is empty: give `bundled`, a folder, or a hub name like owner/name")
+    if not here:
+        if source.count("/") != 1 or source.startswith((".", "/", "~")) or source.endswith("/"):
+            raise ModelError(f"there is no model at {source}: give `bundled`, a folder, or a hub name like owner/name")
+        return None
+    if local.is_file():
+        raise ModelError(_about_file(local, source))
+    if not (local / INDEX).is_file():
+        raise ModelError(f"{source} has no model_index.json: {_about_folder(local)}")
+    return local
+
+
+def _about_file(path: Path, source: str) -> str:
+    if path.name == INDEX:
+        return f"{source} is a file: give the folder that it is in, {path.parent}"
+    if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin"):
+        return (
+            f"{source} is a single file, but a model is a folder of a diffusers pipeline: make one with "
+            f"StableDiffusionPipeline.from_single_file({str(path)!r}).save_pretrained(FOLDER), or give it as --adapter "
+            "if it is an adapter"
+        )
+    return f"{source} is a file: expected a folder written by a diffusers pipeline"
+
+
+def _about_folder(folder: Path) -> str:
+    if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+        return "it is a run and no model, so give it as --adapter, and as --model the model that it trained"
+    if any((folder / name).is_file() for name in ("pytorch_lora_weights.safetensors", "adapter_config.json")):
+        return "it is an adapter and no model, so give it as --adapter"
+    if (folder / "unet").is_dir():
+        return "it holds a network and no whole model; what a run trained in full is given as --adapter"
+    if (folder.parent / INDEX).is_file():
+        return f"it is one component of the model in {folder.parent}, so give that folder"
+    return "expected a folder written by a diffusers pipeline"
+
+
+def _fetched(source: str) -> Path:
+    """The folder in the hub's cache that holds the files of `source` that are needed. Raises ModelError."""
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        first = Path(hub.hf_hub_download(source, INDEX))
+        try:
+            names = hub.list_repo_files(source)
+        except Exception as error:
+            if is_unreachable(error):
+                return first.parent
+            raise
+        return Path(hub.snapshot_download(source, allow_patterns=wanted(names, read_json(first))))
+    except ModelError as error:
+        raise ModelError(f"cannot load the model {source}: {error}") from error
+    except Exception as error:  # the hub's client, the HTTP client and the disk each raise their own kinds
+        cause = hub_cause(error, source) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(f"cannot load the model {source}: there is no such folder here, and {cause}") from error
+
+
+def wanted(names: Iterable[str], index: Mapping[str, Any]) -> list[str]:
+    """The files of a repository to download for the pipeline that its model_index.json describes.
+
+    Everything small in the folders of its components, and the weights that `chosen_weights` names. Raises ModelError.
+    """
+    names, found = list(names), [INDEX]
+    parts = _family(index).parts
+    for part in (*parts, "scheduler"):
+        inside = [Path(name).name for name in names if name.rpartition("/")[0] == part]
+        small = [name for name in inside if not name.endswith(_BINARY)]
+        weights: list[str] = []
+        if part not in ("scheduler", "tokenizer"):
+            weights = files_of(chosen_weights(inside, f"{part}/"), inside)
+        found += [f"{part}/{name}" for name in (*small, *weights)]
+    return found
+
+
+def _family(index: Mapping[str, Any]) -> Family:
+    """Raises ModelError for a pipeline of another class."""
+    kind = index.get("_class_name", "pipeline of a class that model_index.json does not name")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ModelError(
+            f"it is a {kind}; this version trains StableDiffusionPipeline (SD 1.x and 2.x), DDPMPipeline and "
+            "DDIMPipeline"
+        )
+    return FAMILIES[kind]
+
+
+def _assembled(folder: Path) -> Any:
+    index = read_json(folder / INDEX)
+    family = _family(index)
+    for part, kind in family.parts.items():
+        _require_class(index.get(part), part, kind.__name__)
+    named = index.get("scheduler")
+    if named is None or not _is_entry(named):
+        raise ModelError(f"model_index.json names no scheduler, but {named!r}: expected a library and a class")
+    latents = "vae" in family.parts
+    parts: dict[str, Any] = {"scheduler": load_scheduler(folder, named[1], latents=latents)}
+    for part in family.parts:
+        parts[part] = _tokenizer(folder) if part == "tokenizer" else _network(folder, part, family.parts[part])
+    with loading():  # StableDiffusionPipeline warns where it mends an old config: `sample_size` before diffusers 0.9
+        made = family.pipeline(**parts, **family.options)
+    made.register_to_config(_name_or_path=str(folder))
+    if "id2label" in index:
+        # Names of classes, which these pipelines carry along but do not know.
+        made.register_to_config(id2label=index["id2label"])
+    family.check(made)
+    _require_answer(made)
+    return made
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(name, str) for name in value)
+
+
+def _require_class(entry: Any, part: str, name: str) -> None:
+    if not _is_entry(entry):
+        raise ModelError(f"model_index.json names no {part}, but {entry!r}: expected {name}")
+    if entry[1].removesuffix("Fast") != name:  # CLIPTokenizerFast is CLIPTokenizer today
+        raise ModelError(f"its {part} is a {entry[1]}, but this version knows only {name}")
+
+
+def _tokenizer(folder: Path) -> Any:
+    place = folder / "tokenizer"
+    if not place.is_dir() or not any(names <= {path.name for path in place.iterdir()} for names in _TOKENS):
+        raise ModelError(f"there is no tokenizer in {place}: expected tokenizer.json, or vocab.json and merges.txt")
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "vocab.json"):
+        if (place / name).is_file():
+            read_json(place / name)
+    return _loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(place))
+
+
+def _network(folder: Path, part: str, kind: Any) -> nn.Module:
+    place = folder / part
+    config = read_json(place / "config.json")
+    if config.get("quantization_config") is not None:
+        raise ModelError(f"its {part} has quantized weights, which cannot be trained: give it without quantization")
+    if "_class_name" in config and config["_class_name"] != kind.__name__:
+        raise ModelError(
+            f"{part}/config.json is of a {config['_class_name']}, but model_index.json says {kind.__name__}"
+        )
+    names = [path.name for path in place.iterdir()]
+    weights = chosen_weights(names, str(place))
+    for name in files_of(weights, names) if weights.safetensors else ():
+        _require_whole(place / name)
+    options: dict[str, Any] = {"variant": weights.variant, "use_safetensors": weights.safetensors}
+    if issubclass(kind, transformers.PreTrainedModel):
+        options |= {"dtype": torch.float32, "ignore_mismatched_sizes": True}  # so that they are told below
+    else:
+        options |= {"torch_dtype": torch.float32}
+    try:
+        made, info = _loaded(part, lambda: kind.from_pretrained(place, output_loading_info=True, **options))
+    except ModelError as error:
+        if weights.safetensors:
+            raise
+        # Both libraries read torch files by torch.load(weights_only=True), and then advise to turn that off.
+        raise ModelError(
+            f"the weights in {place} are a torch file ({files_of(weights, names)[0]}) that does not hold tensors "
+            "alone, or is damaged: give safetensors, which `save_pretrained` of diffusers writes"
+        ) from error
+    for key, found, expected in info["mismatched_keys"]:
+        raise ModelError(
+            f"the weights in {place} do not fit its config.json: {key} is {list(found)} and not {list(expected)}"
+        )
+    absent, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if absent:
+        raise ModelError(f"the weights in {place} lack {_some(absent)}, which its config.json asks for")
+    if part == "text_encoder":
+        strange = [key for key in strange if not key.startswith(_WHOLE_CLIP) and not key.endswith("position_ids")]
+    if strange:
+        raise ModelError(f"the weights in {place} hold {_some(strange)}, for which its config.json has no place")
+    for name, parameter in made.named_parameters():
+        if parameter.numel() and not all(end.isfinite() for end in parameter.detach().aminmax()):
+            raise ModelError(f"the weights in {place} are not finite: {name} holds NaN or infinity")
+    return made.requires_grad_(False).eval()
+
+
+def _require_whole(path: Path) -> None:
+    """Raises ModelError for a safetensors file that is damaged, cut off, or not there but by name."""
+    try:
+        with safe_open(path, "pt") as file:
+            kinds = {file.get_slice(key).get_dtype() for key in file.keys() if not key.endswith("position_ids")}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            if file.read(20).startswith(b"version https://git-"):
+                raise ModelError(
+                    f"{path} is a pointer that git-lfs left: run `git lfs pull` in the folder you cloned"
+                ) from error
+        raise ModelError(f"{path} is damaged or cut off: {error}") from error
+    if whole := sorted(kind for kind in kinds if not kind.startswith(("F", "BF"))):
+        raise ModelError(f"{path} holds whole numbers ({whole[0]}), as quantized weights do: give it in floating point")
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"{keys[0]}{more}"
+
+
+def _loaded(part: str, load: Any) -> Any:
+    try:
+        with loading():
+            return load()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # every library has its own kinds, and those in Rust panic with a BaseException
+        # What diffusers advises then is to draw the weights at random.
+        reason = " ".join(str(error).split()).partition(" If you want to instead")[0][:300]
+        raise ModelError(f"its {part} cannot be loaded: {type(error).__name__}: {reason}") from error
+
+
+@torch.no_grad()
+def _require_answer(pipeline: Any) -> None:
+    """Asks every component once, for the smallest image that the network can make. Raises ModelError.
+
+    So numbers that do not fit each other end here, and not after a run has begun.
+    """
+    unet, latents = pipeline.unet, hasattr(pipeline, "vae")
+    side = 2 ** (len(unet.config.block_out_channels) - 1)
+    shape = (1, unet.config.in_channels, side, side)
+    time = torch.tensor([pipeline.scheduler.config["num_train_timesteps"] // 2])
+
+    def ask() -> None:
+        told: dict[str, Any] = {}
+        if latents:
+            told["encoder_hidden_states"], _ = pipeline.encode_prompt("", torch.device("cpu"), 1, False)
+        elif unet.config.num_class_embeds:
+            told["class_labels"] = torch.tensor([0])
+        answer = unet(torch.zeros(shape), time, **told, return_dict=False)[0]
+        if answer.shape != shape or not answer.isfinite().all():
+            raise ModelError(f"its unet answers {list(answer.shape)} to {list(shape)}, or is not finite")
+        if latents:
+            image = pipeline.vae.decode(torch.zeros(shape), return_dict=False)[0]
+            if image.shape[1] != 3:
+                raise ModelError(f"its vae decodes to {image.shape[1]} channels, but an image has 3")
+
+    try:
+        ask()
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a network's layers raise
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"its components do not fit each other: {type(error).__name__}: {reason}") from error
