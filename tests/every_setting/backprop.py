@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import smooth
 import torch
 from torch import Tensor
 
-import smooth
 from every_setting import DRAW, Lab, acts, close, network_calls
 from tastemaker import noise
 from tastemaker.algorithms import direct_align

@@ -39,7 +39,7 @@ def trained(lab: Lab, measures: Sequence[float] = (), **changes: Any) -> Path:
         mock.patch.object(run, "evaluate", evaluate),
         mock.patch.object(run, "write_adapter"),
         mock.patch.object(run, "write_report"),
-        mock.patch.object(run, "summary", lambda *_: ""),
+        mock.patch.object(run, "summary", return_value=""),
     ):
         run.train(lab.config(**changes), out, command="test")
     return out

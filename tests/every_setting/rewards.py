@@ -33,7 +33,7 @@ BUSY, FAILED = raw(b'{"detail": "busy"}', 503, Retry_After="0"), raw(b'{"detail"
 @contextmanager
 def impatient() -> Iterator[None]:
     """Short pauses between tries."""
-    with mock.patch.object(patience, "backoff", lambda tries: 0.01):
+    with mock.patch.object(patience, "backoff", return_value=0.01):
         yield
 
 

@@ -10,13 +10,13 @@ from collections import Counter
 from typing import Any
 from unittest import mock
 
+import smooth
 import torch
 from diffusers import DDIMScheduler
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 import given
-import smooth
 import tiny
 from every_setting import (
     DRAW,
@@ -522,7 +522,7 @@ def gradient_checkpointing(lab: Lab) -> None:
     """A block behind the adapters runs once for each of the 3 steps of sampling, once in training, and once more in
     the backward pass."""
     session, runs = lab.session(tuning={"gradient_checkpointing": True}, optimizer={"updates": 1}), []
-    session.model.pipeline.unet.up_blocks[-1].resnets[0].register_forward_hook(lambda *_: runs.append(1))
+    session.model.pipeline.unet.up_blocks[-1].resnets[0].register_forward_pre_hook(lambda *_: runs.append(1))
     one_round(session)
     assert len(runs) == 3 + 2
 

@@ -1,4 +1,4 @@
-"""Every setting acts: a case for each field of `Config`, which fails where the field is ignored (tests/every_setting)."""
+"""Every setting acts: a case for each field of `Config` fails where the field is ignored (tests/every_setting)."""
 
 from __future__ import annotations
 
