@@ -1,0 +1,411 @@
+"""Cases of the algorithms that learn from sampled or given images."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from every_setting import Lab, Policy, acts, close, network_calls, one_round, updates_seen
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.rwr import RWR
+from tastemaker.models.value import ConditionalMLP, ConvValue, UNetValue
+from tastemaker.training import loop
+from tastemaker.training.checkpoint import State
+from tastemaker.types import Rows, all_rows
+
+ADVANTAGE = [0.5, -1.0, -0.4, 1.5]
+LOG_RATIO = [0.3, 0.3, -0.3, -0.3]
+STEPS = 3
+
+
+def each_step(values: Sequence[float]) -> Tensor:
+    """[12] values of the images at each of their steps."""
+    return torch.tensor(values, dtype=torch.float64).repeat_interleave(STEPS)
+
+
+def clipped(clip: float, direct: bool = False) -> Tensor:
+    """max(-A r, -A clip(r)), or -A clip(r) alone, of the images whose log-ratios are LOG_RATIO."""
+    found = []
+    for a, d in zip(ADVANTAGE, LOG_RATIO, strict=True):
+        near = min(max(math.exp(d), 1 - clip), 1 + clip)
+        found.append(-a * near if direct else max(-a * math.exp(d), -a * near))
+    return each_step(found)
+
+
+def divergence(policy: Policy, rows: Rows) -> Tensor:
+    found = policy.divergence(rows).flatten(1).mean(dim=1)
+    assert found.min() > 1e-6
+    return found
+
+
+class Constant(nn.Module):
+    """A value network that says the same of everything."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        return torch.full((len(x),), self.value)
+
+
+# DDPO, GRPO, DPOK.
+
+
+@acts("algorithm.ddpo.estimator")
+def ddpo_estimator(lab: Lab) -> None:
+    policy = lab.policy()
+    loss, _ = policy.loss(DDPO(estimator="sf"))
+    close(loss, -each_step(ADVANTAGE) * policy.rollout.logp.flatten())
+
+
+@acts("algorithm.ddpo.clip", "algorithm.grpo.clip", "algorithm.dpok.clip")
+def clip(lab: Lab) -> None:
+    policy = lab.policy()
+    moved = policy.moved(LOG_RATIO)
+    for algorithm in (DDPO(clip=0.2), GRPO(clip=0.2, kl=0.0), DPOK(clip=0.2, kl=0.0, reward_weight=1.0)):
+        loss, metrics = policy.loss(algorithm, moved)
+        close(loss, clipped(0.2))
+        assert metrics["clip_fraction"].mean() == 1
+        assert policy.loss(replace(algorithm, clip=0.4), moved)[1]["clip_fraction"].mean() == 0
+
+
+@acts("algorithm.grpo.kl", "algorithm.dpok.kl", "algorithm.dpok.reward_weight")
+def kl(lab: Lab) -> None:
+    policy = lab.policy()
+    moved = policy.moved(LOG_RATIO)
+    exact = divergence(policy, all_rows(moved))
+    loss, metrics = policy.loss(GRPO(clip=0.2, kl=3.0), moved)
+    close(metrics["kl"], exact)
+    close(loss, clipped(0.2) + 3 * exact)
+    loss, _ = policy.loss(DPOK(clip=0.2, kl=3.0, reward_weight=2.0), moved)
+    close(loss, 2 * clipped(0.2) + 3 * exact)
+
+
+@acts("algorithm.dpok.clamp")
+def dpok_clamp(lab: Lab) -> None:
+    policy = lab.policy()
+    loss, _ = policy.loss(DPOK(clip=0.2, kl=0.0, reward_weight=1.0, clamp="direct"), policy.moved(LOG_RATIO))
+    close(loss, clipped(0.2, direct=True))
+
+
+@acts("algorithm.dpok.divergence")
+def dpok_divergence(lab: Lab) -> None:
+    """|eps - eps_ref|^2 of the noise predictions, eps = (x - alpha x_0) / sigma."""
+    policy = lab.policy()
+    step = all_rows(policy.rollout).transitions()
+    with torch.no_grad():
+        gap = policy.task.policy(step).x0 - policy.task.reference(step).x0
+    scale = (policy.task.grid.alpha / policy.task.grid.sigma)[step.step]
+    noise = (gap * scale[:, None, None, None]).square().flatten(1).mean(dim=1)
+    loss, _ = policy.loss(DPOK(kl=3.0, reward_weight=1.0, divergence="noise"))
+    close(loss, -each_step(ADVANTAGE) + 3 * noise, 1e-5)
+
+
+@acts("algorithm.dpok.value")
+def dpok_value(lab: Lab) -> None:
+    """A value of 0.2 is taken from the advantages; its square error stands beside the loss."""
+    session = lab.session(algorithm=DPOK(value="mlp"), advantage={"normalise": "base"})
+    assert isinstance(session.task.value, ConditionalMLP)
+    assert one_round(session)["value_loss"] > 0
+    policy = lab.policy()
+    loss, metrics = policy.loss(DPOK(value="mlp", kl=0.0, reward_weight=1.0), value=Constant(0.2))
+    error = (0.2 - each_step(ADVANTAGE)).square()
+    close(metrics["value_loss"], error)
+    close(loss, -(each_step(ADVANTAGE) - 0.2) + error)
+
+
+@acts("algorithm.dpok.value_lr", "algorithm.ppo.value_lr", "algorithm.ppo.value_warmup")
+def value_rates(lab: Lab) -> None:
+    """In the second update of the run a warm-up over 3 takes 2/4 of the rate."""
+    for algorithm, expected in (
+        (DPOK(value="mlp", value_lr=0.5), 0.5),
+        (PPO(value="mlp", value_lr=0.5, value_warmup=3), 0.25),
+    ):
+        session = lab.session(algorithm=algorithm, advantage={"normalise": "base"})
+        one_round(session)
+        assert [group["lr"] for group in session.optimizer.param_groups] == [1e-3, expected]
+
+
+# DPO.
+
+
+def margins(policy: Policy, algorithm: DPO) -> Tensor:
+    """The loss [2] of the pairs 0 > 1 and 3 > 2 where the sampler's log-ratios are 0.3, -0.2, 0.1, 0.5."""
+    loss, _ = policy.loss(algorithm, policy.moved([0.3, -0.2, 0.1, 0.5]))
+    assert loss.shape == (2 * STEPS,)
+    return loss[::STEPS]
+
+
+@acts("algorithm.dpo.beta", "algorithm.dpo.clip", "algorithm.dpo.reference")
+def dpo(lab: Lab) -> None:
+    """-log sigmoid(2 (h - h')): without a clip 0.3 + 0.2 and 0.5 - 0.1; at 0.25 log-ratios stop at log 1.25."""
+    policy = lab.policy()
+    loss = margins(policy, DPO(beta=2.0, clip=None, reference="sampler"))
+    close(loss, [math.log(1 + math.exp(-2 * m)) for m in (0.5, 0.4)])
+    loss = margins(policy, DPO(beta=2.0, clip=0.25, reference="sampler"))
+    close(loss, [math.log(1 + math.exp(-2 * m)) for m in (math.log(1.25) + 0.2, math.log(1.25) - 0.1)])
+    # Of the base model.
+    rows = DPO().prepare(policy.task, policy.rollout)
+    with torch.no_grad():
+        h, other = (
+            policy.task.log_prob(step) - policy.task.reference(step).logp
+            for step in (rows.transitions(), rows.others().transitions())
+        )
+    loss, _ = policy.loss(DPO(beta=2.0, clip=None, reference="base"))
+    close(loss, (1 + (-2 * (h - other)).exp()).log())
+
+
+@acts("algorithm.dpo.pairs")
+def dpo_pairs(lab: Lab) -> None:
+    """Rewards 0.3, -0.6, 0.1, 2 in one group: six pairs, or the best against the worst."""
+    policy = lab.policy()
+    rollout = replace(policy.rollout, group=torch.zeros(4, dtype=torch.int64))
+    rows = DPO(pairs="best-worst").prepare(policy.task, rollout)
+    assert rows.other is not None
+    assert (rows.picture.tolist(), rows.other.tolist()) == ([3] * STEPS, [1] * STEPS)
+    assert len(DPO(pairs="all").prepare(policy.task, rollout)) == 6 * STEPS
+
+
+# PPO.
+
+
+def prepared(policy: Policy, algorithm: PPO, value: float, kl: float = 0.0) -> Rows:
+    task = replace(policy.task, value=Constant(value), kl=kl)
+    with torch.no_grad():
+        return algorithm.prepare(task, policy.rollout)
+
+
+def shared_out(rewards: Sequence[float], value: float, discount: float, smoothing: float) -> list[float]:
+    """Advantages of one trajectory: delta_i = R_i + gamma V - V, and V = 0 at its end."""
+    found, after = [], 0.0
+    for place, reward in reversed(list(enumerate(rewards))):
+        delta = reward + (discount * value if place < len(rewards) - 1 else 0.0) - value
+        after = delta + discount * smoothing * after
+        found.insert(0, after)
+    return found
+
+
+@acts("algorithm.ppo.discount", "algorithm.ppo.smoothing")
+def ppo_advantages(lab: Lab) -> None:
+    """By hand for A = 0.5, V = 0.7, gamma = 0.9, lambda = 0.5: -0.2, -0.07 - 0.09 and -0.07 - 0.072."""
+    assert all(
+        abs(a - b) < 1e-12 for a, b in zip(shared_out([0, 0, 0.5], 0.7, 0.9, 0.5), [-0.142, -0.16, -0.2], strict=True)
+    )
+    rows = prepared(lab.policy(), PPO(value="mlp", discount=0.9, smoothing=0.5), 0.7)
+    expected = [a for advantage in ADVANTAGE for a in shared_out([0, 0, advantage], 0.7, 0.9, 0.5)]
+    close(rows.advantage, expected)
+    close(rows.target, torch.tensor(expected) + 0.7)
+
+
+@acts("algorithm.ppo.kl_estimator")
+def ppo_kl_estimator(lab: Lab) -> None:
+    policy = lab.policy()
+    rows = all_rows(policy.rollout)
+    gap = policy.rollout.logp.flatten() - policy.task.reference(rows.transitions()).logp
+    expected: dict[Any, Tensor] = {
+        "exact": divergence(policy, rows), "k1": gap, "k3": (-gap).exp() - 1 + gap, "thesis": gap.exp() - 1 - gap,
+    }  # fmt: skip
+    for kind, values in expected.items():
+        close(prepared(policy, PPO(value="mlp", kl_estimator=kind), 0.0, kl=0.5).kl, values, 1e-9)
+
+
+@acts("algorithm.ppo.kl")
+def ppo_kl(lab: Lab) -> None:
+    """It is the weight of the first round; each step costs it times its divergence, all that follow included."""
+    session = lab.session(algorithm=PPO(value="mlp", kl=0.5), advantage={"normalise": "base"})
+    one_round(session)
+    assert session.task.kl == 0.5
+    policy = lab.policy()
+    cost = 0.5 * divergence(policy, all_rows(policy.rollout)).reshape(4, STEPS)
+    found = prepared(policy, PPO(value="mlp", discount=1.0, smoothing=1.0), 0.0, kl=0.5).advantage
+    expected = torch.tensor(ADVANTAGE)[:, None] - cost.flip(1).cumsum(1).flip(1)
+    close(found, expected.flatten())
+
+
+@acts("algorithm.ppo.kl_target", "algorithm.ppo.kl_horizon")
+def ppo_controller(lab: Lab) -> None:
+    """0.5625 a step is 2.25 over 4 steps, a tenth below 2.5: 0.1 (1 - 0.1 * 4 images / 100)."""
+    algorithm = PPO(value="mlp", kl=0.1, kl_target=2.5, kl_horizon=100)
+    config = lab.config(algorithm=algorithm, advantage={"normalise": "base"})
+    session: Any = types.SimpleNamespace(config=config, state=State(), task=types.SimpleNamespace(kl=0.1))
+    assert loop.control(session, {"kl": 0.5625}, 4) == {"kl_weight": 0.1, "kl_trajectory": 2.25}
+    close(session.state.kl, 0.0996, 1e-12)
+    # In a round it is given the divergence of a whole trajectory, and the next round has the weight.
+    session = lab.session(trained=True, algorithm=replace(algorithm, kl_target=1e-9), advantage={"normalise": "base"})
+    record = one_round(session)
+    close(record["kl_trajectory"], 3 * record["kl"])
+    assert record["kl"] > 1e-6
+    close(session.state.kl, 0.1 * (1 + 0.2 * 4 / 100), 1e-12)
+    assert one_round(session)["kl_weight"] == 0.1 * (1 + 0.2 * 4 / 100)
+
+
+@acts("algorithm.ppo.clip")
+def ppo_clip(lab: Lab) -> None:
+    """With V = 0 and gamma = lambda = 1 each step has its image's advantage."""
+    policy = lab.policy()
+    algorithm = PPO(value="mlp", clip=0.1, discount=1.0, smoothing=1.0)
+    _, metrics = policy.loss(algorithm, policy.moved(LOG_RATIO), value=Constant(0.0), kl=0.0)
+    close(metrics["policy_loss"], clipped(0.1))
+    assert metrics["clip_fraction"].mean() == 1
+
+
+@acts("algorithm.ppo.value_clip", "algorithm.ppo.value_weight")
+def ppo_value_loss(lab: Lab) -> None:
+    """Returns are the advantages, the old value is 0 and the new one 1, of which 0.1 is trusted."""
+    policy, value = lab.policy(), Constant(0.0)
+    algorithm = PPO(value="mlp", value_clip=0.1, value_weight=3.0, discount=1.0, smoothing=1.0)
+    task = replace(policy.task, value=value, kl=0.0)
+    with torch.no_grad():
+        rows = algorithm.prepare(task, policy.rollout)
+        value.value = 1.0
+        loss, metrics = algorithm.loss(task, rows)
+    expected = each_step([0.5 * max((1 - r) ** 2, (0.1 - r) ** 2) for r in ADVANTAGE])
+    close(metrics["value_loss"], expected)
+    close(loss, metrics["policy_loss"] + 3 * expected)
+
+
+@acts("algorithm.ppo.value")
+def ppo_value(lab: Lab) -> None:
+    for kind, cls in (("unet", UNetValue), ("cnn", ConvValue), ("mlp", ConditionalMLP)):
+        algorithm: Any = PPO(value=kind)  # type: ignore[arg-type]
+        assert type(lab.session(algorithm=algorithm, advantage={"normalise": "base"}).task.value) is cls
+
+
+@acts("algorithm.ppo.normalise")
+def ppo_normalise(lab: Lab) -> None:
+    for kind in ("minibatch", "none"):
+        algorithm: Any = PPO(value="cnn", normalise=kind)  # type: ignore[arg-type]
+        session = lab.session(algorithm=algorithm, advantage={"normalise": "base"}, optimizer={"updates": 1})
+        with updates_seen(session) as seen:
+            one_round(session)
+        values = seen[0][0].advantages()
+        mean, std = values.mean().item(), values.std(correction=0).item()
+        if kind == "minibatch":
+            close([mean, std], [0, 1])
+        else:
+            assert seen[0][0].unit is None
+            assert abs(std - 1) > 0.01
+
+
+# RWR, NFT, Diffusion-DPO.
+
+
+@acts("algorithm.rwr.noises", "algorithm.nft.noises", "algorithm.diffusion-dpo.noises")
+def noises(lab: Lab) -> None:
+    """Of 4 images, or of 2 pairs."""
+    policy = lab.policy()
+    for algorithm, count in ((RWR(noises=3), 12), (NFT(noises=3), 12), (DiffusionDPO(noises=3), 6)):
+        rows = algorithm.prepare(policy.task, policy.rollout)
+        assert len(rows) == count
+        assert rows.place.tolist() == [0, 1, 2] * (count // 3)
+
+
+@acts("algorithm.rwr.guided", "algorithm.nft.guided", "algorithm.diffusion-dpo.guided")
+def guided(lab: Lab) -> None:
+    """With guidance the network is given each row twice; pairs of images are two rows."""
+    policy = lab.policy()
+    for algorithm, count in ((RWR(), 4), (NFT(noises=1), 4), (DiffusionDPO(), 4)):
+        for value, factor in ((True, 2), (False, 1)):
+            with network_calls(policy.model) as calls:
+                policy.loss(replace(algorithm, guided=value))  # type: ignore[type-var]
+            assert {size for size, _ in calls} == {factor * count}
+
+
+@acts("algorithm.rwr.latents")
+def rwr_latents(lab: Lab) -> None:
+    policy = lab.policy()
+    vae, x0 = policy.model.pipeline.vae, policy.rollout.x0
+    scale = vae.config.scaling_factor
+    with torch.no_grad():
+        expected = vae.encode(vae.decode(x0 / scale).sample.clamp(-1, 1)).latent_dist.mean * scale
+    close(RWR(latents="vae").prepare(policy.task, policy.rollout).rollout.x0, expected, 1e-4)
+    assert torch.equal(RWR(latents="sampler").prepare(policy.task, policy.rollout).rollout.x0, x0)
+
+
+@acts("algorithm.nft.span")
+def nft_span(lab: Lab) -> None:
+    """(1 + clip(A / 2, -1, 1)) / 2 of 0.5, -1, -0.4 and 1.5."""
+    _, metrics = lab.policy().loss(NFT(noises=1, span=2.0))
+    close(metrics["good"], [0.625, 0.25, 0.4, 0.875])
+
+
+@acts("algorithm.nft.beta", "algorithm.nft.weighting")
+def nft(lab: Lab) -> None:
+    """As if the sampling policy's residuals had been others by d: v+- is old +- beta d."""
+    policy = lab.policy()
+    good = torch.tensor([0.55, 0.4, 0.46, 0.65], dtype=torch.float64)  # (1 + A / 5) / 2
+    for weighting in ("none", "adaptive"):
+        algorithm = NFT(noises=1, beta=0.3, weighting=weighting)
+        with torch.no_grad():
+            rows = algorithm.prepare(policy.task, policy.rollout)
+            assert rows.before is not None
+            d = torch.randn(rows.before.shape, generator=torch.Generator().manual_seed(0))
+            old = rows.before.double() - d
+            loss, _ = algorithm.loss(policy.task, replace(rows, before=old))
+        errors = []
+        for residual in (old + 0.3 * d, old - 0.3 * d):
+            square = residual.square().flatten(1).mean(dim=1)
+            errors.append(square / residual.abs().flatten(1).mean(dim=1) if weighting == "adaptive" else square)
+        close(loss, (good * errors[0] + (1 - good) * errors[1]) / 0.3, 1e-5)
+
+
+@acts("algorithm.nft.kl")
+def nft_kl(lab: Lab) -> None:
+    """The square of the distance from the reference's residual."""
+    policy = lab.policy()
+    algorithm = NFT(noises=1, kl=3.0, weighting="none")
+    rows = algorithm.prepare(policy.task, policy.rollout)
+    assert rows.before is not None
+    with torch.no_grad(), policy.model.reference():
+        base = NFT(noises=1, weighting="none").prepare(policy.task, policy.rollout).before
+    square = (rows.before - base).square().flatten(1).mean(dim=1)
+    assert square.min() > 1e-4
+    loss, plain = policy.loss(algorithm)[0], policy.loss(replace(algorithm, kl=0.0))[0]
+    close(loss, plain + 3 * square, 1e-5)
+
+
+@acts("algorithm.diffusion-dpo.beta")
+def diffusion_dpo_beta(lab: Lab) -> None:
+    """-log sigmoid(-50 / 2 ((e - e') - (r - r'))) of the first two images against the last two."""
+    policy = lab.policy()
+    rows = DiffusionDPO().prepare(policy.task, policy.rollout)
+    assert rows.other is not None
+    assert (rows.picture.tolist(), rows.other.tolist()) == ([0, 1], [2, 3])
+    sides = [rows.noised(range(1000)), rows.others().noised(range(1000), like=rows)]
+    with torch.no_grad():
+        mean = lambda side: policy.task.residual(side, 1.0).square().flatten(1).mean(dim=1)  # noqa: E731
+        own = [mean(side) for side in sides]
+        with policy.model.reference():
+            reference = [mean(side) for side in sides]
+    margin = (own[0] - own[1]) - (reference[0] - reference[1])
+    loss, _ = policy.loss(DiffusionDPO(beta=50.0))
+    close(loss, (1 + (25 * margin).exp()).log(), 1e-5)
+
+
+@acts("algorithm.diffusion-dpo.drop_captions")
+def diffusion_dpo_drop_captions(lab: Lab) -> None:
+    policy = lab.policy()
+    many = policy.rollout.draw
+    assert many is not None
+    text = policy.rollout.text
+    share = []
+    for round in range(20):
+        rollout = replace(policy.rollout, draw=replace(many, round=round))
+        found = DiffusionDPO(drop_captions=0.5).prepare(policy.task, rollout).rollout.text
+        dropped = [bool(torch.equal(states, policy.task.empty[0])) for states in found]
+        assert all(gone or torch.equal(a, b) for gone, a, b in zip(dropped, found, text, strict=True))
+        share += dropped
+    assert 20 < sum(share) < 60

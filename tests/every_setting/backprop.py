@@ -1,0 +1,264 @@
+"""Cases of the algorithms that follow the reward's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import smooth
+import torch
+from torch import Tensor
+
+from every_setting import DRAW, Lab, acts, close, network_calls
+from tastemaker import noise
+from tastemaker.algorithms import direct_align
+from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.direct_align import DirectAlign
+from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.refl import ReFL
+from tastemaker.sample import sample
+from tastemaker.training.pathwise import placed
+
+
+@dataclass
+class Seen:
+    """What an algorithm's loss of two images did."""
+
+    loss: Tensor
+    """[2]"""
+    metrics: dict[str, Tensor]
+    rewards: list[Tensor]
+    """[2] each time that images were scored."""
+    forward: list[int]
+    """Batch sizes of the network's calls in the forward pass."""
+    backward: list[int]
+    """Of those in the backward pass."""
+    blocks: bool
+    """Whether blocks of the network are computed again in the backward pass."""
+
+
+def run(lab: Lab, algorithm: Any, learns: Sequence[int], guidance: float = 1.0) -> Seen:
+    """The loss of a cat and a dog in 3 steps, and its backward pass."""
+    session = lab.session(trained=True, algorithm=algorithm, reward="smooth:warmth", sampling={"guidance": guidance})
+    rewards: list[Tensor] = []
+    note = lambda places, pictures, values, parts: rewards.append(values)  # noqa: E731
+    task, draw = replace(session.task, seen=note), DRAW.select([0, 2])
+    rows = algorithm.prepare(task, placed(session, draw))
+    rows = replace(rows, learns=torch.tensor([[step in learns for step in range(3)]] * 2))
+    with network_calls(session.model) as calls:
+        loss, metrics = algorithm.loss(task, rows)
+        forward = [size for size, _ in calls]
+        loss.sum().backward()
+        backward = [size for size, _ in calls][len(forward) :]
+    blocks = any(getattr(module, "gradient_checkpointing", False) for module in session.model.pipeline.unet.modules())
+    return Seen(loss.detach(), metrics, rewards, forward, backward, blocks)
+
+
+# Each with the steps that it learns at.
+ALL = ((AlignProp(), [1, 2]), (DRaFT(), [2]), (ReFL(guided=True), [2]), (DirectAlign(), [1]))
+
+
+def scale_of(algorithm: Any) -> float:
+    return algorithm.scale if isinstance(algorithm, ReFL) else 1.0
+
+
+def objective(lab: Lab, place: int, chosen: str, target: float) -> tuple[Seen, float]:
+    algorithm, learns = ALL[place]
+    return run(lab, replace(algorithm, objective=chosen, target=target), learns), scale_of(algorithm)
+
+
+def distance(lab: Lab, place: int) -> None:
+    """|R - (-1)| = R + 1, where a hinge would be 0 and the reward alone -R."""
+    seen, scale = objective(lab, place, "distance", -1.0)
+    assert seen.rewards[0].min() > 0
+    close(seen.loss, scale * (seen.rewards[0] + 1))
+
+
+def target(lab: Lab, place: int) -> None:
+    seen, scale = objective(lab, place, "hinge", 5.0)
+    close(seen.loss, scale * (5 - seen.rewards[0]))
+
+
+def checkpointing(lab: Lab, place: int, forward: int, again: int) -> None:
+    """The steps that learn are computed again in the backward pass, and within them blocks, or nothing is."""
+    algorithm, learns = ALL[place]
+    for kind, expected, blocks in (("none", 0, False), ("step", again, False), ("block", again, True)):
+        seen = run(lab, replace(algorithm, checkpointing=kind), learns)
+        assert (len(seen.forward), len(seen.backward), seen.blocks) == (forward, expected, blocks), kind
+
+
+def kl(lab: Lab, algorithm: Any, learns: Sequence[int]) -> None:
+    seen, scale = run(lab, replace(algorithm, kl=3.0), learns), scale_of(algorithm)
+    divergence, reward = seen.metrics["divergence"], seen.rewards[0]
+    assert divergence.min() > 1e-4
+    plain = -reward if algorithm.objective == "reward" else (algorithm.target - reward).clamp(min=0)
+    close(seen.loss, scale * plain + 3 * divergence)
+
+
+@acts("algorithm.alignprop.objective")
+def alignprop_objective(lab: Lab) -> None:
+    distance(lab, 0)
+
+
+@acts("algorithm.draft.objective")
+def draft_objective(lab: Lab) -> None:
+    distance(lab, 1)
+
+
+@acts("algorithm.refl.objective")
+def refl_objective(lab: Lab) -> None:
+    distance(lab, 2)
+
+
+@acts("algorithm.direct-align.objective")
+def direct_align_objective(lab: Lab) -> None:
+    distance(lab, 3)
+
+
+@acts("algorithm.alignprop.target")
+def alignprop_target(lab: Lab) -> None:
+    target(lab, 0)
+
+
+@acts("algorithm.draft.target")
+def draft_target(lab: Lab) -> None:
+    target(lab, 1)
+
+
+@acts("algorithm.refl.target")
+def refl_target(lab: Lab) -> None:
+    target(lab, 2)
+
+
+@acts("algorithm.direct-align.target")
+def direct_align_target(lab: Lab) -> None:
+    target(lab, 3)
+
+
+@acts("algorithm.alignprop.checkpointing")
+def alignprop_checkpointing(lab: Lab) -> None:
+    checkpointing(lab, 0, 3, 2)
+
+
+@acts("algorithm.draft.checkpointing")
+def draft_checkpointing(lab: Lab) -> None:
+    checkpointing(lab, 1, 3, 1)
+
+
+@acts("algorithm.refl.checkpointing")
+def refl_checkpointing(lab: Lab) -> None:
+    checkpointing(lab, 2, 3, 1)
+
+
+@acts("algorithm.direct-align.checkpointing")
+def direct_align_checkpointing(lab: Lab) -> None:
+    """Three steps of sampling, and the one that learns."""
+    checkpointing(lab, 3, 4, 1)
+
+
+@acts("algorithm.alignprop.kl")
+def alignprop_kl(lab: Lab) -> None:
+    kl(lab, AlignProp(), [1, 2])
+
+
+@acts("algorithm.draft.kl")
+def draft_kl(lab: Lab) -> None:
+    kl(lab, DRaFT(), [2])
+
+
+@acts("algorithm.refl.kl")
+def refl_kl(lab: Lab) -> None:
+    kl(lab, ReFL(guided=True), [2])
+
+
+def drawn(algorithm: Any, count: int = 10, times: int = 300) -> list[list[int]]:
+    generator = noise.choices(0, 1, 99)
+    return [algorithm.steps(range(count), generator) for _ in range(times)]
+
+
+@acts("algorithm.alignprop.truncation")
+def alignprop_truncation(lab: Lab) -> None:
+    """Fixed without a number is all; per step the i-th of ten, from 0, learns with probability (i + 1) / 11."""
+    assert drawn(AlignProp(truncation="fixed")) == [list(range(10))] * 300
+    found = drawn(AlignProp(truncation="per-step"))
+    assert any(steps != list(range(steps[0], 10)) for steps in found)
+    share = [sum(step in steps for steps in found) / 300 for step in (0, 5, 9)]
+    assert all(abs(a - b) < 0.1 for a, b in zip(share, (1 / 11, 6 / 11, 10 / 11), strict=True))
+    uniform = [len(steps) for steps in drawn(AlignProp(truncation="uniform"))]
+    assert set(uniform) == set(range(1, 11))
+    around = [len(steps) for steps in drawn(AlignProp(truncation="gaussian", last=5, spread=1.0))]
+    assert abs(sum(around) / 300 - 5) < 0.3
+
+
+@acts("algorithm.alignprop.last")
+def alignprop_last(lab: Lab) -> None:
+    assert drawn(AlignProp(truncation="fixed", last=3)) == [[7, 8, 9]] * 300
+
+
+@acts("algorithm.alignprop.spread")
+def alignprop_spread(lab: Lab) -> None:
+    """Of 1000 steps the number that learns is 500 with a deviation of 2."""
+    counts = torch.tensor([len(s) for s in drawn(AlignProp(truncation="gaussian", last=500, spread=2.0), 1000)])
+    assert abs(counts.float().mean() - 500) < 0.5
+    assert abs(counts.float().std() - 2) < 0.4
+
+
+@acts("algorithm.draft.last")
+def draft_last(lab: Lab) -> None:
+    assert drawn(DRaFT(last=3)) == [[7, 8, 9]] * 300
+    assert drawn(DRaFT(last=None)) == [list(range(10))] * 300
+
+
+@acts("algorithm.draft.noises", "algorithm.draft.ordinary")
+def draft_noises(lab: Lab) -> None:
+    """Three steps of sampling; each noise is one more call, and one more reward in the mean."""
+    for ordinary in (False, True):
+        algorithm = DRaFT(noises=2, ordinary=ordinary)
+        seen = run(lab, algorithm, [2])
+        assert len(seen.rewards) == algorithm.queries == 2 + ordinary
+        assert (len(seen.forward), len(seen.backward)) == (5, 2 + ordinary)
+        close(seen.loss, -torch.stack(seen.rewards).mean(dim=0))
+
+
+@acts("algorithm.refl.earliest")
+def refl_earliest(lab: Lab) -> None:
+    assert {step for (step,) in drawn(ReFL(earliest=0.5))} == {5, 6, 7, 8, 9}
+
+
+@acts("algorithm.refl.scale")
+def refl_scale(lab: Lab) -> None:
+    seen = run(lab, ReFL(scale=0.5, target=5.0), [2])
+    close(seen.loss, 0.5 * (5 - seen.rewards[0]))
+
+
+@acts("algorithm.refl.guided")
+def refl_guided(lab: Lab) -> None:
+    """With guidance the network is given the two images twice."""
+    for guided, size in ((False, 2), (True, 4)):
+        assert run(lab, ReFL(guided=guided), [2], guidance=3.0).forward == [size] * 3
+
+
+@acts("algorithm.direct-align.noises")
+def direct_align_noises(lab: Lab) -> None:
+    algorithm = DirectAlign(noises=2)
+    seen = run(lab, algorithm, [1])
+    assert len(seen.rewards) == algorithm.queries == 2
+    close(seen.loss, -torch.stack(seen.rewards).mean(dim=0))
+
+
+@acts("algorithm.direct-align.jump")
+def direct_align_jump(lab: Lab) -> None:
+    """From step 0 to step 2: w x_0_theta + (1 - w) x_0 with w = 1 - alpha_0 sigma_2 / (alpha_2 sigma_0)."""
+    seen = run(lab, DirectAlign(jump=2), [0])
+    session = lab.session(trained=True, algorithm=DirectAlign(), reward="smooth:warmth")
+    model, grid, draw = session.model, session.task.grid, DRAW.select([0, 2])
+    cond = model.encode(draw.prompts, 1.0)
+    x0 = sample(model, cond, draw, grid, 1.0).x0
+    x = grid.alpha[0] * x0 + grid.sigma[0] * draw.noise(direct_align._NOISE, x0.shape[1:])
+    w = 1 - grid.alpha[0] * grid.sigma[2] / (grid.alpha[2] * grid.sigma[0])
+    assert 0.1 < w < 0.99
+    with torch.no_grad():
+        estimate = model.denoise(x.float(), grid.times[0].expand(2), cond)
+        expected = smooth.warmth(model.decode((w * estimate + (1 - w) * x0).float()), draw.prompts)
+    close(seen.rewards[0], expected, 1e-4)

@@ -1,0 +1,100 @@
+"""Cases of what happens between rounds: how many there are, evaluations, checkpoints, trackers. Rounds do nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors.torch import load_file
+
+from every_setting import DRAW, Lab, acts
+from tastemaker.training import run, setup
+from tastemaker.training.loop import Evaluation
+from tastemaker.training.session import Session
+
+
+def trained(lab: Lab, measures: Sequence[float] = (), **changes: Any) -> Path:
+    """The folder of a run whose rounds set all weights to the round's number, and whose evaluations find the measures
+    as mean rewards, one after the other, and then 0."""
+    values, out = iter(measures), lab.new("run")
+
+    @torch.no_grad()
+    def one_round(session: Session) -> dict[str, Any]:
+        session.state.round += 1
+        for parameter in session.model.trainable().values():
+            parameter.fill_(session.state.round)
+        return {"round": session.state.round, "reward/mean": 0.0}
+
+    def evaluate(session: Session) -> Evaluation:
+        reward = torch.full((4,), next(values, 0.0))
+        return Evaluation(DRAW, torch.zeros(4, 3, 8, 8), reward, [None] * 4)
+
+    with (
+        mock.patch.object(setup, "load_model", lab._load),
+        mock.patch.object(run, "one_round", one_round),
+        mock.patch.object(run, "evaluate", evaluate),
+        mock.patch.object(run, "write_adapter"),
+        mock.patch.object(run, "write_report"),
+        mock.patch.object(run, "summary", return_value=""),
+    ):
+        run.train(lab.config(**changes), out, command="test")
+    return out
+
+
+def records(out: Path, kind: str) -> list[int]:
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [record[kind] for record in found if kind in record]
+
+
+def saved(out: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir())
+
+
+@acts("rounds")
+def rounds(lab: Lab) -> None:
+    assert records(trained(lab, rounds=3), "round") == [1, 2, 3]
+
+
+@acts("evaluation.every")
+def evaluation_every(lab: Lab) -> None:
+    """And the first model, and the last."""
+    assert records(trained(lab, rounds=5, evaluation={"every": 2}), "evaluation") == [0, 2, 4, 5]
+
+
+@acts("evaluation.watch", "evaluation.fall")
+def early_stop(lab: Lab) -> None:
+    """The mean reward may be down to 0.5 below its highest, 1.2: 0.8 is not too low, and 0.65 is."""
+    options = {"every": 1, "watch": "reward/mean", "fall": 0.5}
+    out = trained(lab, [1.0, 1.2, 0.8, 0.65, 2.0], rounds=6, evaluation=options)
+    assert records(out, "round") == [1, 2, 3]
+    # What is kept is the last model that was above it.
+    copies = load_file(out / "checkpoints/step-000003/copies.safetensors")
+    assert {value.unique().item() for name, value in copies.items() if name.startswith("kept.")} == {2.0}
+    # Without a measure to watch it goes on.
+    assert records(trained(lab, [1.0, 0.0, -1.0], rounds=2, evaluation={"every": 1}), "round") == [1, 2]
+
+
+@acts("checkpoint.every")
+def checkpoint_every(lab: Lab) -> None:
+    """And the start, and the last round."""
+    assert saved(trained(lab, rounds=5, checkpoint={"every": 2, "keep": 9})) == [0, 2, 4, 5]
+
+
+@acts("checkpoint.keep")
+def checkpoint_keep(lab: Lab) -> None:
+    assert saved(trained(lab, rounds=5, checkpoint={"keep": 3})) == [3, 4, 5]
+
+
+@acts("checkpoint.keep_every")
+def checkpoint_keep_every(lab: Lab) -> None:
+    assert saved(trained(lab, rounds=5, checkpoint={"keep": 1, "keep_every": 2})) == [0, 2, 4, 5]
+
+
+@acts("trackers")
+def trackers(lab: Lab) -> None:
+    out = trained(lab, rounds=1, trackers=("tensorboard",))
+    assert list((out / "trackers").rglob("events.out.tfevents.*"))

@@ -1,0 +1,33 @@
+"""Every setting acts: a case for each field of `Config` fails where the field is ignored (tests/every_setting)."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+MODULES = [f"every_setting.{name}" for name in ("sections", "algorithms", "backprop", "loops", "rewards")]
+pytest.register_assert_rewrite(*MODULES)
+
+from every_setting import CASES, Lab, every_field  # noqa: E402
+
+for _module in MODULES:
+    importlib.import_module(_module)
+FIELDS = every_field()
+
+
+@pytest.fixture(scope="session")
+def lab(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("settings"), checkpoint)
+
+
+def test_cases_are_of_fields():
+    assert sorted(CASES.keys() - FIELDS.keys()) == []
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_setting_acts(field: str, lab: Lab) -> None:
+    if field not in CASES:
+        pytest.fail(f"no case shows that the setting {field} acts: add one to tests/every_setting")
+    lab.once(CASES[field])

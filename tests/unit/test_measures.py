@@ -1,0 +1,71 @@
+"""What rounds and evaluations measure, by hand."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import smooth
+import torch
+
+from every_setting import Lab, called, one_round
+from tastemaker.training import loop
+from tastemaker.training.checkpoint import State
+from tastemaker.training.loop import Evaluation
+from tastemaker.training.measures import base_stds, diversity, parts_means, share_correct
+from tastemaker.types import Draw
+
+PROMPTS = ["a", "b", "a", "b", "b", "c"]
+
+
+def images() -> torch.Tensor:
+    """[6,3,1,2]: the left pixel of a prompt's images differs, the right one not; c has one image."""
+    x = torch.full((6, 3, 1, 2), 0.5)
+    x[:, :, 0, 0] = torch.tensor([0.0, 0.0, 0.4, 0.3, 0.6, 0.9])[:, None]
+    return x
+
+
+def test_diversity_is_the_mean_over_pixels_and_prompts_of_the_population_deviation():
+    """Of 0 and 0.4 the deviation is 0.2, of 0, 0.3 and 0.6 it is sqrt(0.18 / 3); half of the pixels have none."""
+    assert diversity(images(), PROMPTS) == pytest.approx((0.2 / 2 + math.sqrt(0.06) / 2) / 2, abs=1e-7)
+    assert diversity(images()[[0, 1, 5]], ["a", "b", "c"]) == 0
+    assert diversity(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).repeat(1, 3, 4, 4), ["a", "a"]) == 0.5
+
+
+def test_progress_is_in_deviations_of_the_base_models_rewards():
+    assert base_stds(torch.tensor([1.0, 3.0]), State(base_mean=1.0, base_std=4.0)) == 0.25
+    assert parts_means({"jpeg": torch.tensor([1.0, 2.0]), "clip": torch.tensor([0.0, 4.0])}) == {
+        "reward/parts/jpeg": 1.5, "reward/parts/clip": 2.0,
+    }  # fmt: skip
+
+
+def test_the_judges_share_leaves_out_what_could_not_be_judged():
+    assert share_correct([True, None, False, True], "judge/correct") == {"judge/correct": pytest.approx(2 / 3)}
+    assert share_correct([None, None], "judge/correct") == {}
+
+
+def test_an_evaluations_record():
+    draw = Draw(0, 1, tuple(PROMPTS), (0, 1, 0, 1, 1, 2), (0, 0, 1, 1, 2, 0))
+    reward = torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0, 3.0])
+    found = Evaluation(draw, images(), reward, [True, False, None, None, None, None], others={"x": 2 * reward})
+    assert found.record(State(round=7, base_mean=1.0, base_std=2.0)) == {
+        "evaluation": 7, "eval/reward/mean": 2.0, "eval/reward/std": 1.0, "eval/reward/base_stds": 0.5,
+        "eval/rewards/x": 4.0, "eval/diversity": pytest.approx((0.1 + math.sqrt(0.06) / 2) / 2),
+        "eval/judge/correct": 0.5,
+    }  # fmt: skip
+
+
+def test_a_rounds_record_has_population_deviations(checkpoint, tmp_path):
+    session = Lab(tmp_path, checkpoint).session()
+    session.state.base_mean, session.state.base_std = 0.5, 2.0
+    with called(loop, "collect") as seen:
+        record = one_round(session)
+    x, draw = seen[0][2][1], seen[0][0][1]
+    rewards = smooth.redness(x, draw.prompts).tolist()
+    expected = {
+        "reward/mean": statistics.fmean(rewards), "reward/std": statistics.pstdev(rewards), "reward/min": min(rewards),
+        "reward/max": max(rewards), "reward/base_stds": (statistics.fmean(rewards) - 0.5) / 2, "advantage/std": 1.0,
+    }  # fmt: skip
+    assert {name: record[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert record["diversity"] == pytest.approx(diversity(x, draw.prompts))
