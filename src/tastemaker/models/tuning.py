@@ -21,8 +21,8 @@ class Tuning:
     alpha: float | None = None
     """Scale of the adapters' output is alpha / rank; alpha = rank when left out."""
     targets: tuple[str, ...] = ATTENTION
-    """Names of the linear and convolution layers that get an adapter, or ends of them, as attn2.to_q; the default is every
-    attention projection."""
+    """Names of the linear and convolution layers that get an adapter, or their ends, as attn2.to_q; every attention
+    projection when left out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from tastemaker.training.config import Config
 from tastemaker.training.progress import plain
 from tastemaker.training.session import Session
 from tastemaker.training.tracking import read_metrics
+
+_SHARD = r"(?:-\d+-of-\d+)?"
+_WEIGHTS = re.compile(rf"(?:diffusion_pytorch_model|model){_SHARD}(?:\.(?P<variant>[^.-]+))?{_SHARD}\.safetensors")
 
 
 def write_adapter(session: Session, folder: Path) -> None:
@@ -42,7 +46,19 @@ def _base(model: str) -> tuple[str, str]:
     if model == "bundled":
         return "from tastemaker.models.bundled import bundled_pipeline\n", "bundled_pipeline()"
     folder = Path(model).expanduser()
-    return "", repr(str(folder.resolve()) if folder.exists() else model)
+    if not folder.exists():
+        return "", repr(model)
+    variant = _variant(folder)
+    return "", repr(str(folder.resolve())) + (f", variant={variant!r}" if variant else "")
+
+
+def _variant(folder: Path) -> str | None:
+    """The `variant` that diffusers must be given: of a component that has no files without one."""
+    for part in sorted(folder.glob("*/")):
+        found = {match["variant"] for file in part.iterdir() if (match := _WEIGHTS.fullmatch(file.name))}
+        if found and None not in found:
+            return sorted(found)[0]
+    return None
 
 
 def summary(config: Config, folder: Path, report: Path) -> str:
