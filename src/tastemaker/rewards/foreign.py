@@ -17,7 +17,7 @@ from tastemaker.errors import RewardError
 T = TypeVar("T")
 
 NO_ARGUMENTS = "--rewards-have-no-command-line-arguments"
-"""What foreign code finds in sys.argv, so that it does not take tastemaker's arguments for its own. A parser that has to
+"""What foreign code finds in sys.argv, so that it does not take tastemaker's arguments for its own. A parser that must
 know every argument (argparse's `parse_args`) refuses it; one that looks for its own (`parse_known_args`) finds none."""
 LONGEST = 500
 """Characters of an error's text that are shown."""
