@@ -57,7 +57,8 @@ def described(error: BaseException) -> str:
 
 def one_line(text: str, longest: int) -> str:
     """The text without line breaks and what cannot be printed (half surrogates, control codes), and cut off."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    first = text[: 10 * longest]  # a text may be of any length
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in first).split())
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
