@@ -25,6 +25,7 @@ from tastemaker.rewards.caption import captions
 from tastemaker.rewards.server import listen
 
 MODEL = "judge"
+NUMBERS = ("no things", "one", "two", "three", "four")
 Chances = dict[str, float]
 
 
@@ -50,7 +51,7 @@ def eyes(question: str, url: str) -> tuple[str, Chances]:
         chance = 0.05 + 0.9 * float(share)
         return ("Yes." if chance > 0.5 else "No."), {"Yes": 0.9 * chance, " yes": 0.1 * chance, "No": 1 - chance}
     if question.startswith("How many"):
-        return f"There are {len(scene.things)}.", {"There": 1.0}
+        return f"There are {NUMBERS[len(scene.things)]}.", {"There": 1.0}
     told = captions(scene)[0]
     return f"It shows {told}.", {"It": 1.0}
 

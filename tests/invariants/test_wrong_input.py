@@ -76,6 +76,8 @@ def test_unusable_prompts(capsys, tmp_path, checkpoint, content, message):
     ("body", "message"),
     [
         ("raise RuntimeError('server is down')", "raised RuntimeError: server is down"),
+        ("raise SystemExit('no API key')", "taste called sys.exit('no API key')"),
+        ("return x.mean(dim=(1, 2, 3)).double() + 1e39", "float32 cannot hold"),
         ("return x.mean(dim=(2, 3))", "returned shape [2, 3] for 2 pictures"),
         ("return x.mean(dim=(1, 2, 3)) * float('nan')", "returned nan for 2 of 2 pictures"),
         ("return x.mean(dim=(1, 2, 3)) / 0", "returned inf for 2 of 2 pictures"),

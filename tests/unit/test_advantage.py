@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 from tastemaker.advantage import (
     PromptStatistics,
     RecentRounds,
+    against_base,
     boltzmann,
+    differ,
     gae,
     group_relative,
+    moments,
     percentile,
     standardise,
 )
+from tastemaker.selection import BestWorst, NonZero
 
 
 def test_whole_round_by_hand():
@@ -175,3 +179,111 @@ def test_how_many_images_the_percentile_keeps(images, kept):
     rewards = torch.randperm(images, generator=torch.Generator().manual_seed(1)).float()
     assert int(percentile(rewards, None, 0.9).sum()) == kept
     assert kept == int((rewards.numpy() >= np.percentile(rewards.numpy(), 90)).sum())
+
+
+# ---------------------------------------------------------------- rewards that do not differ
+
+FLAT = (0.0, 0.1, 0.3, -0.1, 7.3, 123456.7, -123456.7, 1e-30, 1e30, 3e38)
+"""Most are no binary fractions, so that a float32 mean of several is not the value itself."""
+COUNTS = (1, 2, 3, 6, 7, 12, 48, 257)
+
+
+def normalised(reward, how):
+    """Advantages by each of the ways; all images are of one prompt and one group."""
+    prompts = ["a"] * len(reward)
+    return {
+        "round": lambda: standardise(reward),
+        "per-prompt": lambda: PromptStatistics(32, 2).advantages(prompts, reward),
+        "per-prompt, a buffer of 2": lambda: PromptStatistics(2, 2).advantages(prompts, reward),
+        "per-prompt, too few": lambda: PromptStatistics(1000, 999).advantages(prompts, reward),
+        "windowed": lambda: RecentRounds(8, 2).advantages(prompts, reward, 1),
+        "windowed, too few": lambda: RecentRounds(8, 999).advantages(prompts, reward, 1),
+        "group": lambda: group_relative(reward, [0] * len(reward)),
+        "group, the round's spread": lambda: group_relative(reward, [0] * len(reward), "round"),
+        "groups of two": lambda: group_relative(reward, [place // 2 for place in range(len(reward))]),
+        "base": lambda: against_base(reward, *moments(reward)),
+    }[how]()
+
+
+WAYS = (
+    "round", "per-prompt", "per-prompt, a buffer of 2", "per-prompt, too few", "windowed", "windowed, too few", "group",
+    "group, the round's spread", "groups of two", "base",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_rewards_that_are_the_same_have_no_advantage(how):
+    """Exactly 0, so that selections see it; also where they differ by what float32 cannot help, up to 4 numbers on."""
+    for value in FLAT:
+        for count in COUNTS:
+            reward = torch.full((count,), value)
+            assert not normalised(reward, how).any(), (value, count)
+            rounded = reward.clone()
+            for place in range(1, count):
+                for _ in range(place % 4):
+                    rounded[place] = torch.nextafter(rounded[place], torch.tensor(0.0))
+            assert not normalised(rounded, how).any(), (value, count)
+
+
+@pytest.mark.parametrize("how", [way for way in WAYS if way not in ("groups of two", "per-prompt, a buffer of 2")])
+@pytest.mark.parametrize(("offset", "unit"), [(0, 1e-6), (1e-6, 1e-8), (0, 1e-30), (0, 1e30), (1e6, 4), (0.3, 1e-5)])
+def test_rewards_that_differ_are_normalised_whatever_their_unit(how, offset, unit):
+    """(1, 2, 3, 6) in some unit: mean 3, std sqrt(3.5) (sqrt(14/3) with the sample's): the public codes' eps of up to
+    1e-4 would swallow a small one."""
+    wanted = torch.tensor([-2.0, -1.0, 0.0, 3.0]) / (14 / 3 if how.startswith("windowed") else 3.5) ** 0.5
+    reward = (offset + unit * torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)).float()
+    torch.testing.assert_close(normalised(reward, how), wanted, rtol=0.012, atol=0.03 if offset else 1e-6)
+
+
+def test_what_counts_as_rounding():
+    """8 eps = 9.5e-7 of the largest magnitude, whatever the unit and the sign."""
+    for unit in (1e-30, 1e-6, 1.0, -1.0, 1e30):
+        assert not differ(unit * torch.tensor([1.0, 1 + 9e-7], dtype=torch.float64))
+        assert differ(unit * torch.tensor([1.0, 1 + 1e-6], dtype=torch.float64))
+        assert differ(unit * torch.tensor([0.0, 1e-6], dtype=torch.float64))
+    assert not differ(torch.tensor([]))
+    assert not differ(torch.tensor([5.0]))
+    assert differ(torch.tensor([float("nan"), 1.0]))  # for the update's check to see
+    assert moments(torch.full((7,), 123456.7))[1] == 0
+    assert moments(torch.full((7,), 0.3))[0] == torch.tensor(0.3).item()
+    assert moments(torch.tensor([1e30, 3e30])) == pytest.approx((2e30, 1e30))
+
+
+def test_eps_is_the_public_codes_where_rewards_are_not_tiny():
+    """Standard deviation 0.5, so that no eps is above a hundredth of it: (0, 1) is -+0.5 / (0.5 + eps)."""
+    reward = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for how, eps in {"round": 1e-8, "per-prompt": 1e-6, "group": 1e-4}.items():
+        assert normalised(reward, how)[1].item() == pytest.approx(0.5 / (0.5 + eps), rel=1e-12)
+
+
+def test_a_prompt_whose_past_is_flat_is_compared_with_the_round():
+    """A buffer of 2 has forgotten the first of three rewards (9, 1, 1), and holds two that are equal: the round's mean
+    11/3 and std sqrt(128/9) = 3.7712 stand in. Without that, 8 / 1e-6."""
+    found = PromptStatistics(2, 2).advantages(["a"] * 3, torch.tensor([9.0, 1.0, 1.0]))
+    assert found.tolist() == pytest.approx([(9 - 11 / 3) / 3.771236, *[(1 - 11 / 3) / 3.771236] * 2], rel=1e-5)
+
+
+def test_a_base_model_without_spread_leaves_the_rewards_own_unit():
+    assert against_base(torch.tensor([0.0, 1.0]), 0.0, 0.0).tolist() == [0.0, 1.0]
+    assert against_base(torch.tensor([3.0, 1.0]), 2.0, 0.5).tolist() == [2.0, -2.0]
+    close = torch.nextafter(torch.tensor(123456.7), torch.tensor(0.0))
+    assert against_base(torch.stack([close, torch.tensor(123457.7)]), 123456.703125, 0.0).tolist() == [0.0, 1.0]
+
+
+def test_weights_of_rewards_that_are_the_same_are_all_1():
+    """Also where beta times a rounding error would be millions; and in groups beside one that differs."""
+    for value in FLAT:
+        for count in COUNTS:
+            reward = torch.full((count,), value)
+            reward[-1] = torch.nextafter(reward[-1], torch.tensor(0.0))
+            assert boltzmann(reward, None, 1.0).tolist() == [1.0] * count
+            assert percentile(reward, None, 0.9).tolist() == [1.0] * count
+    assert boltzmann(torch.tensor([7.3, 0.0, 7.3, 1.0]), [0, 1, 0, 1], 0.0).tolist() == [1.0] * 4
+    assert percentile(torch.tensor([7.3, 0.0, 7.3, 1.0]), [0, 1, 0, 1], 0.9).tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_nothing_is_selected_of_rewards_that_are_the_same():
+    for value in FLAT:
+        advantage, group = normalised(torch.full((6,), value), "windowed"), [0, 0, 0, 1, 1, 1]
+        assert not BestWorst(0.5).chosen(advantage, group).any()
+        assert not NonZero().chosen(advantage, group).any()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -103,6 +104,53 @@ def test_tensors_are_prepared_as_the_models_own_processor_does(size):
     assert (found - pixels).abs().max() * STD.max() < 2.1 / 255
     cosine, _ = by_transformers(BUNDLED, x, PROMPTS)
     torch.testing.assert_close(score(load_reward("clip-score"), x, PROMPTS), cosine, atol=1e-2, rtol=0)
+
+
+def squares(count, size, seed):
+    """Black and white squares [count,3,*size] of 4 pixels, whose edges bicubic weights overshoot at."""
+    coarse = torch.rand(
+        count, 1, *(length // 4 for length in size), generator=torch.Generator().manual_seed(seed)
+    ).round()
+    return F.interpolate(coarse, size, mode="nearest").expand(-1, 3, -1, -1).contiguous()
+
+
+def by_pillow(x, side):
+    """hpsv2/src/open_clip/transform.py, image_transform with resize_longest_max: ToTensor, ResizeMaxSize (F.resize of
+    a float tensor, bicubic, fill 0), Normalize. Pillow's own bicubic filter on images of floats (mode F), which it does
+    not cut off either, stands in for torchvision's, which has the same weights (a = -1/2, antialiased)."""
+    height, width = x.shape[-2:]
+    scale = side / max(height, width)
+    size = round(height * scale), round(width * scale)
+    down, right = side - size[0], side - size[1]
+    prepared = np.zeros((len(x), 3, side, side), np.float32)
+    for image, whole in zip(x.numpy(), prepared, strict=True):
+        for channel, square in zip(image, whole, strict=True):
+            resized = Image.fromarray(channel).resize(size[::-1], Image.Resampling.BICUBIC)
+            square[down // 2 : down // 2 + size[0], right // 2 : right // 2 + size[1]] = np.asarray(resized)
+    return (torch.from_numpy(prepared) - MEAN) / STD
+
+
+@pytest.mark.parametrize("size", [(64, 64), (20, 20), (48, 32), (32, 20)])
+def test_hps_keeps_what_its_resize_overshoots(size, tmp_path):
+    """As the original, whose images are float tensors by then; other rewards' originals resize bytes."""
+    path = clips.open_clip_file(tmp_path, "HPS_v2_compressed.pt", seed=3)
+    state, x = clips.open_clip_state(3), squares(4, size, 5)
+    prepared = by_pillow(x, 32)
+    assert prepared.max() > ((1 - MEAN) / STD).max() + 0.1  # beyond white
+    image, text = clips.open_clip_features(state, prepared, padded_with_zero(PROMPTS), clips.gelu)
+    expected = (image * text).sum(-1)
+    function = load_reward(f"hps-v2:{path}")
+    torch.testing.assert_close(score(function, x, PROMPTS), expected, atol=5e-5, rtol=0)
+    held, _ = clips.open_clip_features(
+        state, ((prepared * STD + MEAN).clamp(0, 1) - MEAN) / STD, padded_with_zero(PROMPTS), clips.gelu
+    )
+    apart = ((held * text).sum(-1) - expected).abs().max()
+    assert apart > 5e-4
+    plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    assert Preprocess((32, 32), 32, "pad", **plain)(x).aminmax() == (0, 1)
+    low, high = Preprocess((32, 32), 32, "pad", clamp=False, **plain)(x).aminmax()
+    assert low < -0.02
+    assert high > 1.02
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])

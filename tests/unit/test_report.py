@@ -350,6 +350,21 @@ def test_warns_where_reward_and_judge_part(tmp_path, stds, judge, warned):
     assert bool(page.all("p", "warning")) == warned
 
 
+def test_a_base_model_whose_rewards_do_not_differ_has_no_deviations(tmp_path):
+    """Figures and axes are in the reward's own unit then, and nothing is said to be a standard deviation."""
+    records = [round_record(1, 0.25), evaluation_record(0, 0.0), evaluation_record(1, 0.5, 0.4)]
+    for record in records:
+        for key in [key for key in record if key.endswith("base_stds")]:
+            record[key.replace("base_stds", "base_difference")] = record.pop(key)
+    page = Page(write_report(make_run(tmp_path / "run", records)))
+    assert page.value("Reward") == "0.00→0.50"
+    assert "there are no standard deviations to count in" in page.source
+    for claim in ("In base standard deviations", "base std<", "right axis counts", "of the base model's pictures."):
+        assert claim not in page.source
+    assert "Reward and judge" in page.plots()
+    assert not page.all("p", "warning")
+
+
 def test_base_evaluation_alone(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", [evaluation_record(0, -2.0)], samples=(0,))))
     assert page.value("Reward") == "−2.00"

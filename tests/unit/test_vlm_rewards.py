@@ -111,8 +111,10 @@ def test_a_rating_is_as_sure_as_the_model():
 
 def test_strict_is_the_share_of_answers_that_hold_what_is_expected(tmp_path):
     with Speaking() as server:
-        prompts = ["two stars", "two hearts", "3 red circles", "four fish"]
+        prompts = ["two stars", "two hearts", "three circles", "four fish"]
         assert ask("vlm-strict", server, X.repeat(4, 1, 1, 1), prompts) == [1, 0.5, 0.5, 0]
+        questions = {asked(server, place)[0] for place in range(8)}
+        assert questions >= {"How many stars are there in this image?", "What animal is in this image?"}
         with pytest.raises(RewardError, match="takes a number and a noun"):
             ask("vlm-strict", server, X, [RIGHT])
         path = tmp_path / "own.jsonl"

@@ -17,7 +17,7 @@ from tastemaker.errors import RewardError
 T = TypeVar("T")
 
 NO_ARGUMENTS = "--rewards-have-no-command-line-arguments"
-"""What foreign code finds in sys.argv, so that it does not take tastemaker's arguments for its own. A parser that has to
+"""What foreign code finds in sys.argv, so that it does not take tastemaker's arguments for its own. A parser that must
 know every argument (argparse's `parse_args`) refuses it; one that looks for its own (`parse_known_args`) finds none."""
 LONGEST = 500
 """Characters of an error's text that are shown."""
@@ -57,7 +57,8 @@ def described(error: BaseException) -> str:
 
 def one_line(text: str, longest: int) -> str:
     """The text without line breaks and what cannot be printed (half surrogates, control codes), and cut off."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    first = text[: 10 * longest]  # a text may be of any length
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in first).split())
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
