@@ -70,10 +70,9 @@ def read_columns(dataset: Any, names: Sequence[str], source: str) -> list[dict[s
     """Some columns of all rows, classes by their names. Raises DataError with the row where text is not UTF-8."""
     import datasets
 
-    wanted = dataset.select_columns(list(dict.fromkeys(names)))
-    stored = wanted.with_format("arrow")
+    wanted = as_stored(dataset, names)
     try:
-        rows: list[dict[str, Any]] = stored[:].to_pylist()
+        rows: list[dict[str, Any]] = wanted[:].to_pylist()
     except UnicodeDecodeError:
         rows = [raw_row(wanted, index, f"{source}, row {index}") for index in range(len(wanted))]
     for name in wanted.column_names:
@@ -84,10 +83,15 @@ def read_columns(dataset: Any, names: Sequence[str], source: str) -> list[dict[s
     return rows
 
 
-def raw_row(dataset: Any, index: int, where: str) -> dict[str, Any]:
-    """A row as it is stored: an image as a mapping with `bytes` and `path`. Raises DataError."""
+def as_stored(dataset: Any, names: Sequence[str]) -> Any:
+    """Some columns of a data set, for `raw_row`."""
+    return dataset.select_columns(list(dict.fromkeys(names))).with_format("arrow")
+
+
+def raw_row(stored: Any, index: int, where: str) -> dict[str, Any]:
+    """A row of `as_stored`: an image as a mapping with `bytes` and `path`. Raises DataError."""
     try:
-        return dataset.with_format("arrow")[index].to_pylist()[0]
+        return stored[index].to_pylist()[0]
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: text that is not UTF-8 ({error})") from error
     except Exception as error:  # a file that has changed or vanished under arrow

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tastemaker.errors import DataError
-from tastemaker.hf_datasets import base_folder, open_dataset, raw_row, read_columns
+from tastemaker.hf_datasets import as_stored, base_folder, open_dataset, raw_row, read_columns
 from tastemaker.images import check_header, image_path, image_source, read_image, to_tensor
 from tastemaker.tables import TABLES, checked_text, is_table, read_table, read_text, text_column, tidy
 
@@ -85,7 +85,7 @@ def load_captioned(source: str, split: str = "train") -> Captioned:
     captions = tuple(caption(row[text], f"{source}, row {number}") for number, row in enumerate(rows))
     if not captions:
         raise DataError(f"the data set {source} has no rows in its split {split}")
-    images = dataset.select_columns(["image"])
+    images = as_stored(dataset, ["image"])
 
     def place(index: int) -> str:
         return f"{source}, row {index}"

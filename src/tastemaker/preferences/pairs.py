@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import DataError
-from tastemaker.hf_datasets import base_folder, open_dataset, raw_row, read_columns
+from tastemaker.hf_datasets import as_stored, base_folder, open_dataset, raw_row, read_columns
 from tastemaker.images import check_header, image_path, read_image
 from tastemaker.pictures import caption, digest, fitted, table_named
 from tastemaker.tables import is_table, read_table, text_column, tidy
@@ -103,7 +103,7 @@ def _from_dataset(dataset: Any, source: str) -> PairSet:
             prompts.append(caption(row[text], where))
             kept.append((number, better))
     _some(kept, len(dataset), source)
-    images, folder = dataset.select_columns(list(pictures)), base_folder(source)
+    images, folder = as_stored(dataset, pictures), base_folder(source)
 
     def sources(index: int) -> tuple[Any, Any]:
         number, better = kept[index]
