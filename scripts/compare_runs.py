@@ -227,8 +227,8 @@ class Result:
 def make_inputs(folder: Path) -> None:
     """Small random models, pairs of images and prompt lists, the same on every call with the same packages."""
     sys.path.insert(0, str(ROOT / "tests"))
-    import given
-    import tiny
+    import given  # pyright: ignore[reportMissingImports]
+    import tiny  # pyright: ignore[reportMissingImports]
 
     tiny.folder(folder / "sd")
     tiny.folder(folder / "sd-v", seed=1, prediction_type="v_prediction")

@@ -254,8 +254,8 @@ def cases_pass(mutant: Mutant, folder: Path) -> bool:
     if not mutant.fields:
         return True
     import tastemaker
-    import tiny
-    from invariants.test_every_setting import CASES, Lab
+    import tiny  # pyright: ignore[reportMissingImports]
+    from invariants.test_every_setting import CASES, Lab  # pyright: ignore[reportMissingImports]
 
     assert str(folder) in str(tastemaker.__file__), tastemaker.__file__
     if not (folder / "sd").exists():
@@ -335,20 +335,20 @@ def settings(text: str) -> int:
     warnings.simplefilter("ignore")
     import torch
 
-    import tiny
-    from invariants.test_every_setting import CASES, FIELDS, Lab
+    import tiny  # pyright: ignore[reportMissingImports]
+    from invariants.test_every_setting import CASES, FIELDS, Lab  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     survived, missing = [], [field for field in FIELDS if field not in CASES]
     with tempfile.TemporaryDirectory() as temporary, open(os.devnull, "w") as nowhere:
-        lab = Lab(Path(temporary), tiny.folder(Path(temporary) / "sd"))
+        checkpoint = tiny.folder(Path(temporary) / "sd")
         for field, (cls, name) in FIELDS.items():
             if text not in field or field not in CASES:
                 continue
             found = "passed all the same"
             with redirect_stdout(nowhere), ignored(cls, name):
                 try:
-                    CASES[field](lab)
+                    CASES[field](Lab(Path(tempfile.mkdtemp(dir=temporary)), checkpoint))
                 except BaseException as error:
                     if isinstance(error, KeyboardInterrupt):
                         raise

@@ -139,9 +139,13 @@ class Lab:
     def _load(self, source: str, precision: str, device: Any, network_device: Any) -> LatentUNet:
         return LatentUNet(copy.deepcopy(self.pipeline), precision, device, network_device)
 
-    def policy(self, reduction: typing.Literal["mean", "sum"] = "mean") -> Policy:
-        """A model in float64 with adapters that have learned something, and a rollout of four of its images."""
-        return Policy(copy.deepcopy(self.pipeline), reduction)
+    @cached_property
+    def policy(self) -> Policy:
+        """A model in float64 with adapters that have learned something, and a rollout of four of its images.
+
+        The same for all cases: they must leave it as it is.
+        """
+        return Policy(copy.deepcopy(self.pipeline))
 
 
 def drift(model: Any) -> None:
@@ -159,7 +163,7 @@ GUIDANCE = 3.0
 class Policy:
     """What algorithms get to see: a task, and a rollout of 4 images in 3 steps with rewards and advantages."""
 
-    def __init__(self, pipeline: Any, reduction: typing.Literal["mean", "sum"]) -> None:
+    def __init__(self, pipeline: Any) -> None:
         model = LatentUNet(pipeline)
         model.tune(Tuning(rank=2, targets=("to_q", "to_v")))
         pipeline.unet.double()
@@ -168,8 +172,8 @@ class Policy:
         )[0]
         drift(model)
         self.model, grid, cond = model, model.process.grid(3), model.encode(DRAW.prompts, GUIDANCE)
-        self.task = Task(model, grid, 1.0, cond.empty, GUIDANCE, reduction, rows=50, kl=0.1)
-        made = sample(model, cond, DRAW, grid, 1.0, grid.stochastic(1.0), reduction=reduction)
+        self.task = Task(model, grid, 1.0, cond.empty, GUIDANCE, rows=50, kl=0.1)
+        made = sample(model, cond, DRAW, grid, 1.0, grid.stochastic(1.0))
         self.rollout: Rollout = replace(
             made, draw=DRAW, reward=torch.tensor([0.3, -0.6, 0.1, 2.0]),
             advantage=torch.tensor([0.5, -1.0, -0.4, 1.5]), group=torch.tensor([0, 0, 1, 1]),

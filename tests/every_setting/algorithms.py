@@ -66,14 +66,14 @@ class Constant(nn.Module):
 
 @acts("algorithm.ddpo.estimator")
 def ddpo_estimator(lab: Lab) -> None:
-    policy = lab.policy()
+    policy = lab.policy
     loss, _ = policy.loss(DDPO(estimator="sf"))
     close(loss, -each_step(ADVANTAGE) * policy.rollout.logp.flatten())
 
 
 @acts("algorithm.ddpo.clip", "algorithm.grpo.clip", "algorithm.dpok.clip")
 def clip(lab: Lab) -> None:
-    policy = lab.policy()
+    policy = lab.policy
     moved = policy.moved(LOG_RATIO)
     for algorithm in (DDPO(clip=0.2), GRPO(clip=0.2, kl=0.0), DPOK(clip=0.2, kl=0.0, reward_weight=1.0)):
         loss, metrics = policy.loss(algorithm, moved)
@@ -84,7 +84,7 @@ def clip(lab: Lab) -> None:
 
 @acts("algorithm.grpo.kl", "algorithm.dpok.kl", "algorithm.dpok.reward_weight")
 def kl(lab: Lab) -> None:
-    policy = lab.policy()
+    policy = lab.policy
     moved = policy.moved(LOG_RATIO)
     exact = divergence(policy, all_rows(moved))
     loss, metrics = policy.loss(GRPO(clip=0.2, kl=3.0), moved)
@@ -96,7 +96,7 @@ def kl(lab: Lab) -> None:
 
 @acts("algorithm.dpok.clamp")
 def dpok_clamp(lab: Lab) -> None:
-    policy = lab.policy()
+    policy = lab.policy
     loss, _ = policy.loss(DPOK(clip=0.2, kl=0.0, reward_weight=1.0, clamp="direct"), policy.moved(LOG_RATIO))
     close(loss, clipped(0.2, direct=True))
 
@@ -104,7 +104,7 @@ def dpok_clamp(lab: Lab) -> None:
 @acts("algorithm.dpok.divergence")
 def dpok_divergence(lab: Lab) -> None:
     """|eps - eps_ref|^2 of the noise predictions, eps = (x - alpha x_0) / sigma."""
-    policy = lab.policy()
+    policy = lab.policy
     step = all_rows(policy.rollout).transitions()
     with torch.no_grad():
         gap = policy.task.policy(step).x0 - policy.task.reference(step).x0
@@ -120,7 +120,7 @@ def dpok_value(lab: Lab) -> None:
     session = lab.session(algorithm=DPOK(value="mlp"), advantage={"normalise": "base"})
     assert isinstance(session.task.value, ConditionalMLP)
     assert one_round(session)["value_loss"] > 0
-    policy = lab.policy()
+    policy = lab.policy
     loss, metrics = policy.loss(DPOK(value="mlp", kl=0.0, reward_weight=1.0), value=Constant(0.2))
     error = (0.2 - each_step(ADVANTAGE)).square()
     close(metrics["value_loss"], error)
@@ -152,7 +152,7 @@ def margins(policy: Policy, algorithm: DPO) -> Tensor:
 @acts("algorithm.dpo.beta", "algorithm.dpo.clip", "algorithm.dpo.reference")
 def dpo(lab: Lab) -> None:
     """-log sigmoid(2 (h - h')): without a clip 0.3 + 0.2 and 0.5 - 0.1; at 0.25 log-ratios stop at log 1.25."""
-    policy = lab.policy()
+    policy = lab.policy
     loss = margins(policy, DPO(beta=2.0, clip=None, reference="sampler"))
     close(loss, [math.log(1 + math.exp(-2 * m)) for m in (0.5, 0.4)])
     loss = margins(policy, DPO(beta=2.0, clip=0.25, reference="sampler"))
@@ -171,7 +171,7 @@ def dpo(lab: Lab) -> None:
 @acts("algorithm.dpo.pairs")
 def dpo_pairs(lab: Lab) -> None:
     """Rewards 0.3, -0.6, 0.1, 2 in one group: six pairs, or the best against the worst."""
-    policy = lab.policy()
+    policy = lab.policy
     rollout = replace(policy.rollout, group=torch.zeros(4, dtype=torch.int64))
     rows = DPO(pairs="best-worst").prepare(policy.task, rollout)
     assert rows.other is not None
@@ -204,7 +204,7 @@ def ppo_advantages(lab: Lab) -> None:
     assert all(
         abs(a - b) < 1e-12 for a, b in zip(shared_out([0, 0, 0.5], 0.7, 0.9, 0.5), [-0.142, -0.16, -0.2], strict=True)
     )
-    rows = prepared(lab.policy(), PPO(value="mlp", discount=0.9, smoothing=0.5), 0.7)
+    rows = prepared(lab.policy, PPO(value="mlp", discount=0.9, smoothing=0.5), 0.7)
     expected = [a for advantage in ADVANTAGE for a in shared_out([0, 0, advantage], 0.7, 0.9, 0.5)]
     close(rows.advantage, expected)
     close(rows.target, torch.tensor(expected) + 0.7)
@@ -212,7 +212,7 @@ def ppo_advantages(lab: Lab) -> None:
 
 @acts("algorithm.ppo.kl_estimator")
 def ppo_kl_estimator(lab: Lab) -> None:
-    policy = lab.policy()
+    policy = lab.policy
     rows = all_rows(policy.rollout)
     gap = policy.rollout.logp.flatten() - policy.task.reference(rows.transitions()).logp
     expected: dict[Any, Tensor] = {
@@ -228,7 +228,7 @@ def ppo_kl(lab: Lab) -> None:
     session = lab.session(algorithm=PPO(value="mlp", kl=0.5), advantage={"normalise": "base"})
     one_round(session)
     assert session.task.kl == 0.5
-    policy = lab.policy()
+    policy = lab.policy
     cost = 0.5 * divergence(policy, all_rows(policy.rollout)).reshape(4, STEPS)
     found = prepared(policy, PPO(value="mlp", discount=1.0, smoothing=1.0), 0.0, kl=0.5).advantage
     expected = torch.tensor(ADVANTAGE)[:, None] - cost.flip(1).cumsum(1).flip(1)
@@ -255,7 +255,7 @@ def ppo_controller(lab: Lab) -> None:
 @acts("algorithm.ppo.clip")
 def ppo_clip(lab: Lab) -> None:
     """With V = 0 and gamma = lambda = 1 each step has its image's advantage."""
-    policy = lab.policy()
+    policy = lab.policy
     algorithm = PPO(value="mlp", clip=0.1, discount=1.0, smoothing=1.0)
     _, metrics = policy.loss(algorithm, policy.moved(LOG_RATIO), value=Constant(0.0), kl=0.0)
     close(metrics["policy_loss"], clipped(0.1))
@@ -265,7 +265,7 @@ def ppo_clip(lab: Lab) -> None:
 @acts("algorithm.ppo.value_clip", "algorithm.ppo.value_weight")
 def ppo_value_loss(lab: Lab) -> None:
     """Returns are the advantages, the old value is 0 and the new one 1, of which 0.1 is trusted."""
-    policy, value = lab.policy(), Constant(0.0)
+    policy, value = lab.policy, Constant(0.0)
     algorithm = PPO(value="mlp", value_clip=0.1, value_weight=3.0, discount=1.0, smoothing=1.0)
     task = replace(policy.task, value=value, kl=0.0)
     with torch.no_grad():
@@ -306,7 +306,7 @@ def ppo_normalise(lab: Lab) -> None:
 @acts("algorithm.rwr.noises", "algorithm.nft.noises", "algorithm.diffusion-dpo.noises")
 def noises(lab: Lab) -> None:
     """Of 4 images, or of 2 pairs."""
-    policy = lab.policy()
+    policy = lab.policy
     for algorithm, count in ((RWR(noises=3), 12), (NFT(noises=3), 12), (DiffusionDPO(noises=3), 6)):
         rows = algorithm.prepare(policy.task, policy.rollout)
         assert len(rows) == count
@@ -316,7 +316,7 @@ def noises(lab: Lab) -> None:
 @acts("algorithm.rwr.guided", "algorithm.nft.guided", "algorithm.diffusion-dpo.guided")
 def guided(lab: Lab) -> None:
     """With guidance the network is given each row twice; pairs of images are two rows."""
-    policy = lab.policy()
+    policy = lab.policy
     for algorithm, count in ((RWR(), 4), (NFT(noises=1), 4), (DiffusionDPO(), 4)):
         for value, factor in ((True, 2), (False, 1)):
             with network_calls(policy.model) as calls:
@@ -326,7 +326,7 @@ def guided(lab: Lab) -> None:
 
 @acts("algorithm.rwr.latents")
 def rwr_latents(lab: Lab) -> None:
-    policy = lab.policy()
+    policy = lab.policy
     vae, x0 = policy.model.pipeline.vae, policy.rollout.x0
     scale = vae.config.scaling_factor
     with torch.no_grad():
@@ -338,14 +338,14 @@ def rwr_latents(lab: Lab) -> None:
 @acts("algorithm.nft.span")
 def nft_span(lab: Lab) -> None:
     """(1 + clip(A / 2, -1, 1)) / 2 of 0.5, -1, -0.4 and 1.5."""
-    _, metrics = lab.policy().loss(NFT(noises=1, span=2.0))
+    _, metrics = lab.policy.loss(NFT(noises=1, span=2.0))
     close(metrics["good"], [0.625, 0.25, 0.4, 0.875])
 
 
 @acts("algorithm.nft.beta", "algorithm.nft.weighting")
 def nft(lab: Lab) -> None:
     """As if the sampling policy's residuals had been others by d: v+- is old +- beta d."""
-    policy = lab.policy()
+    policy = lab.policy
     good = torch.tensor([0.55, 0.4, 0.46, 0.65], dtype=torch.float64)  # (1 + A / 5) / 2
     for weighting in ("none", "adaptive"):
         algorithm = NFT(noises=1, beta=0.3, weighting=weighting)
@@ -365,7 +365,7 @@ def nft(lab: Lab) -> None:
 @acts("algorithm.nft.kl")
 def nft_kl(lab: Lab) -> None:
     """The square of the distance from the reference's residual."""
-    policy = lab.policy()
+    policy = lab.policy
     algorithm = NFT(noises=1, kl=3.0, weighting="none")
     rows = algorithm.prepare(policy.task, policy.rollout)
     assert rows.before is not None
@@ -380,7 +380,7 @@ def nft_kl(lab: Lab) -> None:
 @acts("algorithm.diffusion-dpo.beta")
 def diffusion_dpo_beta(lab: Lab) -> None:
     """-log sigmoid(-50 / 2 ((e - e') - (r - r'))) of the first two images against the last two."""
-    policy = lab.policy()
+    policy = lab.policy
     rows = DiffusionDPO().prepare(policy.task, policy.rollout)
     assert rows.other is not None
     assert (rows.picture.tolist(), rows.other.tolist()) == ([0, 1], [2, 3])
@@ -397,7 +397,7 @@ def diffusion_dpo_beta(lab: Lab) -> None:
 
 @acts("algorithm.diffusion-dpo.drop_captions")
 def diffusion_dpo_drop_captions(lab: Lab) -> None:
-    policy = lab.policy()
+    policy = lab.policy
     many = policy.rollout.draw
     assert many is not None
     text = policy.rollout.text
