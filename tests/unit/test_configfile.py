@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -256,3 +259,42 @@ def test_infinite_numbers_are_found_however_deep(value: float):
     with pytest.raises(ConfigError, match=r"optimizer\.betas is (nan|inf), but must be finite"):
         require_finite(Config(optimizer=Optimizer(betas=(0.9, value))))
     require_finite(Config())
+
+
+# ---------------------------------------------------------------- encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_files_are_read_by_their_byte_order_marks(tmp_path, encoding):
+    file = tmp_path / "run.yaml"
+    file.write_bytes("prompts: 'a [größe|\u2b50]'\n".encode(encoding))
+    assert load_config(file, Config()).prompts == "a [größe|\u2b50]"
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+@pytest.mark.parametrize("width", [16, 32])
+def test_both_byte_orders_are_read(tmp_path, width, order):
+    mark = getattr(codecs, f"BOM_UTF{width}_{order.upper()}")
+    (tmp_path / "run.yaml").write_bytes(mark + "rounds: 7\n".encode(f"utf-{width}-{order}"))
+    assert load_config(tmp_path / "run.yaml", Config()).rounds == 7
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("prompts: größe".encode("latin-1"), "is not a text file in UTF-8 (byte 11 is wrong): save it as UTF-8"),
+        ("rounds: 7\n".encode("utf-16")[:-1], "is not a text file in utf-16, as its first bytes say (byte"),
+        ("rounds: 7\n".encode("utf-16-le"), "not valid YAML"),
+    ],
+)
+def test_other_encodings_are_refused(tmp_path, data, message):
+    (tmp_path / "run.yaml").write_bytes(data)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(tmp_path / "run.yaml", Config())
+
+
+def test_values_with_bytes_that_are_no_text_are_read_as_written():
+    config = Config(model=os.fsdecode(b"mod\xe8le"))
+    text = dump_config(config)
+    assert text.isascii()
+    assert parse_config(text, Config()) == config

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from tastemaker.errors import ConfigError, StorageError, TastemakerError, nearest
-from tastemaker.printing import escaped_output
+from tastemaker.printing import Output, escaped_output
 
 VERBS = {
     "train": "train a model to a reward, from a preset or a file",
@@ -89,8 +89,9 @@ def _failed(error: Exception, text: str, code: int) -> int:
 
 
 def _complain(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it, and the exit code says it too
-        print(f"tastemaker: {text}", file=sys.stderr, flush=True)
+    errors = Output(sys.stderr)  # where nobody reads it, the exit code says it too
+    errors.write(f"tastemaker: {text}\n")
+    errors.flush()
 
 
 def _flushed(stream: TextIO) -> bool:

@@ -105,7 +105,7 @@ def parse_config(text: str, base: T, name: str = "config") -> T:
 
 def dump_config(config: Any) -> str:
     """YAML which `load_config` reads as an equal config."""
-    return yaml.dump(_plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(plain(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _compose(text: str, name: str) -> Node | None:
@@ -125,11 +125,12 @@ def _compose(text: str, name: str) -> Node | None:
         raise ConfigError(f"{name}: not a config: nested too deeply") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Nested dictionaries of a config's settings, with the names of those sections that are one of several."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     name = variant_name(type(value))
-    section = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    section = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return section if name is None else {"name": name, **section}
 
 

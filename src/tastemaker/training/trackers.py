@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tastemaker.errors import ConfigError, TastemakerError, nearest
 from tastemaker.evaluation.samples import contact_sheet
 from tastemaker.training import disk
 from tastemaker.training.config import Config
-from tastemaker.training.configfile import dump_config
+from tastemaker.training.configfile import dump_config, plain
 
 PROJECT = "tastemaker"
 """Name of the project, for those trackers that have projects and are not told another by their own variables."""
@@ -76,7 +76,7 @@ def _start_tensorboard(config: Config, folder: Path, saved: str | None, first: i
 
 
 def _start_wandb(config: Config, folder: Path, saved: str | None, first: int) -> WandBTracker:
-    options: dict[str, Any] = {"config": asdict(config)}
+    options: dict[str, Any] = {"config": plain(config)}
     if "WANDB_NAME" not in os.environ:
         options["name"] = folder.name
     if saved is not None:
@@ -90,7 +90,7 @@ def _start_trackio(config: Config, folder: Path, saved: str | None, first: int) 
     # It knows runs by their names, and two folders may have the same.
     name = saved or f"{folder.name}-{os.urandom(4).hex()}"
     project = os.environ.get("TRACKIO_PROJECT") or PROJECT
-    tracker = TrackioTracker(project, name=name, resume="allow", config=asdict(config))
+    tracker = TrackioTracker(project, name=name, resume="allow", config=plain(config))
     tracker.start()
     return tracker
 
@@ -159,7 +159,8 @@ class Trackers:
 
         `first` is the first round that will be logged.
         """
-        found = {name: identity for name, one in self.active.items() if (identity := KINDS[name].identity(one))}
+        own = {name: KINDS[name].identity(one) for name, one in self.active.items() if name not in self.borrowed}
+        found = {name: identity for name, identity in own.items() if identity is not None}
         if found:
             disk.exchange(folder / STATE, (json.dumps(_saved(folder) | found, indent=1) + "\n").encode())
         for name in dict.fromkeys(config.trackers):
@@ -206,7 +207,8 @@ def check_trackers(names: Sequence[str], *, main: bool) -> None:
     for name in names:
         if name not in KINDS:
             raise ConfigError(f"trackers has {name!r}; {nearest(name, list(KINDS))}")
-        if find_spec(name) is None:
+        # A folder of that name, which W&B itself makes where it is used, is a specification without an origin.
+        if (found := find_spec(name)) is None or found.origin is None:
             raise ConfigError(
                 f"trackers has {name!r}, but {name} is not installed: `pip install {name}`, or leave it out"
             )
