@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tastemaker.errors import DataError
+from tastemaker.hub import hub_cause
 
 TEXT = ("prompt", "caption", "text")
 """Columns that may hold what a picture shows, the first that is there."""
@@ -130,8 +131,9 @@ def open_dataset(source: str, split: str, what: str = "pictures") -> Any:
         else:
             found = datasets.load_dataset(str(local) if local.exists() else source)
     except Exception as error:  # the library's, fsspec's, arrow's and the hub's kinds
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"cannot load the data set {source}: {type(error).__name__}: {reason}") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        cause = None if local.exists() else hub_cause(error, source)
+        raise DataError(f"cannot load the data set {source}: {cause or reason}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
