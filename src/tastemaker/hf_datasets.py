@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.errors import DataError
+from tastemaker.hub import hub_cause
 from tastemaker.tables import renamed
 
 
@@ -40,7 +41,8 @@ def open_dataset(source: str, split: str, what: str = "images") -> Any:
         else:
             found = datasets.load_dataset(str(local) if there else source)
     except Exception as error:  # the library's, fsspec's, arrow's and the hub's kinds
-        raise DataError(f"cannot load the data set {source}: {_reason(error)}") from error
+        cause = None if there else hub_cause(error, source)
+        raise DataError(f"cannot load the data set {source}: {cause or _reason(error)}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()

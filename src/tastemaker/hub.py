@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 _TRANSPORT = {"ConnectError", "NetworkError", "TransportError", "TimeoutException", "ConnectionError", "ProxyError"}
 """Names of errors of the HTTP clients, whose packages differ from version to version, and of Python's own."""
@@ -33,6 +35,8 @@ def hub_cause(error: BaseException, name: str) -> str | None:
         if isinstance(found, OSError) and found.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk of the download cache {cache} is full: make room, or set HF_HOME to another disk"
         if isinstance(found, OSError) and found.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            if not str(found.filename or cache).startswith(str(constants.HF_HOME)):
+                continue  # a file of the user's own
             return f"the download cache {cache} cannot be written: set HF_HOME to a folder of your own"
     for found in chain:
         if isinstance(found, HFValidationError):
@@ -52,7 +56,8 @@ def hub_cause(error: BaseException, name: str) -> str | None:
                 "`hf auth login`"
             )
         if isinstance(found, RemoteEntryNotFoundError):
-            return f"the repository {name} lacks a file that is needed ({_first_line(found)})"
+            address = re.search(r"url: (\S+)", str(found))
+            return f"the repository {name} lacks a file that is needed ({address[1] if address else found})"
         if isinstance(found, HfHubHTTPError):
             return _refused(found, name)
     local = any(isinstance(found, LocalEntryNotFoundError) for found in chain)
@@ -69,6 +74,19 @@ def hub_cause(error: BaseException, name: str) -> str | None:
             "check the network and its proxy, or give a folder"
         )
     return None
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """Keeps the client's notes about its retries off a user's screen: what came of them is told by the error."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def is_unreachable(error: BaseException) -> bool:

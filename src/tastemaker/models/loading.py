@@ -31,7 +31,7 @@ from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.hub import hub_cause, is_unreachable  # noqa: E402
+from tastemaker.hub import hub_cause, is_unreachable, told_once  # noqa: E402
 from tastemaker.models.checks import require_latent, require_pixels  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
 from tastemaker.models.quiet import loading  # noqa: E402
@@ -136,21 +136,46 @@ def _fetched(source: str) -> Path:
     """The folder in the hub's cache that holds the files of `source` that are needed. Raises ModelError."""
     from huggingface_hub import HfApi
 
-    hub = HfApi()
     try:
-        first = Path(hub.hf_hub_download(source, INDEX))
-        try:
-            names = hub.list_repo_files(source)
-        except Exception as error:
-            if is_unreachable(error):
-                return first.parent
-            raise
-        return Path(hub.snapshot_download(source, allow_patterns=wanted(names, read_json(first))))
+        with told_once():
+            return _snapshot(HfApi(), source)
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
     except Exception as error:  # the hub's client, the HTTP client and the disk each raise their own kinds
         cause = hub_cause(error, source) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(f"cannot load the model {source}: there is no such folder here, and {cause}") from error
+
+
+def _snapshot(hub: Any, source: str) -> Path:
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        first = Path(hub.hf_hub_download(source, INDEX))
+    except RemoteEntryNotFoundError as error:
+        raise ModelError(f"the repository has no {INDEX}, which a diffusers pipeline has") from error
+    try:
+        names = hub.list_repo_files(source)
+    except Exception as error:
+        if not is_unreachable(error):
+            raise
+        _require_cached(first.parent, error, source)
+        return first.parent
+    return Path(hub.snapshot_download(source, allow_patterns=wanted(names, read_json(first))))
+
+
+def _require_cached(folder: Path, error: Exception, source: str) -> None:
+    """Raises ModelError where the cache holds a part of a repository only, and the hub cannot be asked for more."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    index = read_json(folder / INDEX)
+    try:
+        wanted(names, index)
+        missing = [part for part in _family(index).parts if not (folder / part).is_dir()]
+    except ModelError:
+        missing = ["weights"]
+    if missing:
+        raise ModelError(
+            f"{hub_cause(error, source) or error} (a part of it is in the cache, but {missing[0]} is not)"
+        ) from error
 
 
 def wanted(names: Iterable[str], index: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from tastemaker.errors import RewardError
+from tastemaker.hub import hub_cause
 from tastemaker.models.quiet import quiet
 
 LAYERS = {
@@ -59,7 +60,7 @@ def load_recall(model: str, layer: int | None = None) -> Callable[[Sequence[str]
             tokenizer: Any = AutoTokenizer.from_pretrained(model)
             network: Any = AutoModel.from_pretrained(model, dtype=torch.float32)
     except Exception as error:  # transformers raises OSError, ValueError, ImportError and others
-        reason = " ".join(str(error).split())
+        reason = hub_cause(error, model) or " ".join(str(error).split())
         raise RewardError(f"BERTScore cannot load its model {model!r}: {reason[:500]}") from error
     depth = len(network.encoder.layer)
     if not 0 <= layer <= depth:

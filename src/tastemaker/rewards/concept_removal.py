@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tastemaker.drawings.scene import KINDS, Wanted, parse
 from tastemaker.errors import RewardError
+from tastemaker.hub import hub_cause
 from tastemaker.rewards.contract import Reward, reward
 from tastemaker.rewards.judge import look, present
 from tastemaker.rewards.place import place_for
@@ -68,7 +69,7 @@ def _detector(model: str, concept: str) -> tuple[Any, Tensor]:
             network: Any = kinds[config.model_type].from_pretrained(model)
             tokenizer = CLIPTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = hub_cause(error, model) or " ".join(str(error).split())
         raise RewardError(f"the reward concept-removal cannot load its detector {model}: {reason}") from error
     length = config.text_config.max_position_embeddings
     tokens = tokenizer(concept, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]

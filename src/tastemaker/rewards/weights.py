@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tastemaker.errors import RewardError
+from tastemaker.hub import hub_cause
 from tastemaker.safe_torch import require_safe_torch
 
 
@@ -52,7 +53,8 @@ def downloaded(repository: str, file: str, name: str) -> Path:
 
 def missing(name: str, what: str, command: str, error: Exception) -> RewardError:
     """What to do where something is neither here nor to be had."""
-    where = "" if isinstance(error, RewardError) else f": {first_sentence(error)}"
+    cause = None if Path(what).exists() else hub_cause(error, "/".join(what.split("/")[:2]))
+    where = "" if isinstance(error, RewardError) else f": {cause or first_sentence(error)}"
     return RewardError(
         f"the reward {name} cannot load {what}{where}. Where there is no network, run `{command}` on a machine that "
         f"has one, copy the files, and give their folder or file: `{name.partition(':')[0]}:PATH`"

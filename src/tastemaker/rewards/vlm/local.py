@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tastemaker.errors import RewardError
+from tastemaker.hub import hub_cause
 from tastemaker.models.quiet import quiet
 from tastemaker.rewards.vlm.answers import Answer, Query, Word
 from tastemaker.rewards.vlm.settings import Vlm
@@ -34,7 +35,7 @@ class Local:
                 self.processor: Any = AutoProcessor.from_pretrained(model, backend="pil")
                 self.model: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
         except Exception as error:  # transformers raises OSError, ValueError, ImportError and others
-            reason = " ".join(str(error).split())
+            reason = hub_cause(error, model) or " ".join(str(error).split())
             raise RewardError(
                 f"the reward {reward} cannot load the vision-language model {model!r} (a folder or a name on the "
                 f"Hugging Face hub; for one on a server give MODEL@http://HOST:PORT/v1): {reason[:500]}"
