@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -42,4 +42,5 @@ def pairs(rollout: Rollout, kind: Literal["all", "best-worst"]) -> tuple[list[in
 def joined(one: T, two: T) -> T:
     """Rows [2N] of both."""
     values = {field.name: (getattr(one, field.name), getattr(two, field.name)) for field in fields(one)}
-    return type(one)(**{name: None if a is None else torch.cat([a, b]) for name, (a, b) in values.items()})
+    both: dict[str, Any] = {name: None if a is None else torch.cat([a, b]) for name, (a, b) in values.items()}
+    return type(one)(**both)
