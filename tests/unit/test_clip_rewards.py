@@ -130,13 +130,13 @@ def by_pillow(x, side):
     return (torch.from_numpy(prepared) - MEAN) / STD
 
 
-@pytest.mark.parametrize("size", [(64, 64), (20, 20), (48, 32), (32, 20)])
+@pytest.mark.parametrize("size", [(64, 64), (20, 20), (48, 32), (40, 20)])
 def test_hps_keeps_what_its_resize_overshoots(size, tmp_path):
     """As the original, whose images are float tensors by then; other rewards' originals resize bytes."""
     path = clips.open_clip_file(tmp_path, "HPS_v2_compressed.pt", seed=3)
     state, x = clips.open_clip_state(3), squares(4, size, 5)
     prepared = by_pillow(x, 32)
-    assert prepared.max() > ((1 - MEAN) / STD).max() + 0.1  # beyond white
+    assert prepared.max() > ((1 - MEAN) / STD).max() + 0.05  # beyond white
     image, text = clips.open_clip_features(state, prepared, padded_with_zero(PROMPTS), clips.gelu)
     expected = (image * text).sum(-1)
     function = load_reward(f"hps-v2:{path}")
@@ -145,7 +145,7 @@ def test_hps_keeps_what_its_resize_overshoots(size, tmp_path):
         state, ((prepared * STD + MEAN).clamp(0, 1) - MEAN) / STD, padded_with_zero(PROMPTS), clips.gelu
     )
     apart = ((held * text).sum(-1) - expected).abs().max()
-    assert apart > 5e-4
+    assert apart > 5e-4, apart
     plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     assert Preprocess((32, 32), 32, "pad", **plain)(x).aminmax() == (0, 1)
     low, high = Preprocess((32, 32), 32, "pad", clamp=False, **plain)(x).aminmax()

@@ -113,7 +113,7 @@ def test_strict_is_the_share_of_answers_that_hold_what_is_expected(tmp_path):
     with Speaking() as server:
         prompts = ["two stars", "two hearts", "three circles", "four fish"]
         assert ask("vlm-strict", server, X.repeat(4, 1, 1, 1), prompts) == [1, 0.5, 0.5, 0]
-        questions = {asked(server, place)[0] for place in range(8)}
+        questions = {asked(server, place)[0] for place in range(len(server.asked))}
         assert questions >= {"How many stars are there in this image?", "What animal is in this image?"}
         with pytest.raises(RewardError, match="takes a number and a noun"):
             ask("vlm-strict", server, X, [RIGHT])
