@@ -4,8 +4,9 @@
 
 The bundled model with small random adapters, 20 steps, guidance 5, the JPEG size as a network counts it. With g_i the
 gradients of n images, all of different prompts and noise, the variance V is the sum over all weights of their sample
-variances, and the squared mean M = |mean g|^2 - V / n, which has no bias. V / M is what one image's gradient has of
-noise, whatever its scale: DRaFT-1's is smaller by the weight that the last step gives to the network's estimate.
+variances, and the squared mean M = |mean g|^2 - V / n, which has no bias but a large error where V / M exceeds n.
+DRaFT-1's gradient is smaller by the weight w that the last step gives to the network's estimate, so V / w^2 is what
+compares with DRaFT-LV's V.
 DRaFT-LV's gradient is the mean of those of its noises, and that of n noises the mean of the first n of 8.
 Writes docs/draft-variance.json.
 """
@@ -23,6 +24,7 @@ from tastemaker.chain import chain, renoised, shown
 from tastemaker.models import load_model
 from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.tuning import Tuning
+from tastemaker.process import transition
 from tastemaker.prompts import load_prompts
 from tastemaker.rewards.jpeg_surrogate import jpeg_surrogate_compressibility
 from tastemaker.types import Cond, Draw
@@ -50,6 +52,14 @@ def gradients(model: LatentUNet, cond: Cond, draw: Draw, eta: float) -> tuple[Te
             seen = renoised(model, told, x0, noise, grid, STEPS - 1, STEPS, recompute=False)
             noised[number].append(gradient(model, seen, prompt))
     return torch.stack(direct), torch.stack([torch.stack(one) for one in noised])
+
+
+def weight(model: LatentUNet, eta: float) -> float:
+    """By how much the last step's latent moves for a move of 1 in the estimate of x_0, over the scale of x_0 in it."""
+    grid, step = model.process.grid(STEPS), torch.tensor([STEPS - 1])
+    one = torch.ones(1, 1, dtype=torch.float64)
+    moved = transition(0 * one, one, grid, step, eta)[0] - transition(0 * one, 0 * one, grid, step, eta)[0]
+    return (moved / grid.alpha_next[-1]).item()
 
 
 def told(found: Tensor) -> dict[str, float]:
@@ -81,7 +91,9 @@ def main() -> None:
         direct, noised = gradients(model, cond, draw, eta)
         lv = {f"LV, n = {n}": told(noised[:n].mean(dim=0)) for n in (1, 2, NOISES)}
         both = told((noised[:2].sum(dim=0) + direct) / 3)
-        result[f"eta {eta:g}"] = {"DRaFT-1": told(direct), **lv, "LV, n = 2, ordinary": both}
+        one = told(direct)
+        scaled = float(f"{one['V'] / weight(model, eta) ** 2:.4g}")
+        result[f"eta {eta:g}"] = {"DRaFT-1": one | {"V/w^2": scaled}, **lv, "LV, n = 2, ordinary": both}
     publish(result, arguments.out)
 
 

@@ -20,6 +20,7 @@ from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.errors import ConfigError
 from tastemaker.models.value import ConditionalMLP
 from tastemaker.sample import sample
 from tastemaker.selection import All, NonZero
@@ -178,3 +179,24 @@ def test_a_divergence_in_the_objective_leads_to_the_known_optimum(kind, algorith
     best = world.closed.reach() / penalty
     found = world.shift.theta.detach().numpy()
     assert np.linalg.norm(found - best) < 0.05 * np.linalg.norm(best)
+
+
+def test_log_probabilities_are_computed_again_where_that_is_asked_for():
+    """With a network whose output depends on the size of the batch, and more rows in training than in sampling."""
+    first = {}
+    for again in (False, True):
+        config = Config(
+            model="world", rounds=1, algorithm=DDPO(clip=0.2), advantage=Advantage(normalise="round"),
+            sampling=Sampling(steps=STEPS, guidance=1.0, samples=24, batch=24, log_prob="sum",
+                recompute_log_prob=again),
+            optimizer=Optimizer(lr=0.05, updates=2, rows=7, clip_norm=1e9),
+        )  # fmt: skip
+        world = World("vp")
+        denoise = world.denoise
+        world.denoise = lambda x, t, cond, denoise=denoise: denoise(x, t, cond) * (1 + 1e-3 * len(x))
+        record = one_round(session(config, world, ["left"], partial(torch.optim.Adam, lr=0.05)))
+        first[again] = record["ratio_deviation/first"]
+    assert first[True] == 0
+    assert first[False] > 1e-3
+    with pytest.raises(ConfigError, match="recompute_log_prob is true, but the algorithm rwr has no"):
+        Config(algorithm=RWR(), advantage=WEIGHTS, sampling=Sampling(recompute_log_prob=True))

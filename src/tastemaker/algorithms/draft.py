@@ -26,7 +26,7 @@ class DRaFT:
 
     With `noises` = 0 the gradient flows through the last `last` steps. With more the finished latent, held fixed, is
     noised that often to the last step's time, and the mean of the rewards' gradients through the network's own
-    estimates of x_0 there is taken (DRaFT-LV, lower variance); `ordinary` adds the ordinary term to them.
+    estimates of x_0 there is taken (DRaFT-LV, for a lower variance); `ordinary` adds the ordinary term to them.
     """
 
     name: ClassVar[str] = "draft"
