@@ -63,7 +63,7 @@ def test_unreadable_model(capsys, tmp_path, checkpoint, what):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b"a cat\xff\xfe\n", "not UTF-8"), (None, "there is no prompt file")]
+    ("content", "message"), [(b"", "is empty"), (b"a cat\xff\xfe\n", "not UTF-8"), (None, "there is no file")]
 )
 def test_unusable_prompts(capsys, tmp_path, checkpoint, content, message):
     if content is not None:
