@@ -103,15 +103,34 @@ def test_ctrl_c_finishes_the_round_saves_and_says_how_to_go_on(checkpoint, tmp_p
     assert max(record["round"] for record in metrics(run) if "round" in record) == done + 1
 
 
-def test_tensorboard_gets_the_metrics(checkpoint, tmp_path):
+def test_tensorboard_gets_metrics_evaluations_and_their_images_at_their_rounds(checkpoint, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    assert main(words(checkpoint, tmp_path / "run", "--rounds", "1", "--trackers", "tensorboard")) == 0
-    (events,) = (tmp_path / "run/trackers/tastemaker").glob("events.out.tfevents*")
-    log = EventAccumulator(str(events.parent)).Reload()
-    (record,) = [r for r in metrics(tmp_path / "run") if "round" in r]
-    assert log.Scalars("reward/mean")[0].value == pytest.approx(record["reward/mean"])
+    run = tmp_path / "run"
+    more = ["--rounds", "1", "--trackers", "tensorboard", "tensorboard", "--evaluation.unseen", "bundled-eight"]
+    assert main(words(checkpoint, run, *more)) == 0
+    assert main(["resume", str(run), "--rounds", "2"]) == 0
+    log = EventAccumulator(str(run / "trackers/tastemaker")).Reload()
+    assert [path.name for path in (run / "trackers").rglob("*") if path.is_dir()] == ["tastemaker"]  # one run, not two
+    records = metrics(run)
+    for kind, names in {
+        "round": ("reward/mean", "loss", "diversity"),
+        "evaluation": ("eval/reward/mean", "eval/diversity", "eval/unseen/reward/mean"),
+    }.items():
+        for name in names:
+            expected = [(record[kind], record[name]) for record in records if kind in record]
+            assert [(one.step, one.value) for one in log.Scalars(name)] == [
+                (step, pytest.approx(value)) for step, value in expected
+            ]
+    assert [one.step for one in log.Scalars("eval/reward/mean")] == [0, 1, 2]
+    for name in ("eval/images", "eval/unseen/images"):
+        shown = log.Images(name)
+        assert [one.step for one in shown] == [0, 1, 2]
+        # Two prompts of two images each, enlarged to 96 pixels, with 4 in between.
+        assert {(one.width, one.height) for one in shown} == {(196, 196)}
+    (settings,) = log.Tensors("config/text_summary")
+    assert "prompts: ddpo-animals" in settings.tensor_proto.string_val[0].decode()
 
 
 def test_the_score_function_and_the_whole_network(checkpoint, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +178,44 @@ def test_a_run_of_the_callers_is_counted_on_and_not_ended(monkeypatch, tmp_path)
 # ---------------------------------------------------------------- Weights & Biases
 
 
+class FakeRun(Recording):
+    """What W&B's `init` returns, as far as accelerate and we use it."""
+
+    step, id = 0, "made-id"
+
+    def finish(self, exit_code: int) -> None:
+        self.said.append(("end", exit_code))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_what_wandb_is_told(monkeypatch, tmp_path, resumed, named):
+    told: dict[str, Any] = {}
+    run = FakeRun("")
+    fake = SimpleNamespace(
+        run=None, init=lambda **given: told.update(given) or run, Image=lambda image, caption: caption
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for name in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.setenv(name, "given") if named else monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "a-run"
+    folder.mkdir()
+    if resumed:
+        (folder / "trackers.json").write_text('{"wandb": "abcd1234"}', encoding="utf-8")
+    with isolated(), ExitStack() as stack:
+        PartialState(cpu=True)  # accelerate's trackers ask it which process this is
+        found = stack.enter_context(tracking(config("wandb"), folder, first=3 if resumed else 0, main=True))
+        found.start_local(config("wandb"), folder, 3)
+        found.log({"reward/mean": 0.5}, 3)
+        found.log_images("eval/images", IMAGES, 3)
+    settings = told.pop("config")
+    assert (settings["rounds"], settings["algorithm"]["name"]) == (100, "ddpo")
+    expected = {"project": "given"} if named else {"project": "tastemaker", "name": "a-run"}
+    assert told == expected | ({"id": "abcd1234", "resume": "allow"} if resumed else {})
+    assert run.said == [(3, {"reward/mean": 0.5}), (3, {"eval/images": IMAGES.captions}), ("end", 0)]
+    assert json.loads((folder / "trackers.json").read_text())["wandb"] == "made-id"
+
+
 @pytest.fixture
 def wandb(monkeypatch, tmp_path):
     found = pytest.importorskip("wandb")
@@ -217,6 +256,7 @@ def test_wandb_that_sends_nothing_needs_no_account(wandb, monkeypatch, mode):
     check_trackers(["wandb"], main=True)
 
 
+@pytest.mark.slow
 def test_wandb_gets_rounds_as_steps_and_a_resumed_run_has_its_identity(wandb, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "a-run"
