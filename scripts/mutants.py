@@ -1,7 +1,9 @@
 """Shows that the tests notice when a setting is ignored or a formula is changed.
 
-    python scripts/mutants.py settings [TEXT]    every field of Config (whose path contains TEXT) is ignored in turn
-    python scripts/mutants.py code [TEXT]        each change of MUTANTS is made in turn in a copy of src
+    python scripts/mutants.py settings [TEXT ...]    every field of Config is ignored in turn
+    python scripts/mutants.py code [TEXT ...]        each change of MUTANTS is made in turn in a copy of src
+
+With TEXT, only fields and changes in whose path or name one of the texts is.
 
 In the first, whatever reads the field finds its default, except the checks of a dataclass itself; the field's own case
 in tests/every_setting must fail. In the second, the cases and tests named with a change are run on the changed copy,
@@ -19,7 +21,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,13 +192,13 @@ MUTANTS = (
 )  # fmt: skip
 
 
-def code(text: str) -> int:
+def code(texts: Sequence[str]) -> int:
     """Makes each change in a copy of src, and runs its cases and tests on it. Says which survive."""
     warm()
     survived: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for number, mutant in enumerate(mutant for mutant in MUTANTS if text in mutant.name):
+        for number, mutant in enumerate(mutant for mutant in MUTANTS if chosen(mutant.name, texts)):
             began, source = time.perf_counter(), folder / f"src-{number}"
             shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
             change(source / "tastemaker" / mutant.file, mutant)
@@ -210,6 +212,11 @@ def code(text: str) -> int:
                 print(said[-1500:])
     print(f"{len(survived)} survived" + "".join(f"\n  {name}" for name in survived))
     return 1 if survived else 0
+
+
+def chosen(name: str, texts: Sequence[str]) -> bool:
+    """Whether one of the texts is in the name; all are chosen where there is no text."""
+    return not texts or any(text in name for text in texts)
 
 
 def warm() -> None:
@@ -328,7 +335,7 @@ def ignored(cls: type, name: str) -> Iterator[None]:
             setattr(cls, name, before)
 
 
-def settings(text: str) -> int:
+def settings(texts: Sequence[str]) -> int:
     """Runs the case of each field while the field is ignored. Says which pass all the same."""
     for folder in (ROOT / "tests", ROOT / "tests/invariants"):
         sys.path.insert(0, str(folder))
@@ -343,7 +350,7 @@ def settings(text: str) -> int:
     with tempfile.TemporaryDirectory() as temporary, open(os.devnull, "w") as nowhere:
         checkpoint = tiny.folder(Path(temporary) / "sd")
         for field, (cls, name) in FIELDS.items():
-            if text not in field or field not in CASES:
+            if not chosen(field, texts) or field not in CASES:
                 continue
             found = "passed all the same"
             with redirect_stdout(nowhere), ignored(cls, name):
@@ -363,7 +370,7 @@ def settings(text: str) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=["settings", "code"])
-    parser.add_argument("text", nargs="?", default="", help="only those whose name contains this")
+    parser.add_argument("text", nargs="*", help="only those whose name contains one of these")
     args = parser.parse_args()
     return (settings if args.kind == "settings" else code)(args.text)
 
