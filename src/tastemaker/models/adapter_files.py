@@ -180,11 +180,13 @@ def _factors(
             f"whose weight in the model is {list(weight.shape)}: give the adapter's own --model"
         )
     scale = _scale(config, name, rank) if alpha is None else alpha / rank
-    if not (a.is_floating_point() and b.is_floating_point() and a.isfinite().all() and b.isfinite().all()):
-        raise ModelError(f"the adapter {file} has values that are not finite at the layer {name}: it is damaged")
+    floats = a.is_floating_point() and b.is_floating_point()
+    a, b = a.float(), b.float()
+    if not (floats and a.isfinite().all() and b.isfinite().all()):
+        raise ModelError(f"the adapter {file} has values that are no finite floats at the layer {name}: it is damaged")
     if not isfinite(scale):
         raise ModelError(f"the adapter {file} has the scale {scale} at the layer {name}: it is damaged")
-    return Factors(a.float(), b.float(), scale)
+    return Factors(a, b, scale)
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
