@@ -155,6 +155,9 @@ class World:
         states = lambda names: torch.tensor([[MEANS[name]] for name in names])  # noqa: E731
         return Cond(states(prompts), states([""]), guidance)
 
+    def pooled(self, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([MEANS[name] for name in prompts])
+
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         m, i = cond.text[:, 0].double(), STEPS - 1 - t
         centred = x.double() - self.process.alphas[i].unsqueeze(1) * m

@@ -72,6 +72,7 @@ def test_a_run_in_another_program_is_the_same_run_and_leaves_the_program_as_it_w
         torch.set_float32_matmul_precision("medium")
         diffusers.utils.logging.disable_progress_bar()
         random.seed(3)
+        AcceleratorState._reset_state(reset_partial_state=True)  # of tests before this one
         own = Accelerator(mixed_precision="bf16", cpu=True)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), redirect_stdout(io.StringIO()):
             torch.set_default_device("meta")
@@ -98,9 +99,10 @@ def test_a_run_in_another_program_is_the_same_run_and_leaves_the_program_as_it_w
     diffusers.utils.logging.enable_progress_bar()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+    for one in found:
+        assert not isinstance(one, BaseException), one
     inside, *after = found
     for one in after:
-        assert not isinstance(one, BaseException), one
         assert {name for name in inside if inside[name] != one[name]} == set()
     assert len(after) == 2
     records = [_records(tmp_path / name) for name in ("plain", "run")]

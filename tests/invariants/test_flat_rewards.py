@@ -49,7 +49,8 @@ def test_a_round_of_equal_rewards_moves_nothing(algorithm, how):
     run.reward = lambda x, prompts: [123456.7] * len(prompts)
     run.state = State(base_mean=torch.tensor(123456.7).item(), base_std=0.0)
     record = one_round(run)
-    most = 1e-8 if algorithm.name == "nft" else 0.0
+    # NFT: two equal squares pull in opposite directions, and float32 rounds their sum (times span = 5).
+    most = 1e-7 if algorithm.name == "nft" else 0.0
     assert record.get("grad_norm", 0.0) <= most
     assert world.shift.theta.abs().max() <= most
     assert record["advantage/std"] == 0
