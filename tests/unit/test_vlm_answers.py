@@ -109,7 +109,7 @@ def test_questions_of_ones_own(tmp_path):
         '{"prompt": "a", "questions": ["b"], "answers": [[""]]}', '{"prompt": 1, "questions": ["b"], "answers": ["c"]}',
     ):  # fmt: skip
         path.write_text(line)
-        with pytest.raises(RewardError, match=r"q\.jsonl:1"):
+        with pytest.raises(RewardError, match=r"q\.jsonl"):
             read_questions(str(path))
     with pytest.raises(RewardError, match="cannot be read"):
         read_questions(str(tmp_path / "none"))
