@@ -16,8 +16,9 @@ def require_safe_torch(what: str, kind: type[TastemakerError]) -> None:
     transformers and peft.
     """
     import torch
+    from torch.torch_version import TorchVersion
 
-    if torch.__version__ < OLDEST:
+    if not TorchVersion(torch.__version__) >= ".".join(map(str, OLDEST)):
         oldest = ".".join(map(str, OLDEST))
         raise kind(
             f"{what} is not read with torch {torch.__version__}, which a file of weights can make run code "
