@@ -29,6 +29,11 @@ def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
 codecs.register_error(ESCAPE, _escape)
 
 
+def readable(text: str) -> str:
+    """Text that every encoding of Unicode has: names of files as UTF-8, with escapes for bytes that are not."""
+    return text.encode("utf-8", ESCAPE).decode("utf-8", "backslashreplace")
+
+
 class Output:
     """A text stream for reports on work that must not end because they cannot be shown.
 

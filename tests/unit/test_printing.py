@@ -11,7 +11,7 @@ import pytest
 
 from tastemaker.cli import ls
 from tastemaker.cli.main import main
-from tastemaker.printing import Output, escaped_output, print_lines
+from tastemaker.printing import Output, escaped_output, print_lines, readable
 from tastemaker.training.progress import Display
 
 STAR = "\u2b50"
@@ -104,6 +104,13 @@ def test_a_round_is_one_line_of_ascii(monkeypatch):
     display = Display(1)
     display.round_done({"round": 1, "reward/mean": 0.5, "reward/std": 0.1})
     assert stream.buffer.getvalue().startswith(b"round 1  reward 0.500  std 0.100  left 0:00")
+
+
+def test_readable_text_has_an_encoding():
+    # UTF-8 that a C locale did not decode, a byte that is no text, and half of a pair of surrogates.
+    name = b"\xc3\xa4-\xff".decode("ascii", "surrogateescape")
+    assert readable(name + "\ud83d") == "\u00e4-\\xff\\ud83d"
+    assert readable(f"a {STAR}") == f"a {STAR}"
 
 
 def test_a_list_that_cannot_be_written_is_an_error(monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from tastemaker.cli.main import main
 from tastemaker.cli.settings import read
-from tastemaker.cli.text import as_source, as_text, readable
+from tastemaker.cli.text import as_source, as_text, decoded
 from tastemaker.cli.train import TrainArgs
 from tastemaker.errors import ConfigError
 from tastemaker.training.config import Config, Evaluation
@@ -53,10 +53,10 @@ def test_settings_that_are_text_are_decoded():
         prompts=f"[{STAR}]", reward=f"concept-removal:{STAR}", vlm=vlm,
         evaluation=Evaluation(unseen=f"a [{STAR}]", rewards=(f"judge-removal:{STAR}",)),
     )  # fmt: skip
-    found = readable(given)
+    found = decoded(given)
     assert (found.prompts, found.reward, found.vlm.question) == ("[\u2b50]", "concept-removal:\u2b50", "A \u2b50?")
     assert (found.evaluation.unseen, found.evaluation.rewards) == ("a [\u2b50]", ("judge-removal:\u2b50",))
-    assert readable(Config()) == Config()
+    assert decoded(Config()) == Config()
 
 
 def test_train_reads_them():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tastemaker.cli.arguments import choose, flag_types, parse, split_assignments
-from tastemaker.cli.text import is_undecoded, readable
+from tastemaker.cli.text import decoded, is_undecoded
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.training.config import Config
 from tastemaker.training.presets import PRESETS
@@ -47,7 +47,7 @@ def read(cls: type[T], words: list[str], verb: str) -> tuple[T, str]:
     require_finite(args.settings)
     changed: Any = args
     if any(map(is_undecoded, words)):
-        args = replace(changed, settings=readable(args.settings))
+        args = replace(changed, settings=decoded(args.settings))
     return args, preset or Path(file or "").stem
 
 

@@ -30,15 +30,15 @@ def as_text(word: str, flag: str) -> str:
 
 
 def as_source(word: str, flag: str) -> str:
-    """A word that names a file, as in `dataset:FILE` or `100 of FILE`, or else is text.
+    """A word that names a file, as in `dataset:FILE`, `100 of FILE` or `MODULE:FUNCTION`, or else is text.
 
     Raises ConfigError where it is neither.
     """
-    named = (word, word.partition(":")[2], word.partition(" of ")[2])
+    named = (word, word.partition(":")[2], word.partition(" of ")[2], f"{word.partition(':')[0]}.py")
     return word if any(os.path.lexists(name) for name in named if "\0" not in name) else as_text(word, flag)
 
 
-def readable(config: Config) -> Config:
+def decoded(config: Config) -> Config:
     """A run's settings with those decoded that are text. Raises ConfigError where one is no text."""
     question, unseen = config.vlm.question, config.evaluation.unseen
     rewards = tuple(as_source(name, "evaluation.rewards") for name in config.evaluation.rewards)

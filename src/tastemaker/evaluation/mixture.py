@@ -17,7 +17,12 @@ from tastemaker.evaluation.labelled import labelled_grid
 from tastemaker.evaluation.report_svg import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.samples import fixed_draw, load_here, pictures, to_pil
 from tastemaker.models import adapter_files, lora
+<<<<<<< HEAD
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
+=======
+from tastemaker.models.mixing import Adapter, Mode, compress, mix, require_alike, require_fits
+from tastemaker.printing import readable
+>>>>>>> environment
 from tastemaker.rewards.combination import Combination, score_together
 from tastemaker.rewards.contract import score
 from tastemaker.rewards.registry import load_reward
@@ -162,7 +167,9 @@ def draw_plot(found: Mapping[str, Any], folder: Path) -> None:
         for reward, colour in zip(found["rewards"], COLOURS * 2, strict=False):
             y = [mixture["rewards"][reward]["standardised"] for mixture in mixtures]
             error = [mixture["rewards"][reward]["error"] for mixture in mixtures]
-            axis.errorbar(x, y, error, color=colour, label=reward, marker="o", markersize=3.5, elinewidth=0.8, ls=line)
+            axis.errorbar(
+                x, y, error, color=colour, label=readable(reward), marker="o", markersize=3.5, elinewidth=0.8, ls=line
+            )
         average = [mixture["average"] for mixture in mixtures]
         axis.plot(x, average, color=INK, label="their average", marker="o", markersize=3.5, ls=dashes)
         axis.axhline(0, color=MUTED, linewidth=0.8)
@@ -176,6 +183,6 @@ def draw_plot(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def _x_label(found: Mapping[str, Any]) -> str:
-    names = [Path(name).name for name in found["adapters"]]
+    names = [readable(Path(name).name) for name in found["adapters"]]
     rest = names[1] if len(names) > 1 else "the base model"
     return f"alpha, the weight of {names[0]}; the rest is {rest} ({found['mode']})"

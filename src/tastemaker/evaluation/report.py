@@ -17,6 +17,7 @@ from tastemaker.evaluation.report_grid import build_grid
 from tastemaker.evaluation.report_plots import compare_plots, run_plots
 from tastemaker.evaluation.report_svg import Plot, swatch
 from tastemaker.evaluation.report_text import differences, summarise
+from tastemaker.printing import readable
 
 
 def write_report(run: Path) -> Path:
@@ -61,16 +62,13 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _csp_hash(script: str) -> str:
     """The source under which the page's content security policy lets this very script run, and no other."""
-    return (
-        "sha256-" + base64.b64encode(hashlib.sha256(str(script).encode("utf-8", "backslashreplace")).digest()).decode()
-    )
+    return "sha256-" + base64.b64encode(hashlib.sha256(readable(str(script)).encode()).digest()).decode()
 
 
 def _write(path: Path, page: str) -> Path:
     """Replaces the file in one go, because a browser may be showing it and a run may be killed meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    # Paths may have bytes that are no text, and are then no Unicode either.
-    partial.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+    partial.write_text(readable(page), encoding="utf-8", newline="\n")
     os.replace(partial, path)
     return path

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tastemaker.errors import ConfigError
+from tastemaker.printing import readable
 
 Record = Mapping[str, Any]
 PHASES = ("sample", "score", "train", "evaluate", "save")
@@ -54,7 +55,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return readable(self.folder.resolve().name)
 
 
 def read_run(folder: Path) -> Run:

@@ -25,6 +25,7 @@ from tastemaker.evaluation.report_svg import (
     share_axis,
     styled,
 )
+from tastemaker.printing import readable
 
 DONE = "rounds of training done"
 MOST_PANELS = 3
@@ -158,7 +159,7 @@ def _one_by_one(run: Run, under: str, title: str, caption: str) -> list[Plot]:
         for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
             _measured(axis, run, under + name, Look(COLOURS[0], labelled=place == 0))
             _rings(axis, run, under + name, labelled=place == 0)
-            axis.set_title(name, loc="right", fontsize="small", color=MUTED, parse_math=False)
+            axis.set_title(readable(name), loc="right", fontsize="small", color=MUTED, parse_math=False)
         plots.append(finish(figure, axes, DONE, title if not start else f"{title}, continued", caption))
     return plots
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tastemaker.printing import readable
 from tastemaker.training import disk
 from tastemaker.training.config import Config
 from tastemaker.training.progress import plain
@@ -25,8 +26,7 @@ def write_adapter(session: Session, folder: Path) -> None:
         session.model.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
-    # A path may have bytes that are no text, and is then no Unicode either.
-    disk.exchange(folder / "README.md", _card(session, len(grids)).encode("utf-8", "backslashreplace"))
+    disk.exchange(folder / "README.md", readable(_card(session, len(grids))).encode())
 
 
 def _card(session: Session, grids: int) -> str:
