@@ -17,12 +17,8 @@ from tastemaker.evaluation.labelled import labelled_grid
 from tastemaker.evaluation.report_svg import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.samples import fixed_draw, load_here, pictures, to_pil
 from tastemaker.models import adapter_files, lora
-<<<<<<< HEAD
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
-=======
-from tastemaker.models.mixing import Adapter, Mode, compress, mix, require_alike, require_fits
 from tastemaker.printing import readable
->>>>>>> environment
 from tastemaker.rewards.combination import Combination, score_together
 from tastemaker.rewards.contract import score
 from tastemaker.rewards.registry import load_reward
