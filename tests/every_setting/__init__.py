@@ -103,7 +103,7 @@ class Lab:
         return self.folder / f"{name}-{self._count}"
 
     def file(self, name: str, text: str) -> Path:
-        path = self.new(name).with_suffix(Path(name).suffix)
+        path = self.new(Path(name).stem).with_suffix(Path(name).suffix)
         path.write_text(text)
         return path
 
@@ -222,6 +222,18 @@ def updates_seen(session: Session) -> Iterator[list[tuple[Rows, dict[str, Tensor
 
     with mock.patch.object(update, "accumulate", capture):
         yield seen
+
+
+@contextmanager
+def rates_seen(session: Session) -> Iterator[list[float]]:
+    """The model's learning rate in each optimizer step."""
+    seen: list[float] = []
+    optimizer: Any = session.optimizer
+    hook = optimizer.optimizer.register_step_pre_hook(lambda own, *_: seen.append(own.param_groups[0]["lr"]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def weights(session: Session) -> dict[str, Tensor]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from every_setting import Lab, Policy, acts, close, network_calls, one_round, updates_seen
+from every_setting import Lab, Policy, acts, called, close, network_calls, one_round, updates_seen
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.dpo import DPO
@@ -20,9 +21,10 @@ from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
-from tastemaker.models.value import ConditionalMLP, ConvValue, UNetValue
+from tastemaker.models.value import ConditionalMLP, ConvValue, DigitValue, UNetValue
 from tastemaker.training import loop
 from tastemaker.training.checkpoint import State
+from tastemaker.training.session import Session
 from tastemaker.types import Rows, all_rows
 
 ADVANTAGE = [0.5, -1.0, -0.4, 1.5]
@@ -137,6 +139,76 @@ def value_rates(lab: Lab) -> None:
         session = lab.session(algorithm=algorithm, advantage={"normalise": "base"})
         one_round(session)
         assert [group["lr"] for group in session.optimizer.param_groups] == [1e-3, expected]
+
+
+def with_value(lab: Lab, algorithm: DPOK, **changes: Any) -> Session:
+    return lab.session(algorithm=algorithm, advantage={"normalise": "base"}, **changes)
+
+
+@contextmanager
+def value_calls(session: Session) -> Iterator[list[tuple[Tensor, Tensor, bool]]]:
+    """Latents and text states that the value network is given, and whether a graph is kept."""
+    seen: list[tuple[Tensor, Tensor, bool]] = []
+    value: Any = session.task.value
+    hook = value.register_forward_pre_hook(lambda _, given: seen.append((given[0], given[2], torch.is_grad_enabled())))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@acts("algorithm.dpok.value_text")
+def dpok_value_text(lab: Lab) -> None:
+    """In all calls one state a prompt, which is transformers' pooled output, or those of all tokens."""
+    for kind in ("pooled", "mean"):
+        session = with_value(lab, DPOK(value="mlp", value_text=kind))  # type: ignore[arg-type]
+        with value_calls(session) as calls, called(loop, "collect") as collected:
+            one_round(session)
+        prompts, pipeline = list(collected[0][0][1].prompts), session.model.pipeline
+        length = pipeline.tokenizer.model_max_length
+        tokens = pipeline.tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            found = pipeline.text_encoder(tokens.input_ids)
+        expected = found.pooler_output[:, None] if kind == "pooled" else found.last_hidden_state
+        close(calls[0][1], expected.repeat_interleave(STEPS, dim=0), 1e-5)  # rows of all images, before the updates
+        assert {text.shape[1] for _, text, _ in calls} == {1 if kind == "pooled" else length}
+
+
+@acts("algorithm.dpok.value_batch", "algorithm.dpok.value_updates")
+def dpok_value_batch(lab: Lab) -> None:
+    """Three steps of four of the round's twelve states, each once, before the policy learns, and none with it."""
+    session = with_value(lab, DPOK(value="mlp", value_batch=4, value_updates=3))
+    with value_calls(session) as calls:
+        one_round(session)
+    assert [(len(x), graph) for x, _, graph in calls] == [(4, True)] * 3 + [(12, False)]
+    states = torch.cat([x for x, _, graph in calls if graph]).flatten(1)
+    assert sorted(states.tolist()) == sorted(calls[-1][0].flatten(1).tolist())
+
+
+def value_norms(session: Session) -> list[float]:
+    """Norms of the value network's gradient in the optimizer steps of a round that have one."""
+    norms: list[float] = []
+
+    def note(own: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad.flatten() for p in own.param_groups[1]["params"] if p.grad is not None]
+        if gradients:
+            norms.append(torch.cat(gradients).norm().item())
+
+    optimizer: Any = session.optimizer
+    optimizer.optimizer.register_step_pre_hook(note)
+    one_round(session)
+    return norms
+
+
+@acts("algorithm.dpok.value_clip_norm")
+def dpok_value_clip_norm(lab: Lab) -> None:
+    """In steps of its own, and in the policy's two; none has no limit, whatever the policy's is."""
+    for own, count in ((4, 1), (None, 2)):
+        algorithm = DPOK(value="mlp", value_batch=own)
+        free = value_norms(with_value(lab, algorithm, optimizer={"clip_norm": 1e-3}))
+        assert len(free) == count
+        assert min(free) > 2e-3
+        close(value_norms(with_value(lab, replace(algorithm, value_clip_norm=1e-3))), [1e-3] * count, 1e-5)
 
 
 # DPO.
@@ -279,7 +351,7 @@ def ppo_value_loss(lab: Lab) -> None:
 
 @acts("algorithm.ppo.value")
 def ppo_value(lab: Lab) -> None:
-    for kind, cls in (("unet", UNetValue), ("cnn", ConvValue), ("mlp", ConditionalMLP)):
+    for kind, cls in (("unet", UNetValue), ("cnn", DigitValue), ("conv", ConvValue), ("mlp", ConditionalMLP)):
         algorithm: Any = PPO(value=kind)  # type: ignore[arg-type]
         assert type(lab.session(algorithm=algorithm, advantage={"normalise": "base"}).task.value) is cls
 
@@ -337,14 +409,18 @@ def rwr_latents(lab: Lab) -> None:
 
 @acts("algorithm.nft.span")
 def nft_span(lab: Lab) -> None:
-    """(1 + clip(A / 2, -1, 1)) / 2 of 0.5, -1, -0.4 and 1.5."""
-    _, metrics = lab.policy.loss(NFT(noises=1, span=2.0))
+    """(1 + clip(A / 2, -1, 1)) / 2 of 0.5, -1, -0.4 and 1.5; where nothing has moved the loss is 2 |v_old - v|^2."""
+    policy, algorithm = lab.policy, NFT(noises=1, span=2.0, weighting="none")
+    loss, metrics = policy.loss(algorithm)
     close(metrics["good"], [0.625, 0.25, 0.4, 0.875])
+    before = algorithm.prepare(policy.task, policy.rollout).before
+    assert before is not None
+    close(loss, 2 * before.square().flatten(1).mean(dim=1), 1e-5)
 
 
 @acts("algorithm.nft.beta", "algorithm.nft.weighting")
 def nft(lab: Lab) -> None:
-    """As if the sampling policy's residuals had been others by d: v+- is old +- beta d."""
+    """As if the sampling policy's residuals had been others by d: v+- is old +- beta d. The span of 5 is a factor."""
     policy = lab.policy
     good = torch.tensor([0.55, 0.4, 0.46, 0.65], dtype=torch.float64)  # (1 + A / 5) / 2
     for weighting in ("none", "adaptive"):
@@ -359,7 +435,7 @@ def nft(lab: Lab) -> None:
         for residual in (old + 0.3 * d, old - 0.3 * d):
             square = residual.square().flatten(1).mean(dim=1)
             errors.append(square / residual.abs().flatten(1).mean(dim=1) if weighting == "adaptive" else square)
-        close(loss, (good * errors[0] + (1 - good) * errors[1]) / 0.3, 1e-5)
+        close(loss, 5 * (good * errors[0] + (1 - good) * errors[1]) / 0.3, 1e-5)
 
 
 @acts("algorithm.nft.kl")

@@ -7,6 +7,7 @@ import math
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,7 @@ from every_setting import (
     flat,
     network_calls,
     one_round,
+    rates_seen,
     updates_seen,
     weights,
 )
@@ -317,6 +319,24 @@ def log_prob(lab: Lab) -> None:
     assert one_round(sessions[0])["ratio_deviation/first"] < 1e-3  # training takes the sum too
 
 
+@acts("sampling.recompute_log_prob")
+def recompute_log_prob(lab: Lab) -> None:
+    """Log-probabilities that are off by 1 are found anew, in the micro-batches of both updates: 5 of 6 rows, and 1."""
+    session, collect = lab.session(sampling={"recompute_log_prob": True}, optimizer={"rows": 5}), loop.collect
+
+    def off(*arguments: Any, **named: Any) -> Any:
+        rollout, *rest = collect(*arguments, **named)
+        return replace(rollout, logp=rollout.logp + 1), *rest
+
+    with (
+        mock.patch.object(loop, "collect", off), network_calls(session.model) as calls,
+        called(loop, "update") as updated, updates_seen(session) as seen,
+    ):  # fmt: skip
+        assert one_round(session)["ratio_deviation/first"] < 1e-5
+    assert [size for size, grad in calls if not grad] == [4] * 3 + [5, 1] * 2
+    close(seen[0][0].rollout.logp, updated[0][0][1].rollout.logp - 1, 1e-4)
+
+
 @acts("sampling.noise_outside")
 def noise_outside(lab: Lab) -> None:
     """Up to the window it is diffusers' sampler without noise."""
@@ -375,6 +395,28 @@ def adam(lab: Lab) -> None:
     assert [(group["betas"], group["eps"], group["weight_decay"]) for group in groups] == [((0.5, 0.7), 1e-3, 0.3)] * 2
 
 
+def rates(lab: Lab, **options: Any) -> list[float]:
+    """The multiples of the learning rate in a run of two rounds of two updates."""
+    session = lab.session(optimizer={"lr": 0.5, **options})
+    with rates_seen(session) as seen:
+        one_round(session)
+        one_round(session)
+    return [rate / 0.5 for rate in seen]
+
+
+@acts("optimizer.lr_scheduler")
+def lr_scheduler(lab: Lab) -> None:
+    """By hand: after a warm-up of one update 3, 2 and 1 thirds; half of 1 + cos(n pi / 4)."""
+    close(rates(lab, lr_scheduler="linear", warmup=1), [0.5, 1, 2 / 3, 1 / 3])
+    half = math.sqrt(0.5) / 2
+    close(rates(lab, lr_scheduler="cosine"), [1, 0.5 + half, 0.5, 0.5 - half])
+
+
+@acts("optimizer.step_rules")
+def step_rules(lab: Lab) -> None:
+    close(rates(lab, lr_scheduler="piecewise_constant", step_rules="0.5:1,1:3,0.25"), [0.5, 1, 1, 0.25])
+
+
 @acts("optimizer.clip_norm")
 def clip_norm(lab: Lab) -> None:
     """A gradient of norm n becomes c / n of itself."""
@@ -403,7 +445,23 @@ def inner_epochs(lab: Lab) -> None:
     session = lab.session(optimizer={"updates": 1, "inner_epochs": 3})
     with updates_seen(session) as seen:
         one_round(session)
-    assert [(len(rows), rows.epoch) for rows, _ in seen] == [(12, 0), (12, 1), (12, 2)]
+    found = [(rows.picture, torch.as_tensor(rows.epoch).expand(len(rows)).tolist()) for rows, _ in seen]
+    assert [(len(picture), epoch) for picture, epoch in found] == [(12, [number] * 12) for number in range(3)]
+
+
+@acts("optimizer.images_per_update")
+def images_per_update(lab: Lab) -> None:
+    """Two passes over 4 images are 8, of which two updates take 3 each: the second one and two, of either pass."""
+    session = lab.session(optimizer={"images_per_update": 3, "inner_epochs": 2, "updates": 4})
+    with updates_seen(session) as seen:
+        assert one_round(session)["updates"] == 2
+    found = [
+        Counter(zip(rows.picture.tolist(), torch.as_tensor(rows.epoch).expand(len(rows)).tolist(), strict=True))
+        for rows, _ in seen
+    ]
+    assert [sorted(counts.values()) for counts in found] == [[3, 3, 3]] * 2  # images with all their three steps
+    assert [sorted(epoch for _, epoch in counts) for counts in found] == [[0, 0, 0], [0, 1, 1]]
+    assert sorted(image for counts in found for image, epoch in counts if epoch == 0) == [0, 1, 2, 3]
 
 
 @acts("optimizer.minibatch")
@@ -683,6 +741,15 @@ def evaluation_unseen(lab: Lab) -> None:
     assert found.unseen.draw.prompts == ("a hat", "a hat", "a cup", "a cup")
     mean = smooth.redness(found.unseen.pictures, ()).mean()
     close(found.record(session.state)["eval/unseen/reward/mean"], mean)
+
+
+@acts("evaluation.hold_out")
+def evaluation_hold_out(lab: Lab) -> None:
+    prompts, unseen = (str(lab.file("list.txt", text)) for text in ("a fox\na hat\na owl\n", "a hat\na cup\n"))
+    session = lab.session(prompts=prompts, evaluation={"unseen": unseen, "hold_out": True})
+    assert session.prompts.prompts == ("a fox", "a owl")
+    assert session.unseen is not None
+    assert session.unseen.prompts == ("a hat", "a cup")
 
 
 @acts("evaluation.rewards")

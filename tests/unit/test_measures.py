@@ -13,7 +13,7 @@ from every_setting import Lab, called, one_round
 from tastemaker.training import loop
 from tastemaker.training.checkpoint import State
 from tastemaker.training.loop import Evaluation
-from tastemaker.training.measures import base_stds, diversity, parts_means, share_correct
+from tastemaker.training.measures import diversity, parts_means, reward_figures, share_correct
 from tastemaker.types import Draw
 
 PROMPTS = ["a", "b", "a", "b", "b", "c"]
@@ -34,7 +34,10 @@ def test_diversity_is_the_mean_over_pixels_and_prompts_of_the_population_deviati
 
 
 def test_progress_is_in_deviations_of_the_base_models_rewards():
-    assert base_stds(torch.tensor([1.0, 3.0]), State(base_mean=1.0, base_std=4.0)) == 0.25
+    """Where the base model's rewards do not differ, it is in the reward's own unit."""
+    rewards, figures = torch.tensor([1.0, 3.0]), {"reward/mean": 2.0, "reward/std": 1.0}
+    assert reward_figures(rewards, State(base_mean=1.0, base_std=4.0)) == {**figures, "reward/base_stds": 0.25}
+    assert reward_figures(rewards, State(base_mean=1.5, base_std=0.0)) == {**figures, "reward/base_difference": 0.5}
     assert parts_means({"jpeg": torch.tensor([1.0, 2.0]), "clip": torch.tensor([0.0, 4.0])}) == {
         "reward/parts/jpeg": 1.5, "reward/parts/clip": 2.0,
     }  # fmt: skip
