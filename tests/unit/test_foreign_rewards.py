@@ -368,6 +368,11 @@ def settings():
     }  # fmt: skip
 
 
+def ignore_or_not(number):
+    """Another handler than the present one: jobs in the background begin with Ctrl-C ignored."""
+    signal.signal(number, signal.SIG_DFL if signal.getsignal(number) is signal.SIG_IGN else signal.SIG_IGN)
+
+
 HELD = []
 """What would end by itself if nobody had it."""
 DISTURBANCES = {
@@ -382,8 +387,7 @@ DISTURBANCES = {
     "errors": lambda: warnings.filterwarnings("error", message="never said"),
     "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"), "out": lambda: setattr(sys, "stdout", None),
     "err": lambda: setattr(sys, "stderr", io.StringIO()), "arguments": lambda: sys.argv.append("--more"),
-    "ctrl-c": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    "sigterm": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "ctrl-c": lambda: ignore_or_not(signal.SIGINT), "sigterm": lambda: ignore_or_not(signal.SIGTERM),
 }  # fmt: skip
 
 
