@@ -22,10 +22,10 @@ help:
 
 install: .venv/installed ## install the package and its development tools into .venv
 
-demo: install ## DDPO on the bundled model, in minutes on a CPU: simple pictures
+demo: install ## DDPO on the bundled model, in minutes on a CPU: simple images
 	$(BIN)/tastemaker train ddpo-compressibility
 
-demo-incompressibility: install ## the same with the opposite reward: busy pictures
+demo-incompressibility: install ## the same with the opposite reward: busy images
 	$(BIN)/tastemaker train ddpo-incompressibility
 
 # Two at a time, as they run on one thread each; then those that measure time, or take both processors, by themselves.
@@ -39,10 +39,11 @@ test: install ## all tests that need no GPU and no long time
 test-slow: install ## the longer tests: full-size Stable Diffusion, the judge's validation
 	$(BIN)/python -m pytest -q -m slow
 
-check: install ## linter, formatter and types
+check: install ## linter, formatter, types and import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 format: install ## formats the code
 	$(BIN)/ruff check --fix .

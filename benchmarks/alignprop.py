@@ -2,9 +2,9 @@
 
     python benchmarks/alignprop.py [--seeds 5] [--work build/alignprop]
 
-The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 pictures);
-AlignProp with one picture an update, at two learning rates, evaluated after each round of four updates. Then AlignProp,
-two pictures an update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates, evaluated after every two. Two
+The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 images);
+AlignProp with one image an update, at two learning rates, evaluated after each round of four updates. Then AlignProp,
+two images an update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates, evaluated after every two. Two
 runs at a time, one thread each. A run that is there already is not made again. Writes docs/alignprop.{png,svg,json}.
 """
 
@@ -28,7 +28,7 @@ DEPTHS = {
     "20 (all)": ["algorithm.truncation=fixed", "algorithm.last=20"],
 }
 HELD = (0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
-"""Shares of pictures that show their prompt, at which rewards are compared."""
+"""Shares of images that show their prompt, at which rewards are compared."""
 UNWATCHED = ["evaluation.watch=none"]
 
 

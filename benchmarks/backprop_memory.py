@@ -1,6 +1,6 @@
 """Seconds and peak memory of one AlignProp update by how many steps learn, each in a process of its own.
 
-    python benchmarks/backprop_memory.py [--model bundled] [--steps 50] [--pictures 4] [--repeats 3]
+    python benchmarks/backprop_memory.py [--model bundled] [--steps 50] [--images 4] [--repeats 3]
 
 `block`, `step` and `none` are ours. `public` does what the public code does: every step with a graph, the prediction
 detached before the first step that learns, a checkpoint around the whole network, the decoder's graph kept. Peak memory
@@ -22,29 +22,29 @@ from typing import Any
 KINDS = ("block", "step", "none", "public")
 
 
-def measure(model_name: str, steps: int, pictures: int, last: int, kind: str, guidance: float) -> dict[str, float]:
+def measure(model_name: str, steps: int, images: int, last: int, kind: str, guidance: float) -> dict[str, float]:
     """Seconds and peak GiB of one update's forward and backward pass in this process, after a short one to warm up."""
     import torch
 
-    from tastemaker.chain import chain, shown
+    from tastemaker.benchmarking.bench import peak_memory
+    from tastemaker.benchmarking.trace import clock
+    from tastemaker.diffusion.backprop import chain, shown
     from tastemaker.models import load_model
     from tastemaker.models.tuning import Tuning
     from tastemaker.rewards.colour import soft_colourfulness
-    from tastemaker.training.bench import peak_memory
-    from tastemaker.training.trace import clock
     from tastemaker.types import Draw
 
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(model_name, "fp32", device)
     model.tune(Tuning(gradient_checkpointing=kind == "block"))
-    prompts = ("a red circle",) * pictures if model_name == "bundled" else ("a cat",) * pictures
-    draw = Draw(0, 1, prompts, tuple(range(pictures)), (0,) * pictures)
+    prompts = ("a red circle",) * images if model_name == "bundled" else ("a cat",) * images
+    draw = Draw(0, 1, prompts, tuple(range(images)), (0,) * images)
     cond = model.encode(prompts, guidance)
 
-    def update(count: int, learns: int) -> None:
+    def update(count: int, grad_steps: int) -> None:
         grid = model.process.grid(count)
-        chosen = list(range(count))[-learns:]
+        chosen = list(range(count))[-grad_steps:]
         if kind == "public":
             x0 = public(model, cond, draw, grid, chosen[0])
             x = model.decode(x0)
@@ -64,12 +64,12 @@ def measure(model_name: str, steps: int, pictures: int, last: int, kind: str, gu
 
 
 def public(model: Any, cond: Any, draw: Any, grid: Any, first: int) -> Any:
-    """Sampling as AlignProp's public code does it (methods.md §4.1, peers.md §3), on our network and our step."""
+    """Sampling as AlignProp's public code does it, on our network and our step."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    from tastemaker.process import transition
-    from tastemaker.sample import times
+    from tastemaker.diffusion.process import transition
+    from tastemaker.diffusion.sampler import times
 
     x = draw.noise(0, model.latent_shape, model.device)
     for step in range(len(grid)):
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--pictures", type=int, default=4)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--last", default="1,5,10,20,50", help="comma-separated numbers of steps that learn")
     parser.add_argument("--kinds", default=",".join(KINDS))
@@ -96,7 +96,7 @@ def main() -> None:
     if arguments.one:
         kind, last = arguments.one[0], int(arguments.one[1])
         print(json.dumps(measure(
-            arguments.model, arguments.steps, arguments.pictures, last, kind, arguments.guidance
+            arguments.model, arguments.steps, arguments.images, last, kind, arguments.guidance
         )))  # fmt: skip
         return
     table: dict[str, Any] = {"settings": {k: v for k, v in vars(arguments).items() if k not in ("out", "one")}}

@@ -3,7 +3,7 @@
     python benchmarks/clip_score.py [--seeds 3] [--work build/clip-score]
 
 The bundled model without guidance, on `[number] [colour] [objects]`. AlignProp on CLIPScore, AlignProp on CLIPScore and
-the made-up taste of the bundled aesthetic head together, and DDPO on CLIPScore with 20 times as many pictures. The
+the made-up taste of the bundled aesthetic head together, and DDPO on CLIPScore with 20 times as many images. The
 judge has no part in any.
 Two runs at a time, one thread each. A run that is there already is not made again. Writes
 docs/clip-score.{png,svg,json}.

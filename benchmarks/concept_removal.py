@@ -7,7 +7,7 @@ climbs 1 - c, with c the judge's confidence in a circle of any colour, less 1 - 
 judge finds a circle, and the other object by kind and colour, before training and at each evaluation. The judge is also
 what is climbed, so the bundled CLIP is asked as well: which of the 64 captions with two kinds in these colours it finds
 nearest. One run after the other, one thread each. A run that is there already is not made again. Writes
-docs/concept-removal.{png,svg,json}, and concept-removal-pictures.png to be looked at.
+docs/concept-removal.{png,svg,json}, and concept-removal-images.png to be looked at.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from runs import publish, records, run_all
 
+from tastemaker.drawings.judge import see
 from tastemaker.drawings.scene import KINDS, Request, Scene, Wanted, parse
-from tastemaker.evaluation.judge import see
-from tastemaker.evaluation.labelled import labelled_grid
-from tastemaker.rewards.clip_model import Clip, load_clip
+from tastemaker.evaluation.image_grid import labelled_grid
+from tastemaker.rewards.learned.clip_model import Clip, load_clip
 
 PRESET = "alignprop-removal"
 KEYS = ("removed", "kept")
@@ -43,10 +43,10 @@ def shows(scene: Scene, wanted: Wanted, any_colour: bool = False) -> bool:
 
 
 def rates(folder: Path) -> dict[str, float]:
-    """Of an evaluation's pictures: how many show a circle, and how many the other object as the prompt has it."""
+    """Of an evaluation's images: how many show a circle, and how many the other object as the prompt has it."""
     samples = json.loads((folder / "samples.json").read_text())["samples"]
-    pictures = [np.asarray(Image.open(folder / sample["file"]).convert("RGB")) for sample in samples]
-    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+    images = [np.asarray(Image.open(folder / sample["file"]).convert("RGB")) for sample in samples]
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
     scenes = see(x)
     wanted = [request.things for sample in samples if (request := parse(sample["prompt"])) is not None]
     found = [
@@ -59,15 +59,14 @@ def rates(folder: Path) -> dict[str, float]:
 
 
 def by_clip(clip: Clip, x: torch.Tensor, wanted: list[tuple[Wanted, ...]]) -> list[tuple[bool, bool]]:
-    """Of each picture, whether the nearest caption has a circle, and whether it has the other object's kind."""
+    """Of each image, whether the nearest caption has a circle, and whether it has the other object's kind."""
     features = {
         both: clip.texts([Request((replace(both[0], kind=a), replace(both[1], kind=b))).caption() for a, b in PAIRS])
         for both in set(wanted)
     }
     with torch.no_grad():
         best = [
-            PAIRS[int((features[both] @ picture).argmax())]
-            for both, picture in zip(wanted, clip.images(x), strict=True)
+            PAIRS[int((features[both] @ image).argmax())] for both, image in zip(wanted, clip.images(x), strict=True)
         ]
     return [(both[1].kind in pair, both[0].kind in pair) for both, pair in zip(wanted, best, strict=True)]
 
@@ -113,7 +112,7 @@ def plot(courses: list[list[dict[str, float]]], out: Path) -> None:
         axis.plot(updates, values.mean(0), color=colour, lw=2, marker="o", ms=3, label=label)
         second = np.mean([[row[f"{key} by CLIP"] for row in rows] for rows in courses], axis=0)
         axis.plot(updates, second, color=colour, lw=1.2, ls="--", label=f"{label}, by the bundled CLIP")
-    axis.set(xlabel="updates", ylabel="pictures that show it", ylim=(0, 1.02))
+    axis.set(xlabel="updates", ylabel="images that show it", ylim=(0, 1.02))
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
@@ -122,13 +121,13 @@ def plot(courses: list[list[dict[str, float]]], out: Path) -> None:
 
 
 def strip(run: Path, out: Path, columns: int = 12) -> None:
-    """Pictures of a run's fixed prompts at each of its evaluations, a row each."""
+    """Images of a run's fixed prompts at each of its evaluations, a row each."""
     folders = sorted((run / "samples").glob("round-*"))
     count = len(json.loads((folders[0] / "samples.json").read_text())["samples"])
     places = [int((place + 0.5) * count / columns) for place in range(columns)]
     images = [Image.open(folder / f"{place:03d}.png") for folder in folders for place in places]
     names = [f"round {int(folder.name.partition('-')[2])}" for folder in folders]
-    labelled_grid(images, names, cell=64).save(out.with_name(f"{out.name}-pictures.png"))
+    labelled_grid(images, names, cell=64).save(out.with_name(f"{out.name}-images.png"))
 
 
 def main() -> None:

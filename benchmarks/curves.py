@@ -17,7 +17,7 @@ from runs import publish, records, run_all
 REWARDS = ("compressibility", "incompressibility")
 ESTIMATORS = {"is": "", "sf": "-sf"}
 SETTINGS = ["sampling.samples=64", "sampling.per_prompt=8", "optimizer.lr=1e-2", "optimizer.warmup=0"]
-"""The same for all runs, whatever the presets' own are: half of their pictures, which shows the spread."""
+"""The same for all runs, whatever the presets' own are: half of their images, which shows the spread."""
 LABELS = {"is": "DDPO-IS", "sf": "DDPO-SF"}
 COLOURS = {"is": "#0b6e99", "sf": "#d1495b"}
 

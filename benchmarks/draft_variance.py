@@ -20,12 +20,12 @@ import torch
 from runs import publish
 from torch import Tensor
 
-from tastemaker.chain import chain, renoised, shown
+from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.backprop import chain, renoised, shown
+from tastemaker.diffusion.process import transition
 from tastemaker.models import load_model
-from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.process import transition
-from tastemaker.prompts import load_prompts
 from tastemaker.rewards.jpeg_surrogate import jpeg_surrogate_compressibility
 from tastemaker.types import Cond, Draw
 

@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_noise.py [--preset ddpo-clip] [--blocks 48]
 
-Gradients of the base model's adapters on blocks of 32 pictures (four prompts of eight), each step of the chain alone,
+Gradients of the base model's adapters on blocks of 32 images (four prompts of eight), each step of the chain alone,
 with many steps and with few.
 Each weight is divided by the root of its mean square, as Adam does. With g_i the gradients of the blocks, the mean of
 g_i . g_j over pairs of different blocks is an estimate of the squared length of what they have in common, S, without
@@ -22,12 +22,12 @@ import torch
 from runs import publish
 from torch import Tensor
 
-from tastemaker.advantage import group_relative
+from tastemaker.algorithms.advantage import group_relative
+from tastemaker.config.presets import PRESETS
+from tastemaker.runs.checkpoint import State
 from tastemaker.training import setup
-from tastemaker.training.checkpoint import State
 from tastemaker.training.draws import draw_round
-from tastemaker.training.loop import collect
-from tastemaker.training.presets import PRESETS
+from tastemaker.training.rounds import collect
 from tastemaker.training.session import Session
 
 SIZE, PER_PROMPT = 32, 8
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/gradient-noise.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result = {"preset": arguments.preset, "blocks": arguments.blocks, "pictures a block": SIZE}
+    result = {"preset": arguments.preset, "blocks": arguments.blocks, "images a block": SIZE}
     for steps, eta in SETTINGS:
         with TemporaryDirectory() as folder:
             session = started(arguments.preset, steps, eta, Path(folder))

@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py [--rounds 6] [--seeds 3] [--only ddpo-is,pg] [--work build/methods]
 
-Compressibility on the bundled model, 64 pictures a round. Two runs at a time, one thread each. A run that is there
+Compressibility on the bundled model, 64 images a round. Two runs at a time, one thread each. A run that is there
 already is not made again.
 """
 
@@ -21,7 +21,7 @@ BASE = [
 ]  # fmt: skip
 REGRESSION = ["optimizer.first_share=1", "algorithm.noises=16"]
 SLOW, SLOWEST = "optimizer.lr=2e-3", "optimizer.lr=1e-3"
-"""Each method has the largest rate of 6e-3, 2e-3 and 1e-3 at which 75 % of the pictures still showed their prompt."""
+"""Each method has the largest rate of 6e-3, 2e-3 and 1e-3 at which 75 % of the images still showed their prompt."""
 METHODS: dict[str, list[str]] = {
     "ddpo-is": [],
     "ddpo-sf": ["algorithm.estimator=sf", "optimizer.updates=1", "optimizer.warmup=0"],

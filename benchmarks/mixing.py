@@ -2,7 +2,7 @@
 
     python benchmarks/mixing.py [--work build/mixing]
 
-Three rewards, 640 queries of AlignProp each, far enough for the pictures to have changed as much as they will. Two runs
+Three rewards, 640 queries of AlignProp each, far enough for the images to have changed as much as they will. Two runs
 at a time, one thread each; then `tastemaker mix` of the pairs. What is there already is not made again. Writes
 docs/mixing-pairs.json.
 """

@@ -13,11 +13,11 @@ from dataclasses import replace
 
 import torch
 
+from tastemaker.algorithms.base import Task
+from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sampler import batches, sample
 from tastemaker.models import load_model
 from tastemaker.models.tuning import Tuning
-from tastemaker.prompts import load_prompts
-from tastemaker.sample import batches, sample
-from tastemaker.task import Task
 from tastemaker.types import Draw, all_rows
 
 IMAGES, STEPS, GUIDANCE = 8, 20, 5.0

@@ -4,7 +4,7 @@
 
 The bundled model's analogues of B2's three templates: a number of objects (3 seeds) and an object with its attributes
 by the bundled CLIP's score, two objects in a relation by the judge's soft score (a seed each), at equal reward queries:
-80 rounds of 64 pictures. Two runs at a time, one thread each. A run that is there already is not made again. Writes
+80 rounds of 64 images. Two runs at a time, one thread each. A run that is there already is not made again. Writes
 docs/methods/relations.{png,svg,json}.
 """
 

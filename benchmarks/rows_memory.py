@@ -4,7 +4,7 @@
 
 LoRA as in the preset ddpo-compressibility-sd14-lora: 512 px and all variants on a GPU, 64 px and those that a CPU has
 elsewhere. Each line is a process of its own: one round to warm up, then one that is measured. Sampling takes as many
-pictures at once as training takes rows. Memory is the highest of both rounds, weights included but not what loading
+images at once as training takes rows. Memory is the highest of both rounds, weights included but not what loading
 them took for a moment: of tensors on a GPU, of the whole process (Linux' VmHWM) on a CPU.
 """
 
@@ -48,9 +48,9 @@ def measure(line: dict[str, Any]) -> dict[str, Any]:
     """Peak memory and rows/s of one line, in this process."""
     import torch
 
-    from tastemaker.training.bench import needed_calls, plain_round
-    from tastemaker.training.checkpoint import State
-    from tastemaker.training.presets import PRESETS
+    from tastemaker.benchmarking.bench import needed_calls, plain_round
+    from tastemaker.config.presets import PRESETS
+    from tastemaker.runs.checkpoint import State
     from tastemaker.training.setup import start
 
     base, rows = PRESETS[PRESET].config, line["rows"]
@@ -59,7 +59,7 @@ def measure(line: dict[str, Any]) -> dict[str, Any]:
         model=str(MODEL),
         precision=line["precision"],
         speed=replace(base.speed, compile=line["compile"]),
-        sampling=replace(base.sampling, size=line["pixels"], steps=line["steps"], samples=line["pictures"], batch=rows),
+        sampling=replace(base.sampling, size=line["pixels"], steps=line["steps"], samples=line["images"], batch=rows),
         optimizer=replace(base.optimizer, updates=1, rows=rows),
         tuning=replace(base.tuning, gradient_checkpointing=line["checkpointing"]),
     )
@@ -108,7 +108,7 @@ def peak(device: Any) -> float:
 
 def lines(rows: list[int], steps: int, cuda: bool) -> list[dict[str, Any]]:
     """What is measured: plain at every number of rows, and each variant at the largest."""
-    common = {"pixels": 512 if cuda else 64, "steps": steps, "pictures": max(rows)}
+    common = {"pixels": 512 if cuda else 64, "steps": steps, "images": max(rows)}
     plain = [{"name": "fp32", "rows": count, **common, **BASE} for count in rows]
     chosen = {name: change for name, change in VARIANTS.items() if cuda or not change.get("compile")}
     return plain + [{"name": name, "rows": max(rows), **common, **BASE, **change} for name, change in chosen.items()]
@@ -135,7 +135,7 @@ def table(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="rows of one pass")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a picture, all of them trained")
+    parser.add_argument("--steps", type=int, default=3, help="steps of an image, all of them trained")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/rows-memory.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -2,7 +2,7 @@
 
     python benchmarks/thesis.py [--work build/thesis] [--out docs/thesis] [--only target,colour]
 
-PPO with a value network and the divergence in the reward, as in Table 6.2: a model of one digit towards one picture of
+PPO with a value network and the divergence in the reward, as in Table 6.2: a model of one digit towards one image of
 it, and a class-conditional model towards colourfulness. Learning rates are 100 to 1000 times the table's, for a
 thirtieth and a tenth of its rounds. Two runs at a time, one thread each. A run that is there already is not made again.
 """
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from runs import publish, records, run_all
 
-from tastemaker.evaluation.samples import contact_sheet
+from tastemaker.evaluation.images import contact_sheet
 
 MODELS = Path(__file__).parent / "models"
 COMMON = [
@@ -39,14 +39,14 @@ EXPERIMENTS = {
 
 
 def plot(folders: dict[str, Path], out: Path) -> dict[str, dict[str, float]]:
-    """Reward and divergence by round, and the first and last evaluation pictures; returns the last figures."""
+    """Reward and divergence by round, and the first and last evaluation images; returns the last figures."""
     figure = Figure(figsize=(11, 3.4 * len(folders)), layout="constrained")
     axes = figure.subplots(len(folders), 3, squeeze=False, width_ratios=[1.3, 1, 1])
     table = {}
     for (name, folder), (curve, before, after) in zip(folders.items(), axes, strict=True):
         rounds, evaluations = records(folder)
         curve.plot([r["round"] for r in rounds], [r["reward/base_stds"] for r in rounds], color="#0b6e99")
-        curve.set(xlabel="rounds of 32 pictures", ylabel="reward, in base standard deviations", title=name)
+        curve.set(xlabel="rounds of 32 images", ylabel="reward, in base standard deviations", title=name)
         curve.grid(alpha=0.25)
         curve.spines[["top", "right"]].set_visible(False)
         grids = sorted((folder / "samples").glob("round-*"))

@@ -2,9 +2,9 @@
 
     python benchmarks/trl_ddpo.py [--pairs 5] [--updates 4] [--trl-batch 1] [--out docs/speed.json]
 
-Same weights, pictures, steps, guidance, adapter, updates, reward and prompts, and the same number of trained rows,
+Same weights, images, steps, guidance, adapter, updates, reward and prompts, and the same number of trained rows,
 which is checked: every step is trained (optimizer.first_share = 1), since trl cannot leave out the last ones. It
-batches pictures but not timesteps: its rows in a pass are at most the pictures of an update, and that is what it gets.
+batches images but not timesteps: its rows in a pass are at most the images of an update, and that is what it gets.
 Each side is a process of its own that waits while the other one runs a round; the first round of each is not counted.
 Saving is left out.
 
@@ -51,7 +51,7 @@ def make_environment() -> Path:
 
 def demo(updates: int, precision: str, compiled: bool) -> Any:
     """The demo's config with all steps trained."""
-    from tastemaker.training.presets import PRESETS
+    from tastemaker.config.presets import PRESETS
 
     config = PRESETS[PRESET].config
     optimizer = replace(config.optimizer, first_share=1.0, updates=updates)
@@ -64,9 +64,9 @@ Side = tuple[Callable[[], Any], int, Callable[[], int]]
 
 def ours(config: Any, folder: Path) -> Side:
     """This package's trainer."""
-    from tastemaker.training.bench import needed_calls
-    from tastemaker.training.checkpoint import State
-    from tastemaker.training.loop import one_round
+    from tastemaker.benchmarking.bench import needed_calls
+    from tastemaker.runs.checkpoint import State
+    from tastemaker.training.rounds import one_round
     from tastemaker.training.setup import start
 
     session = start(config, folder, State())
@@ -75,7 +75,7 @@ def ours(config: Any, folder: Path) -> Side:
     return lambda: one_round(session), config.optimizer.rows, lambda: rows
 
 
-def theirs(config: Any, folder: Path, pictures: int = 0) -> Side:
+def theirs(config: Any, folder: Path, images: int = 0) -> Side:
     """trl's trainer."""
     import diffusers
     import torch
@@ -88,8 +88,8 @@ def theirs(config: Any, folder: Path, pictures: int = 0) -> Side:
         DefaultDDPOStableDiffusionPipeline,
     )
 
+    from tastemaker.data.prompts import load_prompts
     from tastemaker.models.bundled import bundled_pipeline
-    from tastemaker.prompts import load_prompts
     from tastemaker.rewards.registry import load_reward
 
     PartialState(cpu=True)  # trl's logger needs it
@@ -98,8 +98,8 @@ def theirs(config: Any, folder: Path, pictures: int = 0) -> Side:
     s, o, a = config.sampling, config.optimizer, config.advantage
     prompts, reward = itertools.cycle(load_prompts(config.prompts).prompts), load_reward(config.reward)
     # The most that it can, and no more than are sampled at once; or as told.
-    batch = pictures or min(s.samples // o.updates, s.batch)
-    sampled = pictures or s.batch
+    batch = images or min(s.samples // o.updates, s.batch)
+    sampled = images or s.batch
     settings = DDPOConfig(
         seed=config.seed, mixed_precision={"fp32": "no"}.get(config.precision, config.precision), save_freq=10**9,
         project_kwargs={"project_dir": str(folder)}, accelerator_kwargs={"cpu": True},
@@ -117,7 +117,7 @@ def theirs(config: Any, folder: Path, pictures: int = 0) -> Side:
     pipeline.text_encoder.load_state_dict({f"text_model.{name}": value for name, value in text.items()})
     trainer = DDPOTrainer(
         settings,
-        lambda images, texts, metadata: (reward(images.float(), texts), {}),
+        lambda image_list, texts, metadata: (reward(image_list.float(), texts), {}),
         lambda: (next(prompts), {}),
         pipeline,
     )
@@ -137,7 +137,7 @@ def theirs(config: Any, folder: Path, pictures: int = 0) -> Side:
     return lambda: trainer.step(next(counter), 0), batch, rows
 
 
-def work(side: str, updates: int, precision: str, compiled: bool, pictures: int) -> None:
+def work(side: str, updates: int, precision: str, compiled: bool, images: int) -> None:
     """A worker: a round for each line on stdin, and its seconds as JSON on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
@@ -146,7 +146,7 @@ def work(side: str, updates: int, precision: str, compiled: bool, pictures: int)
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         config = demo(updates, precision, compiled)
-        made = ours(config, Path(folder)) if side == "ours" else theirs(config, Path(folder), pictures)
+        made = ours(config, Path(folder)) if side == "ours" else theirs(config, Path(folder), images)
         one_round, batch, trained = made
         one_round()  # warms up
         import diffusers
@@ -163,12 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="rounds of each, taken in turns")
     parser.add_argument(
-        "--updates", type=int, default=4, help="optimizer steps a round: a round's pictures / UPDATES is trl's batch"
+        "--updates", type=int, default=4, help="optimizer steps a round: a round's images / UPDATES is trl's batch"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile on our side; trl has no such setting")
     parser.add_argument(
-        "--trl-batch", type=int, default=0, help="pictures trl samples and trains at once; its default is 1"
+        "--trl-batch", type=int, default=0, help="images trl samples and trains at once; its default is 1"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/speed.json")

@@ -43,7 +43,7 @@ def measure(name: str, in_flight: int, queries: int, size: int) -> dict[str, Any
     import torch
 
     from tastemaker.drawings import render, sample_scene
-    from tastemaker.rewards.contract import score
+    from tastemaker.rewards.base import score
     from tastemaker.rewards.registry import load_reward
     from tastemaker.rewards.vlm.settings import Vlm
 

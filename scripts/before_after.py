@@ -1,4 +1,4 @@
-"""A picture of a run for a page: the first prompts of its fixed grid, before and after.
+"""An image of a run for a page: the first prompts of its fixed grid, before and after.
 
 python scripts/before_after.py RUN docs/before-after.png [--prompts 6] [--each 4] [--round N]
 """
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def rows(folder: Path) -> dict[str, list[dict]]:
-    """A grid's samples by prompt, each with its picture."""
+    """A grid's samples by prompt, each with its image."""
     found: dict[str, list[dict]] = {}
     for entry in json.loads((folder / "samples.json").read_text())["samples"]:
         found.setdefault(entry["prompt"], []).append(entry | {"image": Image.open(folder / entry["file"])})

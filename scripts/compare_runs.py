@@ -76,7 +76,7 @@ CASES: dict[str, str] = {
         "algorithm.kl_horizon=16 algorithm.value_warmup=3"
     ),
     "ppo-mlp-k1": (
-        "ppo-compressibility {TINY} algorithm.value=mlp algorithm.kl_estimator=k1 optimizer.minibatch=pictures"
+        "ppo-compressibility {TINY} algorithm.value=mlp algorithm.kl_estimator=k1 optimizer.minibatch=images"
     ),
     "rwr": "rwr-compressibility {TINY} algorithm.noises=2",
     "rwr-vae-unguided": (
@@ -108,7 +108,7 @@ CASES: dict[str, str] = {
     "refl": "refl-compressibility {TINY} {BACKPROP}",
     "refl-guided-anchor": (
         "refl-compressibility {TINY} {BACKPROP} algorithm.guided=true algorithm.kl=0.1 anchor.weight=0.5 "
-        "anchor.pictures=4 anchor.rows=2"
+        "anchor.images=4 anchor.rows=2"
     ),
     "direct-align": "direct-align-compressibility {TINY} {BACKPROP} algorithm.jump=2 algorithm.noises=2",
     # Windows, branches, selections.
@@ -153,11 +153,9 @@ CASES: dict[str, str] = {
     "bf16": "ddpo-compressibility {TINY} precision=bf16",
     "no-guidance": "ddpo-compressibility {TINY} sampling.guidance=1 sampling.eta=0.7",
     # Anchor, reference, evaluation.
-    "anchor": (
-        "ddpo-compressibility {TINY} anchor.weight=0.5 anchor.pictures=5 anchor.rows=3 anchor.drop_captions=0.3"
-    ),
+    "anchor": ("ddpo-compressibility {TINY} anchor.weight=0.5 anchor.images=5 anchor.rows=3 anchor.drop_captions=0.3"),
     "anchor-given": (
-        "ddpo-compressibility {TINY} anchor.weight=0.5 anchor.source={inputs}/captioned anchor.pictures=4 "
+        "ddpo-compressibility {TINY} anchor.weight=0.5 anchor.source={inputs}/captioned anchor.images=4 "
         "anchor.rows=3 anchor.guided=true"
     ),
     "reference-moves": "grpo-compressibility {TINY} reference.every=1 algorithm.kl=0.5",
@@ -240,7 +238,7 @@ def make_inputs(folder: Path) -> None:
     captioned.mkdir()
     rows = []
     for number, prompt in enumerate(given.PROMPTS):
-        given.picture(100 + number).save(captioned / f"{number}.png")
+        given.image(100 + number).save(captioned / f"{number}.png")
         rows.append({"file_name": f"{number}.png", "text": prompt})
     (captioned / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "classes.txt").write_text("cat\ndog\nfish\n")

@@ -1,4 +1,4 @@
-"""Writes the word lists and the lists made of them into src/tastemaker/prompts/lists.json, from prompts.json.
+"""Writes the word lists and the lists made of them into src/tastemaker/data/prompt_lists.json, from prompts.json.
 
 The other lists there are verbatim from the papers and their repositories, and are left as they are. The plurals are
 inflect's, as in the public DDPO code (`counting` in ddpo_pytorch/prompts.py). Run from the repository's root:
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import inflect
 
-LISTS = Path("src/tastemaker/prompts/lists.json")
+LISTS = Path("src/tastemaker/data/prompt_lists.json")
 NUMBERS = range(2, 9)
 """Of the public DDPO configuration for counting."""
 

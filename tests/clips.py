@@ -59,7 +59,7 @@ def gelu(x: Tensor) -> Tensor:
 def open_clip_features(
     state: dict[str, Tensor], pixels: Tensor, tokens: Tensor, act=gelu, heads: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Features of length 1 as open_clip computes them: of normalised pictures, and of tokens padded with 0."""
+    """Features of length 1 as open_clip computes them: of normalised images, and of tokens padded with 0."""
 
     def norm(x, name):
         x = x - x.mean(-1, keepdim=True)
@@ -107,7 +107,7 @@ def open_clip_file(folder: Path, name: str = "HPS_v2_compressed.pt", seed: int =
 
 
 def clip_folder(folder: Path, seed: int = 0) -> Path:
-    """A transformers CLIP of 32x32 pictures with its processor's files, as PickScore_v1 has them."""
+    """A transformers CLIP of 32x32 images with its processor's files, as PickScore_v1 has them."""
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     torch.manual_seed(seed)
     text = CLIPTextConfig(

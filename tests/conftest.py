@@ -14,8 +14,8 @@ for folder in ("", "invariants"):
 
 import tiny  # noqa: E402
 
-# The same examples on every machine; `--hypothesis-profile=default` looks for others.
-settings.register_profile("same", derandomize=True)
+# The same examples on every machine, with no limit on their time; `--hypothesis-profile=default` looks for others.
+settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 
@@ -34,6 +34,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model():
     """The small Stable Diffusion behind our door, not yet tuned."""
-    from tastemaker.models.latent_unet import LatentUNet
+    from tastemaker.models.stable_diffusion import LatentUNet
 
     return LatentUNet(tiny.pipeline())

@@ -1,4 +1,4 @@
-"""Pictures of two numbers whose distribution is Gaussian: the best denoiser, and what training should find, are known.
+"""Images of two numbers whose distribution is Gaussian: the best denoiser, and what training should find, are known.
 
 Data of a prompt are N(m, S). With x_t = alpha x_0 + sigma eps the best estimate is
 E[x_0|x_t] = m + K (x_t - alpha m), K = alpha S (alpha^2 S + sigma^2 I)^-1. What can be trained is a shift of the
@@ -17,28 +17,28 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tastemaker.process import Grid, output_scale, x0_from
-from tastemaker.prompts import PromptSet
-from tastemaker.task import Task
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config
+from tastemaker.algorithms.base import Task
+from tastemaker.config.schema import Config
+from tastemaker.data.prompts import PromptSet
+from tastemaker.diffusion.process import Grid, output_scale, x0_from
+from tastemaker.runs.checkpoint import State
 from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
-from tastemaker.training.stopping import Stop
+from tastemaker.training.signals import Stop
 from tastemaker.types import Cond
 
 MEANS = {"left": (-1.0, 0.5), "right": (1.5, 0.0), "": (0.0, 0.0)}
 COVARIANCE = np.array([[1.0, 0.5], [0.5, 0.8]])
 TASTE = np.array([1.0, 0.5])
-"""The reward of a picture x is TASTE . x."""
+"""The reward of an image x is TASTE . x."""
 KEPT = {"vp": np.array([0.02, 0.15, 0.4, 0.7, 0.93, 0.995]), "flow": np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])}
-"""alpha^2 of the variance-preserving process, alpha of the flow, from noise to picture."""
+"""alpha^2 of the variance-preserving process, alpha of the flow, from noise to image."""
 STEPS = 5
 
 
 @dataclass(frozen=True)
 class WorldProcess:
-    """Five times, 4 at the noise to 0 at the picture, all of which the sampler visits."""
+    """Five times, 4 at the noise to 0 at the image, all of which the sampler visits."""
 
     kind: Literal["vp", "flow"]
 
@@ -90,7 +90,7 @@ class Closed:
     """[T]"""
 
     def mean(self, prompt: str, shift: np.ndarray) -> np.ndarray:
-        """[2] mean of the pictures of a prompt for shifts [T,2]."""
+        """[2] mean of the images of a prompt for shifts [T,2]."""
         m, x = np.array(MEANS[prompt]), np.zeros(2)
         for i in range(STEPS):
             rest = self.pull[i] * (np.eye(2) - self.alpha[i] * self.denoiser[i]) @ m
@@ -106,7 +106,7 @@ class Closed:
         return np.array(rows[::-1])
 
     def reward_std(self) -> float:
-        """Deviation of the rewards of one prompt's pictures: x_T has variance 1, each step adds its own."""
+        """Deviation of the rewards of one prompt's images: x_T has variance 1, each step adds its own."""
         start = np.linalg.multi_dot(self.gain[::-1]).T @ TASTE
         return float(np.sqrt((start**2).sum() + (self.reach() ** 2).sum()))
 
@@ -179,16 +179,16 @@ class World:
             self.trained = True
 
     def reward(self, prompt: str = "left") -> float:
-        """The expected reward of a prompt's pictures as the model is now, in closed form."""
+        """The expected reward of a prompt's images as the model is now, in closed form."""
         return float(TASTE @ self.closed.mean(prompt, self.shift.theta.detach().numpy()))
 
 
-def taste(pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-    return pictures[:, :2, 0, 0].double() @ torch.from_numpy(TASTE)
+def taste(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return images[:, :2, 0, 0].double() @ torch.from_numpy(TASTE)
 
 
 def session(config: Config, world: World, prompts: Sequence[str], optimizer: Any, value: Any = None) -> Session:
-    """A session of training/loop.py over the world. `optimizer` is made of groups of parameters."""
+    """A session of training/rounds.py over the world. `optimizer` is made of groups of parameters."""
     accelerator = Accelerator(cpu=True)
     options, algorithm = config.optimizer, config.algorithm
     groups, rates = [{"params": list(world.shift.parameters())}], [(options.lr, options.warmup)]

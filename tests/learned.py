@@ -20,7 +20,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *("##" + letter
 
 
 def image_reward_state(seed: int = 0, wide: int = 128, narrow: int = 64, depth: int = 2) -> dict[str, torch.Tensor]:
-    """Random weights under the names of THUDM's ImageReward.pt: 32 x 32 pictures, patches of 16, an MLP of 5 layers."""
+    """Random weights under the names of THUDM's ImageReward.pt: 32 x 32 images, patches of 16, an MLP of 5 layers."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
 
@@ -98,7 +98,7 @@ def detector_folder(folder: Path, kind: str = "owlvit", side: int = 32) -> Path:
     configs = {"owlvit": OwlViTConfig, "owlv2": Owlv2Config}
     networks = {"owlvit": OwlViTForObjectDetection, "owlv2": Owlv2ForObjectDetection}
     network = networks[kind](configs[kind](text_config=text, vision_config=vision, projection_dim=32))
-    for parameter in network.parameters():  # theirs are so small that no picture would matter
+    for parameter in network.parameters():  # theirs are so small that no image would matter
         torch.nn.init.normal_(parameter, std=0.3)
     torch.nn.init.constant_(network.class_head.logit_scale.bias, 8.0)
     torch.nn.init.zeros_(network.class_head.logit_shift.weight)

@@ -14,8 +14,8 @@ from tastemaker.rewards.jpeg import to_bytes
 
 
 def _target(folder: Path) -> Path:
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
-    Image.fromarray(to_bytes(picture)[0].numpy()).save(folder / "target.png")
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    Image.fromarray(to_bytes(image)[0].numpy()).save(folder / "target.png")
     return folder / "target.png"
 
 

@@ -12,9 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tastemaker.rewards.registry import load_reward
-from tastemaker.rewards.server import Service, identify, known_hosts, listen, server
+from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, answer
+from tastemaker.rewards.serving.server import Service, identify, known_hosts, listen, server
 from tastemaker.rewards.vlm.settings import Vlm
-from tastemaker.rewards.wire import JSON, READ, Identity, Limits, answer
 
 GOOD = Identity("redness", "1")
 
@@ -38,7 +38,7 @@ def served(name_or_reward: Any, port: int = 0, vlm: Vlm | None = None, **options
 
 
 def redness(x, prompts):
-    """A reward for servers that misbehave; no picture has 0."""
+    """A reward for servers that misbehave; no image has 0."""
     return 1 + x[:, 0].mean(dim=(1, 2))
 
 

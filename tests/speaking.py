@@ -1,4 +1,4 @@
-"""A real HTTP server that speaks OpenAI's protocol, and answers from what the judge sees in the picture."""
+"""A real HTTP server that speaks OpenAI's protocol, and answers from what the judge sees in the image."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
 
+from tastemaker.drawings.judge import compare, see
 from tastemaker.drawings.scene import parse
-from tastemaker.evaluation.judge import compare, see
 from tastemaker.rewards.caption import captions
-from tastemaker.rewards.server import listen
+from tastemaker.rewards.serving.server import listen
 
 MODEL = "judge"
 NUMBERS = ("no things", "one", "two", "three", "four")
 Chances = dict[str, float]
 
 
-def picture(url: str) -> Any:
-    """The picture [1,3,H,W] in [0,1] of a data URL with a JPEG."""
+def image(url: str) -> Any:
+    """The image [1,3,H,W] in [0,1] of a data URL with a JPEG."""
     head, _, data = url.partition(",")
     assert head == "data:image/jpeg;base64", head
     with Image.open(io.BytesIO(base64.b64decode(data)), formats=("JPEG",)) as image:
@@ -40,7 +40,7 @@ def picture(url: str) -> Any:
 
 def eyes(question: str, url: str) -> tuple[str, Chances]:
     """What somebody says who sees as the judge does, and the chances of the first word."""
-    scene = see(picture(url))[0]
+    scene = see(image(url))[0]
     about = re.search(r'"(.*)"', question)
     request = parse(about[1]) if about else None
     if request is not None:

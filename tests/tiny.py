@@ -26,7 +26,7 @@ def tokenizer(length: int = 16) -> CLIPTokenizer:
 
 
 def pipeline(seed: int = 0, **scheduler: Any) -> StableDiffusionPipeline:
-    """A Stable Diffusion with 8x8 latents and 32x32 pictures, in float32."""
+    """A Stable Diffusion with 8x8 latents and 32x32 images, in float32."""
     torch.manual_seed(seed)
     tokens = tokenizer()
     text = CLIPTextModel(
@@ -64,7 +64,7 @@ def folder(path: Path, seed: int = 0, **scheduler: Any) -> Path:
 
 
 def pixels(seed: int = 0, channels: int = 1, classes: int | None = None, unet: dict | None = None, **scheduler: Any):
-    """A DDPMPipeline of 16x16 pictures in float32, without names for its classes."""
+    """A DDPMPipeline of 16x16 images in float32, without names for its classes."""
     torch.manual_seed(seed)
     settings = {
         "sample_size": 16, "in_channels": channels, "out_channels": channels, "layers_per_block": 1,

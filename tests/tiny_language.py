@@ -1,4 +1,4 @@
-"""Small genuine language models with random weights, built on the spot: a DeBERTa, and a LLaVA that takes pictures."""
+"""Small genuine language models with random weights, built on the spot: a DeBERTa, and a LLaVA that takes images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tastemaker.models.quiet import quiet
+from tastemaker.models.library_logging import quiet
 
 BYTES = sorted(ByteLevel.alphabet())
 CHAT = (
@@ -49,7 +49,7 @@ def deberta(path: Path, longest: int | None = 128) -> Path:
 
 
 def llava(path: Path, template: str | None = CHAT) -> Path:
-    """A LLaVA of two layers, whose tokens are bytes, and a picture four of them."""
+    """A LLaVA of two layers, whose tokens are bytes, and an image four of them."""
     torch.manual_seed(1)
     names = ["<pad>", "<s>", "</s>", "<image>", *BYTES]
     tokenizer = GPT2Tokenizer(
@@ -73,7 +73,7 @@ def llava(path: Path, template: str | None = CHAT) -> Path:
         )
     )  # fmt: skip
     with torch.no_grad():
-        network.lm_head.weight[:4] = 0  # it says bytes, and no pictures
+        network.lm_head.weight[:4] = 0  # it says bytes, and no images
     with quiet():
         network.save_pretrained(path)
         processor.save_pretrained(path)

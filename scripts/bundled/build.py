@@ -41,9 +41,9 @@ CAPTION_DROPOUT, MIN_SNR, EMA_DECAY = 0.12, 5.0, 0.999
 def _draw(seed: int) -> tuple[np.ndarray, list[str]]:
     rng = random.Random(seed)
     scene, request = sample_scene(rng)
-    picture = np.asarray(render(scene, SIZE, rng))
+    image = np.asarray(render(scene, SIZE, rng))
     captions = [request.caption()] + [request_for(rng, scene).caption() for _ in range(CAPTIONS_PER_DRAWING - 1)]
-    return picture, captions
+    return image, captions
 
 
 def draw(work: Path) -> None:
@@ -52,17 +52,17 @@ def draw(work: Path) -> None:
         return
     with Pool() as pool:
         drawn = pool.map(_draw, range(DRAWINGS), chunksize=500)
-    np.save(work / "drawings.npy", np.stack([picture for picture, _ in drawn]))
+    np.save(work / "drawings.npy", np.stack([image for image, _ in drawn]))
     (work / "captions.json").write_text(json.dumps([captions for _, captions in drawn]))
 
 
-def load_pictures(work: Path) -> Tensor:
-    """Pictures in [-1, 1], uint8 until used: [N,3,32,32]."""
+def load_images(work: Path) -> Tensor:
+    """Images in [-1, 1], uint8 until used: [N,3,32,32]."""
     return torch.from_numpy(np.load(work / "drawings.npy")).permute(0, 3, 1, 2)
 
 
-def to_unit(pictures: Tensor) -> Tensor:
-    return pictures.float() / 127.5 - 1
+def to_unit(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -123,11 +123,11 @@ def new_vae() -> AutoencoderKL:
 def train_vae(work: Path) -> None:
     """L1 + 2 MSE + half the L1 of the image gradients + a light KL; prints the PSNR on unseen drawings."""
     torch.manual_seed(0)
-    pictures, vae = load_pictures(work), new_vae()
+    images, vae = load_images(work), new_vae()
     stage = Stage(work / "vae.pt", VAE_STEPS, VAE_LR, vae=vae)
     while stage.step < stage.steps:
         torch.manual_seed(stage.step)
-        x = to_unit(pictures[torch.randint(0, len(pictures) - 1000, (VAE_BATCH,))])
+        x = to_unit(images[torch.randint(0, len(images) - 1000, (VAE_BATCH,))])
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample
@@ -136,12 +136,12 @@ def train_vae(work: Path) -> None:
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         stage.update((x - y).abs().mean() + 2 * (x - y).square().mean() + 0.5 * slopes + 2e-4 * kl)
         if stage.step % 1000 == 0:
-            print(f"vae PSNR on held-out drawings: {psnr(vae, pictures[-1000:]):.2f} dB", flush=True)
+            print(f"vae PSNR on held-out drawings: {psnr(vae, images[-1000:]):.2f} dB", flush=True)
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: Tensor) -> float:
-    x = to_unit(pictures)
+def psnr(vae: AutoencoderKL, images: Tensor) -> float:
+    x = to_unit(images)
     y = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1) for part in x.split(100)])
     return (-10 * ((x - y) / 2).square().mean(dim=(1, 2, 3)).log10()).mean().item()
 
@@ -201,13 +201,13 @@ def new_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_pictures(work: Path) -> tuple[Tensor, float]:
+def encode_images(work: Path) -> tuple[Tensor, float]:
     """Latent means and deviations of all drawings, [N,2,4,8,8], and the factor that makes them unit variance."""
     vae = new_vae()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["vae"])
     vae.eval()
     moments = []
-    for part in load_pictures(work).split(250):
+    for part in load_images(work).split(250):
         posterior = vae.encode(to_unit(part)).latent_dist
         moments.append(torch.stack([posterior.mean, posterior.std], dim=1))
     latents = torch.cat(moments)
@@ -219,7 +219,7 @@ def train_unet(work: Path) -> None:
     torch.manual_seed(1)
     tokenizer, scheduler = new_tokenizer(work), new_scheduler()
     if not (work / "latents.pt").exists():
-        torch.save(encode_pictures(work), work / "latents.pt")
+        torch.save(encode_images(work), work / "latents.pt")
     latents, factor = torch.load(work / "latents.pt", weights_only=True)
     captions = json.loads((work / "captions.json").read_text())
     flat = [caption for group in captions for caption in group] + [""]
@@ -287,19 +287,19 @@ PREVIEW = [
 
 
 def preview(work: Path, step: int, each: int = 8) -> None:
-    """A grid of pictures, a row a prompt, for the eye."""
+    """A grid of images, a row a prompt, for the eye."""
     pipeline = StableDiffusionPipeline.from_pretrained(work / "pipeline", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [prompt for prompt in PREVIEW for _ in range(each)]
-    pictures = pipeline(
+    images = pipeline(
         prompts, num_inference_steps=20, guidance_scale=5.0, eta=1.0, height=SIZE, width=SIZE,
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
     sheet = Image.new("RGB", (each * 2 * 66, len(PREVIEW) // 2 * 66), "grey")
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         row, column = divmod(index, each)
         x, y = column + (row % 2) * each, row // 2
-        sheet.paste(picture.resize((64, 64), Image.Resampling.NEAREST), (x * 66, y * 66))
+        sheet.paste(image.resize((64, 64), Image.Resampling.NEAREST), (x * 66, y * 66))
     sheet.save(work / f"preview-{step:05d}.png")
 
 

@@ -7,9 +7,9 @@
 `train` makes a transformers CLIPModel and CLIPProcessor; a build that was interrupted goes on from its last checkpoint.
 `taste` fits the aesthetic head on it. `measure` writes docs/clip.json. Times are in docs/bundled-clip.md.
 
-Half of the drawings pass through the bundled VAE first, so that the model's pictures are in distribution. Beside each
+Half of the drawings pass through the bundled VAE first, so that the model's images are in distribution. Beside each
 caption stands one that is false of the drawing by a single change. A head that is thrown away afterwards has to find
-the objects in the patches, and the picture's layout in the embedding.
+the objects in the patches, and the image's layout in the embedding.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTextModel, CL
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from build import DRAWINGS, SIZE
+from tastemaker.data.prompts import load_prompts
 from tastemaker.drawings import Request, Scene, render, sample_scene
+from tastemaker.drawings.judge import compare, judge, see
 from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, RELATIONS, TEXTURES, Wanted, relation_of, request_for
-from tastemaker.evaluation.judge import compare, judge, see
-from tastemaker.evaluation.samples import fixed_draw, pictures
+from tastemaker.evaluation.images import fixed_draw, images
 from tastemaker.models import load_model
-from tastemaker.prompts import load_prompts
-from tastemaker.rewards.aesthetic import FILE as HEAD
-from tastemaker.rewards.aesthetic import apply, head
-from tastemaker.rewards.clip_model import Clip, load_clip
-from tastemaker.rewards.contract import score
+from tastemaker.rewards.base import score
+from tastemaker.rewards.learned.aesthetic import FILE as HEAD
+from tastemaker.rewards.learned.aesthetic import apply, head
+from tastemaker.rewards.learned.clip_model import Clip, load_clip
 from tastemaker.rewards.registry import load_reward
 
 ASSETS = Path(__file__).parents[2] / "src/tastemaker/assets"
@@ -78,28 +78,28 @@ def drawings(count: int, start: int) -> tuple[Tensor, list[Scene]]:
     """uint8 [N,3,32,32] and their truth."""
     with Pool(1) as pool:
         drawn = pool.map(_drawn, range(start, start + count), chunksize=500)
-    pictures = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2)
-    return pictures.contiguous(), [scene for _, scene in drawn]
+    images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
+    return images.contiguous(), [scene for _, scene in drawn]
 
 
 @torch.no_grad()
-def through_vae(pictures: Tensor) -> Tensor:
+def through_vae(images: Tensor) -> Tensor:
     """uint8 [N,3,32,32] as the bundled VAE gives them back."""
     vae, parts = AutoencoderKL.from_pretrained(BUNDLED / "vae", torch_dtype=torch.float32), []
-    for part in pictures.split(200):
+    for part in images.split(200):
         decoded = vae.decode(vae.encode(part.float() / 127.5 - 1).latent_dist.sample()).sample
         parts.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8))
     return torch.cat(parts)
 
 
 def training_set(work: Path) -> tuple[Tensor, list[Scene]]:
-    """The pictures, every second one through the VAE, kept in the work folder."""
-    file, scenes = work / "pictures.npy", [sample_scene(random.Random(START + n))[0] for n in range(SCENES)]
+    """The images, every second one through the VAE, kept in the work folder."""
+    file, scenes = work / "images.npy", [sample_scene(random.Random(START + n))[0] for n in range(SCENES)]
     if not file.is_file():
         torch.manual_seed(0)
-        pictures, _ = drawings(SCENES, START)
-        pictures[::2] = through_vae(pictures[::2])
-        np.save(file, pictures.numpy())
+        images, _ = drawings(SCENES, START)
+        images[::2] = through_vae(images[::2])
+        np.save(file, images.numpy())
     return torch.from_numpy(np.load(file)), scenes
 
 
@@ -199,7 +199,7 @@ def fulfils(scenes: Tensor, requests: Tensor) -> Tensor:
 
 
 def new_clip() -> CLIPModel:
-    """A CLIPModel for 32x32 pictures, whose text half begins as the bundled model's text encoder."""
+    """A CLIPModel for 32x32 images, whose text half begins as the bundled model's text encoder."""
     text = CLIPTextModel.from_pretrained(BUNDLED / "text_encoder", torch_dtype=torch.float32)
     vision = CLIPVisionConfig(
         hidden_size=WIDTH, intermediate_size=4 * WIDTH, projection_dim=EMBEDDING, num_hidden_layers=LAYERS,
@@ -267,16 +267,16 @@ def truth_of(scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor, right: Tensor) -> Tensor:
-    """CLIP's loss of B pictures and their B captions, which `texts` [2B,D] follows with B false ones.
+    """CLIP's loss of B images and their B captions, which `texts` [2B,D] follows with B false ones.
 
-    `right` [B,2B] says which captions are true of which pictures: true ones of other pictures count for nothing.
+    `right` [B,2B] says which captions are true of which images: true ones of other images count for nothing.
     """
     n, diagonal = len(images), torch.arange(len(images))
     logits = scale * images @ texts.T
     excused = right.clone()
     excused[diagonal, diagonal] = False
     logits = logits.masked_fill(excused, float("-inf"))
-    # Each picture against all captions; each against its own false one, alone; each caption against all pictures.
+    # Each image against all captions; each against its own false one, alone; each caption against all images.
     pair = torch.stack([logits[diagonal, diagonal], logits[diagonal, diagonal + n]], dim=1)
     return (
         F.cross_entropy(logits, diagonal)
@@ -288,13 +288,13 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, right: Tensor) -> Ten
 def train(work: Path) -> None:
     torch.manual_seed(5)
     work.mkdir(parents=True, exist_ok=True)
-    pictures, scenes = training_set(work)
+    images, scenes = training_set(work)
     model, processor, finder = new_clip(), new_processor(), Finder()
     # In bfloat16 on a CPU, torch's fused attention takes several times as long on its way back.
     model.set_attn_implementation("eager")
     numbers, truth = shown(scenes), truth_of(scenes)
-    images = processor.image_processor
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (images.image_mean, images.image_std))
+    image_list = processor.image_processor
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (image_list.image_mean, image_list.image_std))
     parameters = [*model.parameters(), *finder.parameters()]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
@@ -319,7 +319,7 @@ def train(work: Path) -> None:
         requests = [request_for(rng, scenes[n]) for n in rows]
         requests += [altered(rng, request, scenes[n]) for request, n in zip(requests, rows.tolist(), strict=True)]
         right = fulfils(numbers[rows], asked(requests))
-        x = pictures[rows].float() / 255
+        x = images[rows].float() / 255
         noise = 0.03 * torch.randn(BATCH, 1, 1, 1) + 0.02 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(x)
         x = ((x + noise).clamp(0, 1) - mean) / std
         tokens = processor.tokenizer([r.caption() for r in requests], padding=True, return_tensors="pt")
@@ -381,17 +381,17 @@ _DISTANCE = {(a, b): float(np.linalg.norm(_LAB[a] - _LAB[b])) for a in COLOURS f
 
 
 @torch.no_grad()
-def features(clip: Clip, pictures: Tensor) -> Tensor:
-    """[N,D] of uint8 pictures [N,3,32,32], or of those in [0,1]."""
-    x = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
+def features(clip: Clip, images: Tensor) -> Tensor:
+    """[N,D] of uint8 images [N,3,32,32], or of those in [0,1]."""
+    x = images.float() / 255 if images.dtype == torch.uint8 else images
     return torch.cat([clip.images(part) for part in x.split(250)])
 
 
 def fit_taste(work: Path) -> None:
     """LAION's five linear layers on the feature of length 1, by Adam on the squared error, as LAION's were."""
     torch.manual_seed(6)
-    pictures, scenes = training_set(work)
-    x, y = features(load_clip(str(FOLDER), "taste"), pictures), torch.tensor([taste(scene) for scene in scenes])
+    images, scenes = training_set(work)
+    x, y = features(load_clip(str(FOLDER), "taste"), images), torch.tensor([taste(scene) for scene in scenes])
     wide = (EMBEDDING, 1024, 128, 64, 16, 1)
     layers = nn.ModuleDict({
         str(number): nn.Linear(wide[place], wide[place + 1]) for place, number in enumerate((0, 2, 4, 6, 7))
@@ -419,7 +419,7 @@ def fit_taste(work: Path) -> None:
 
 
 def retrieval(clip: Clip, images: Tensor, scenes: Sequence[Scene], seed: int) -> dict[str, float]:
-    """Held-out drawings against 100 different captions each, their own among them, and against one that is false.
+    """WeightCopy-out drawings against 100 different captions each, their own among them, and against one that is false.
 
     `own` is the share whose own caption scores highest; `true` that of those where a true one does, since captions of
     other drawings may be true as well; `false below` the share whose caption is above the one with a single change.
@@ -474,10 +474,10 @@ def rank(a: Any, b: Any) -> float:
 
 
 def on_samples(clip: Clip) -> dict[str, dict[str, float]]:
-    """The score against the judge's verdict, and the aesthetic score against the rule, on the bundled model's pictures.
+    """The score against the judge's verdict, and the aesthetic score against the rule, on the bundled model's images.
 
     `correct` is the rank correlation with everything being right, `attributes` with the share of attributes that are;
-    `right above wrong` the chance that a right picture scores above a wrong one.
+    `right above wrong` the chance that a right image scores above a wrong one.
     """
     model, rng, result = load_model("bundled"), random.Random(7), {}
     prompts = [(name, prompt) for name in LISTS for prompt in rng.sample(load_prompts(name).prompts, SAMPLED)]
@@ -485,7 +485,7 @@ def on_samples(clip: Clip) -> dict[str, dict[str, float]]:
     rows: list[dict[str, Any]] = []
     for seed, guidance in enumerate(GUIDANCES):
         chosen = fixed_draw([prompt for _, prompt in prompts], 1, seed)
-        x = pictures(model, chosen, model.process.grid(20), guidance, 1.0, batch=64)
+        x = images(model, chosen, model.process.grid(20), guidance, 1.0, batch=64)
         cosines, beauty = clip_score(clip, x, chosen.prompts), score(aesthetic, x, chosen.prompts)
         for n, (verdict, scene) in enumerate(zip(judge(x, chosen.prompts), see(x), strict=True)):
             assert verdict is not None
@@ -498,7 +498,7 @@ def on_samples(clip: Clip) -> dict[str, dict[str, float]]:
         right, wrong = ([r["clip"] for r in group if r["correct"] is value] for value in (True, False))
         judged = [r for r in group if r["scene"].things]
         result[name] = {
-            "pictures": len(group), "right": share([r["correct"] for r in group]),
+            "images": len(group), "right": share([r["correct"] for r in group]),
             "clip when right": round(float(np.mean(right)), 3), "clip when wrong": round(float(np.mean(wrong)), 3),
             "correct": rank([r["clip"] for r in group], [r["correct"] for r in group]),
             "attributes": rank([r["clip"] for r in group], [r["attributes"] for r in group]),
@@ -519,8 +519,8 @@ def measure(_: Path) -> None:
     clip, (drawn, scenes) = load_clip(str(FOLDER), "measure"), drawings(HELD_OUT, START + SCENES)
     layers = head(load_file(FOLDER / HEAD)) if (FOLDER / HEAD).is_file() else None
     result: dict[str, Any] = {"weights": {f.name: f.stat().st_size for f in sorted(FOLDER.glob("*.safetensors"))}}
-    for name, shown_pictures in {"drawings": drawn, "through the VAE": through_vae(drawn)}.items():
-        images = features(clip, shown_pictures)
+    for name, shown_images in {"drawings": drawn, "through the VAE": through_vae(drawn)}.items():
+        images = features(clip, shown_images)
         result[name] = retrieval(clip, images, scenes, seed=9)
         if layers:
             found, wanted = apply(layers, images).numpy(), np.array([taste(scene) for scene in scenes])

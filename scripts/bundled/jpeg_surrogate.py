@@ -2,8 +2,8 @@
 
     python scripts/bundled/jpeg_surrogate.py [--work build/jpeg_surrogate] [--runs FOLDER...] [--measure]
 
-Pictures: drawings, the bundled model's samples, samples of finished runs on it (--runs), photographs of scikit-image,
-patterns, and all of these changed at random. Then twice: pictures that climb the network itself, up and down, join
+Images: drawings, the bundled model's samples, samples of finished runs on it (--runs), photographs of scikit-image,
+patterns, and all of these changed at random. Then twice: images that climb the network itself, up and down, join
 them with their true sizes, and it is trained again. Every third run, two photographs and other seeds are held out.
 --measure only measures the network that ships. One core: about 14 minutes with 26 runs, 4 of them for their samples,
 which stay in --work; the outcome is a function of the seeds, of the runs and of torch's version.
@@ -31,12 +31,12 @@ from skimage import data
 from torch import Tensor
 
 from build import DRAWINGS, SIZE
+from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.model import Model
 from tastemaker.drawings import render, sample_scene
-from tastemaker.evaluation.samples import pictures
+from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
 from tastemaker.models.adapter_files import find_adapter
-from tastemaker.prompts import load_prompts
-from tastemaker.protocols import Model
 from tastemaker.rewards.jpeg import jpeg_kilobytes
 from tastemaker.rewards.jpeg_surrogate import WEIGHTS, SizeNet, load_surrogate
 from tastemaker.types import Draw
@@ -63,7 +63,7 @@ def samples(model: Model, count: int, seed: int) -> Tensor:
     prompts = load_prompts(LIST).prompts
     places = tuple(random.Random(seed).choices(range(len(prompts)), k=count))
     draw = Draw(seed, 0, tuple(prompts[p] for p in places), places, tuple(range(count)))
-    return pictures(model, draw, model.process.grid(STEPS), GUIDANCE, ETA, batch=64)
+    return images(model, draw, model.process.grid(STEPS), GUIDANCE, ETA, batch=64)
 
 
 def kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
@@ -126,37 +126,37 @@ def patterns(count: int, seed: int) -> Tensor:
 
 
 def changed(x: Tensor, seed: int) -> Tensor:
-    """Each picture after one or two changes out of blur, contrast, colour, noise, chequers, and flattening."""
+    """Each image after one or two changes out of blur, contrast, colour, noise, chequers, and flattening."""
     g = torch.Generator().manual_seed(seed)
     draw = lambda *shape: torch.rand(shape, generator=g)  # noqa: E731
     done = []
-    for picture in x:
+    for image in x:
         for _ in range(1 + int(2 * draw(1))):
             kind, much = int(6 * draw(1)), float(draw(1))
             if kind == 0:
                 kernel = torch.exp(-(torch.arange(-3.0, 4.0) ** 2) / (2 * (0.3 + 1.5 * much) ** 2))
                 kernel = torch.outer(kernel, kernel / kernel.sum() ** 2).expand(3, 1, -1, -1)
-                picture = F.conv2d(F.pad(picture[None], (3, 3, 3, 3), mode="replicate"), kernel, groups=3)[0]
+                image = F.conv2d(F.pad(image[None], (3, 3, 3, 3), mode="replicate"), kernel, groups=3)[0]
             elif kind == 1:
-                picture = picture.mean() + (picture - picture.mean()) * 2 * much
+                image = image.mean() + (image - image.mean()) * 2 * much
             elif kind == 2:
-                picture = picture * (0.5 + draw(3, 1, 1)) + 0.5 * (draw(3, 1, 1) - 0.5)
+                image = image * (0.5 + draw(3, 1, 1)) + 0.5 * (draw(3, 1, 1) - 0.5)
             elif kind == 3:
                 shape = (3, SIZE, SIZE) if draw(1) < 0.5 else (1, SIZE, SIZE)
-                picture = picture + 0.4 * much**3 * torch.randn(shape, generator=g)
+                image = image + 0.4 * much**3 * torch.randn(shape, generator=g)
             elif kind == 4:
                 sign = (-1.0) ** (torch.arange(SIZE)[:, None] + torch.arange(SIZE) * int(2 * draw(1)))
-                picture = picture + 0.5 * much**2 * sign * draw(3, 1, 1)
+                image = image + 0.5 * much**2 * sign * draw(3, 1, 1)
             else:
                 top, left = (int(v) for v in SIZE * draw(2))
                 bottom, right = top + int(4 + 28 * draw(1)), left + int(4 + 28 * draw(1))
-                there = picture[:, top:bottom, left:right]
-                picture = picture.clone()
-                picture[:, top:bottom, left:right] = there.mean(dim=(1, 2), keepdim=True) + (1 - much) * (
+                there = image[:, top:bottom, left:right]
+                image = image.clone()
+                image[:, top:bottom, left:right] = there.mean(dim=(1, 2), keepdim=True) + (1 - much) * (
                     there - there.mean(dim=(1, 2), keepdim=True)
                 )
-            picture = picture.clamp(0, 1)
-        done.append(picture)
+            image = image.clamp(0, 1)
+        done.append(image)
     return torch.stack(done)
 
 
@@ -164,9 +164,9 @@ def climb(
     network: SizeNet, start: Tensor, sign: int, rate: float, moments: Sequence[int],
     show: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Pictures at some moments of an ascent (sign 1) or descent (-1) by Adam, moments one after the other.
+    """Images at some moments of an ascent (sign 1) or descent (-1) by Adam, moments one after the other.
 
-    What moves is `start`: pixels, which are kept within [0,1], or what `show` makes a picture of.
+    What moves is `start`: pixels, which are kept within [0,1], or what `show` makes an image of.
     """
     shown = []
     for part in start.split(BATCH):
@@ -191,7 +191,7 @@ def _bundled() -> Model:
 
 
 def fit(network: SizeNet, x: Tensor, steps: int, rate: float, seed: int) -> None:
-    """Trains on the true sizes; those of the pictures as a file has them, rounded to 256 levels."""
+    """Trains on the true sizes; those of the images as a file has them, rounded to 256 levels."""
     g, true = torch.Generator().manual_seed(seed), jpeg_kilobytes(x)
     optimizer = torch.optim.Adam(network.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -212,7 +212,7 @@ def train(work: Path, tuned: dict[str, Tensor]) -> SizeNet:
     photos = photographs(("astronaut", "rocket"), 800, SIZE, seed=12)
     plain = torch.cat([drawings(3000, HELD_OUT_START), base, *tuned.values(), photos, patterns(900, seed=13)])
     x, network = torch.cat([plain, changed(plain, seed=14)]), SizeNet()
-    print(f"{len(x)} pictures", flush=True)
+    print(f"{len(x)} images", flush=True)
     fit(network, x, FIRST, LR, seed=15)
     for refresh in range(REFRESHES):
         g = torch.Generator().manual_seed(16 + refresh)
@@ -221,8 +221,8 @@ def train(work: Path, tuned: dict[str, Tensor]) -> SizeNet:
             climb(network, part, sign, rate, (3, 10, 30))
             for part, (sign, rate) in zip(start.chunk(4), [(1, 0.03), (1, 0.004), (-1, 0.02), (-1, 0.004)], strict=True)
         ]
-        for pictures_, way in zip(new, ("up", "slowly up", "down", "slowly down"), strict=True):
-            print(f"refresh {refresh}, {way}: {figures(network, pictures_)}", flush=True)
+        for images_, way in zip(new, ("up", "slowly up", "down", "slowly down"), strict=True):
+            print(f"refresh {refresh}, {way}: {figures(network, images_)}", flush=True)
         # Twice, so that they are a tenth of what is seen.
         x = torch.cat([x, *new, *new])
         fit(network, x, AGAIN, LR / 3, seed=20 + refresh)
@@ -234,7 +234,7 @@ def figures(network: SizeNet, x: Tensor) -> dict[str, float]:
     """Correlations with the true sizes, and errors and sizes in kB."""
     true, found = jpeg_kilobytes(x), torch.cat([network(part) for part in x.split(BATCH)])
     return {
-        "pictures": len(x),
+        "images": len(x),
         "pearson": round(float(np.corrcoef(true, found)[0, 1]), 5),
         "spearman": round(float(spearmanr(true, found)[0]), 5),
         "rms": round((found - true).square().mean().sqrt().item(), 4),
@@ -246,10 +246,10 @@ def figures(network: SizeNet, x: Tensor) -> dict[str, float]:
 
 
 def validate(network: SizeNet, work: Path, tuned: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Figures on what training did not see; pictures that climb start from the model's samples."""
+    """Figures on what training did not see; images that climb start from the model's samples."""
     base = kept(work / "base-held-out.safetensors", lambda: samples(_bundled(), 256, seed=31))
     start = base[:128]
-    latents = _bundled().picture_latents(start)
+    latents = _bundled().encode_images(start)
     sets = {
         "drawings": drawings(1000, HELD_OUT_START + 50_000),
         "drawings 72x56": drawings(200, HELD_OUT_START + 60_000, size=72)[..., :56],

@@ -1,8 +1,8 @@
-"""Trains and validates the judge (src/tastemaker/evaluation/judge.py) on drawings whose truth is known.
+"""Trains and validates the judge (src/tastemaker/drawings/judge.py) on drawings whose truth is known.
 
     python scripts/bundled/judge.py --work build/bundled
 
-Half of the pictures pass through the bundled VAE first, so that the judge reads decoded latents as well as
+Half of the images pass through the bundled VAE first, so that the judge reads decoded latents as well as
 drawings; one in eight has a shapeless blob beside or instead of objects, which it learns to leave out.
 """
 
@@ -23,19 +23,19 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor
 
-from build import DRAWINGS, SIZE, load_pictures, new_vae, to_unit
+from build import DRAWINGS, SIZE, load_images, new_vae, to_unit
 from tastemaker.drawings import Scene, render, sample_scene
+from tastemaker.drawings.judge import CELLS, JudgeNet, see
 from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, TEXTURES, relation_of
-from tastemaker.evaluation.judge import CELLS, JudgeNet, see
 
 SCENES, HELD_OUT, BATCH, EPOCHS, LR = 30_000, 4_000, 64, 5, 2e-3
 BLOB_SHARE = 1 / 8
 
 
-def blob(picture: Image.Image, rng: random.Random, big: bool) -> Image.Image:
-    """A shape with no name on top of `picture`: an outline of random waves."""
+def blob(image: Image.Image, rng: random.Random, big: bool) -> Image.Image:
+    """A shape with no name on top of `image`: an outline of random waves."""
     side = 4 * SIZE
-    large = picture.resize((side, side), Image.Resampling.NEAREST)
+    large = image.resize((side, side), Image.Resampling.NEAREST)
     radius = rng.uniform(0.14, 0.34) if big else rng.uniform(0.07, 0.12)
     cx, cy = (
         (rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7)) if big else (rng.choice((0.12, 0.88)), rng.choice((0.12, 0.88)))
@@ -56,26 +56,26 @@ def _scene(seed: int) -> tuple[np.ndarray, Scene]:
     blobbed = seed < DRAWINGS + SCENES and rng.random() < BLOB_SHARE
     if blobbed and rng.random() < 0.6:
         scene = Scene((), scene.ground, scene.pattern)
-    picture = render(scene, SIZE, rng)
+    image = render(scene, SIZE, rng)
     if blobbed:
-        picture = blob(picture, rng, big=not scene.things)
-    return np.asarray(picture), scene
+        image = blob(image, rng, big=not scene.things)
+    return np.asarray(image), scene
 
 
 def scenes(count: int, start: int) -> tuple[Tensor, list[Scene]]:
     """Drawings that the generative model never saw, uint8 [N,3,32,32], and their truth."""
     with Pool() as pool:
         drawn = pool.map(_scene, range(start, start + count), chunksize=500)
-    pictures = torch.from_numpy(np.stack([picture for picture, _ in drawn])).permute(0, 3, 1, 2)
-    return pictures, [scene for _, scene in drawn]
+    images = torch.from_numpy(np.stack([image for image, _ in drawn])).permute(0, 3, 1, 2)
+    return images, [scene for _, scene in drawn]
 
 
 @torch.no_grad()
-def through_vae(pictures: Tensor, work: Path) -> Tensor:
+def through_vae(images: Tensor, work: Path) -> Tensor:
     vae = new_vae()
     vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["vae"])
     parts = []
-    for part in pictures.split(200):
+    for part in images.split(200):
         decoded = vae.decode(vae.encode(to_unit(part)).latent_dist.sample()).sample
         parts.append(((decoded / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8))
     return torch.cat(parts)
@@ -120,16 +120,16 @@ def loss(out: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
 
 def train(work: Path) -> JudgeNet:
     torch.manual_seed(2)
-    pictures, truth_scenes = scenes(SCENES, DRAWINGS)
-    decoded = through_vae(pictures[: SCENES // 2], work)
-    pictures = torch.cat([decoded, pictures[SCENES // 2 :]])
+    images, truth_scenes = scenes(SCENES, DRAWINGS)
+    decoded = through_vae(images[: SCENES // 2], work)
+    images = torch.cat([decoded, images[SCENES // 2 :]])
     truth, network = targets(truth_scenes), JudgeNet()
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-3)
     steps = EPOCHS * SCENES // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps, pct_start=0.1)
     for step in range(steps):
         rows = torch.randint(0, SCENES, (BATCH,))
-        x = pictures[rows].float() / 255
+        x = images[rows].float() / 255
         x = (x + 0.03 * torch.randn(BATCH, 1, 1, 1) + 0.02 * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(x)).clamp(
             0, 1
         )
@@ -146,12 +146,12 @@ def train(work: Path) -> JudgeNet:
 def validate(network: JudgeNet, work: Path) -> dict[str, dict[str, float]]:
     """Accuracy per attribute on held-out drawings, as drawn and through the VAE.
 
-    Attributes of objects count only in pictures whose number of objects was read right, object by object in the
-    order of the truth; `everything` is the share of pictures with nothing wrong at all.
+    Attributes of objects count only in images whose number of objects was read right, object by object in the
+    order of the truth; `everything` is the share of images with nothing wrong at all.
     """
-    pictures, truth = scenes(HELD_OUT, DRAWINGS + SCENES)
+    images, truth = scenes(HELD_OUT, DRAWINGS + SCENES)
     table = {}
-    for name, shown in {"drawings": pictures, "through the VAE": through_vae(pictures, work)}.items():
+    for name, shown in {"drawings": images, "through the VAE": through_vae(images, work)}.items():
         right: dict[str, list[bool]] = {}
         for wanted, seen in zip(truth, see(shown.float() / 255, network), strict=True):
             checks = agree(wanted, seen)
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/bundled"))
     work, started = parser.parse_args().work, time.time()
-    assert len(load_pictures(work)) == DRAWINGS
+    assert len(load_images(work)) == DRAWINGS
     network = train(work)
     table = validate(network, work)
     (work / "judge").mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""How well the bundled model follows prompts, by the judge: docs/bundled-model.md's table and pictures.
+"""How well the bundled model follows prompts, by the judge: docs/bundled-model.md's table and images.
 
 python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/bundled-model.json]
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tastemaker.evaluation.judge import Verdict, judge
-from tastemaker.evaluation.samples import contact_sheet, pictures, to_pil
+from tastemaker.data.prompts import load_prompts
+from tastemaker.drawings.judge import Verdict, judge
+from tastemaker.evaluation.images import contact_sheet, images, to_pil
 from tastemaker.models import load_model
-from tastemaker.prompts import load_prompts
 from tastemaker.types import Draw
 
 STEPS, GUIDANCE, ETA = 20, 5.0, 1.0
@@ -50,23 +50,23 @@ def table(verdicts: list[Verdict]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--each", type=int, default=1, help="pictures of each prompt")
+    parser.add_argument("--each", type=int, default=1, help="images of each prompt")
     parser.add_argument("--out", type=Path, default=Path("docs/bundled-model.json"))
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     grid, result = model.process.grid(STEPS), {}
     for name in LISTS:
         chosen = draw(list(load_prompts(name).prompts), arguments.each)
-        x = pictures(model, chosen, grid, GUIDANCE, ETA, batch=64)
+        x = images(model, chosen, grid, GUIDANCE, ETA, batch=64)
         verdicts = [verdict for verdict in judge(x, chosen.prompts) if verdict is not None]
-        result[name] = {"pictures": len(verdicts), **table(verdicts)}
+        result[name] = {"images": len(verdicts), **table(verdicts)}
         print(name, json.dumps(result[name]), flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     torch.manual_seed(0)
     shown = draw(SHOWN, 8, seed=1)
-    images = to_pil(pictures(model, shown, grid, GUIDANCE, ETA, batch=80))
-    contact_sheet(images, columns=16, cell=64).save(arguments.out.with_suffix(".png"))
+    image_list = to_pil(images(model, shown, grid, GUIDANCE, ETA, batch=80))
+    contact_sheet(image_list, columns=16, cell=64).save(arguments.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

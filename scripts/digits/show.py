@@ -1,4 +1,4 @@
-"""Draws docs/pixel-models.png: 32 pictures of each of the two small models.
+"""Draws docs/pixel-models.png: 32 images of each of the two small models.
 
 python scripts/digits/show.py [--work benchmarks/models] [--out docs/pixel-models.png]
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from tastemaker.evaluation.samples import contact_sheet, pictures, to_pil
+from tastemaker.data.prompts import load_prompts
+from tastemaker.evaluation.images import contact_sheet, images, to_pil
 from tastemaker.models import load_model
-from tastemaker.prompts import load_prompts
 from tastemaker.types import Draw
 
 COUNT, STEPS = 32, 25
@@ -28,7 +28,7 @@ def main() -> None:
         model, known = load_model(str(arguments.work / name)), load_prompts(prompts).prompts
         chosen = tuple(known[number * len(known) // COUNT] for number in range(COUNT))
         draw = Draw(0, 0, chosen, (0,) * COUNT, tuple(range(COUNT)))
-        shown.append(pictures(model, draw, model.process.grid(STEPS), guidance=1.0, eta=1.0, batch=COUNT))
+        shown.append(images(model, draw, model.process.grid(STEPS), guidance=1.0, eta=1.0, batch=COUNT))
     # Side by side, eight of each to a row.
     rows = torch.stack([part.view(-1, 8, *part.shape[1:]) for part in shown], dim=1).flatten(0, 2)
     contact_sheet(to_pil(rows), columns=16, cell=64).save(arguments.out)

@@ -3,7 +3,7 @@
     python scripts/digits/train.py digits    # needs scikit-learn (pip install -e ".[dev]")
     python scripts/digits/train.py drawn32
 
-Each becomes a diffusers DDPMPipeline with float16 weights in build/NAME; scripts/digits/show.py draws their pictures.
+Each becomes a diffusers DDPMPipeline with float16 weights in build/NAME; scripts/digits/show.py draws their images.
 On one thread, measured: digits 17 minutes beside other work (0.31 s a step, 13 minutes, when alone), drawn32 515 s of
 computing.
 """
@@ -33,7 +33,7 @@ SIZE, LR, MIN_SNR, EMA_DECAY = 32, 1.5e-3, 5.0, 0.997
 DRAWINGS, CLASS_DROPOUT = 10_000, 0.1
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 Batch = tuple[Tensor, Tensor | None]
-"""Pictures [B,C,32,32] in [-1,1], and class indices [B] where there are classes."""
+"""Images [B,C,32,32] in [-1,1], and class indices [B] where there are classes."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Recipe:
     """What tells the two models apart."""
 
     data: Callable[[int], Callable[[], Batch]]
-    """Loads or makes the pictures, and gives a function that draws a batch of them, of the size given."""
+    """Loads or makes the images, and gives a function that draws a batch of them, of the size given."""
     channels: int
     widths: tuple[int, ...]
     """Channels of the U-Net's levels, of 32, 16, 8 (with attention) and 4 pixels a side."""
@@ -74,7 +74,7 @@ def fours(batch: int) -> Callable[[], Batch]:
 def muted_drawings(batch: int) -> Callable[[], Batch]:
     """One big object on a plain ground, most of its colour taken out: what a colourfulness reward can put back."""
     rng = random.Random(0)
-    pictures, classes = [], []
+    images, classes = [], []
     # An object that is as light as its ground would go with its colour.
     lightness = {name: float(np.dot(rgb, LUMA)) for name, rgb in COLOURS.items()}
     pairs = [(a, b) for a in COLOURS for b in COLOURS if abs(lightness[a] - lightness[b]) > 60]
@@ -85,15 +85,15 @@ def muted_drawings(batch: int) -> Callable[[], Batch]:
         scene = Scene((Thing(kind, colour, x, y, radius),), ground)
         drawn = np.asarray(render(scene, SIZE, rng), dtype=np.float32)
         grey = drawn @ LUMA[:, None]
-        pictures.append(grey + 0.5 * rng.random() ** 2 * (drawn - grey))
+        images.append(grey + 0.5 * rng.random() ** 2 * (drawn - grey))
         classes.append(KINDS.index(kind))
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+    image_list = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
     kinds = torch.tensor(classes)
 
     def draw() -> Batch:
-        rows = torch.randint(len(images), (batch,))
+        rows = torch.randint(len(image_list), (batch,))
         # The class after the last stands for none, as in DiT.
-        return images[rows], torch.where(torch.rand(batch) < CLASS_DROPOUT, len(KINDS), kinds[rows])
+        return image_list[rows], torch.where(torch.rand(batch) < CLASS_DROPOUT, len(KINDS), kinds[rows])
 
     return draw
 

@@ -16,7 +16,7 @@ class PromptError(TastemakerError):
 
 
 class DataError(TastemakerError):
-    """Pictures, captions or preferences made by others that cannot be read."""
+    """Images, captions or preferences made by others that cannot be read."""
 
 
 class ModelError(TastemakerError):

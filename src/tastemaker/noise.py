@@ -1,6 +1,6 @@
-"""Counter-based random numbers: each draw depends on its place alone (design.md §4.6).
+"""Counter-based random numbers: each draw depends on its place alone.
 
-NumPy's Philox is keyed by (run seed, round) and its counter starts at (step, sample, prompt), so a picture's
+NumPy's Philox is keyed by (run seed, round) and its counter starts at (step, sample, prompt), so an image's
 noise is the same whatever the batch size, the number of processes, or what was drawn before.
 """
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 _CHOICES = 2**63
-"""Counter word of draws that belong to a round and not to a picture."""
+"""Counter word of draws that belong to a round and not to an image."""
 _DROPPED = 2**41 + 1
 """Step counter of the decision to leave a caption out."""
 _DIFFUSED = 2**42
-"""Step counters of noise that is added to a finished picture, apart from the sampler's."""
+"""Step counters of noise that is added to a finished image, apart from the sampler's."""
 
 
 def generator(seed: int, round: int, *place: int) -> np.random.Generator:
@@ -28,7 +28,7 @@ def generator(seed: int, round: int, *place: int) -> np.random.Generator:
 
 
 def choices(seed: int, round: int, purpose: int) -> np.random.Generator:
-    """A generator for a round's own decisions (which prompts, which order), apart from all pictures' noise."""
+    """A generator for a round's own decisions (which prompts, which order), apart from all images' noise."""
     return generator(seed, round, purpose, _CHOICES)
 
 
@@ -38,7 +38,7 @@ def drop(share: float, seed: int, round: int, prompt: int, sample: int) -> bool:
 
 
 def normal(shape: Sequence[int], seed: int, round: int, prompt: int, sample: int, step: int) -> Tensor:
-    """Standard normal float32 noise of one picture at one step, on the CPU."""
+    """Standard normal float32 noise of one image at one step, on the CPU."""
     values = generator(seed, round, step, sample, prompt).standard_normal(math.prod(shape), dtype=np.float32)
     return torch.from_numpy(values).view(*shape)
 
@@ -46,7 +46,7 @@ def normal(shape: Sequence[int], seed: int, round: int, prompt: int, sample: int
 def diffused(
     shape: Sequence[int], times: range, seed: int, round: int, prompt: int, sample: int, place: int, epoch: int
 ) -> tuple[int, Tensor]:
-    """A time out of `times` and standard normal noise, for the forward process from one picture."""
+    """A time out of `times` and standard normal noise, for the forward process from one image."""
     step = _DIFFUSED + (epoch << 20) + place
     rng = generator(seed, round, step, sample, prompt)
     time = times[int(rng.integers(len(times)))]

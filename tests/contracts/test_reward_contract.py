@@ -14,15 +14,15 @@ from serving import served
 from speaking import Speaking
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardUnavailable
-from tastemaker.rewards.check import check_reward, pictures
-from tastemaker.rewards.contract import reward, score
-from tastemaker.rewards.endpoints import Remote
+from tastemaker.rewards.base import reward, score
+from tastemaker.rewards.check import check_reward, images
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.registry import BUILTIN, load_reward
+from tastemaker.rewards.serving.settings import Remote
 from tastemaker.rewards.vlm.settings import Vlm, is_vlm
 
 PROMPTS = ["a red star", "two blue fish", "a tree above a heart", "a green square", "a blue circle"]
-X = pictures(len(PROMPTS), 64)
+X = images(len(PROMPTS), 64)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_combinations_keep_the_contract_on_a_server(tmp_path):
         assert score(remote, X, PROMPTS).equal(score(load_reward(name), X, PROMPTS))
         assert str(remote.identity()).startswith("((0.5 * target-image:four+one.png) + judge-score) (")
         first = str(remote.identity())
-    # Another picture is another reward.
+    # Another image is another reward.
     Image.fromarray(to_bytes(X[1:2])[0].numpy()).save(file)
     with served(name) as url:
         assert str(load_reward(url).identity()) != first

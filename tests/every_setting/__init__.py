@@ -32,14 +32,14 @@ import torch
 from torch import Tensor
 
 import tiny
+from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.pg import PG
-from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
+from tastemaker.diffusion.sampler import sample
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.sample import sample
-from tastemaker.task import Task
-from tastemaker.training import loop, setup, update
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds, setup, update
 from tastemaker.training.session import Session
 from tastemaker.types import Draw, Rollout, Rows
 
@@ -247,7 +247,7 @@ def flat(values: dict[str, Tensor]) -> Tensor:
 
 
 def one_round(session: Session) -> dict[str, Any]:
-    return loop.one_round(session)
+    return rounds.one_round(session)
 
 
 @contextmanager

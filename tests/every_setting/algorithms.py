@@ -22,8 +22,8 @@ from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.models.value import ConditionalMLP, ConvValue, DigitValue, UNetValue
-from tastemaker.training import loop
-from tastemaker.training.checkpoint import State
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds
 from tastemaker.training.session import Session
 from tastemaker.types import Rows, all_rows
 
@@ -162,7 +162,7 @@ def dpok_value_text(lab: Lab) -> None:
     """In all calls one state a prompt, which is transformers' pooled output, or those of all tokens."""
     for kind in ("pooled", "mean"):
         session = with_value(lab, DPOK(value="mlp", value_text=kind))  # type: ignore[arg-type]
-        with value_calls(session) as calls, called(loop, "collect") as collected:
+        with value_calls(session) as calls, called(rounds, "collect") as collected:
             one_round(session)
         prompts, pipeline = list(collected[0][0][1].prompts), session.model.pipeline
         length = pipeline.tokenizer.model_max_length
@@ -247,7 +247,7 @@ def dpo_pairs(lab: Lab) -> None:
     rollout = replace(policy.rollout, group=torch.zeros(4, dtype=torch.int64))
     rows = DPO(pairs="best-worst").prepare(policy.task, rollout)
     assert rows.other is not None
-    assert (rows.picture.tolist(), rows.other.tolist()) == ([3] * STEPS, [1] * STEPS)
+    assert (rows.image.tolist(), rows.other.tolist()) == ([3] * STEPS, [1] * STEPS)
     assert len(DPO(pairs="all").prepare(policy.task, rollout)) == 6 * STEPS
 
 
@@ -313,7 +313,7 @@ def ppo_controller(lab: Lab) -> None:
     algorithm = PPO(value="mlp", kl=0.1, kl_target=2.5, kl_horizon=100)
     config = lab.config(algorithm=algorithm, advantage={"normalise": "base"})
     session: Any = types.SimpleNamespace(config=config, state=State(), task=types.SimpleNamespace(kl=0.1))
-    assert loop.control(session, {"kl": 0.5625}, 4) == {"kl_weight": 0.1, "kl_trajectory": 2.25}
+    assert rounds.control(session, {"kl": 0.5625}, 4) == {"kl_weight": 0.1, "kl_trajectory": 2.25}
     close(session.state.kl, 0.0996, 1e-12)
     # In a round it is given the divergence of a whole trajectory, and the next round has the weight.
     session = lab.session(trained=True, algorithm=replace(algorithm, kl_target=1e-9), advantage={"normalise": "base"})
@@ -459,7 +459,7 @@ def diffusion_dpo_beta(lab: Lab) -> None:
     policy = lab.policy
     rows = DiffusionDPO().prepare(policy.task, policy.rollout)
     assert rows.other is not None
-    assert (rows.picture.tolist(), rows.other.tolist()) == ([0, 1], [2, 3])
+    assert (rows.image.tolist(), rows.other.tolist()) == ([0, 1], [2, 3])
     sides = [rows.noised(range(1000)), rows.others().noised(range(1000), like=rows)]
     with torch.no_grad():
         mean = lambda side: policy.task.residual(side, 1.0).square().flatten(1).mean(dim=1)  # noqa: E731

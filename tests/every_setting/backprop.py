@@ -18,8 +18,8 @@ from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
-from tastemaker.sample import sample
-from tastemaker.training.pathwise import placed
+from tastemaker.diffusion.sampler import sample
+from tastemaker.training.backprop_round import placed
 from tastemaker.training.session import Session
 
 
@@ -48,17 +48,19 @@ def made(lab: Lab, algorithm: Any) -> Session:
     return lab.session(trained=True, algorithm=algorithm, reward="smooth:warmth")
 
 
-def run(lab: Lab, algorithm: Any, learns: Sequence[int], guidance: float = 1.0, session: Session | None = None) -> Seen:
+def run(
+    lab: Lab, algorithm: Any, grad_steps: Sequence[int], guidance: float = 1.0, session: Session | None = None
+) -> Seen:
     """The loss of a cat and a dog in 3 steps, and its backward pass."""
     if session is None:
         if lab not in SHARED:
             SHARED[lab] = made(lab, AlignProp(checkpointing="step"))
         session = SHARED[lab]
     rewards: list[Tensor] = []
-    note = lambda places, pictures, values, parts: rewards.append(values)  # noqa: E731
+    note = lambda places, images, values, parts: rewards.append(values)  # noqa: E731
     task, draw = replace(session.task, seen=note, guidance=guidance), DRAW.select([0, 2])
     rows = algorithm.prepare(task, placed(session, draw))
-    rows = replace(rows, learns=torch.tensor([[step in learns for step in range(3)]] * 2))
+    rows = replace(rows, grad_steps=torch.tensor([[step in grad_steps for step in range(3)]] * 2))
     with network_calls(session.model) as calls:
         loss, metrics = algorithm.loss(task, rows)
         forward = [size for size, _ in calls]
@@ -73,8 +75,8 @@ ALL = ((AlignProp(), [1, 2]), (DRaFT(), [2]), (ReFL(guided=True), [2]), (DirectA
 
 
 def objective(lab: Lab, place: int, chosen: str, target: float) -> tuple[Seen, float]:
-    algorithm, learns = ALL[place]
-    return run(lab, replace(algorithm, objective=chosen, target=target), learns), algorithm.scale
+    algorithm, grad_steps = ALL[place]
+    return run(lab, replace(algorithm, objective=chosen, target=target), grad_steps), algorithm.scale
 
 
 def distance(lab: Lab, place: int) -> None:
@@ -91,15 +93,15 @@ def target(lab: Lab, place: int) -> None:
 
 def checkpointing(lab: Lab, place: int, forward: int, again: int) -> None:
     """The steps that learn are computed again in the backward pass, and within them blocks, or nothing is."""
-    algorithm, learns = ALL[place]
+    algorithm, grad_steps = ALL[place]
     for kind, expected, blocks in (("none", 0, False), ("step", again, False), ("block", again, True)):
         own = replace(algorithm, checkpointing=kind)
-        seen = run(lab, own, learns, session=None if kind == "none" else made(lab, own))
+        seen = run(lab, own, grad_steps, session=None if kind == "none" else made(lab, own))
         assert (len(seen.forward), len(seen.backward), seen.blocks) == (forward, expected, blocks), kind
 
 
-def kl(lab: Lab, algorithm: Any, learns: Sequence[int]) -> None:
-    seen, scale = run(lab, replace(algorithm, kl=3.0), learns), algorithm.scale
+def kl(lab: Lab, algorithm: Any, grad_steps: Sequence[int]) -> None:
+    seen, scale = run(lab, replace(algorithm, kl=3.0), grad_steps), algorithm.scale
     divergence, reward = seen.metrics["divergence"], seen.rewards[0]
     assert divergence.min() > 1e-4
     plain = -reward if algorithm.objective == "reward" else (algorithm.target - reward).clamp(min=0)
@@ -217,9 +219,9 @@ def alignprop_spread(lab: Lab) -> None:
 
 def scaled(lab: Lab, place: int) -> None:
     """A quarter of -R; the divergence is not scaled."""
-    algorithm, learns = ALL[place]
+    algorithm, grad_steps = ALL[place]
     own = replace(algorithm, scale=0.25) if place == 3 else replace(algorithm, scale=0.25, kl=3.0)
-    seen = run(lab, own, learns)
+    seen = run(lab, own, grad_steps)
     assert seen.rewards[0].abs().min() > 0.01
     close(seen.loss, -0.25 * seen.rewards[0] + 3 * seen.metrics.get("divergence", torch.zeros(2)))
 
@@ -251,12 +253,12 @@ def images_per_draw(lab: Lab, algorithm: Any, lowest: int) -> list[list[int]]:
     with network_calls(session.model) as calls, updates_seen(session) as seen:
         one_round(session)
     assert {size for size, _ in calls} == {2}
-    learns = seen[0][0].learns
-    assert learns is not None
+    grad_steps = seen[0][0].grad_steps
+    assert grad_steps is not None
     generator = noise.choices(session.config.seed, 1, 2)
     numbers = [int(generator.integers(lowest, lowest + 5)) for _ in range(2)]
     assert numbers[0] != numbers[1]
-    return [[row.nonzero().flatten().tolist() for row in learns], [numbers[place // 2] for place in range(4)]]
+    return [[row.nonzero().flatten().tolist() for row in grad_steps], [numbers[place // 2] for place in range(4)]]
 
 
 @acts("algorithm.alignprop.images_per_draw")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from every_setting import DRAW, Lab, acts
 from tastemaker.training import run, setup
-from tastemaker.training.loop import Evaluation
+from tastemaker.training.rounds import Evaluation
 from tastemaker.training.session import Session
 
 

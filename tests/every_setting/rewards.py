@@ -20,9 +20,9 @@ from every_setting import Lab, acts, close
 from serving import Scripted, good, raw, redness, slow
 from speaking import Speaking, failing
 from tastemaker.errors import RewardError, RewardUnavailable
-from tastemaker.rewards import patience
-from tastemaker.rewards.bertscore import load_recall
-from tastemaker.rewards.contract import score
+from tastemaker.rewards.base import score
+from tastemaker.rewards.learned.bertscore import load_recall
+from tastemaker.rewards.serving import retry
 from tastemaker.rewards.vlm.answers import Answer
 
 X = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -33,7 +33,7 @@ BUSY, FAILED = raw(b'{"detail": "busy"}', 503, Retry_After="0"), raw(b'{"detail"
 @contextmanager
 def impatient() -> Iterator[None]:
     """Short pauses between tries."""
-    with mock.patch.object(patience, "backoff", return_value=0.01):
+    with mock.patch.object(retry, "backoff", return_value=0.01):
         yield
 
 

@@ -37,14 +37,14 @@ from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
-from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.algorithms.selection import BestWorst
+from tastemaker.algorithms.windows import Backward, Sliding
+from tastemaker.config.schema import Anchor, Pairs
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.selection import BestWorst
-from tastemaker.training import anchor, loop
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Anchor, Pairs
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import prior_preservation, rounds
 from tastemaker.types import Draw
-from tastemaker.windows import Backward, Sliding
 
 # The run as a whole.
 
@@ -60,25 +60,25 @@ def model(lab: Lab) -> None:
 @acts("prompts")
 def prompts(lab: Lab) -> None:
     session = lab.session(prompts=str(lab.file("own.txt", "a fox\na owl\n")))
-    with called(loop, "collect") as seen:
+    with called(rounds, "collect") as seen:
         one_round(session)
     assert set(seen[0][0][1].prompts) == {"a fox", "a owl"}
 
 
 @acts("reward")
 def reward(lab: Lab) -> None:
-    found = loop.evaluate(lab.session(reward="smooth:redness"))
-    close(found.reward, smooth.redness(found.pictures, found.draw.prompts))
+    found = rounds.evaluate(lab.session(reward="smooth:redness"))
+    close(found.reward, smooth.redness(found.images, found.draw.prompts))
 
 
 @acts("seed")
 def seed(lab: Lab) -> None:
-    session = lab.session(seed=5, anchor=Anchor(weight=1.0, pictures=2, rows=2))
+    session = lab.session(seed=5, anchor=Anchor(weight=1.0, images=2, rows=2))
     other = LatentUNet(tiny.pipeline())
     other.tune(session.config.tuning, 5)
     assert torch.equal(flat(weights(session)), flat({name: p.detach() for name, p in other.trainable().items()}))
-    assert loop.evaluate(session).draw.seed == 5
-    with called(loop, "collect") as seen, called(anchor, "in_turn") as turns:
+    assert rounds.evaluate(session).draw.seed == 5
+    with called(rounds, "collect") as seen, called(prior_preservation, "in_turn") as turns:
         one_round(session)
     assert seen[0][0][1].seed == 5
     assert {arguments[1] for arguments, _, _ in turns} == {5}
@@ -110,7 +110,7 @@ def advantages(
     session: Any = types.SimpleNamespace(config=config, state=state or State())
     letters = sorted(set(prompts))
     draw = Draw(0, round, tuple(prompts), tuple(map(letters.index, prompts)), tuple(range(len(prompts))))
-    return loop.advantages(session, draw, torch.tensor(rewards, dtype=torch.float64)).tolist()
+    return rounds.advantages(session, draw, torch.tensor(rewards, dtype=torch.float64)).tolist()
 
 
 FOUR = [0.0, 2.0, 4.0, 8.0]
@@ -252,7 +252,7 @@ def threshold(lab: Lab) -> None:
 def steps(lab: Lab) -> None:
     session = lab.session(sampling={"steps": 5})
     with network_calls(session.model) as calls:
-        loop.evaluate(session)
+        rounds.evaluate(session)
     assert calls == [(4, False)] * 5
 
 
@@ -260,7 +260,7 @@ def steps(lab: Lab) -> None:
 def eta_and_guidance(lab: Lab) -> None:
     """The transitions are those of diffusers' scheduler with this eta, from two calls of the U-Net of our own."""
     session = lab.session(sampling={"eta": 0.5, "guidance": 3.0})
-    model, rollout = session.model, loop.collect(session, DRAW, keep=[0, 1])[0]
+    model, rollout = session.model, rounds.collect(session, DRAW, keep=[0, 1])[0]
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
     scheduler.set_timesteps(3)
     cond = model.encode(DRAW.prompts, 1.0)
@@ -278,7 +278,7 @@ def eta_and_guidance(lab: Lab) -> None:
 @acts("sampling.samples")
 def samples(lab: Lab) -> None:
     session = lab.session(sampling={"samples": 6})
-    with called(loop, "collect") as seen:
+    with called(rounds, "collect") as seen:
         assert one_round(session)["reward_queries"] == 6
     assert len(seen[0][0][1]) == 6
 
@@ -286,7 +286,7 @@ def samples(lab: Lab) -> None:
 @acts("sampling.per_prompt")
 def per_prompt(lab: Lab) -> None:
     session = lab.session(sampling={"samples": 6, "per_prompt": 3})
-    with called(loop, "collect") as seen:
+    with called(rounds, "collect") as seen:
         one_round(session)
     assert sorted(Counter(seen[0][0][1].prompts).values()) == [3, 3]
 
@@ -314,7 +314,7 @@ def branches(lab: Lab) -> None:
 def log_prob(lab: Lab) -> None:
     """A latent has 4 * 8 * 8 elements."""
     sessions = [lab.session(sampling={"log_prob": kind}) for kind in ("sum", "mean")]
-    total, mean = (loop.collect(session, DRAW, keep=[0, 1, 2])[0].logp for session in sessions)
+    total, mean = (rounds.collect(session, DRAW, keep=[0, 1, 2])[0].logp for session in sessions)
     close(total, 256 * mean)
     assert one_round(sessions[0])["ratio_deviation/first"] < 1e-3  # training takes the sum too
 
@@ -322,15 +322,15 @@ def log_prob(lab: Lab) -> None:
 @acts("sampling.recompute_log_prob")
 def recompute_log_prob(lab: Lab) -> None:
     """Log-probabilities that are off by 1 are found anew, in the micro-batches of both updates: 5 of 6 rows, and 1."""
-    session, collect = lab.session(sampling={"recompute_log_prob": True}, optimizer={"rows": 5}), loop.collect
+    session, collect = lab.session(sampling={"recompute_log_prob": True}, optimizer={"rows": 5}), rounds.collect
 
     def off(*arguments: Any, **named: Any) -> Any:
         rollout, *rest = collect(*arguments, **named)
         return replace(rollout, logp=rollout.logp + 1), *rest
 
     with (
-        mock.patch.object(loop, "collect", off), network_calls(session.model) as calls,
-        called(loop, "update") as updated, updates_seen(session) as seen,
+        mock.patch.object(rounds, "collect", off), network_calls(session.model) as calls,
+        called(rounds, "update") as updated, updates_seen(session) as seen,
     ):  # fmt: skip
         assert one_round(session)["ratio_deviation/first"] < 1e-5
     assert [size for size, grad in calls if not grad] == [4] * 3 + [5, 1] * 2
@@ -341,7 +341,7 @@ def recompute_log_prob(lab: Lab) -> None:
 def noise_outside(lab: Lab) -> None:
     """Up to the window it is diffusers' sampler without noise."""
     session = lab.session(sampling={"noise_outside": False}, window=Backward(initial=1, rounds=9))
-    with called(loop, "collect") as seen:
+    with called(rounds, "collect") as seen:
         one_round(session)
     (_, draw, keep, *_), _, (rollout, _, _) = seen[0]
     assert keep == [2]
@@ -358,8 +358,8 @@ def noise_outside(lab: Lab) -> None:
 
 @acts("sampling.size")
 def size(lab: Lab) -> None:
-    found = loop.evaluate(lab.session(sampling={"size": 64}))
-    assert found.pictures.shape == (4, 3, 64, 64)
+    found = rounds.evaluate(lab.session(sampling={"size": 64}))
+    assert found.images.shape == (4, 3, 64, 64)
 
 
 # The optimizer.
@@ -445,8 +445,8 @@ def inner_epochs(lab: Lab) -> None:
     session = lab.session(optimizer={"updates": 1, "inner_epochs": 3})
     with updates_seen(session) as seen:
         one_round(session)
-    found = [(rows.picture, torch.as_tensor(rows.epoch).expand(len(rows)).tolist()) for rows, _ in seen]
-    assert [(len(picture), epoch) for picture, epoch in found] == [(12, [number] * 12) for number in range(3)]
+    found = [(rows.image, torch.as_tensor(rows.epoch).expand(len(rows)).tolist()) for rows, _ in seen]
+    assert [(len(image), epoch) for image, epoch in found] == [(12, [number] * 12) for number in range(3)]
 
 
 @acts("optimizer.images_per_update")
@@ -456,7 +456,7 @@ def images_per_update(lab: Lab) -> None:
     with updates_seen(session) as seen:
         assert one_round(session)["updates"] == 2
     found = [
-        Counter(zip(rows.picture.tolist(), torch.as_tensor(rows.epoch).expand(len(rows)).tolist(), strict=True))
+        Counter(zip(rows.image.tolist(), torch.as_tensor(rows.epoch).expand(len(rows)).tolist(), strict=True))
         for rows, _ in seen
     ]
     assert [sorted(counts.values()) for counts in found] == [[3, 3, 3]] * 2  # images with all their three steps
@@ -467,13 +467,13 @@ def images_per_update(lab: Lab) -> None:
 @acts("optimizer.minibatch")
 def minibatch(lab: Lab) -> None:
     """Of 12 rows an update has 6: two whole images, or steps of more."""
-    for kind in ("pictures", "states"):
+    for kind in ("images", "states"):
         session = lab.session(optimizer={"minibatch": kind})
         with updates_seen(session) as seen:
             one_round(session)
         assert [len(rows) for rows, _ in seen] == [6, 6]
-        images = {len(rows.picture.unique()) for rows, _ in seen}
-        assert images == {2} if kind == "pictures" else max(images) > 2
+        images = {len(rows.image.unique()) for rows, _ in seen}
+        assert images == {2} if kind == "images" else max(images) > 2
 
 
 @acts("optimizer.ema")
@@ -490,7 +490,7 @@ def ema(lab: Lab) -> None:
     # Evaluations sample with it.
     used: list[Tensor] = []
     session.model.pipeline.unet.register_forward_pre_hook(lambda *_: used.append(flat(weights(session))))
-    loop.evaluate(session)
+    rounds.evaluate(session)
     close(used[0], average)
     close(flat(weights(session)), found[2])
 
@@ -532,7 +532,7 @@ def timestep_fraction(lab: Lab) -> None:
     session = lab.session(optimizer={"timestep_fraction": 0.34})
     with updates_seen(session) as seen:
         assert one_round(session)["rows"] == 4
-    assert sorted(picture for rows, _ in seen for picture in rows.picture.tolist()) == [0, 1, 2, 3]
+    assert sorted(image for rows, _ in seen for image in rows.image.tolist()) == [0, 1, 2, 3]
 
 
 # Which weights learn.
@@ -594,7 +594,7 @@ def pairs_source(lab: Lab) -> None:
     assert session.pairs is not None
     assert session.pairs.prompts == ("cat", "dog", "bear")
     # Image 0 is preferred to 1, and 3 to 2.
-    close(session.pairs.pictures(1, 32), torch.stack([pixels(given.picture(n)) for n in (3, 2)]))
+    close(session.pairs.images(1, 32), torch.stack([pixels(given.image(n)) for n in (3, 2)]))
 
 
 def pixels(image: Any) -> Tensor:
@@ -613,7 +613,7 @@ def dataset(lab: Lab) -> str:
     files = []
     for n in range(4):
         file = io.BytesIO()
-        given.picture(n).save(file, "PNG")
+        given.image(n).save(file, "PNG")
         files.append({"bytes": file.getvalue(), "path": None})
     path, made = lab.new("set"), {}
     for split, caption in (("train", "cat"), ("other", "owl")):
@@ -661,7 +661,7 @@ def anchor_weight(lab: Lab) -> None:
     """The gradient is linear in it: that of the anchor's loss, which at 2 and at 6 is measured alike."""
     found = []
     for weight in (0.0, 2.0, 6.0):
-        session = lab.session(trained=True, anchor=Anchor(weight=weight, pictures=2, rows=2), optimizer={"updates": 1})
+        session = lab.session(trained=True, anchor=Anchor(weight=weight, images=2, rows=2), optimizer={"updates": 1})
         with updates_seen(session) as seen:
             record = one_round(session)
         found.append((flat(seen[0][1]), record.get("anchor_loss")))
@@ -677,7 +677,7 @@ def anchor_source(lab: Lab) -> None:
     folder, table = lab.new("captioned"), []
     folder.mkdir()
     for n, prompt in enumerate(("fox", "owl")):
-        given.picture(n).save(folder / f"{n}.png")
+        given.image(n).save(folder / f"{n}.png")
         table.append({"file_name": f"{n}.png", "text": prompt})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     session = lab.session(anchor=Anchor(weight=1.0, source=str(folder), rows=2))
@@ -685,20 +685,20 @@ def anchor_source(lab: Lab) -> None:
     assert made is not None
     order = [0, 1] if torch.equal(made.text[0], model.encode(["fox"], 1.0).text[0]) else [1, 0]
     close(made.text, model.encode([("fox", "owl")[n] for n in order], 1.0).text)
-    close(made.x0, model.picture_latents(torch.stack([pixels(given.picture(n)) for n in order])), 1e-5)
+    close(made.x0, model.encode_images(torch.stack([pixels(given.image(n)) for n in order])), 1e-5)
 
 
-@acts("anchor.pictures")
-def anchor_pictures(lab: Lab) -> None:
-    session = lab.session(anchor=Anchor(weight=1.0, pictures=3, rows=2))
+@acts("anchor.images")
+def anchor_images(lab: Lab) -> None:
+    session = lab.session(anchor=Anchor(weight=1.0, images=3, rows=2))
     assert session.anchor is not None
     assert len(session.anchor.x0) == 3
 
 
 @acts("anchor.rows")
 def anchor_rows(lab: Lab) -> None:
-    session = lab.session(anchor=Anchor(weight=1.0, pictures=2, rows=3))
-    with called(anchor, "_noised") as seen:
+    session = lab.session(anchor=Anchor(weight=1.0, images=2, rows=3))
+    with called(prior_preservation, "_noised") as seen:
         one_round(session)
     assert [len(noised.x0) for _, _, noised in seen] == [3, 3]
 
@@ -707,7 +707,7 @@ def anchor_rows(lab: Lab) -> None:
 def anchor_guided(lab: Lab) -> None:
     """With guidance the network is given each row twice, with its prompt and without: 2 * 3 of the anchor's and 2 * 6
     of the update's."""
-    session = lab.session(anchor=Anchor(weight=1.0, pictures=2, rows=3, guided=True), sampling={"guidance": 3.0})
+    session = lab.session(anchor=Anchor(weight=1.0, images=2, rows=3, guided=True), sampling={"guidance": 3.0})
     with network_calls(session.model) as calls:
         one_round(session)
     assert [size for size, grad in calls if grad] == [6, 12, 6, 12]
@@ -715,8 +715,8 @@ def anchor_guided(lab: Lab) -> None:
 
 @acts("anchor.drop_captions")
 def anchor_drop_captions(lab: Lab) -> None:
-    session = lab.session(anchor=Anchor(weight=1.0, pictures=2, rows=8, drop_captions=0.5))
-    with called(anchor, "_noised") as seen:
+    session = lab.session(anchor=Anchor(weight=1.0, images=2, rows=8, drop_captions=0.5))
+    with called(prior_preservation, "_noised") as seen:
         one_round(session)
     dropped = [bool(torch.equal(text, session.task.empty[0])) for _, _, noised in seen for text in noised.text]
     assert len(dropped) == 16
@@ -728,18 +728,18 @@ def anchor_drop_captions(lab: Lab) -> None:
 
 @acts("evaluation.prompts", "evaluation.per_prompt")
 def evaluation_draw(lab: Lab) -> None:
-    found = loop.evaluate(lab.session(evaluation={"prompts": 3, "per_prompt": 5}))
+    found = rounds.evaluate(lab.session(evaluation={"prompts": 3, "per_prompt": 5}))
     assert list(Counter(found.draw.prompts).values()) == [5, 5, 5]
-    assert len(found.pictures) == 15
+    assert len(found.images) == 15
 
 
 @acts("evaluation.unseen")
 def evaluation_unseen(lab: Lab) -> None:
     session = lab.session(evaluation={"unseen": str(lab.file("unseen.txt", "a hat\na cup\n"))})
-    found = loop.evaluate(session)
+    found = rounds.evaluate(session)
     assert found.unseen is not None
     assert found.unseen.draw.prompts == ("a hat", "a hat", "a cup", "a cup")
-    mean = smooth.redness(found.unseen.pictures, ()).mean()
+    mean = smooth.redness(found.unseen.images, ()).mean()
     close(found.record(session.state)["eval/unseen/reward/mean"], mean)
 
 
@@ -755,8 +755,8 @@ def evaluation_hold_out(lab: Lab) -> None:
 @acts("evaluation.rewards")
 def evaluation_rewards(lab: Lab) -> None:
     session = lab.session(evaluation={"rewards": ("smooth:warmth",)})
-    found = loop.evaluate(session)
-    close(found.record(session.state)["eval/rewards/smooth:warmth"], smooth.warmth(found.pictures, ()).mean())
+    found = rounds.evaluate(session)
+    close(found.record(session.state)["eval/rewards/smooth:warmth"], smooth.warmth(found.images, ()).mean())
 
 
 # Speed.

@@ -6,7 +6,7 @@ Each trial is a run of seconds on a tiny random model. Half of the kills come fr
 other half hit a moment of a random kind (a denoising step, a call of the reward, a micro-batch, a write or fsync or
 rename of a checkpoint, the removal of an old one, ...), drawn from a list of all moments of an undisturbed run; a
 write is then left half done. A trial may be killed up to three times in a row. Prints one JSON object; exit code 1
-unless every run ends as the undisturbed one: weights, optimizer, state, metrics (without seconds), pictures, adapter.
+unless every run ends as the undisturbed one: weights, optimizer, state, metrics (without seconds), images, adapter.
 
 Runs are forked from a process that has imported everything and never trained, so that starting one takes no time.
 """
@@ -40,8 +40,9 @@ import tiny
 from tastemaker.cli import resume as _resume  # noqa: F401
 from tastemaker.cli import train as _train  # noqa: F401
 from tastemaker.cli.main import main as command
-from tastemaker.evaluation import report as _report  # noqa: F401
-from tastemaker.training import disk, loop, progress, run, update
+from tastemaker.report import page as _report  # noqa: F401
+from tastemaker.runs import atomic
+from tastemaker.training import progress, rounds, run, update
 
 SETTINGS = [
     "--prompts", "ddpo-animals", "--rounds", "4", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=2",
@@ -49,9 +50,9 @@ SETTINGS = [
     "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2", "advantage.min_count=2",
 ]  # fmt: skip
 PHASES = [
-    (loop, "sample", "sample"), (loop, "score_together", "score"), (update, "accumulate", "update"),
-    (run, "_save", "save"), (disk, "remove", "prune"), (run, "append_metrics", "metrics"),
-    (run, "save_grid", "pictures"),
+    (rounds, "sample", "sample"), (rounds, "score_together", "score"), (update, "accumulate", "update"),
+    (run, "_save", "save"), (atomic, "remove", "prune"), (run, "append_metrics", "metrics"),
+    (run, "save_grid", "images"),
     (run, "write_adapter", "adapter"), (run, "write_report", "report"), (run, "truncate_metrics", "resume"),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.cli.main import main
-from tastemaker.training import loop, run, setup
+from tastemaker.training import rounds, run, setup
 
 
 def sharding_accelerator(**named):
@@ -57,14 +57,14 @@ if __name__ == "__main__":
         patches.append(mock.patch.object(Accelerator, "no_sync", mock.MagicMock()))
     if words[0] == "--die-in-round":
         number, words = int(words[1]), words[2:]
-        update = loop.update
+        update = rounds.update
 
         def dying(session, *arguments):
             if session.state.round + 1 == number and session.accelerator.process_index == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             return update(session, *arguments)
 
-        patches.append(mock.patch.object(loop, "update", dying))
+        patches.append(mock.patch.object(rounds, "update", dying))
     for patch in patches:
         patch.start()
     # Several command lines in one launch, and one group of processes: most of a small run's time is importing.

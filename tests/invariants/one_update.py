@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tastemaker.config.schema import Config
+from tastemaker.config.yaml_file import load_config
 from tastemaker.models import load_model
-from tastemaker.training import loop, setup, update
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config
-from tastemaker.training.configfile import load_config
-from tastemaker.training.processes import process_group
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds, setup, update
+from tastemaker.training.distributed import process_group
 from tastemaker.types import Rows
 
 
@@ -36,14 +36,14 @@ def double(*arguments: Any) -> Any:
 def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Gradients of the round's first update by parameter name, and the round's record.
 
-    A value network's are among them, as `value.` and their names. The record also has `pictures`, the places of those
+    A value network's are among them, as `value.` and their names. The record also has `images`, the places of those
     in the update, of this process.
     """
     with mock.patch.object(setup, "load_model", double):
         session = setup.start(config, folder, State())
     session.display.interactive = False
     if "standardise" in config.reward:
-        loop.evaluate(session)  # which measures the scale
+        rounds.evaluate(session)  # which measures the scale
     # Adapters start with B = 0, where A has no gradient: give B values so that every gradient is tested.
     random = torch.Generator().manual_seed(7)
     for name, parameter in sorted(session.model.trainable().items()):
@@ -52,7 +52,7 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     captured: dict[str, Tensor] = {}
     accumulate = update.accumulate
 
-    pictures: list[int] = []
+    images: list[int] = []
 
     def capture(own: Any, rows: Rows, *arguments: Any) -> float:
         norm = accumulate(own, rows, *arguments)
@@ -62,12 +62,12 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
                 value = session.accelerator.unwrap_model(session.task.value)
                 own = {name: p.grad for name, p in value.named_parameters() if p.grad is not None}
                 captured.update({f"value.{name}": grad.clone() for name, grad in own.items()})
-            pictures.extend(rows.picture.unique().tolist())
+            images.extend(rows.image.unique().tolist())
         return norm
 
     with mock.patch.object(update, "accumulate", capture):
-        record = loop.one_round(session)
-    return captured, record | {"pictures": pictures}
+        record = rounds.one_round(session)
+    return captured, record | {"images": images}
 
 
 def main(*files: str) -> None:

@@ -1,4 +1,4 @@
-"""A reward without steps: JPEG's size jumps by a byte where pictures differ in their seventh digit."""
+"""A reward without steps: JPEG's size jumps by a byte where images differ in their seventh digit."""
 
 
 def redness(images, prompts):

@@ -18,10 +18,10 @@ from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
-from tastemaker.selection import BestWorst
-from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
-from tastemaker.training.configfile import dump_config
-from tastemaker.windows import Backward
+from tastemaker.algorithms.selection import BestWorst
+from tastemaker.algorithms.windows import Backward
+from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
+from tastemaker.config.yaml_file import dump_config
 
 SCRIPT = Path(__file__).parent / "one_update.py"
 
@@ -39,7 +39,7 @@ def config(checkpoint, **optimizer):
 @pytest.fixture(scope="module")
 def settings(checkpoint, tmp_path_factory):
     """Configs by name: of plain rounds, and of some in which processes have uneven parts, or could have pairs and
-    minibatches of their own. Where pairs are made the prompts are two, so that both processes have pictures of each."""
+    minibatches of their own. Where pairs are made the prompts are two, so that both processes have images of each."""
     prompts = tmp_path_factory.mktemp("prompts") / "two.txt"
     prompts.write_text("cat\ndog\n")
     plain = config(checkpoint)
@@ -148,9 +148,9 @@ def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(na
             assert distance(a, b) < (1e-6 if part == "lora" else 1e-5), part
     for key in alone.keys() & {"updates", "rows", "selected", "loss", "kl", "value_loss", "pair_accuracy"}:
         assert record[key] == pytest.approx(alone[key], rel=1e-5, abs=1e-7), key
-    first = sum(picture < 8 for picture in alone["pictures"])
+    first = sum(image < 8 for image in alone["images"])
     if name in ("best-worst", "one process without rows"):
-        assert (first, len(alone["pictures"]) - first) == ((3, 2) if name == "best-worst" else (1, 0))
+        assert (first, len(alone["images"]) - first) == ((3, 2) if name == "best-worst" else (1, 0))
 
 
 def test_parts_of_a_combined_reward_are_the_same_on_two_processes(tmp_path, settings, whole, two):

@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from tastemaker.cli.main import main
+from tastemaker.config.schema import Config, Pairs
+from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ConfigError, ModelError, TastemakerError
 from tastemaker.models import adapter_files, lora
 from tastemaker.models.bundled import bundled_pipeline
-from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS
 from tastemaker.models.mixing import Factors, delta, product
-from tastemaker.models.pixel_unet import PixelUNet
+from tastemaker.models.pixel import PixelUNet
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import ATTENTION, Tuning
-from tastemaker.training.config import Config, Pairs
-from tastemaker.training.configfile import dump_config
 from tastemaker.training.finish import _card
 
 EVERYTHING = (

@@ -11,8 +11,8 @@ from PIL import Image
 
 import tiny
 from tastemaker.errors import ModelError
-from tastemaker.evaluation.samples import pictures
-from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.evaluation.images import images
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw
 
@@ -30,7 +30,7 @@ def trained(tuning):
 
 
 def shown(model):
-    return pictures(model, DRAW, model.process.grid(5), 5.0, 1.0, batch=2)
+    return images(model, DRAW, model.process.grid(5), 5.0, 1.0, batch=2)
 
 
 def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
@@ -46,7 +46,7 @@ def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
 
 
 def test_default_targets_are_the_attention_projections_of_methods_md():
-    """4 projections of 2 attentions a block, rank 4: A is [4, in], B is [out, 4] (methods.md §1.6)."""
+    """4 projections of 2 attentions a block, rank 4: A is [4, in], B is [out, 4]."""
     model = LatentUNet(tiny.pipeline())
     model.tune(Tuning())
     blocks = sum(name.endswith("attn2.to_k") for name, _ in model.pipeline.unet.named_modules() if "lora" not in name)
@@ -58,7 +58,7 @@ def test_default_targets_are_the_attention_projections_of_methods_md():
 
 
 def test_stable_diffusion_has_the_published_number_of_adapter_parameters():
-    """797,184 for SD 1.x (methods.md §1.6; AlignProp §4.1 says 800K), from its public configuration."""
+    """797,184 for SD 1.x (AlignProp §4.1 says 800K), from its public configuration."""
     from diffusers import UNet2DConditionModel
 
     from tastemaker.models.lora import add_lora
@@ -86,8 +86,8 @@ def test_a_fully_tuned_model_has_no_reference():
 @pytest.mark.parametrize(
     "tuning", [Tuning(), Tuning(rank=2, alpha=6.0), Tuning(mode="full")], ids=["lora", "alpha", "full"]
 )
-def test_a_fresh_process_with_diffusers_alone_gives_the_same_pictures(tmp_path, tuning):
-    """alpha = 3 rank would be lost if the adapter's metadata were (peers.md §1: others failed this)."""
+def test_a_fresh_process_with_diffusers_alone_gives_the_same_images(tmp_path, tuning):
+    """alpha = 3 rank would be lost if the adapter's metadata were."""
     model = trained(tuning)
     expected = shown(model)
     tiny.folder(tmp_path / "base")

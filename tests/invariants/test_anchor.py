@@ -1,4 +1,4 @@
-"""The anchor: what its gradient is, that it adds up however rows are cut, and where its pictures come from."""
+"""The anchor: what its gradient is, that it adds up however rows are cut, and where its images come from."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import given
 from tastemaker import noise
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.cli.main import main
+from tastemaker.config.schema import Anchor, Config, Reference
+from tastemaker.data.captioned_images import fitted, load_captioned, opened
+from tastemaker.diffusion.sampler import sample
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.pictures import fitted, load_captioned, opened
-from tastemaker.sample import sample
-from tastemaker.training import anchor, loop, setup, update
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Anchor, Config, Reference
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import prior_preservation, rounds, setup, update
 
-ANCHOR = Anchor(weight=0.7, pictures=5, rows=6)
+ANCHOR = Anchor(weight=0.7, images=5, rows=6)
 
 
 def config(checkpoint, **options):
@@ -39,25 +39,25 @@ def whole(tmp_path_factory, checkpoint):
 
 
 def test_the_gradient_is_the_policys_plus_the_anchors_computed_apart(tmp_path, checkpoint, whole):
-    """The anchor's by diffusers' own parts: its pictures sampled anew, noised by the scheduler, and the plain U-Net."""
+    """The anchor's by diffusers' own parts: its images sampled anew, noised by the scheduler, and the plain U-Net."""
     policy, _ = first_gradients(replace(config(checkpoint), anchor=Anchor()), tmp_path)
     with mock.patch.object(setup, "load_model", double):
         session = setup.start(replace(config(checkpoint), anchor=Anchor()), tmp_path, State())
     made, model, pipe = config(checkpoint), session.model, session.model.pipeline
-    draw = anchor.draw_round(session.prompts, made.seed, anchor.ROUND, 5, 1)
+    draw = prior_preservation.draw_round(session.prompts, made.seed, prior_preservation.ROUND, 5, 1)
     cond = model.encode(draw.prompts, made.sampling.guidance)
     x0 = sample(model, cond, draw, session.task.grid, 1.0).x0
     random = torch.Generator().manual_seed(7)
     for name, parameter in sorted(model.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
-    turns = anchor.in_turn(5, made.seed, 0, 6, 4)
+    turns = prior_preservation.in_turn(5, made.seed, 0, 6, 4)
     assert sorted(turns[:5]) == list(range(5))
     losses = []
-    for row, picture in enumerate(turns):
-        time, eps = noise.diffused((4, 8, 8), range(1000), made.seed, 1, 2**62 + picture, row, 0, 0)
-        noisy = pipe.scheduler.add_noise(x0[[picture]].double(), eps[None].double(), torch.tensor([time]))
-        text = pipe.encode_prompt([draw.prompts[picture]], "cpu", 1, False)[0].double()
+    for row, image in enumerate(turns):
+        time, eps = noise.diffused((4, 8, 8), range(1000), made.seed, 1, 2**62 + image, row, 0, 0)
+        noisy = pipe.scheduler.add_noise(x0[[image]].double(), eps[None].double(), torch.tensor([time]))
+        text = pipe.encode_prompt([draw.prompts[image]], "cpu", 1, False)[0].double()
         losses.append((pipe.unet(noisy, time, text).sample - eps).square().mean())
     parameters = model.trainable()
     alone = torch.autograd.grad(0.7 * torch.stack(losses).mean(), list(parameters.values()))
@@ -90,15 +90,15 @@ def test_two_processes_give_the_same_gradient_also_with_a_held_reference(tmp_pat
 
 def test_a_weight_of_zero_changes_nothing_bit_for_bit(tmp_path, checkpoint):
     weights = []
-    for options in (Anchor(), Anchor(weight=0.0, pictures=3, rows=2, drop_captions=0.5, source="nowhere")):
+    for options in (Anchor(), Anchor(weight=0.0, images=3, rows=2, drop_captions=0.5, source="nowhere")):
         session = setup.start(replace(a_config(checkpoint), anchor=options), tmp_path, State())
         assert session.anchor is None
-        assert "anchor_loss" not in loop.one_round(session)
+        assert "anchor_loss" not in rounds.one_round(session)
         weights.append({name: p.detach() for name, p in session.model.trainable().items()})
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
-def test_the_pictures_do_not_depend_on_the_batch_and_are_the_base_models(tmp_path, checkpoint):
+def test_the_images_do_not_depend_on_the_batch_and_are_the_base_models(tmp_path, checkpoint):
     made = config(checkpoint)
     one = setup.start(made, tmp_path, State()).anchor
     two = setup.start(replace(made, sampling=replace(made.sampling, batch=2)), tmp_path, State()).anchor
@@ -111,7 +111,7 @@ def test_the_pictures_do_not_depend_on_the_batch_and_are_the_base_models(tmp_pat
 def test_captions_are_dropped_by_share_and_guidance_is_asked_for(tmp_path, checkpoint):
     made = replace(config(checkpoint), anchor=replace(ANCHOR, drop_captions=0.5, guided=True))
     session = setup.start(made, tmp_path, State())
-    rows = anchor._noised(session, session.anchor, [(n % 5, n) for n in range(200)])
+    rows = prior_preservation._noised(session, session.anchor, [(n % 5, n) for n in range(200)])
     empty = (rows.text == session.task.empty).all(dim=2).all(dim=1)
     assert 70 < int(empty.sum()) < 130
     asked = []
@@ -122,34 +122,34 @@ def test_captions_are_dropped_by_share_and_guidance_is_asked_for(tmp_path, check
         return residual(self, rows, guidance, of)
 
     with mock.patch.object(type(session.task), "residual", record):
-        anchor.add_anchor(session, session.anchor, 0)
+        prior_preservation.add_anchor(session, session.anchor, 0)
         session.config = config(checkpoint)
-        anchor.add_anchor(session, session.anchor, 0)
+        prior_preservation.add_anchor(session, session.anchor, 0)
     assert asked == [None, 1.0]
-    assert update.Tally().anchored == []
+    assert update.MetricAccumulator().anchored == []
 
 
 def captioned(folder, count=6):
     folder.mkdir()
     rows = []
     for n in range(count):
-        given.picture(n, (48, 32)).save(folder / f"{n}.png")
+        given.image(n, (48, 32)).save(folder / f"{n}.png")
         rows.append({"file_name": f"{n}.png", "text": given.PROMPTS[n % 5]})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def test_given_pictures_are_encoded_with_their_captions(tmp_path, checkpoint, monkeypatch):
-    folder = captioned(tmp_path / "pictures")
-    made = replace(config(checkpoint), anchor=replace(ANCHOR, source=str(folder), pictures=4))
+def test_given_images_are_encoded_with_their_captions(tmp_path, checkpoint, monkeypatch):
+    folder = captioned(tmp_path / "images")
+    made = replace(config(checkpoint), anchor=replace(ANCHOR, source=str(folder), images=4))
     session = setup.start(made, tmp_path, State())
-    chosen = anchor.in_turn(6, made.seed, 0, 4, 3)
+    chosen = prior_preservation.in_turn(6, made.seed, 0, 4, 3)
     assert len(set(chosen)) == 4
-    pictures = torch.stack([fitted(given.picture(n, (48, 32)), 32) for n in chosen])
-    torch.testing.assert_close(session.anchor.x0, session.model.picture_latents(pictures), rtol=1e-5, atol=1e-5)
+    images = torch.stack([fitted(given.image(n, (48, 32)), 32) for n in chosen])
+    torch.testing.assert_close(session.anchor.x0, session.model.encode_images(images), rtol=1e-5, atol=1e-5)
     text = session.model.encode([given.PROMPTS[n % 5] for n in chosen], 1.0).text
     torch.testing.assert_close(session.anchor.text, text, rtol=1e-5, atol=1e-5)
-    assert "anchor_loss" in loop.one_round(session)
+    assert "anchor_loss" in rounds.one_round(session)
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
@@ -171,8 +171,8 @@ def test_given_pictures_are_encoded_with_their_captions(tmp_path, checkpoint, mo
         ([{"file_name": "0.png", "text": 1}], "expected a caption"),
     ],
 )
-def test_unusable_pictures_are_refused(tmp_path, rows, message):
-    folder = captioned(tmp_path / "pictures")
+def test_unusable_images_are_refused(tmp_path, rows, message):
+    folder = captioned(tmp_path / "images")
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=message):
         load_captioned(str(folder))
@@ -191,7 +191,7 @@ def test_a_run_with_an_anchor_resumes_bit_for_bit(checkpoint, tmp_path):
     words = [
         "train", "ddpo-compressibility", "--model", str(checkpoint), "--prompts", "ddpo-animals", "sampling.steps=3",
         "sampling.samples=4", "sampling.per_prompt=2", "optimizer.updates=2", "optimizer.lr=1e-3", "anchor.weight=1",
-        "anchor.pictures=5", "anchor.rows=3", "evaluation.every=9", "evaluation.prompts=1", "evaluation.per_prompt=2",
+        "anchor.images=5", "anchor.rows=3", "evaluation.every=9", "evaluation.prompts=1", "evaluation.per_prompt=2",
     ]  # fmt: skip
     assert main([*words, "--rounds", "2", "--out", str(tmp_path / "whole")]) == 0
     assert main([*words, "--rounds", "1", "--out", str(tmp_path / "cut")]) == 0

@@ -8,12 +8,12 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from tastemaker.cli.main import main
+from tastemaker.config.schema import Config, Evaluation, Optimizer, Sampling
 from tastemaker.models import load_model
-from tastemaker.models.held import Held
 from tastemaker.models.tuning import Tuning
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config, Evaluation, Optimizer, Sampling
-from tastemaker.training.loop import evaluate, one_round
+from tastemaker.models.weight_copy import WeightCopy
+from tastemaker.runs.checkpoint import State
+from tastemaker.training.rounds import evaluate, one_round
 from tastemaker.training.setup import start
 
 SETTINGS = [
@@ -40,7 +40,7 @@ def words(checkpoint, out, rounds):
 def test_it_follows_by_hand():
     """0.75 * 1 + 0.25 * 3 = 1.5, then 0.75 * 1.5 + 0.25 * 5 = 2.375."""
     weights = {"a": torch.nn.Parameter(torch.ones(2))}
-    average = Held(weights)
+    average = WeightCopy(weights)
     for value, expected in ((3.0, 1.5), (5.0, 2.375)):
         with torch.no_grad():
             weights["a"].fill_(value)
@@ -74,11 +74,11 @@ def test_it_moves_after_every_update_and_evaluations_show_it(checkpoint, tmp_pat
     assert session.average is not None
     for name, value in session.average.copies.items():
         torch.testing.assert_close(value, by_hand[name])
-    shown = evaluate(session).pictures
+    shown = evaluate(session).images
     with torch.no_grad():
         for name, p in weights.items():
             p.copy_(session.average.copies[name])
-    assert evaluate(session).pictures.equal(shown)
+    assert evaluate(session).images.equal(shown)
     assert not any(session.average.copies[name].data_ptr() == p.data_ptr() for name, p in weights.items())
 
 

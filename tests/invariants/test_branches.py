@@ -13,17 +13,17 @@ from test_accumulation import config
 
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.selection import All, BestWorst
+from tastemaker.algorithms.windows import Backward, Sliding, Whole
 from tastemaker.cli.main import main
+from tastemaker.diffusion.sampler import sample
 from tastemaker.models.tuning import Tuning
-from tastemaker.sample import sample
-from tastemaker.selection import All, BestWorst
-from tastemaker.training import checkpoint as checkpoint_file
+from tastemaker.runs import checkpoint as checkpoint_file
+from tastemaker.runs.checkpoint import State
 from tastemaker.training import setup
-from tastemaker.training.checkpoint import State
-from tastemaker.training.loop import one_round
+from tastemaker.training.rounds import one_round
 from tastemaker.training.run import _training as training_of
 from tastemaker.types import Draw
-from tastemaker.windows import Backward, Sliding, Whole
 
 STEPS, KEEP = 5, [3, 4]
 DRAW = Draw(0, 1, ("a cat",) * 4 + ("a dog",) * 2, (0,) * 4 + (1,) * 2, (0, 1, 2, 3, 4, 5), (0, 0, 2, 2, 4, 4))
@@ -43,7 +43,7 @@ def test_branches_are_one_until_the_window_and_part_there(model):
             assert (rollout.latents[one, place] - rollout.latents[other, place]).abs().mean() > 0.01
     for one, other in ((0, 2), (2, 4)):
         assert (rollout.latents[one, 0] - rollout.latents[other, 0]).abs().mean() > 0.1
-    # A root by itself goes the same way up to the window: it is the picture whose number it has, sampled alone.
+    # A root by itself goes the same way up to the window: it is the image whose number it has, sampled alone.
     alone = sampled(model, Draw(0, 1, ("a cat", "a dog"), (0, 1), (2, 4)))
     torch.testing.assert_close(rollout.latents[[2, 4], 0], alone.latents[:, 0], atol=1e-5, rtol=1e-5)
     # The first branch has its root's number, and so its noise to the end; the second parts.
@@ -105,7 +105,7 @@ def weights_after(settings, folder, rounds=2):
 
 
 def test_without_its_parts_b2_is_ddpo_bit_for_bit(checkpoint, tmp_path):
-    """One branch, every picture, and windows that are as long as the chain, by whatever name."""
+    """One branch, every image, and windows that are as long as the chain, by whatever name."""
     plain = config(checkpoint)
     expected, _ = weights_after(plain, tmp_path)
     assert any(value.abs().max() > 0 for name, value in expected.items() if "lora_B" in name)
@@ -131,7 +131,7 @@ def run(checkpoint, out, *more):
     return [r for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if "round" in r]
 
 
-def test_a_run_of_b2_counts_its_queries_and_selected_pictures(checkpoint, tmp_path):
+def test_a_run_of_b2_counts_its_queries_and_selected_images(checkpoint, tmp_path):
     """All branches are scored; of 4 roots with 2 branches at most all 8 are selected. Window 2, then 2 + 3 // 2 = 3."""
     records = run(checkpoint, tmp_path / "run", "selection.threshold=0")
     assert [record["reward_queries"] for record in records] == [8, 16]
@@ -145,7 +145,7 @@ def test_a_run_of_b2_counts_its_queries_and_selected_pictures(checkpoint, tmp_pa
 def test_a_round_in_which_nothing_is_selected_is_skipped_and_logged(checkpoint, tmp_path, capsys):
     records = run(checkpoint, tmp_path / "run", "selection.threshold=100")
     assert [(record["updates"], record["selected"]) for record in records] == [(0, 0.0), (0, 0.0)]
-    assert "round 1: no picture was selected, so nothing was learned from it" in capsys.readouterr().out
+    assert "round 1: no image was selected, so nothing was learned from it" in capsys.readouterr().out
     weights = [load_file(tmp_path / f"run/checkpoints/step-00000{n}/weights.safetensors") for n in (1, 2)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert all(not value.any() for name, value in weights[1].items() if "lora_B" in name)

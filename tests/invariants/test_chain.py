@@ -10,23 +10,23 @@ from diffusers import DDIMScheduler
 from smooth import warmth
 
 import tiny
-from tastemaker.algorithms import pathwise
+from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
-from tastemaker.chain import chain, renoised, shown
+from tastemaker.algorithms.windows import Whole
+from tastemaker.config.schema import Config, Optimizer, Sampling
+from tastemaker.diffusion.backprop import chain, renoised, shown
+from tastemaker.diffusion.process import Grid, x0_from
+from tastemaker.diffusion.sampler import sample
 from tastemaker.errors import ConfigError
-from tastemaker.models.latent_unet import LatentUNet, SchedulerProcess
+from tastemaker.models.stable_diffusion import LatentUNet, SchedulerProcess
 from tastemaker.models.tuning import Tuning
-from tastemaker.process import Grid, x0_from
-from tastemaker.sample import sample
-from tastemaker.task import Task
-from tastemaker.training.config import Config, Optimizer, Sampling
-from tastemaker.training.pathwise import learning_steps
+from tastemaker.training.backprop_round import learning_steps
 from tastemaker.training.update import micro_batches
 from tastemaker.types import Cond, Draw, Rollout, Rows
-from tastemaker.windows import Whole
 
 T = 5
 DRAW = Draw(3, 1, ("cat", "dog"), (0, 1), (0, 0))
@@ -67,9 +67,9 @@ def gradient(model, loss):
     return torch.cat([parameters[name].grad.flatten() for name in sorted(parameters)])
 
 
-def reward_of(model, learns, guidance=3.0, eta=0.0, recompute=True, decode=True, **more):
+def reward_of(model, grad_steps, guidance=3.0, eta=0.0, recompute=True, decode=True, **more):
     made = chain(
-        model, told(model, guidance), DRAW, model.process.grid(T), eta, learns, recompute=recompute,
+        model, told(model, guidance), DRAW, model.process.grid(T), eta, grad_steps, recompute=recompute,
         dtype=torch.float64, **more,
     )  # fmt: skip
     x = shown(model, made.x0, recompute=recompute) if decode else made.x0
@@ -87,8 +87,8 @@ def moved(model, direction, length):
 @pytest.mark.parametrize("k", [1, 3, T])
 def test_gradients_are_those_of_finite_differences(k, guidance):
     model = exact()
-    learns = list(range(T))[-k:]
-    found = gradient(model, reward_of(model, learns, guidance))
+    grad_steps = list(range(T))[-k:]
+    found = gradient(model, reward_of(model, grad_steps, guidance))
     # Along the gradient, for a slope that stands out from rounding, and across it.
     across = torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     direction = found / found.norm() + across / across.norm()
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_finite_differences(k, guidance):
         def only_in_the_suffix(x, t, cond, length=length):
             # Weights are moved at the steps that learn alone: what came before is constant to a truncated gradient.
             step = grid.times.tolist().index(int(t[0]))
-            if step not in learns:
+            if step not in grad_steps:
                 return denoise(x, t, cond)
             moved(model, direction, length)
             try:
@@ -109,13 +109,13 @@ def test_gradients_are_those_of_finite_differences(k, guidance):
 
         model.denoise = only_in_the_suffix
         with torch.no_grad():
-            values.append(reward_of(model, learns, guidance, recompute=False))
+            values.append(reward_of(model, grad_steps, guidance, recompute=False))
     slope = (values[0] - values[1]) / (2 * h)
     assert abs(slope) > 1e-6
     assert (found @ direction).item() == pytest.approx(slope.item(), rel=1e-6)
 
 
-def by_diffusers(model, learns, guidance, eta):
+def by_diffusers(model, grad_steps, guidance, eta):
     """The same sum of rewards, by diffusers' scheduler and autograd alone, with AlignProp's detached noise."""
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
     scheduler.set_timesteps(T)
@@ -125,17 +125,17 @@ def by_diffusers(model, learns, guidance, eta):
         ask = lambda text: model.pipeline.unet(x, t, encoder_hidden_states=text).sample  # noqa: B023, E731
         off, on = ask(cond.empty.expand_as(cond.text)), ask(cond.text)
         eps = off + guidance * (on - off)
-        eps = eps if step in learns else eps.detach()
+        eps = eps if step in grad_steps else eps.detach()
         noise = DRAW.noise(step + 1, model.latent_shape).double() if eta else None
         x = scheduler.step(eps, int(t), x, eta=eta, variance_noise=noise).prev_sample
     return warmth(model.decode(x), DRAW.prompts).sum()
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("learns", [[4], [2, 3, 4], [0, 1, 2, 3, 4], [1, 3], [0, 4], [2]])
-def test_values_and_gradients_are_those_of_diffusers_steps(learns, eta):
+@pytest.mark.parametrize("grad_steps", [[4], [2, 3, 4], [0, 1, 2, 3, 4], [1, 3], [0, 4], [2]])
+def test_values_and_gradients_are_those_of_diffusers_steps(grad_steps, eta):
     model = exact(checkpointing=False)
-    mine, theirs = reward_of(model, learns, eta=eta), by_diffusers(model, learns, 3.0, eta)
+    mine, theirs = reward_of(model, grad_steps, eta=eta), by_diffusers(model, grad_steps, 3.0, eta)
     # diffusers keeps its alphas in float32.
     assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
     one, two = gradient(model, mine), gradient(model, theirs)
@@ -236,7 +236,7 @@ def nodes(tensor):
 
 def test_a_step_that_learns_leaves_hardly_a_graph_behind():
     model = exact(checkpointing=True)
-    one, all_of_them = (nodes(reward_of(model, learns)) for learns in ([4], [0, 1, 2, 3, 4]))
+    one, all_of_them = (nodes(reward_of(model, grad_steps)) for grad_steps in ([4], [0, 1, 2, 3, 4]))
     assert all_of_them - one <= 4 * 4
 
 
@@ -249,7 +249,7 @@ def test_with_every_prediction_detached_there_is_no_gradient():
     assert gradient(model, loss).abs().max() == 0
 
 
-def test_pictures_are_the_samplers_own():
+def test_images_are_the_samplers_own():
     model = plain()
     for eta in (0.0, 1.0):
         made = chain(model, told(model, 3.0), DRAW, model.process.grid(T), eta, [3, 4])
@@ -285,7 +285,7 @@ def predicted(model, x, t, cond):
     return off + cond.guidance * (ask(cond.text) - off)
 
 
-def test_a_picture_noised_and_seen_again():
+def test_a_image_noised_and_seen_again():
     model = exact()
     grid, cond = model.process.grid(T), told(model, 3.0)
     x0 = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -305,7 +305,7 @@ def test_a_picture_noised_and_seen_again():
         own = model.denoise(x, grid.times[-1].expand(2), cond)
         assert torch.allclose(renoised(model, cond, x0, noise, grid, T - 1, T), own, atol=1e-12)
         assert torch.allclose(renoised(model, cond, x0, noise, grid, T - 1, T + 3), own, atol=1e-12)
-        # A perfect network gives the picture back from anywhere.
+        # A perfect network gives the image back from anywhere.
         model.denoise = lambda x, t, cond: x0
         assert torch.allclose(renoised(model, cond, x0, noise, grid, 0, 1), x0, atol=1e-12)
 
@@ -316,16 +316,16 @@ def task(model, eta=0.0, guidance=3.0, seen=None):
     return made if seen is None else replace(made, seen=seen)
 
 
-def rows(model, learns, draw=DRAW):
+def rows(model, grad_steps, draw=DRAW):
     text = model.encode(draw.prompts, 3.0).text
     empty = text.new_empty(len(draw), 0)
     rollout = Rollout(empty, torch.empty(0, dtype=torch.int64), empty, empty, text, draw=draw)
-    mask = torch.tensor([[step in learns for step in range(T)]] * len(draw))
-    return Rows(rollout, torch.arange(len(draw)), torch.zeros(len(draw), dtype=torch.int64), learns=mask)
+    mask = torch.tensor([[step in grad_steps for step in range(T)]] * len(draw))
+    return Rows(rollout, torch.arange(len(draw)), torch.zeros(len(draw), dtype=torch.int64), grad_steps=mask)
 
 
-def loss_gradient(model, algorithm, learns, **more):
-    loss, _ = algorithm.loss(task(model, **more), rows(model, learns))
+def loss_gradient(model, algorithm, grad_steps, **more):
+    loss, _ = algorithm.loss(task(model, **more), rows(model, grad_steps))
     return loss.detach(), gradient(model, loss.sum())
 
 
@@ -375,12 +375,12 @@ def test_draws_of_steps():
 def test_a_micro_batch_has_one_set_of_steps():
     """Draws of 3 images with the steps a, a, b, c: rows of the same steps go together, in pieces of at most 4."""
     steps = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.bool)
-    made = replace(rows(plain(), [0]), picture=torch.arange(12), place=torch.zeros(12, dtype=torch.int64),
-                   learns=steps[[0] * 6 + [1] * 3 + [2] * 3])  # fmt: skip
+    made = replace(rows(plain(), [0]), image=torch.arange(12), place=torch.zeros(12, dtype=torch.int64),
+                   grad_steps=steps[[0] * 6 + [1] * 3 + [2] * 3])  # fmt: skip
     assert micro_batches(made, 4) == [range(4), range(4, 6), range(6, 9), range(9, 12)]
-    assert micro_batches(replace(made, learns=None), 5) == [range(5), range(5, 10), range(10, 12)]
+    assert micro_batches(replace(made, grad_steps=None), 5) == [range(5), range(5, 10), range(10, 12)]
     with pytest.raises(ValueError, match="different steps"):
-        pathwise.learning(made)
+        reward_backprop.learning(made)
 
 
 def test_alignprop_with_one_step_is_draft_1():
@@ -399,7 +399,7 @@ def test_draft_lv_by_hand():
     loss, _ = algorithm.loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [T - 1]))
     assert len(seen) == 3 == algorithm.queries
     assert loss.tolist() == pytest.approx((-sum(reward for _, _, reward, *_ in seen) / 3).tolist(), rel=1e-6)
-    # The ordinary one is the sampler's picture; the others are the network's view of it under noise.
+    # The ordinary one is the sampler's image; the others are the network's view of it under noise.
     sampled = sample(model, told(model, 3.0), DRAW, model.process.grid(T), 0.0)
     assert torch.allclose(seen[0][1], model.decode(sampled.x0), atol=1e-5)
     assert not torch.allclose(seen[1][1], seen[2][1], atol=1e-6)

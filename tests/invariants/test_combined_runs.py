@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from serving import Scripted, redness
 from tastemaker.cli.main import main
-from tastemaker.rewards.contract import score
+from tastemaker.config.schema import Config
+from tastemaker.config.yaml_file import load_config
+from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
-from tastemaker.training import checkpoint, setup
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config
-from tastemaker.training.configfile import load_config
-from tastemaker.training.loop import evaluate
+from tastemaker.runs import checkpoint
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import setup
+from tastemaker.training.rounds import evaluate
 
 SETTINGS = [
     "--prompts", "b2-template2-train", "--rounds", "2", "--checkpoint.every", "1", "sampling.steps=4",
@@ -61,7 +62,7 @@ def test_every_part_is_logged_by_itself(finished):
         assert [key.removeprefix(under) for key in record if key.startswith(under)] == parts
     told = json.loads((finished / "reward.json").read_text())
     scale = told["base"]["parts"]["reward"]
-    # Of the base model's pictures the standardised parts have mean 0, so that only the third is left.
+    # Of the base model's images the standardised parts have mean 0, so that only the third is left.
     assert base["eval/reward/mean"] == pytest.approx(-base["eval/reward/parts/colourfulness"], abs=1e-5)
     for record in metrics(finished):
         under = "" if "round" in record else "eval/"
@@ -83,7 +84,7 @@ def newest_state(run):
 
 
 def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
-    """The figures of the base model's evaluation, made again from its pictures."""
+    """The figures of the base model's evaluation, made again from its images."""
     config = load_config(finished / "config.yaml", Config())
     with Scripted([]) as server:
         config = replace(config, reward=mixed(server.url))
@@ -99,11 +100,11 @@ def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
     assert not set(found.unseen.draw.prompts) & set(session.prompts.prompts)
     for under, seen in (("eval/", found), ("eval/unseen/", found.unseen)):
         for name in LOOKING:
-            by_hand = score(load_reward(name), seen.pictures, seen.draw.prompts).mean().item()
+            by_hand = score(load_reward(name), seen.images, seen.draw.prompts).mean().item()
             assert recorded[f"{under}rewards/{name}"] == pytest.approx(by_hand, abs=1e-6)
-        own = score(redness, seen.pictures, seen.draw.prompts).mean().item()
+        own = score(redness, seen.images, seen.draw.prompts).mean().item()
         assert recorded[f"{under}reward/parts/remote"] == pytest.approx(own, abs=1e-6)
-    # Their noise is not that of the pictures beside them, though their places in the lists are.
+    # Their noise is not that of the images beside them, though their places in the lists are.
     assert found.draw.prompt_index == found.unseen.draw.prompt_index
     assert not torch.equal(found.draw.noise(0, (4,)), found.unseen.draw.noise(0, (4,)))
     assert sorted(path.name for path in (finished / "samples").iterdir()) == [

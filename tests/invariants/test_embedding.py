@@ -24,8 +24,8 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from tastemaker.config.schema import Config, Evaluation, Optimizer, Sampling
 from tastemaker.errors import ConfigError
-from tastemaker.training.config import Config, Evaluation, Optimizer, Sampling
 from tastemaker.training.isolation import isolated
 from tastemaker.training.run import resume, train
 

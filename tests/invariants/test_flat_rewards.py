@@ -13,17 +13,17 @@ from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
-from tastemaker.algorithms.pairs import pairs
+from tastemaker.algorithms.preference_pairs import pairs
+from tastemaker.config.schema import Advantage, Config, Optimizer, Sampling
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.mixture import standing
 from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.expression import parse
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Advantage, Config, Optimizer, Sampling
+from tastemaker.runs.checkpoint import State
 from tastemaker.training.finish import summary
-from tastemaker.training.loop import one_round
-from tastemaker.training.measures import reward_figures
+from tastemaker.training.measurements import reward_figures
 from tastemaker.training.progress import COLUMNS, plain
+from tastemaker.training.rounds import one_round
 from tastemaker.training.update import standardised
 from tastemaker.types import Rollout, Rows
 

@@ -1,4 +1,4 @@
-"""Whole rounds of every method where the truth is known in closed form: pictures of two numbers (gaussian_world.py).
+"""Whole rounds of every method where the truth is known in closed form: images of two numbers (gaussian_world.py).
 
 All of the package takes part but the network: drawing, sampling, branches, windows, advantages, selection, `prepare`,
 `loss`, updates.
@@ -20,19 +20,19 @@ from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.algorithms.selection import All, NonZero
+from tastemaker.algorithms.windows import Backward, Sliding, Whole
+from tastemaker.config.schema import Advantage, Config, Optimizer, Sampling
+from tastemaker.diffusion.sampler import sample
 from tastemaker.errors import ConfigError
 from tastemaker.models.value import ConditionalMLP
-from tastemaker.sample import sample
-from tastemaker.selection import All, NonZero
-from tastemaker.training.config import Advantage, Config, Optimizer, Sampling
-from tastemaker.training.loop import one_round
+from tastemaker.training.rounds import one_round
 from tastemaker.types import Draw
-from tastemaker.windows import Backward, Sliding, Whole
 
 
 @pytest.fixture(autouse=True)
 def quick_noise(monkeypatch):
-    """Noise by the batch: Philox by the picture takes longer than all of the rest here."""
+    """Noise by the batch: Philox by the image takes longer than all of the rest here."""
 
     def normal(draw, step, shape, device="cpu"):
         random = torch.Generator().manual_seed(1000 * draw.round + step)
@@ -54,8 +54,8 @@ def quick_noise(monkeypatch):
     monkeypatch.setattr(noise, "diffused", diffused)
 
 
-def white_noise(monkeypatch, pictures):
-    """Noise of `pictures` pictures whose moments up to the second are those of the normal distribution exactly.
+def white_noise(monkeypatch, images):
+    """Noise of `images` images whose moments up to the second are those of the normal distribution exactly.
 
     A round's mean of advantage times noise is then its expectation: everything here is linear in the noise.
     """
@@ -63,10 +63,10 @@ def white_noise(monkeypatch, pictures):
 
     def normal(draw, step, shape, device="cpu"):
         random = torch.Generator().manual_seed(draw.round)
-        plain = torch.randn(pictures, columns, dtype=torch.float64, generator=random)
+        plain = torch.randn(images, columns, dtype=torch.float64, generator=random)
         plain = plain - plain.mean(dim=0)
-        white = torch.linalg.qr(plain).Q * pictures**0.5
-        assert len(draw) == pictures
+        white = torch.linalg.qr(plain).Q * images**0.5
+        assert len(draw) == images
         return white[:, 2 * step : 2 * step + 2].float()
 
     monkeypatch.setattr(Draw, "noise", normal)
@@ -74,7 +74,7 @@ def white_noise(monkeypatch, pictures):
 
 @pytest.mark.parametrize("kind", ["vp", "flow"])
 def test_the_closed_form_is_what_the_sampler_does(kind, monkeypatch):
-    """Means of 5000 pictures with shifts at every step, and the deviation of their rewards."""
+    """Means of 5000 images with shifts at every step, and the deviation of their rewards."""
     world, count = World(kind), 5000
     white_noise(monkeypatch, count)
     with torch.no_grad():
@@ -158,15 +158,15 @@ def test_a_divergence_in_the_objective_leads_to_the_known_optimum(kind, algorith
     For PPO beta is the weight of the divergence in the reward: of its mean over 2 elements, half of it. In the losses
     of the others both terms are means over the elements or neither, so that it does not matter.
     """
-    pictures = 64
+    images = 64
     ppo = isinstance(algorithm, PPO)
     penalty = PENALTY / 2 if ppo and reduction == "mean" else PENALTY
     per_row = 2 if reduction == "mean" else 1
-    white_noise(monkeypatch, pictures)
+    white_noise(monkeypatch, images)
     world, kept = World(kind), 5 if kind == "vp" else 4
     config = Config(
         model="world", rounds=1, algorithm=algorithm, advantage=Advantage(normalise="none", clip=None),
-        sampling=Sampling(steps=STEPS, guidance=1.0, samples=pictures, per_prompt=pictures, batch=pictures,
+        sampling=Sampling(steps=STEPS, guidance=1.0, samples=images, per_prompt=images, batch=images,
             log_prob=reduction),
         # A step of 0.3 of the way: the slope's slope is the penalty, over the rows and elements of a mean.
         optimizer=Optimizer(lr=0.3 * per_row * kept / PENALTY, updates=1, rows=1000, clip_norm=1e9),

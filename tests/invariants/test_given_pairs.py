@@ -15,9 +15,9 @@ import given
 from tastemaker import noise
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.cli.main import main
-from tastemaker.training import loop, setup, update
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config, Evaluation, Optimizer, Pairs, Sampling
+from tastemaker.config.schema import Config, Evaluation, Optimizer, Pairs, Sampling
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds, setup, update
 from tastemaker.types import Draw, Rollout
 
 
@@ -74,7 +74,7 @@ def test_the_gradient_is_that_of_diffusers_parts_and_of_the_papers_equation(tmp_
             t = torch.tensor([time])
 
             def error(side, number=number, eps=eps, t=t, text=text):
-                x = torch.tensor(list(given.picture(2 * number + side).tobytes())).view(1, 32, 32, 3) / 255
+                x = torch.tensor(list(given.image(2 * number + side).tobytes())).view(1, 32, 32, 3) / 255
                 latent = (
                     pipe.vae.encode(2 * x.permute(0, 3, 1, 2) - 1).latent_dist.mean * pipe.vae.config.scaling_factor
                 )
@@ -94,7 +94,7 @@ def test_the_gradient_is_that_of_diffusers_parts_and_of_the_papers_equation(tmp_
     caught = {}
 
     def capture(session, rows, total, tally, *rest):
-        keep = rows.picture.new_tensor([rows.rollout.draw.sample_index[b] == 0 for b in rows.picture.tolist()])
+        keep = rows.image.new_tensor([rows.rollout.draw.sample_index[b] == 0 for b in rows.image.tolist()])
         assert (total, int(keep.sum())) == (16, 14)
         norm = update_accumulate(session, rows.select(keep.bool()), 14, tally, *rest)
         caught["gradients"] = [p.grad.clone() for p in parameters]
@@ -103,13 +103,13 @@ def test_the_gradient_is_that_of_diffusers_parts_and_of_the_papers_equation(tmp_
 
     update_accumulate = update.accumulate
     with mock.patch.object(update, "accumulate", capture):
-        loop.one_round(session)
+        rounds.one_round(session)
     assert caught["loss"] == pytest.approx(sum(loss.item() for loss in losses), rel=1e-6)
     for got, *parts in zip(caught["gradients"], *wanted, strict=True):
         torch.testing.assert_close(got, torch.stack(parts).mean(dim=0), rtol=1e-4, atol=1e-7)
 
 
-def test_captions_are_dropped_for_both_pictures_of_a_pair_by_counters():
+def test_captions_are_dropped_for_both_images_of_a_pair_by_counters():
     count = 400
     draw = Draw(0, 3, ("cat",) * count, tuple(range(count)), (0,) * count)
     both = draw.select([*range(count), *range(count)])

@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from tastemaker.cli.main import main
+from tastemaker.config.schema import Config, Sampling
+from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ModelError
+from tastemaker.evaluation.images import fixed_draw, images
 from tastemaker.evaluation.mixture import Plan, write_mix
-from tastemaker.evaluation.samples import fixed_draw, pictures
 from tastemaker.models import adapter_files, load_model, lora
-from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS
 from tastemaker.models.mixing import delta, product
-from tastemaker.models.pixel_unet import PixelUNet
-from tastemaker.models.switched import switched
+from tastemaker.models.pixel import PixelUNet
+from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.step_adapters import switched
 from tastemaker.models.tuning import Tuning
-from tastemaker.training.config import Config, Sampling
-from tastemaker.training.configfile import dump_config
 
 PROMPTS = ("a cat", "two dogs")
 STEPS = 4
@@ -47,7 +47,7 @@ def trained(make, folder, seed, **tuning):
 
 
 def shown(model, guidance):
-    return pictures(model, fixed_draw(PROMPTS, 1, 0), model.process.grid(STEPS), guidance, 1.0, batch=2)
+    return images(model, fixed_draw(PROMPTS, 1, 0), model.process.grid(STEPS), guidance, 1.0, batch=2)
 
 
 def with_adapter(make, folder, guidance):
@@ -75,7 +75,7 @@ def plan(root, points, mode="delta", adapters=("a", "b"), rewards=(), rank=None,
 
 
 @pytest.mark.parametrize("mode", ["factor", "delta"])
-def test_at_the_ends_pictures_are_the_unmixed_models_bit_for_bit(world, mode):
+def test_at_the_ends_images_are_the_unmixed_models_bit_for_bit(world, mode):
     root, make, guidance, _ = world
     points = {"0": (0.0, 1.0), "0.5": (0.5, 0.5), "1": (1.0, 0.0)}
     write_mix(plan(root, points, mode), root / "out")
@@ -225,7 +225,7 @@ def test_a_sweep_measures_the_saved_mixtures_in_the_base_models_deviations(world
 
     def scores(model, name):
         draw = fixed_draw(PROMPTS, 2, 0)
-        x = pictures(model, draw, model.process.grid(STEPS), guidance, 1.0, batch=16)
+        x = images(model, draw, model.process.grid(STEPS), guidance, 1.0, batch=16)
         return load_reward(name)(x, draw.prompts).double()
 
     standardised = []
@@ -274,7 +274,7 @@ def test_switched_is_the_base_model_where_it_is_off_and_the_adapter_where_it_is_
     full = shown(model, guidance)
     grid = model.process.grid(STEPS)
     draw = fixed_draw(PROMPTS, 1, 0)
-    look = lambda *mask: pictures(switched(model, grid, mask), draw, grid, guidance, 1.0, batch=2)  # noqa: E731
+    look = lambda *mask: images(switched(model, grid, mask), draw, grid, guidance, 1.0, batch=2)  # noqa: E731
     assert torch.equal(look(False, False, False, False), base)
     assert torch.equal(look(True, True, True, True), full)
     early, late = look(True, True, False, False), look(False, False, True, True)

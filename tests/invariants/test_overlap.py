@@ -1,4 +1,4 @@
-"""Rewards that take time are computed while the next pictures are sampled."""
+"""Rewards that take time are computed while the next images are sampled."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from tastemaker.training import loop, setup
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config, Evaluation, Optimizer, Sampling
+from tastemaker.config.schema import Config, Evaluation, Optimizer, Sampling
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds, setup
 
 pytestmark = pytest.mark.alone
 
@@ -30,7 +30,7 @@ def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
         return x.mean((1, 2, 3))
 
     session = replace(session, reward=slow)
-    original = loop.sample
+    original = rounds.sample
 
     def sampled(*arguments, **named):
         begin = time.perf_counter()
@@ -39,9 +39,9 @@ def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
         return rollout
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "sample", sampled)
+        patch.setattr(rounds, "sample", sampled)
         begin = time.perf_counter()
-        loop.one_round(session)
+        rounds.one_round(session)
         return time.perf_counter() - begin, session.seconds["score"]
 
 

@@ -1,4 +1,4 @@
-"""Pixel-space models: the pictures of diffusers' own pipeline, classes as prompts, and adapters."""
+"""Pixel-space models: the images of diffusers' own pipeline, classes as prompts, and adapters."""
 
 import subprocess
 import sys
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 
 import tiny
+from tastemaker.algorithms.base import Task
 from tastemaker.cli.main import main
+from tastemaker.diffusion.process import transition
+from tastemaker.diffusion.sampler import sample
 from tastemaker.errors import ModelError, PromptError
-from tastemaker.evaluation.samples import pictures
+from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
 from tastemaker.models.adapter_files import find_adapter
-from tastemaker.models.pixel_unet import PixelUNet
+from tastemaker.models.pixel import PixelUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.process import transition
-from tastemaker.sample import sample
-from tastemaker.task import Task
 from tastemaker.types import Draw, all_rows
 
 LABELS = {0: "cat", 1: "dog, hound", 2: "fish"}
@@ -43,18 +43,18 @@ def named(classes=4, labels=LABELS, **options):
 
 
 def shown(model, chosen, guidance=1.0, eta=1.0):
-    return pictures(model, chosen, model.process.grid(5), guidance, eta, batch=2)
+    return images(model, chosen, model.process.grid(5), guidance, eta, batch=2)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_same_noise_gives_the_pictures_of_diffusers_pipeline(eta, channels, prediction, monkeypatch):
+def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, channels, prediction, monkeypatch):
     """With the clipping of x_0 that DDPM's schedulers ask for by default."""
     pipeline = tiny.pixels(channels=channels, prediction_type=prediction, beta_schedule="squaredcos_cap_v2")
     theirs = DDIMPipeline(pipeline.unet, pipeline.scheduler)
     model, chosen, shape = PixelUNet(pipeline), draw("a", "b", "c"), (channels, 16, 16)
-    ours = pictures(model, chosen, model.process.grid(10), 1.0, eta, batch=3)
+    ours = images(model, chosen, model.process.grid(10), 1.0, eta, batch=3)
     noises = iter([chosen.noise(step, shape) for step in range(11)])
     draws = lambda *a, **k: next(noises)  # noqa: E731
     monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", draws)
@@ -63,7 +63,7 @@ def test_same_noise_gives_the_pictures_of_diffusers_pipeline(eta, channels, pred
     expected = theirs(batch_size=3, eta=eta, num_inference_steps=10, output_type="np").images
     assert ours.shape == (3, 3, 16, 16)
     assert ours.std() > 0.1
-    assert np.abs(ours.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-4  # a grey picture is repeated
+    assert np.abs(ours.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-4  # a grey image is repeated
 
 
 def test_every_step_is_ddpms_own_posterior():
@@ -91,7 +91,7 @@ def test_every_step_is_ddpms_own_posterior():
 
 def test_ratio_is_one_right_after_sampling():
     """To float32's rounding in another batch: the step to t = 0 adds noise of 0.01 only, so c/sigma is 34 there, where
-    Stable Diffusion's largest is 5 (methods.md §1.1)."""
+    Stable Diffusion's largest is 5."""
     model = named()
     model.tune(Tuning())
     chosen, grid = draw("cat", "fish", "hound"), model.process.grid(10)
@@ -121,7 +121,7 @@ def test_prompts_are_classes_and_the_class_after_the_last_is_none():
 
 
 @torch.no_grad()
-def test_class_pictures_are_those_of_diffusers_scheduler():
+def test_class_images_are_those_of_diffusers_scheduler():
     model, chosen = named(), draw("fish", "cat")
     ours = shown(model, chosen, eta=0.0)
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
@@ -206,10 +206,10 @@ def test_half_precision_files_are_loaded_in_float32(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_latents_of_pictures_are_what_decode_shows_again(channels):
+def test_latents_of_images_are_what_decode_shows_again(channels):
     model = PixelUNet(tiny.pixels(channels=channels))
     latents = 2 * torch.rand(2, channels, 16, 16) - 1
-    torch.testing.assert_close(model.picture_latents(model.decode(latents)), latents)
+    torch.testing.assert_close(model.encode_images(model.decode(latents)), latents)
 
 
 def test_resize():
@@ -264,7 +264,7 @@ def test_a_fully_tuned_model_has_no_reference():
 @pytest.mark.parametrize(
     "tuning", [Tuning(), Tuning(rank=2, alpha=6.0), Tuning(mode="full")], ids=["lora", "alpha", "full"]
 )
-def test_saved_and_applied_gives_the_same_pictures(tmp_path, tuning):
+def test_saved_and_applied_gives_the_same_images(tmp_path, tuning):
     model, chosen = trained(tuning), draw("a", "b")
     model.save(tmp_path / "adapter")
     other = PixelUNet(tiny.pixels())
@@ -274,7 +274,7 @@ def test_saved_and_applied_gives_the_same_pictures(tmp_path, tuning):
 
 
 @pytest.mark.parametrize("tuning", [Tuning(rank=2, alpha=6.0), Tuning(mode="full")], ids=["alpha", "full"])
-def test_a_fresh_process_without_tastemaker_gives_the_same_pictures(tmp_path, tuning):
+def test_a_fresh_process_without_tastemaker_gives_the_same_images(tmp_path, tuning):
     """By the lines that a run's README.md holds."""
     tiny.pixels().save_pretrained(tmp_path / "base")
     model, chosen = trained(tuning), draw("a", "b")
@@ -305,7 +305,7 @@ def test_the_small_model_of_digits_draws_fours():
     digits: Any = load_digits()
     model = load_model(str(MODELS / "digits"))
     chosen = Draw(1, 0, ("",) * 64, (0,) * 64, tuple(range(64)))
-    x = pictures(model, chosen, model.process.grid(25), 1.0, 1.0, batch=64)
+    x = images(model, chosen, model.process.grid(25), 1.0, 1.0, batch=64)
     small = F.interpolate(x[:, :1, 4:28, 4:28], size=8, mode="bilinear", antialias=True) * 16
     found = KNeighborsClassifier(3).fit(digits.data, digits.target).predict(small.flatten(1).numpy())
     assert (found == 4).sum() >= 58

@@ -141,12 +141,12 @@ def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(alone, checkpo
 def test_another_number_of_processes_or_version_is_refused_unless_asked_for(
     alone, checkpoint, tmp_path, monkeypatch, capsys
 ):
-    from tastemaker.training import exactness
+    from tastemaker.runs import fingerprint
 
     run = tmp_path / "run"
     assert main(words(checkpoint, run, "--rounds", "1")) == 0
-    versions = exactness.versions()
-    monkeypatch.setattr(exactness, "versions", lambda: versions | {"torch": "9.9.9"})
+    versions = fingerprint.versions()
+    monkeypatch.setattr(fingerprint, "versions", lambda: versions | {"torch": "9.9.9"})
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("lr: 0.001", "lr: 0.002"))
     capsys.readouterr()

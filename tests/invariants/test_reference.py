@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 from test_accumulation import config as a_config
 
-from tastemaker import losses
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.cli.main import main
+from tastemaker.config.schema import Config, Reference
+from tastemaker.diffusion import losses
 from tastemaker.errors import CheckpointError, ConfigError, ModelError
-from tastemaker.models.held import Held
 from tastemaker.models.tuning import Tuning
-from tastemaker.training import loop, setup
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config, Reference
+from tastemaker.models.weight_copy import WeightCopy
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds, setup
 from tastemaker.types import Transitions
 
 
@@ -42,7 +42,7 @@ def test_the_swap_shows_the_held_model_and_leaves_the_weights_bitwise_as_they_we
     cond = model.encode(["cat", "dog"], 3.0)
     with torch.no_grad():
         before = model.denoise(x, t, cond)
-        model.held = Held(model.trainable())
+        model.held = WeightCopy(model.trainable())
         move(model)
         weights, after = bits(model), model.denoise(x, t, cond)
         with model.reference():
@@ -67,7 +67,7 @@ def test_the_gradient_of_a_divergence_is_that_with_a_second_network(model, check
     """The reference's pass comes between the policy's forward and backward passes, and must not disturb them."""
     model.tune(Tuning(mode="full", gradient_checkpointing=checkpointing))
     other = copy.deepcopy(model.pipeline.unet)
-    model.held = Held(model.trainable())
+    model.held = WeightCopy(model.trainable())
     move(model)
     x, t, text = (
         torch.randn(3, *model.latent_shape),
@@ -103,7 +103,7 @@ def test_right_after_a_move_the_divergence_is_exactly_zero(checkpoint, tmp_path,
     session = setup.start(made, tmp_path, State())
     kl, draws = [], []
     for _ in range(4):
-        record = loop.one_round(session)
+        record = rounds.one_round(session)
         torch.manual_seed(1)
         size = (2, *session.model.latent_shape)
         rows = Transitions(
@@ -169,13 +169,13 @@ def test_a_run_with_a_moving_reference_resumes_bit_for_bit(checkpoint, tmp_path,
 
 
 def test_a_checkpoint_without_a_reference_is_refused_by_a_run_that_moves_it(tmp_path):
-    from tastemaker.training import checkpoint
-    from tastemaker.training.checkpoint import Training
-    from tastemaker.training.config import Checkpoints
+    from tastemaker.config.schema import Checkpoints
+    from tastemaker.runs import checkpoint
+    from tastemaker.runs.checkpoint import Training
 
     weights = {"a": torch.nn.Parameter(torch.ones(2))}
     plain = Training(weights, torch.optim.AdamW(weights.values()))
     checkpoint.save(tmp_path, State(1), plain, {}, Checkpoints())
-    moving = Training(weights, torch.optim.AdamW(weights.values()), copies=Held(weights).copies)
+    moving = Training(weights, torch.optim.AdamW(weights.values()), copies=WeightCopy(weights).copies)
     with pytest.raises(CheckpointError, match="not of a kind"):
         checkpoint.load(tmp_path, moving)

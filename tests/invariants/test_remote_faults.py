@@ -18,13 +18,13 @@ from test_runs import SETTINGS, metrics
 import tastemaker
 from serving import Scripted, changed, cut, good, hang_up, raw, redness, served, slow
 from tastemaker.cli.main import main
-from tastemaker.training.checkpoint import saved_round
+from tastemaker.runs.checkpoint import saved_round
 
 FAST = [
     "remote.format=safetensors", "remote.batch=4", "remote.wait=0.4", "remote.timeout=20", "remote.tries=2",
     "sampling.batch=4", "checkpoint.every=2",
 ]  # fmt: skip
-"""3 rounds of 8 pictures, and evaluations of 4 at the start, after round 2 and after round 3: 1 + 2 + 2 + 1 + 2 + 1
+"""3 rounds of 8 images, and evaluations of 4 at the start, after round 2 and after round 3: 1 + 2 + 2 + 1 + 2 + 1
 requests."""
 REQUESTS = 9
 ROUND_2 = 4
@@ -64,7 +64,7 @@ def same(one, two):
 
 
 def test_a_reward_on_a_server_is_that_reward(checkpoint, tmp_path):
-    """Through the real server, exact pictures: the run of the local reward, to the bit."""
+    """Through the real server, exact images: the run of the local reward, to the bit."""
     local = ["train", "ddpo-compressibility", "--model", str(checkpoint), *SETTINGS, "--reward", "jpeg-compressibility"]
     assert main([*local, "--rounds", "1", "--out", str(tmp_path / "local")]) == 0
     with served("jpeg-compressibility") as url:
@@ -87,7 +87,7 @@ LASTING = [
     (raw(b'{"detail": "no memory"}', 500), 69, "status 500: no memory"),
     (cut, 69, "RemoteProtocolError"),
     (slow(5), 69, "no whole answer within 2 s"),
-    (changed(rewards=lambda values: values[1:]), 2, "it has 3 rewards for 4 pictures"),
+    (changed(rewards=lambda values: values[1:]), 2, "it has 3 rewards for 4 images"),
     (changed(rewards=lambda values: [math.nan, *values[1:]]), 2, "nan, which is not finite"),
     (changed(version="2"), 2, "cannot be mixed"),
     (raw(b'{"detail": "go away"}', 403), 2, "status 403: go away"),

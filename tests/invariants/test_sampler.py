@@ -1,16 +1,17 @@
-"""The sampler: the pictures of diffusers' own pipeline, the ratio of 1, and noise that depends on its place alone."""
+"""The sampler: the images of diffusers' own pipeline, the ratio of 1, and noise that depends on its place alone."""
 
 import pytest
 import torch
 
 import tiny
-from tastemaker import losses, noise
-from tastemaker.evaluation.samples import pictures
-from tastemaker.models.latent_unet import LatentUNet
+from tastemaker import noise
+from tastemaker.algorithms.base import Task
+from tastemaker.diffusion import losses
+from tastemaker.diffusion.process import transition
+from tastemaker.diffusion.sampler import sample
+from tastemaker.evaluation.images import images
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.process import transition
-from tastemaker.sample import sample
-from tastemaker.task import Task
 from tastemaker.types import Cond, Draw, all_rows, concat
 
 PROMPTS = ("a cat", "two dogs", "a cat", "fish")
@@ -23,17 +24,17 @@ def draw(seed=0, round=1, prompts=PROMPTS):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_same_noise_gives_the_pictures_of_diffusers_pipeline(eta, guidance, prediction, monkeypatch):
+def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, prediction, monkeypatch):
     pipeline = tiny.pipeline(prediction_type=prediction)
     model, chosen = LatentUNet(pipeline), draw()
-    ours = pictures(model, chosen, model.process.grid(10), guidance, eta, batch=4)
+    ours = images(model, chosen, model.process.grid(10), guidance, eta, batch=4)
     noises = iter([chosen.noise(step + 1, (4, 8, 8)) for step in range(10)])
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *a, **k: next(noises))
     theirs = pipeline(
         list(PROMPTS), num_inference_steps=10, guidance_scale=guidance, eta=eta, height=32, width=32,
         latents=chosen.noise(0, (4, 8, 8)), output_type="pt",
     ).images  # fmt: skip
-    assert ours.std() > 0.01  # a grey picture would agree too
+    assert ours.std() > 0.01  # a grey image would agree too
     assert (ours - theirs).abs().max() < 1e-3
 
 
@@ -54,7 +55,7 @@ def rollout_and_task(model, chosen, batch=4, steps=10):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_ratio_is_one_right_after_sampling(model, batch):
-    """In one batch or row by row, whatever batch the pictures were sampled in."""
+    """In one batch or row by row, whatever batch the images were sampled in."""
     model.tune(Tuning())
     rollout, task = rollout_and_task(model, draw(), batch)
     rows = all_rows(rollout)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from test_processes import ENVIRONMENT, distance, finish, launch, metrics, words
 
 from tastemaker.cli.main import main
+from tastemaker.config.schema import Config, Speed
 from tastemaker.errors import ConfigError
-from tastemaker.training import sharding
-from tastemaker.training.config import Config, Speed
+from tastemaker.runs import sharding
 
 pytestmark = pytest.mark.alone
 

@@ -10,11 +10,11 @@ import torch
 from test_accumulation import config
 
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.config.schema import Advantage
+from tastemaker.data.prompts import PromptSet
 from tastemaker.errors import ConfigError
-from tastemaker.prompts import PromptSet
-from tastemaker.training import loop, setup
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Advantage
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds, setup
 from tastemaker.training.draws import value_states
 
 ALONE = DPOK(value="mlp", value_lr=1e-2, value_batch=30)
@@ -40,9 +40,9 @@ def test_the_steps_are_adamws_on_the_mean_squared_error(algorithm, checkpoint, t
         seen.append((theirs, before, rollout, record, copy.deepcopy(value.state_dict())))
         return record
 
-    train_value = loop.train_value
-    monkeypatch.setattr(loop, "train_value", watched)
-    record = loop.one_round(session)
+    train_value = rounds.train_value
+    monkeypatch.setattr(rounds, "train_value", watched)
+    record = rounds.one_round(session)
     ((theirs, before, rollout, own, after),) = seen
     text = session.model.encode(rollout.draw.prompts, 1.0).text.mean(dim=1)
     if algorithm.value_text == "pooled":
@@ -83,7 +83,7 @@ def test_without_steps_of_its_own_the_value_network_learns_in_the_policys_update
     for limit in (None, 1e-3):
         session = setup.start(replace(settings, algorithm=replace(algorithm, value_clip_norm=limit)), tmp_path, State())
         before = copy.deepcopy(session.task.value.state_dict())
-        assert loop.one_round(session)["value_loss"] > 0
+        assert rounds.one_round(session)["value_loss"] > 0
         assert any(not torch.equal(before[name], p) for name, p in session.task.value.state_dict().items())
         moments = [session.optimizer.state[p]["exp_avg_sq"] for p in session.task.value.parameters()]
         norms[limit] = sum(moment.sum().item() for moment in moments)

@@ -8,8 +8,8 @@ from test_runs import metrics
 import tiny_language
 from speaking import Speaking, failing
 from tastemaker.cli.main import main
-from tastemaker.rewards import patience
-from tastemaker.training.checkpoint import saved_round
+from tastemaker.rewards.serving import retry
+from tastemaker.runs.checkpoint import saved_round
 
 SHORT = [
     "--rounds", "2", "--prompts", "bundled-eight", "sampling.steps=3", "sampling.per_prompt=2", "sampling.samples=8",
@@ -17,13 +17,13 @@ SHORT = [
     "evaluation.per_prompt=1", "checkpoint.every=5", "vlm.wait=0.4", "vlm.timeout=5", "vlm.tries=2", "vlm.text_layer=2",
 ]  # fmt: skip
 SECOND = 2 + 8
-"""Requests before the second round: an evaluation of 2 pictures, which also tries the reward, and a round of 8."""
+"""Requests before the second round: an evaluation of 2 images, which also tries the reward, and a round of 8."""
 
 
 @pytest.fixture(autouse=True)
 def _no_reports(monkeypatch):
     monkeypatch.setattr("tastemaker.training.run.write_report", lambda folder: folder / "report.html")  # a second each
-    monkeypatch.setattr(patience, "backoff", lambda tries: 0.05)
+    monkeypatch.setattr(retry, "backoff", lambda tries: 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def words(out, reward, text, *more):
 
 
 def test_a_run_of_the_bundled_model(text, tmp_path):
-    """Its pictures show something, so that the server has different things to say of them."""
+    """Its images show something, so that the server has different things to say of them."""
     with Speaking() as server:
         name = f"vlm-bertscore:{server.name}"
         assert main(words(tmp_path / "run", name, text, "--rounds", "1", "sampling.steps=4")) == 0

@@ -78,9 +78,9 @@ def test_unusable_prompts(capsys, tmp_path, checkpoint, content, message):
         ("raise RuntimeError('server is down')", "raised RuntimeError: server is down"),
         ("raise SystemExit('no API key')", "taste called sys.exit('no API key')"),
         ("return x.mean(dim=(1, 2, 3)).double() + 1e39", "float32 cannot hold"),
-        ("return x.mean(dim=(2, 3))", "returned shape [2, 3] for 2 pictures"),
-        ("return x.mean(dim=(1, 2, 3)) * float('nan')", "returned nan for 2 of 2 pictures"),
-        ("return x.mean(dim=(1, 2, 3)) / 0", "returned inf for 2 of 2 pictures"),
+        ("return x.mean(dim=(2, 3))", "returned shape [2, 3] for 2 images"),
+        ("return x.mean(dim=(1, 2, 3)) * float('nan')", "returned nan for 2 of 2 images"),
+        ("return x.mean(dim=(1, 2, 3)) / 0", "returned inf for 2 of 2 images"),
     ],
 )
 def test_a_bad_reward(capsys, tmp_path, monkeypatch, checkpoint, body, message):
@@ -152,10 +152,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(capsys, tmp_path, ch
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["algorithm=dpo", "sampling.per_prompt=1"], "learns from pairs of pictures of one prompt"),
+        (["algorithm=dpo", "sampling.per_prompt=1"], "learns from pairs of images of one prompt"),
         (
             ["algorithm=diffusion-dpo"],
-            "pairs.source is None, but the algorithm diffusion-dpo learns from pairs of pictures",
+            "pairs.source is None, but the algorithm diffusion-dpo learns from pairs of images",
         ),
     ],
 )
@@ -172,7 +172,7 @@ def test_an_algorithm_that_lacks_what_it_needs_is_refused_before_anything_is_sam
     ("words", "message"),
     [
         (["--reward", "jpeg-compressibility"], "take one of"),
-        (["--reward", "soft-colourfulness", "optimizer.inner_epochs=2"], "makes its pictures anew"),
+        (["--reward", "soft-colourfulness", "optimizer.inner_epochs=2"], "makes its images anew"),
         (["--reward", "soft-colourfulness", "algorithm.objective=hinge"], "give algorithm.target"),
         (["--reward", "soft-colourfulness", "algorithm.truncation=gaussian"], "the mean number of steps that learn"),
         (["--reward", "soft-colourfulness", "algorithm.last=3"], "the number of steps is drawn"),

@@ -6,19 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tastemaker.advantage import (
+from tastemaker.algorithms.advantage import (
     PromptStatistics,
     RecentRounds,
     against_base,
     boltzmann,
-    differ,
     gae,
     group_relative,
-    moments,
     percentile,
     standardise,
 )
-from tastemaker.selection import BestWorst, NonZero
+from tastemaker.algorithms.selection import BestWorst, NonZero
+from tastemaker.spread import differ, moments
 
 
 def test_whole_round_by_hand():
@@ -46,7 +45,7 @@ def test_the_buffer_forgets_the_oldest():
 
 
 def test_against_the_public_implementations_rule_in_numpy():
-    """methods.md §1.7, restated with numpy, over ten random rounds."""
+    """ddpo-pytorch stat_tracking.py, restated with numpy, over ten random rounds."""
     rng = np.random.default_rng(0)
     statistics, past = PromptStatistics(buffer=16, min_count=5), {}
     for _ in range(10):
@@ -95,7 +94,7 @@ def test_recent_rounds_by_hand():
 
 
 def test_recent_rounds_against_the_public_codes_rule_in_numpy():
-    """methods.md §5.4 with 8 past rounds and the present one; a prompt of fewer than 4 rewards takes the round."""
+    """B2-DiffuRL's code with 8 past rounds and the present one; a prompt of fewer than 4 rewards takes the round."""
     rng = np.random.default_rng(1)
     statistics, seen, fallbacks = RecentRounds(history=8, min_count=4), [], 0
     for number in range(1, 25):
@@ -165,7 +164,7 @@ def test_gae_by_hand():
 
 
 def test_gae_without_discount_is_what_is_still_to_come_less_the_value():
-    """methods.md §12: gamma = lambda = 1: terminal reward and later penalties, minus V_i."""
+    """gamma = lambda = 1: terminal reward and later penalties, minus V_i."""
     reward, value = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).unbind()
     advantage, target = gae(reward, value, 1.0, 1.0)
     to_come = torch.tensor(np.cumsum(reward.numpy()[:, ::-1], axis=1)[:, ::-1].copy())

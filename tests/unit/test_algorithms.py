@@ -12,25 +12,25 @@ from torch.nn import functional as F
 from torch.nn.functional import logsigmoid
 
 import tiny
+from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
-from tastemaker.algorithms.pairs import pairs
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.preference_pairs import pairs
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.config.schema import Optimizer
+from tastemaker.diffusion.process import Grid
+from tastemaker.diffusion.sampler import sample
 from tastemaker.errors import ConfigError
-from tastemaker.models.latent_unet import LatentUNet
-from tastemaker.models.pixel_unet import PixelUNet
+from tastemaker.models.pixel import PixelUNet
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.value import DigitValue, value_network
-from tastemaker.process import Grid
-from tastemaker.sample import sample
-from tastemaker.task import Task
-from tastemaker.training.config import Optimizer
 from tastemaker.training.update import recomputed
 from tastemaker.types import Draw, Noised, Rollout, Rows, all_rows
 
@@ -128,7 +128,7 @@ def with_value(task, algorithm):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_ratio_is_one_before_the_first_update(reduction):
-    """In pieces, where pictures were sampled together; sums of 256 elements as well, since nothing is rounded."""
+    """In pieces, where images were sampled together; sums of 256 elements as well, since nothing is rounded."""
     task, rollout = made(reduction=reduction)
     for algorithm in SAMPLED:
         own = with_value(task, algorithm)
@@ -219,13 +219,13 @@ def test_before_the_first_update_the_importance_sampled_methods_are_the_score_fu
         torch.testing.assert_close(gradient(task, loss.mean()), expected, rtol=1e-6, atol=1e-12)
 
 
-def test_dpo_starts_at_ln_2_and_prefers_better_pictures():
+def test_dpo_starts_at_ln_2_and_prefers_better_images():
     """Before training policy and reference are one: -log sigmoid(0), and its slope is -beta / 2 (h - h')'."""
     task, rollout = made(trained=False)
     for algorithm in (DPO(), DPO(reference="sampler")):
         rows = algorithm.prepare(task, rollout)
-        assert rows.picture.tolist() == [0] * STEPS + [3] * STEPS
-        assert rows.others().picture.tolist() == [1] * STEPS + [2] * STEPS
+        assert rows.image.tolist() == [0] * STEPS + [3] * STEPS
+        assert rows.others().image.tolist() == [1] * STEPS + [2] * STEPS
         assert rows.place.tolist() == [*range(STEPS)] * 2
         loss, _ = algorithm.loss(task, rows)
         torch.testing.assert_close(loss.detach(), torch.full_like(loss, math.log(2)), atol=1e-7, rtol=0)
@@ -255,7 +255,7 @@ def test_dpo_against_log_probabilities_of_two_passes_each(trained):
 
 
 def test_pairs_by_hand():
-    """Group 3 has the rewards 1, 5, 5, 2: five pairs of six, as equals make none. Group 0 has one picture."""
+    """Group 3 has the rewards 1, 5, 5, 2: five pairs of six, as equals make none. Group 0 has one image."""
     nothing = torch.zeros(6, 0)
     rollout = Rollout(
         nothing, nothing[0], nothing, nothing, nothing, reward=torch.tensor([1.0, 5.0, 9.0, 5.0, 2.0, 7.0]),
@@ -266,7 +266,7 @@ def test_pairs_by_hand():
 
 
 def test_divergences_against_the_noise_predictions(trained):
-    """methods.md §1.1: c^2 |eps - eps_ref|^2 / (2 sigma^2) per element, and DPOK's |eps - eps_ref|^2."""
+    """c^2 |eps - eps_ref|^2 / (2 sigma^2) per element, and DPOK's |eps - eps_ref|^2."""
     task, rollout = trained
     rows = all_rows(rollout)
     step = rows.transitions()
@@ -307,11 +307,11 @@ def test_slopes_of_the_divergences(trained):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guided", [True, False])
 def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
-    """w (z - eps)^2, or w (v - v_hat)^2 with v = alpha z - sigma x_0, averaged over elements (methods.md §3.1)."""
+    """w (z - eps)^2, or w (v - v_hat)^2 with v = alpha z - sigma x_0, averaged over elements."""
     task, rollout = made(prediction_type=prediction)
     algorithm = RWR(noises=2, guided=guided)
     rows = replace(algorithm.prepare(task, rollout), epoch=1)
-    assert rows.picture.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert rows.image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     noised = rows.noised(range(1000))
     assert len(set(noised.t.tolist())) == 8
     alpha = task.model.process.scheduler.alphas_cumprod.double()[noised.t].sqrt().view(-1, 1, 1, 1)
@@ -329,14 +329,14 @@ def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
     check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
 
 
-def test_rwr_on_pictures_that_are_encoded_again(trained):
-    """x_0 as the VAE sees it: the mean of its posterior, times the scale; the pictures first bounded to [0, 1]."""
+def test_rwr_on_images_that_are_encoded_again(trained):
+    """x_0 as the VAE sees it: the mean of its posterior, times the scale; the images first bounded to [0, 1]."""
     task, rollout = trained
     vae = task.model.pipeline.vae
     scale = vae.config.scaling_factor
     with torch.no_grad():
-        pictures = vae.decode(rollout.x0 / scale).sample.clamp(-1, 1)
-        expected = vae.encode(pictures).latent_dist.mean * scale
+        images = vae.decode(rollout.x0 / scale).sample.clamp(-1, 1)
+        expected = vae.encode(images).latent_dist.mean * scale
         found = RWR(latents="vae").prepare(task, rollout).rollout.x0
     assert (found - rollout.x0).abs().mean() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -365,7 +365,7 @@ def test_nft_starts_with_the_gradient_of_the_weighted_denoising_loss(trained):
         assert metrics["good"].tolist() == pytest.approx([0.75, 0.75, 0, 0, 0.3, 0.3, 1, 1])
         assert metrics["moved"].max() < 1e-10
         plain, _ = RWR(noises=2).loss(task, rows)  # A times the denoising loss, at the same noises
-        error = plain / rollout.advantage[rows.picture]
+        error = plain / rollout.advantage[rows.image]
         weight = torch.tensor([0.5, 0.5, -1, -1, -0.4, -0.4, 1, 1])
         torch.testing.assert_close(
             gradient(task, loss.sum()), gradient(task, (weight * error).sum()), rtol=1e-4, atol=1e-7
@@ -374,7 +374,7 @@ def test_nft_starts_with_the_gradient_of_the_weighted_denoising_loss(trained):
 
 @pytest.mark.parametrize("weighting", ["adaptive", "none"])
 @pytest.mark.parametrize(("advantage", "sign"), [(5.0, -1), (-5.0, 1)])
-def test_nft_raises_the_likelihood_of_good_pictures_and_lowers_that_of_bad_ones(weighting, advantage, sign):
+def test_nft_raises_the_likelihood_of_good_images_and_lowers_that_of_bad_ones(weighting, advantage, sign):
     """Likelihood by its bound, the denoising loss, which a small step down the loss lowers or raises."""
     task, rollout = made()
     rollout = replace(rollout, advantage=torch.full((4,), advantage))
@@ -478,19 +478,19 @@ def test_nft_after_a_step_against_the_papers_formula(trained):
 
 
 def test_diffusion_dpo_against_its_formula(trained):
-    """methods.md §7.2: same time and noise for both pictures of a pair, no guidance, the adapters off for the
+    """same time and noise for both images of a pair, no guidance, the adapters off for the
     reference. Pairs: (0, 2) and (1, 3)."""
     task, rollout = trained
     algorithm = DiffusionDPO(beta=20.0, noises=2)
     rows = algorithm.prepare(task, rollout)
-    assert rows.picture.tolist() == [0, 0, 1, 1]
-    assert rows.others().picture.tolist() == [2, 2, 3, 3]
+    assert rows.image.tolist() == [0, 0, 1, 1]
+    assert rows.others().image.tolist() == [2, 2, 3, 3]
     one = rows.noised(range(1000))
     alpha = task.model.process.scheduler.alphas_cumprod.double()[one.t].sqrt().view(-1, 1, 1, 1)
 
     def errors():
         found = []
-        for side in (rows.picture, rows.others().picture):
+        for side in (rows.image, rows.others().image):
             x = (alpha * rollout.x0[side] + (1 - alpha**2).sqrt() * one.noise).float()
             eps = noise_prediction(task.model, x, one.t, rollout.text[side], task.empty, 1.0)
             found.append((one.noise - eps).square().flatten(1).mean(1))
@@ -560,7 +560,7 @@ def test_pooled_text_is_the_encoders_state_at_the_first_end_of_the_prompt():
     states, pooled = model.encode(prompts, 1.0).text, model.pooled(prompts)
     torch.testing.assert_close(pooled, states[[0, 1, 2], [5, 5, 5]])
     assert not torch.allclose(pooled[0], states[0].mean(dim=0), atol=1e-2)
-    model.forget_prompts()
+    model.clear_prompt_cache()
     assert torch.equal(model.pooled(prompts[1:]), pooled[1:])
 
 
@@ -586,14 +586,14 @@ def test_ppo_prepare_by_hand(trained):
     """V = t / 1000 = (0.801, 0.601, 0.401, 0.201, 0.001). Every step costs 0.1 of its divergence; the last earns A.
 
     gamma 1, lambda 0.95: A_i = delta_i + 0.95 A_{i+1}, delta_i = R_i + V_{i+1} - V_i: -0.2 - cost, and in the end
-    A - 0.001 - cost. Pictures 1 and 3 are selected: A = -1 and 1.5.
+    A - 0.001 - cost. Images 1 and 3 are selected: A = -1 and 1.5.
     """
     task, rollout = trained
     task = replace(task, value=TimeValue())
     rollout = replace(rollout, selected=torch.tensor([False, True, False, True]))
     divergence = GRPO(kl=1.0).loss(task, all_rows(rollout))[1]["kl"].reshape(2, STEPS)
     rows = PPO(kl=0.5, smoothing=0.95).prepare(task, rollout)  # the task's weight, 0.1, is what counts
-    assert rows.picture.tolist() == [1] * STEPS + [3] * STEPS
+    assert rows.image.tolist() == [1] * STEPS + [3] * STEPS
     torch.testing.assert_close(rows.kl, divergence.flatten())
     torch.testing.assert_close(rows.value, torch.tensor([0.801, 0.601, 0.401, 0.201, 0.001] * 2))
     for number, terminal in enumerate((-1.0, 1.5)):

@@ -13,24 +13,26 @@ from typing import Any
 import pytest
 import torch
 
-from tastemaker import losses, sample, types
+from tastemaker import types
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
+from tastemaker.benchmarking import bench, trace
+from tastemaker.benchmarking.trace import FORWARD, PARTS, TRAIN
 from tastemaker.cli import bench as verb
 from tastemaker.cli.main import main
-from tastemaker.training import bench, loop, measures, setup, trace
-from tastemaker.training.checkpoint import State
-from tastemaker.training.presets import PRESETS
+from tastemaker.config.presets import PRESETS
+from tastemaker.diffusion import losses, sampler
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import measurements, rounds, setup
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
-from tastemaker.training.trace import FORWARD, PARTS, TRAIN
 
 pytestmark = pytest.mark.alone
 
 PRESET = "ddpo-compressibility"
-# Batches that do not divide: 6 pictures by 4, and 3 of each update with 3 of 4 steps trained, 9 rows by 4.
+# Batches that do not divide: 6 images by 4, and 3 of each update with 3 of 4 steps trained, 9 rows by 4.
 SMALL = (
     "sampling.samples=6", "sampling.per_prompt=3", "sampling.batch=4", "sampling.steps=4", "optimizer.updates=2",
     "optimizer.rows=4", "optimizer.first_share=0.75", "optimizer.lr=1e-4",
@@ -86,7 +88,7 @@ class Recorder:
 
 
 def test_the_floor_counts_the_calls_of_a_round_by_hand(session: Session):
-    # Sampling: 4 steps x batches of 4 and 2 pictures. Training: 2 updates x (4, 4, 1) rows. Guidance doubles the rows.
+    # Sampling: 4 steps x batches of 4 and 2 images. Training: 2 updates x (4, 4, 1) rows. Guidance doubles the rows.
     assert bench.needed_calls(session) == bench.Calls({8: 4, 4: 4}, {8: 4, 2: 2})
 
 
@@ -108,7 +110,7 @@ def test_a_round_makes_no_other_calls_than_the_floor_s(
     )
     session = start(settings, tmp_path, State())
     recorder = Recorder(session.model.network)
-    loop.one_round(session)
+    rounds.one_round(session)
     assert bench.needed_calls(session) == bench.Calls(recorder.forward, recorder.backward)
 
 
@@ -128,7 +130,7 @@ def test_the_floor_of_methods_that_follow_the_gradient(words: list[str], tmp_pat
     settings = replace(settings, algorithm=algorithm, reward="soft-colourfulness", sampling=sampling)
     session = start(settings, tmp_path, State())
     needed, recorder = bench.needed_calls(session), Recorder(session.model.network)
-    loop.one_round(session)
+    rounds.one_round(session)
     assert needed.backward == recorder.backward
     assert {rows: count for rows, count in needed.forward.items() if count} == recorder.forward
 
@@ -199,13 +201,13 @@ def test_what_is_slow_is_found_in_its_part(session: Session, monkeypatch: pytest
         ("VAE decode", session.model, "decode", 2),
         ("text encoding", session.model, "encode", 2),
         ("noise", types.Draw, "noise", 2 * 4 + 2),  # x_T and each step, for two batches
-        ("log-prob and scheduler maths", sample, "transition", 2 * 4),
+        ("log-prob and scheduler maths", sampler, "transition", 2 * 4),
         ("log-prob and scheduler maths", losses, "clipped_surrogate", 2 * 3),
         ("optimizer step", session.optimizer, "step", 2),
         ("optimizer step", session.optimizer, "zero_grad", 2),
-        ("scoring (waited for)", loop._Scorer, "finished", 1),
-        ("judge", measures, "judge", 1),
-        ("other", loop, "advantages", 1),
+        ("scoring (waited for)", rounds._Scorer, "finished", 1),
+        ("judge", measurements, "judge", 1),
+        ("other", rounds, "advantages", 1),
     ]
     taken = dict.fromkeys(PARTS, 0.0)
     for part, owner, name, calls in places:
@@ -246,7 +248,7 @@ def test_a_network_s_forward_and_backward_are_told_apart_from_the_maths(session:
 
 def test_tracing_puts_everything_back(session: Session):
     owners: tuple[Any, ...] = (
-        session.model, session.accelerator, session.optimizer, loop, measures, types.Draw,
+        session.model, session.accelerator, session.optimizer, rounds, measurements, types.Draw,
         type(session.config.algorithm),
     )  # fmt: skip
     before = [dict(vars(owner)) for owner in owners]

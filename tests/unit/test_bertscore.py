@@ -10,7 +10,7 @@ import torch
 
 import tiny_language
 from tastemaker.errors import RewardError
-from tastemaker.rewards.bertscore import LAYERS, load_recall, recall
+from tastemaker.rewards.learned.bertscore import LAYERS, load_recall, recall
 
 CANDIDATES = ["a blue star", "It shows a red fish on a plain white background.", "red", "The image contains a tree"]
 REFERENCES = [f"The image contains {what}" for what in ("a red star", "a fish", "two big green hearts", "a tree")]

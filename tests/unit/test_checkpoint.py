@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from tastemaker.config.schema import Checkpoints
 from tastemaker.errors import CheckpointError
-from tastemaker.training import checkpoint, disk
-from tastemaker.training.checkpoint import State, Training
-from tastemaker.training.config import Checkpoints
-from tastemaker.training.manifest import NAME, Damaged, unseal
+from tastemaker.runs import atomic, checkpoint
+from tastemaker.runs.checkpoint import State, Training
+from tastemaker.runs.manifest import NAME, CorruptCheckpoint, verify_manifest
 
 FACTS = {"config.optimizer.lr": 0.1, "processes": 1}
 
@@ -149,8 +149,8 @@ def test_a_thousand_truncations_and_bit_flips_are_all_detected(tmp_path):
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        with pytest.raises(Damaged):
-            unseal(newest)
+        with pytest.raises(CorruptCheckpoint):
+            verify_manifest(newest)
         found, _, _, notes = checkpoint.newest(tmp_path)
         loaded += found == newest
         assert len(notes) == 1
@@ -207,7 +207,7 @@ def test_every_operation_of_a_save_may_fail_and_a_whole_checkpoint_remains(tmp_p
 
 
 def test_appending_half_a_line_and_failing_leaves_the_lines_before(tmp_path, monkeypatch):
-    from tastemaker.training.tracking import append_metrics, read_metrics, truncate_metrics
+    from tastemaker.runs.metrics import append_metrics, read_metrics, truncate_metrics
 
     path = tmp_path / "metrics.jsonl"
     append_metrics(path, {"round": 1})
@@ -223,5 +223,5 @@ def test_appending_half_a_line_and_failing_leaves_the_lines_before(tmp_path, mon
 def test_writing_goes_on_after_a_short_write(tmp_path, monkeypatch):
     write_some = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: write_some(handle, data[:3]))
-    disk.exchange(tmp_path / "file", b"0123456789")
+    atomic.exchange(tmp_path / "file", b"0123456789")
     assert (tmp_path / "file").read_bytes() == b"0123456789"

@@ -14,15 +14,15 @@ import pytest
 import tastemaker
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.algorithms.windows import Backward
 from tastemaker.cli import mix, settings
 from tastemaker.cli.arguments import flag_types, nearest_flags, parse, split_assignments
 from tastemaker.cli.main import VERBS, main
 from tastemaker.cli.sampling import step_mask
 from tastemaker.cli.train import TrainArgs
-from tastemaker.training.config import Config
-from tastemaker.training.configfile import dump_config
-from tastemaker.training.presets import PRESETS
-from tastemaker.windows import Backward
+from tastemaker.config.presets import PRESETS
+from tastemaker.config.schema import Config
+from tastemaker.config.yaml_file import dump_config
 
 SOURCE = Path(tastemaker.__file__).parent.parent
 PRESET = "ddpo-compressibility"
@@ -124,6 +124,7 @@ MISTAKES = [
     ),
     (["train", PRESET, "sampling.guidence=3"], "unknown flag --sampling.guidence; did you mean --sampling.guidance?"),
     (["train", PRESET, "--lr", "3"], "unknown flag --lr; did you mean --optimizer.lr?"),
+    (["train", PRESET, "anchor.pictures=3"], "unknown flag --anchor.pictures; it is called --anchor.images now"),
     (["train", PRESET, "--clip", "3"], "did you mean --algorithm.clip or --advantage.clip?"),
     (["train", PRESET, "--xyzzy"], "unknown flag --xyzzy; see `tastemaker train --help`"),
     (["train", PRESET, "--rounds", "many"], "--rounds is 'many', expected a whole number (see"),
@@ -179,7 +180,7 @@ MISTAKES = [
     (["mix", "a-run", "--mode", "both"], "--mode cannot be 'both'; known: 'factor', 'delta'"),
     (["mix", "a-run", "--rank", "2"], "--rank is of mixtures in --mode delta"),
     (["mix", "a-run", "--rank", "0", "--mode", "delta"], "--rank is 0, but must be at least 1"),
-    (["mix", "a-run", "--n", "1", "--take", "1"], "one picture has no deviation to measure rewards in"),
+    (["mix", "a-run", "--n", "1", "--take", "1"], "one image has no deviation to measure rewards in"),
     (["mix", "used"], "which would name the base model: give --model MODEL"),
     (["mix", "used", "--model", "m"], "which would name a reward: give --reward NAME"),
     (["mix", "used", "--model", "m", "--reward", "r"], "which would name prompts: give --prompts or --prompt"),

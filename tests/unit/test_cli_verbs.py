@@ -13,10 +13,10 @@ import pytest
 import tastemaker
 from tastemaker.cli import doctor, ls
 from tastemaker.cli.main import main
+from tastemaker.config.presets import PRESETS
+from tastemaker.config.schema import Config
+from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import DivergedError
-from tastemaker.training.config import Config
-from tastemaker.training.configfile import dump_config
-from tastemaker.training.presets import PRESETS
 
 SOURCE = Path(tastemaker.__file__).parent.parent
 PRESET = "ddpo-compressibility"
@@ -107,7 +107,7 @@ def test_resume_calls_run(behind: Callable[..., list[Any]]):
 
 
 def test_report_of_one_and_of_several(behind: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]):
-    calls = behind("tastemaker.evaluation.report", "write_report", "compare_report", answer=Path("some.html"))
+    calls = behind("tastemaker.report.page", "write_report", "compare_report", answer=Path("some.html"))
     runs = [make_run(Path(name)) for name in ("a", "b")]
     assert main(["report", "a"]) == 0
     assert main(["report", "a", "b"]) == 0
@@ -117,7 +117,7 @@ def test_report_of_one_and_of_several(behind: Callable[..., list[Any]], capsys: 
 
 
 def test_sample_takes_defaults_and_prompts(behind: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]):
-    calls = behind("tastemaker.evaluation.samples", "write_samples", answer=Path("sheet.png"))
+    calls = behind("tastemaker.evaluation.images", "write_samples", answer=Path("sheet.png"))
     assert main(["sample", "--prompt", "a=b", "--prompt", "c d", "--steps", "9", "--model", "x"]) == 0
     assert calls[0] == (
         (),
@@ -140,7 +140,7 @@ def test_sample_takes_defaults_and_prompts(behind: Callable[..., list[Any]], cap
 
 
 def test_sample_from_a_run_takes_the_run_s_settings(behind: Callable[..., list[Any]]):
-    calls = behind("tastemaker.evaluation.samples", "write_samples", answer=Path("sheet.png"))
+    calls = behind("tastemaker.evaluation.images", "write_samples", answer=Path("sheet.png"))
     run = make_run(Path("a-run"), PRESETS["ddpo-compressibility"].config)
     (run / "adapter").mkdir()
     for adapter in ("a-run", "a-run/adapter"):

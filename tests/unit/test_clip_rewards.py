@@ -16,10 +16,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 import clips
 from tastemaker.drawings import Scene, Thing, render, sample_scene
 from tastemaker.errors import RewardError
-from tastemaker.evaluation.samples import to_pil
-from tastemaker.rewards.clip_model import BUNDLED, load_clip
-from tastemaker.rewards.contract import score
-from tastemaker.rewards.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, preprocess_of
+from tastemaker.evaluation.images import to_pil
+from tastemaker.rewards.base import score
+from tastemaker.rewards.learned.clip_model import BUNDLED, load_clip
+from tastemaker.rewards.learned.preprocess import OPENAI_MEAN, OPENAI_STD, Preprocess, preprocess_of
 from tastemaker.rewards.registry import load_reward
 
 PROMPTS = ["a red star", "two blue fish", "a tree above a heart on a striped black background", ""]
@@ -160,7 +160,7 @@ def test_preparing_has_a_gradient(fit):
     assert torch.autograd.gradcheck(prepare, (x,))
 
 
-def test_a_wide_picture_is_cropped_padded_or_stretched():
+def test_a_wide_image_is_cropped_padded_or_stretched():
     """4x8 pixels, 1 in the left half and 0.5 in the right, to 4x4. Without a mean and a deviation, values stay."""
     x = torch.cat([torch.ones(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.5)], dim=3)
     plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "resampling": "bilinear"}
@@ -317,7 +317,7 @@ def test_a_head_and_its_clip_have_one_width(tmp_path):
         load_reward(f"aesthetic:{tmp_path / 'head.safetensors'}")
 
 
-def test_a_gradient_is_only_of_the_picture(tmp_path):
+def test_a_gradient_is_only_of_the_image(tmp_path):
     clip = load_clip(str(clips.clip_folder(tmp_path)), "clip-score")
     assert not any(parameter.requires_grad for parameter in clip.model.parameters())
     assert clip.model.dtype == torch.float32
@@ -363,21 +363,21 @@ def test_the_bundled_clip_is_a_plain_transformers_one():
     ],
 )
 def test_the_bundled_clip_tells_one_change(thing, ground, false):
-    x = picture(Scene((thing,), ground)).repeat(2, 1, 1, 1)
+    x = image(Scene((thing,), ground)).repeat(2, 1, 1, 1)
     right, wrong = score(load_reward("clip-score"), x, [f"a red star on a {ground} background", false]).tolist()
     assert right > wrong + 0.1
 
 
-def picture(scene):
+def image(scene):
     return torch.from_numpy(np.array(render(scene))).permute(2, 0, 1)[None] / 255
 
 
 def test_the_bundled_taste_is_for_large_contrasting_things_in_the_middle():
     """docs/bundled-clip.md's rule, one part at a time."""
-    best = score(load_reward("aesthetic"), picture(Scene((Thing("star", "red", 0.5, 0.5, 0.4),), "white")), [""])
+    best = score(load_reward("aesthetic"), image(Scene((Thing("star", "red", 0.5, 0.5, 0.4),), "white")), [""])
     for worse in (
         Scene((Thing("star", "red", 0.5, 0.5, 0.18),), "white"),
         Scene((Thing("star", "red", 0.3, 0.3, 0.28),), "white"),
         Scene((Thing("star", "red", 0.5, 0.5, 0.4),), "orange"),
     ):
-        assert score(load_reward("aesthetic"), picture(worse), [""]) < best - 0.3
+        assert score(load_reward("aesthetic"), image(worse), [""]) < best - 0.3

@@ -14,9 +14,8 @@ from PIL import Image
 from serving import Scripted, served
 from tastemaker.cli.main import main
 from tastemaker.errors import ConfigError, RewardError
+from tastemaker.rewards.base import graded, graded_parts, reward, score
 from tastemaker.rewards.combination import Combination
-from tastemaker.rewards.contract import graded, graded_parts, reward, score
-from tastemaker.rewards.endpoints import Remote
 from tastemaker.rewards.expression import (
     Clip,
     Constant,
@@ -32,6 +31,7 @@ from tastemaker.rewards.expression import (
     written,
 )
 from tastemaker.rewards.registry import load_reward
+from tastemaker.rewards.serving.settings import Remote
 
 A, B, C = Part("a"), Part("b"), Part("c")
 
@@ -62,12 +62,12 @@ def minus(node):
         ("2*http://host:1/ - a", Sum((Product((Constant(2.0), Part("http://host:1/"))), minus(A)))),
         ("min(remote:http://h:1,http://h:2, a)", Minimum((Part("remote:http://h:1,http://h:2"), A))),
         ("min(target-image:f(1).png, a)", Minimum((Part("target-image:f(1).png"), A))),
-        ("'target-image:/my pictures/a + b.png' * a", Product((Part("target-image:/my pictures/a + b.png"), A))),
+        ("'target-image:/my images/a + b.png' * a", Product((Part("target-image:/my images/a + b.png"), A))),
         ('"a\'s" + b', Sum((Part("a's"), B))),
         ("mint + minimum", Sum((Part("mint"), Part("minimum")))),
         # What combines nothing is one name, as ever.
         ("jpeg-compressibility", Part("jpeg-compressibility")),
-        ("target-image:/my pictures/four.png", Part("target-image:/my pictures/four.png")),
+        ("target-image:/my images/four.png", Part("target-image:/my images/four.png")),
         ("target-image:/p/four (1).png", Part("target-image:/p/four (1).png")),
         ("remote:http://h:1, http://h:2", Part("remote:http://h:1, http://h:2")),
         ("a+b", Part("a+b")),
@@ -95,7 +95,7 @@ def test_a_file_whose_path_looks_like_a_difference_is_a_file(tmp_path):
         ("a + * b", r"expected a reward or a number where there is '\* b'"),
         ("(a + b", r"expected \) where it ends"),
         ("a + b)", r"expected \+, -, \* or the end where there is '\)'"),
-        ("a + my pictures", "put a name with blanks in quotes"),
+        ("a + my images", "put a name with blanks in quotes"),
         ("2 * 3", "names no reward"),
         ("inf*a", "only a clip's bounds may be inf"),
         ("clip(a, 1, 1)", r"clips to \[1, 1\]: the first must be the smaller"),
@@ -137,11 +137,11 @@ def test_labels_tell_parts_apart_without_paths_and_addresses():
     assert without_addresses("2*b + a") == "2*b + a"
 
 
-# Red, green and blue of three pictures of one colour each.
+# Red, green and blue of three images of one colour each.
 COLOURS = torch.tensor([[0.2, 0.6, 1.0], [0.5, 0.1, 0.3], [1.0, 1.0, 0.0]])
 
 
-def flat_pictures():
+def flat_images():
     return COLOURS[:, :, None, None].expand(3, 3, 4, 4).contiguous()
 
 
@@ -179,7 +179,7 @@ def combined(text, **more):
         ("2 - red", (1.8, 1.5, 1.0), [(-1, 0, 0)] * 3),
         ("red * green", (0.12, 0.05, 1.0), [(0.6, 0.2, 0), (0.1, 0.5, 0), (1, 1, 0)]),
         ("red * red", (0.04, 0.25, 1.0), [(0.4, 0, 0), (1, 0, 0), (2, 0, 0)]),
-        # At a tie, the third picture's, each has half of the gradient.
+        # At a tie, the third image's, each has half of the gradient.
         ("min(red, green)", (0.2, 0.1, 1.0), [(1, 0, 0), (0, 1, 0), (0.5, 0.5, 0)]),
         ("clip(2*red, 0.5, 1.5)", (0.5, 1.0, 1.5), [(0, 0, 0), (2, 0, 0), (0, 0, 0)]),
         ("(red + green) * blue", (0.8, 0.18, 0.0), [(1, 1, 0.8), (0.3, 0.3, 0.6), (0, 0, 2)]),
@@ -187,22 +187,22 @@ def combined(text, **more):
 )
 def test_values_and_gradients_by_hand(text, expected, slopes):
     function = combined(text)
-    x = flat_pictures().requires_grad_()
+    x = flat_images().requires_grad_()
     values = graded(function, x, "abc")
     torch.testing.assert_close(values.detach(), torch.tensor(expected))
     torch.testing.assert_close(score(function, x, "abc"), torch.tensor(expected))
-    # Of a picture's 16 pixels each has a sixteenth.
+    # Of an image's 16 pixels each has a sixteenth.
     (slope,) = torch.autograd.grad(values.sum(), x)
     torch.testing.assert_close(slope.sum(dim=(2, 3)), torch.tensor(slopes, dtype=torch.float32))
 
 
-def test_standardising_uses_the_base_models_pictures():
+def test_standardising_uses_the_base_models_images():
     """red of the base model's: 0.2, 0.5, 1: mean 17/30, variance 1.29/3 - (17/30)^2 = 98/900."""
     function = combined("standardise(red) + 2*green")
     assert function.unmeasured == ["standardise(red)"]
-    with pytest.raises(RewardError, match=r"has standardise\(red\), which is measured on the base model's pictures"):
-        score(function, flat_pictures(), "abc")
-    function.measure(function.parts(flat_pictures(), "abc"))
+    with pytest.raises(RewardError, match=r"has standardise\(red\), which is measured on the base model's images"):
+        score(function, flat_images(), "abc")
+    function.measure(function.parts(flat_images(), "abc"))
     mean, std = 17 / 30, math.sqrt(98) / 30
     assert function.statistics["standardise(red)"] == function.statistics["red"] == pytest.approx((mean, std))
     assert function.statistics["green"][0] == pytest.approx(1.7 / 3)
@@ -220,13 +220,13 @@ def test_standardising_uses_the_base_models_pictures():
 def test_standardising_inside_of_standardising():
     """The inner values have mean 0 and deviation 1; clipped at 1 they are (-1.11, -0.20, 1) of (.., .., 1.31)."""
     function = combined("standardise(clip(standardise(red), -2, 1))")
-    function.measure(function.parts(flat_pictures(), "abc"))
+    function.measure(function.parts(flat_images(), "abc"))
     inner = ((COLOURS[:, 0] - 17 / 30) / (math.sqrt(98) / 30)).clamp(-2, 1)
     expected = (inner - inner.mean()) / inner.std(correction=0)
-    torch.testing.assert_close(score(function, flat_pictures(), "abc"), expected)
+    torch.testing.assert_close(score(function, flat_images(), "abc"), expected)
 
 
-def test_base_pictures_that_are_all_the_same_are_no_unit():
+def test_base_images_that_are_all_the_same_are_no_unit():
     function = combined("standardise(red) + green")
     with pytest.raises(RewardError, match=r"all 3 of them have 0.25: leave standardise out"):
         function.measure(function.parts(torch.full((3, 3, 4, 4), 0.25), "abc"))
@@ -240,14 +240,14 @@ def test_each_part_is_asked_once_and_seen_by_itself():
         return red(x, prompts)
 
     function = combined("counted * counted + min(counted, green)", counted=counted)
-    found = function.parts(flat_pictures(), "abc")
+    found = function.parts(flat_images(), "abc")
     assert calls == [3]
     assert list(found) == ["counted", "green"]
     torch.testing.assert_close(function.combine(found), COLOURS[:, 0] ** 2 + COLOURS[:, :2].amin(dim=1))
 
 
 def test_a_part_that_fails_is_named():
-    x = flat_pictures()
+    x = flat_images()
 
     def broken(x, prompts):
         return 1 / 0
@@ -326,7 +326,7 @@ def test_servers_are_asked_at_once_and_beside_the_local_parts():
         tree = parse(text)
         rewards = {one: load_reward(one, exact), two: load_reward(two, exact), "local": waiting}
         function = Combination(text, tree, rewards)
-        torch.testing.assert_close(score(function, flat_pictures(), "abc"), 2 * COLOURS[:, 0] + 2 * COLOURS[:, 1])
+        torch.testing.assert_close(score(function, flat_images(), "abc"), 2 * COLOURS[:, 0] + 2 * COLOURS[:, 1])
         assert function._identity() == "('redness (1)' + (2 * 'redness (1)') + local)"
 
 
@@ -339,7 +339,7 @@ def test_a_server_that_fails_ends_the_others_call():
 
         def ask():
             with pytest.raises(RewardError, match="refuses: status 400"):
-                score(function, flat_pictures(), "abc")
+                score(function, flat_images(), "abc")
             ended.set()
 
         threading.Thread(target=ask, daemon=True).start()
@@ -349,10 +349,10 @@ def test_a_server_that_fails_ends_the_others_call():
 def test_statistics_do_not_depend_on_where_a_server_is():
     with Scripted([]) as one, Scripted([]) as two:
         before, after = (load_reward(f"standardise({server.url}) + colourfulness") for server in (one, two))
-        before.measure(before.parts(flat_pictures(), "abc"))
+        before.measure(before.parts(flat_images(), "abc"))
         assert list(before.statistics) == ["remote", "colourfulness", "standardise(remote)"]
         after.recall({name: list(pair) for name, pair in before.statistics.items()})
-        assert score(after, flat_pictures(), "abc").equal(score(before, flat_pictures(), "abc"))
+        assert score(after, flat_images(), "abc").equal(score(before, flat_images(), "abc"))
 
 
 def test_what_a_server_does_not_offer(capsys):
@@ -362,7 +362,7 @@ def test_what_a_server_does_not_offer(capsys):
     assert "http://127.0.0.1:9 is served already" in capsys.readouterr().err
 
 
-def test_doctor_measures_on_its_own_pictures_and_bears_a_clip(capsys):
+def test_doctor_measures_on_its_own_images_and_bears_a_clip(capsys):
     words = ["doctor", "--size", "16", "--reward"]
     assert main([*words, "standardise(soft-colourfulness) - 0.1*jpeg-surrogate-compressibility"]) == 0
     assert "standardises by these images here" in capsys.readouterr().out

@@ -11,11 +11,11 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 
 import learned
+from tastemaker.data.prompts import load_prompts
 from tastemaker.drawings import Scene, Thing, render
+from tastemaker.drawings.judge import load_judge
 from tastemaker.errors import RewardError
-from tastemaker.evaluation.judge import load_judge
-from tastemaker.prompts import load_prompts
-from tastemaker.rewards.contract import score
+from tastemaker.rewards.base import score
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.registry import load_reward
 
@@ -28,7 +28,7 @@ THEIRS = {
 @pytest.mark.parametrize("kind", ["owlvit", "owlv2"])
 @pytest.mark.parametrize("size", [(32, 32), (24, 24), (16, 28), (48, 40)])
 def test_the_score_of_the_surest_box_by_transformers_own_processor(kind, size, tmp_path):
-    """PIL pictures through its preprocessing, and the highest of the scores that its postprocessing gives."""
+    """PIL images through its preprocessing, and the highest of the scores that its postprocessing gives."""
     folder = learned.detector_folder(tmp_path / kind, kind)
     network, processor = THEIRS[kind][0].from_pretrained(folder), THEIRS[kind][1](size={"height": 32, "width": 32})
     generator = torch.Generator().manual_seed(4)
@@ -114,7 +114,7 @@ def test_the_judges_value_and_gradient_by_its_logits():
     assert (slope.flatten(1).norm(dim=1) > 1e-3).all()
 
 
-def test_larger_pictures_are_seen_as_small_ones():
+def test_larger_images_are_seen_as_small_ones():
     x = torch.stack([drawn(STAR, CIRCLE)])
     function = load_reward("judge-removal:circle")
     torch.testing.assert_close(function(x.repeat_interleave(4, 2).repeat_interleave(4, 3), [""]), function(x, [""]))

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.registry import ALGORITHMS, summary
+from tastemaker.config.presets import PRESETS
+from tastemaker.config.reflection import dataclass_members, field_types, require_finite
+from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
+from tastemaker.config.yaml_file import dump_config, load_config, parse_config
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
-from tastemaker.training.config import Advantage, Config, Evaluation, Optimizer, Sampling
-from tastemaker.training.configfile import dump_config, load_config, parse_config
-from tastemaker.training.presets import PRESETS
-from tastemaker.training.reflection import dataclass_members, field_types, require_finite
 
 COUNTS = st.integers(1, 1000)
 POSITIVE = st.floats(1e-30, 1e30)
@@ -125,6 +125,7 @@ MISTAKES = [
         "run.yaml:4: unknown key 'guidence' under sampling; did you mean 'guidance'?",
     ),
     ("samplin: {steps: 3}", "run.yaml:1: unknown key 'samplin'; did you mean 'sampling'?"),
+    ("anchor: {pictures: 3}", "run.yaml:1: unknown key 'pictures' under anchor; it is called anchor.images now"),
     ("<<: {rounds: 3}", "run.yaml:1: unknown key '<<'; known:"),
     ("a: &a [*a]", "run.yaml:1: unknown key 'a'; known:"),
     ("name: x", "run.yaml:1: unknown key 'name'; known:"),

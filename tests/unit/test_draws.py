@@ -1,4 +1,4 @@
-"""Which pictures a round has, what noise they share, and in which update each of their steps is trained."""
+"""Which images a round has, what noise they share, and in which update each of their steps is trained."""
 
 from collections import Counter
 
@@ -7,22 +7,22 @@ import pytest
 import torch
 
 from tastemaker import noise
-from tastemaker.prompts import PromptSet
-from tastemaker.training.config import Optimizer
+from tastemaker.config.schema import Optimizer
+from tastemaker.data.prompts import PromptSet
 from tastemaker.training.draws import assigned, draw_round, planned_updates, share, value_states
 from tastemaker.types import Draw, Rollout, all_rows
 
 PROMPTS = PromptSet(("a", "b", "c"), (1.0, 1.0, 1.0))
 
 
-def rollout(pictures, kept, selected=None):
-    latents = torch.zeros(pictures, kept + 1, 1)
-    nothing = torch.zeros(pictures, kept)
-    return Rollout(latents, torch.arange(kept), nothing, latents[:, 0], torch.zeros(pictures, 1, 1), selected=selected)
+def rollout(images, kept, selected=None):
+    latents = torch.zeros(images, kept + 1, 1)
+    nothing = torch.zeros(images, kept)
+    return Rollout(latents, torch.arange(kept), nothing, latents[:, 0], torch.zeros(images, 1, 1), selected=selected)
 
 
 def test_roots_and_groups_by_hand():
-    """Prompt 0 has the roots 0 and 2, prompt 1 the root 0; pictures out of order."""
+    """Prompt 0 has the roots 0 and 2, prompt 1 the root 0; images out of order."""
     draw = Draw(5, 3, ("b", "a", "a", "b", "a"), (1, 0, 0, 1, 0), (1, 2, 0, 0, 3), (0, 2, 0, 0, 2))
     roots, root = draw.roots()
     assert root == [0, 1, 2, 0, 1]
@@ -37,7 +37,7 @@ def test_roots_and_groups_by_hand():
     assert torch.equal(some.roots()[0].noise(4, (8,))[0], noise.normal((8,), 5, 3, 0, 2, 4))
 
 
-def test_without_branches_every_picture_is_its_own_root_and_prompts_are_the_groups():
+def test_without_branches_every_image_is_its_own_root_and_prompts_are_the_groups():
     draw = Draw(0, 1, ("b", "a", "b"), (1, 0, 1), (0, 0, 1))
     roots, root = draw.roots()
     assert root == [0, 1, 2]
@@ -47,7 +47,7 @@ def test_without_branches_every_picture_is_its_own_root_and_prompts_are_the_grou
 
 @pytest.mark.parametrize("together", [3, 6])
 def test_a_round_of_branches_keeps_them_together(together):
-    """24 pictures, 12 of a prompt: 2 prompts with 4 roots of 3 branches each."""
+    """24 images, 12 of a prompt: 2 prompts with 4 roots of 3 branches each."""
     draw = draw_round(PROMPTS, 0, 1, 24, 12, branches=3, together=together)
     assert sorted(Counter(draw.prompt_index).values()) == [12, 12]
     places = list(zip(draw.prompt_index, draw.sample_index, strict=True))
@@ -60,10 +60,10 @@ def test_a_round_of_branches_keeps_them_together(together):
     assert places != sorted(places)  # and yet in shuffled order
 
 
-def test_a_round_is_the_same_pictures_however_they_are_kept_together():
+def test_a_round_is_the_same_images_however_they_are_kept_together():
     one, two = (draw_round(PROMPTS, 0, 1, 24, 4, 1, together) for together in (1, 4))
-    pictures = lambda draw: sorted(zip(draw.prompt_index, draw.sample_index, strict=True))  # noqa: E731
-    assert pictures(one) == pictures(two)
+    images = lambda draw: sorted(zip(draw.prompt_index, draw.sample_index, strict=True))  # noqa: E731
+    assert images(one) == images(two)
     assert one.sample_index != two.sample_index
 
 
@@ -94,43 +94,43 @@ def everyone(world, options, samples=12, kept=5, epoch=0):
         mine = share(samples, options.updates, rank, world)
         rows = all_rows(rollout(len(mine), kept))
         update = assigned(rows, mine, draw.select(mine), samples, kept, options, epoch)
-        for picture, place, number in zip(rows.picture.tolist(), rows.place.tolist(), update.tolist(), strict=True):
-            found[mine[picture], place] = number
+        for image, place, number in zip(rows.image.tolist(), rows.place.tolist(), update.tolist(), strict=True):
+            found[mine[image], place] = number
     return found
 
 
-def test_pictures_go_whole_into_the_update_of_their_place():
-    """12 pictures, 3 updates: places 0 to 3, 4 to 7, 8 to 11."""
+def test_images_go_whole_into_the_update_of_their_place():
+    """12 images, 3 updates: places 0 to 3, 4 to 7, 8 to 11."""
     one = everyone(1, Optimizer(updates=3))
-    assert one == {(picture, place): picture // 4 for picture in range(12) for place in range(5)}
+    assert one == {(image, place): image // 4 for image in range(12) for place in range(5)}
     assert everyone(2, Optimizer(updates=3)) == one
 
 
-def test_states_are_pooled_over_pictures_into_updates_of_equal_size():
+def test_states_are_pooled_over_images_into_updates_of_equal_size():
     options = Optimizer(updates=3, minibatch="states")
     one = everyone(1, options)
-    assert sorted(one) == [(picture, place) for picture in range(12) for place in range(5)]
+    assert sorted(one) == [(image, place) for image in range(12) for place in range(5)]
     assert Counter(one.values()) == {0: 20, 1: 20, 2: 20}
-    assert max(len({one[picture, place] for place in range(5)}) for picture in range(12)) == 3  # no whole pictures
+    assert max(len({one[image, place] for place in range(5)}) for image in range(12)) == 3  # no whole images
     assert everyone(2, options) == one
     assert everyone(1, options, epoch=1) != one  # CleanRL shuffles anew in each epoch
 
 
-def test_a_share_of_the_steps_is_each_pictures_own():
+def test_a_share_of_the_steps_is_each_images_own():
     one = everyone(1, Optimizer(updates=3, timestep_fraction=0.4))
-    trained = {picture: [place for place in range(5) if one[picture, place] >= 0] for picture in range(12)}
+    trained = {image: [place for place in range(5) if one[image, place] >= 0] for image in range(12)}
     assert {len(places) for places in trained.values()} == {2}  # 0.4 of 5
     assert len({tuple(places) for places in trained.values()}) > 1
-    assert all(one[picture, place] in (-1, picture // 4) for picture, place in one)
+    assert all(one[image, place] in (-1, image // 4) for image, place in one)
     assert everyone(2, Optimizer(updates=3, timestep_fraction=0.4)) == one
 
 
-def test_only_rows_of_selected_pictures_have_an_update():
-    """Pictures 1 and 6 of 8, 2 steps each: the updates of their places, and as if all were there for states."""
+def test_only_rows_of_selected_images_have_an_update():
+    """Images 1 and 6 of 8, 2 steps each: the updates of their places, and as if all were there for states."""
     draw, mine = draw_round(PROMPTS, 0, 1, 8, 4), list(range(8))
     selected = torch.tensor([place in (1, 6) for place in mine])
     rows, whole = all_rows(rollout(8, 2, selected)), all_rows(rollout(8, 2))
-    assert rows.picture.tolist() == [1, 1, 6, 6]
+    assert rows.image.tolist() == [1, 1, 6, 6]
     assert assigned(rows, mine, draw, 8, 2, Optimizer(updates=2), 0).tolist() == [0, 0, 1, 1]
     states = Optimizer(updates=2, minibatch="states")
     everything = assigned(whole, mine, draw, 8, 2, states, 0)
@@ -138,7 +138,7 @@ def test_only_rows_of_selected_pictures_have_an_update():
 
 
 def images(world, options, selected, samples=12, kept=2):
-    """{pass: {place in the round: update}} over all processes, for the selected pictures; all steps of one agree."""
+    """{pass: {place in the round: update}} over all processes, for the selected images; all steps of one agree."""
     draw, found = draw_round(PROMPTS, 0, 7, samples, 4), {}
     for epoch in range(options.inner_epochs):
         own = found.setdefault(epoch, {})
@@ -146,8 +146,8 @@ def images(world, options, selected, samples=12, kept=2):
             mine = share(samples, 1, rank, world)
             rows = all_rows(rollout(len(mine), kept, selected[mine]))
             update = assigned(rows, mine, draw.select(mine), samples, kept, options, epoch, selected)
-            for picture, number in zip(rows.picture.tolist(), update.tolist(), strict=True):
-                assert own.setdefault(mine[picture], number) == number
+            for image, number in zip(rows.image.tolist(), update.tolist(), strict=True):
+                assert own.setdefault(mine[image], number) == number
     return found
 
 

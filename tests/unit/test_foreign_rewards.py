@@ -23,9 +23,9 @@ from torch import nn
 from serving import served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardError, RewardUnavailable
+from tastemaker.rewards.base import graded, reward, score
 from tastemaker.rewards.check import check_reward
 from tastemaker.rewards.combination import asked_together
-from tastemaker.rewards.contract import graded, reward, score
 from tastemaker.rewards.foreign import NO_ARGUMENTS, described
 from tastemaker.rewards.registry import load_reward
 
@@ -93,7 +93,7 @@ def test_whatever_is_raised_is_one_sentence(what):
 
 
 def remote():
-    from tastemaker.rewards.endpoints import Remote
+    from tastemaker.rewards.serving.settings import Remote
 
     return Remote(tries=1, wait=0)
 
@@ -206,11 +206,11 @@ WRONG = {
     "ddpo-pytorch's pair": (([1.0, 2.0, 3.0], {}), "returned tuple"),
     "tensors of several shapes": ([torch.ones(1), torch.ones(2), torch.ones(3)], "returned list"),
     "meta": (torch.ones(3, device="meta"), "meta device has no values"),
-    "a column": (torch.ones(3, 1), r"returned shape \[3, 1\] for 3 pictures"),
+    "a column": (torch.ones(3, 1), r"returned shape \[3, 1\] for 3 images"),
     "columns": ([torch.ones(1)] * 3, r"returned shape \[3, 1\]"),
-    "one number": (1.0, r"returned shape \[\] for 3 pictures"),
-    "one tensor": (torch.tensor(1.0), r"returned shape \[\] for 3 pictures"),
-    "too few": ([1.0, 2.0], r"returned shape \[2\] for 3 pictures"),
+    "one number": (1.0, r"returned shape \[\] for 3 images"),
+    "one tensor": (torch.tensor(1.0), r"returned shape \[\] for 3 images"),
+    "too few": ([1.0, 2.0], r"returned shape \[2\] for 3 images"),
     "none": ([], r"returned shape \[0\]"),
     "a masked one": (np.ma.array(NUMBERS, mask=[0, 1, 0]), r"returned nan for 1 of 3.*prompt 'b'"),
     "pandas' missing": (pd.Series([1.0, None, 3.0]), "returned nan for 1 of 3"),

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import given
+from tastemaker.data.captioned_images import load_captioned
+from tastemaker.data.pairs import load_pairs
+from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import DataError, PromptError
-from tastemaker.pictures import load_captioned
-from tastemaker.preferences.pairs import load_pairs
-from tastemaker.prompts import load_prompts
 
 datasets = pytest.importorskip("datasets")
 pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -26,7 +26,7 @@ def _cache(tmp_path, monkeypatch):
 
 def png(number, **options):
     buffer = io.BytesIO()
-    given.picture(number).save(buffer, "PNG", **options)
+    given.image(number).save(buffer, "PNG", **options)
     return buffer.getvalue()
 
 
@@ -64,15 +64,15 @@ def test_a_damaged_image_of_a_data_set_is_named_by_its_row(tmp_path, name, form)
         captioned.image(2, 32)
     save({"caption": ["x"] * 3, "jpg_0": [GOOD, GOOD, GOOD], "jpg_1": [GOOD, GOOD, broken], "preferred": ["1"] * 3})
     pairs = load_pairs(source)
-    assert pairs.pictures(1, 32).shape == (2, 3, 32, 32)
+    assert pairs.images(1, 32).shape == (2, 3, 32, 32)
     with pytest.raises(DataError, match=f"set.*, row 2, jpg_1: .*{message}"):
-        pairs.pictures(2, 32)
+        pairs.images(2, 32)
 
 
 def test_other_columns_of_images(tmp_path):
     """Bytes, paths from the data set's own folder, and lists, which are no image."""
     (tmp_path / "in").mkdir()
-    given.picture(1).save(tmp_path / "in/1.png")
+    given.image(1).save(tmp_path / "in/1.png")
     columns = {"image": [png(1)] * 2, "text": ["x"] * 2}
     for place, image in enumerate(([png(1)] * 2, ["1.png", "in\\1.png"], [["1.png"]] * 2)):
         file = tmp_path / ("in" if place == 1 else ".") / f"{place}.parquet"
@@ -107,8 +107,8 @@ def test_classes_are_their_names(tmp_path):
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "set")
     pairs = load_pairs(str(tmp_path / "set"))
     assert (pairs.prompts, pairs.ties) == (("cat", "cat"), 1)
-    assert pairs.pictures(0, 32).equal(pairs.pictures(1, 32).flip(0))
-    assert not pairs.pictures(0, 32)[0].equal(pairs.pictures(0, 32)[1])
+    assert pairs.images(0, 32).equal(pairs.images(1, 32).flip(0))
+    assert not pairs.images(0, 32)[0].equal(pairs.images(0, 32)[1])
     assert load_prompts(f"dataset:{tmp_path / 'set'}").weights == (1.0, 2.0)
 
 
@@ -137,7 +137,7 @@ def test_what_the_library_found_is_said(tmp_path):
 
 def test_a_folder_of_images_with_captions_beside_them(tmp_path):
     for number, name in enumerate(("b.PNG", "a.png", "c.d.Jpg")):
-        given.picture(number).save(tmp_path / name)
+        given.image(number).save(tmp_path / name)
     for name, text in (("a.txt", "\ufeffa cat\r\n"), ("b.TXT", "a dog,\r\n in  two lines"), ("c.d.txt", "")):
         (tmp_path / name).write_bytes(text.encode())
     for junk in ("._a.png", "notes.md", "readme.txt"):
@@ -145,7 +145,7 @@ def test_a_folder_of_images_with_captions_beside_them(tmp_path):
     captioned = load_captioned(str(tmp_path))
     assert captioned.captions == ("a cat", "a dog, in two lines", "")
     assert captioned.image(0, 32).equal(load_captioned(str(tmp_path)).image(0, 32))
-    assert np.array_equal(np.asarray(given.picture(1)), (captioned.image(0, 32) * 255).permute(1, 2, 0).round().numpy())
+    assert np.array_equal(np.asarray(given.image(1)), (captioned.image(0, 32) * 255).permute(1, 2, 0).round().numpy())
     (tmp_path / "b.TXT").unlink()
     with pytest.raises(DataError, match=r"1 of the 3 images in .* no caption, b.PNG among them: expected it in b.txt"):
         load_captioned(str(tmp_path))
@@ -164,7 +164,7 @@ def test_a_folder_of_images_with_captions_beside_them(tmp_path):
     ],
 )
 def test_metadata_as_other_programs_write_it(tmp_path, name, content):
-    given.picture(1).save(tmp_path / "1.PNG")
+    given.image(1).save(tmp_path / "1.PNG")
     (tmp_path / name).write_bytes(content.encode())
     for source in (tmp_path, tmp_path / name):
         captioned = load_captioned(str(source))

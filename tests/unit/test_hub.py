@@ -151,7 +151,7 @@ def test_only_what_is_needed_is_downloaded():
 
 
 def test_rewards_name_the_cause_too(cache, monkeypatch):
-    from tastemaker.rewards.weights import missing
+    from tastemaker.rewards.learned.weights import missing
 
     error = behind(OSError("We couldn't connect to 'https://huggingface.co'"), LocalEntryNotFoundError("no"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -11,9 +11,9 @@ from transformers import BertTokenizer
 
 import learned
 from tastemaker.errors import RewardError
-from tastemaker.rewards.contract import score
-from tastemaker.rewards.image_reward import assemble, image_reward
+from tastemaker.rewards.base import score
 from tastemaker.rewards.jpeg import to_bytes
+from tastemaker.rewards.learned.image_reward import assemble, image_reward
 from tastemaker.rewards.registry import load_reward
 
 PROMPTS = ["a red star", "the quick brown fox jumps over a lazy dog " * 3]
@@ -111,7 +111,7 @@ def test_what_shapes_do_not_say_is_blips(folder):
 
 
 @pytest.mark.parametrize("size", [(64, 64), (40, 96), (24, 20)])
-def test_tensors_and_pil_pictures_agree(folder, size):
+def test_tensors_and_pil_images_agree(folder, size):
     """The original's preprocessing: the shortest side to 32 with PIL's bicubic, the middle cut out."""
     generator = torch.Generator().manual_seed(2)
     rough = torch.rand(2, 3, size[0] // 4, size[1] // 4, generator=generator)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tastemaker.data.captioned_images import fitted
+from tastemaker.data.images import image_path, read_image, to_tensor
 from tastemaker.errors import DataError
-from tastemaker.images import image_path, read_image, to_tensor
-from tastemaker.pictures import fitted
 
 WHITE, BLACK = [255, 255, 255], [0, 0, 0]
 LOSSLESS = {"WEBP": {"lossless": True}}

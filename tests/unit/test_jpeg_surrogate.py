@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from tastemaker.drawings import render, sample_scene
 from tastemaker.errors import ModelError, RewardError
 from tastemaker.rewards import jpeg_surrogate
-from tastemaker.rewards.contract import score
+from tastemaker.rewards.base import score
 from tastemaker.rewards.jpeg import jpeg_kilobytes, to_bytes
 from tastemaker.rewards.jpeg_code import AC_CATEGORIES, code, coefficients, luma_order, planes
 from tastemaker.rewards.jpeg_surrogate import SizeNet, ac_bits, load_surrogate, magnitude_bits, predicted_kilobytes
@@ -29,10 +29,10 @@ def drawings(count, side, start=10**7):
     return torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255
 
 
-def file_of(picture):
-    """The bytes of a picture [3,H,W] as the reward writes it."""
+def file_of(image):
+    """The bytes of an image [3,H,W] as the reward writes it."""
     buffer = io.BytesIO()
-    Image.fromarray(to_bytes(picture[None])[0].numpy()).save(buffer, "JPEG", quality=95)
+    Image.fromarray(to_bytes(image[None])[0].numpy()).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
 
 
@@ -71,8 +71,8 @@ def test_coefficients_are_scipys_dct():
 def test_planes_are_pils():
     """PIL's own planes are cut off to whole numbers, half a level below on average. Chroma is the mean of four."""
     x = torch.rand(1, 3, 16, 32, generator=torch.Generator().manual_seed(3))
-    picture = Image.fromarray(to_bytes(x)[0].numpy()).convert("YCbCr")
-    expected = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() - 127.5
+    image = Image.fromarray(to_bytes(x)[0].numpy()).convert("YCbCr")
+    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() - 127.5
     luma, chroma = planes(to_bytes(x).permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(luma[0], expected[0], atol=0.52, rtol=0)
     means = expected[1:].unflatten(1, (8, 2)).unflatten(3, (16, 2)).mean(dim=(2, 4))
@@ -116,20 +116,20 @@ def test_magnitude_bits_by_hand():
 
 def test_untrained_and_sharp_it_is_the_file_but_for_stuffing(monkeypatch):
     """A coder puts a 0 after every byte 255 and fills the last byte up; everything else is counted. What is left is
-    the rounding of planes before they are transformed: 2 % of a picture's bytes at most, and half of one on average."""
+    the rounding of planes before they are transformed: 2 % of an image's bytes at most, and half of one on average."""
     monkeypatch.setattr(jpeg_surrogate, "WIDTH", 1e-3)
     network = SizeNet().double()
     x = drawings(20, 40)[..., :24]
     with torch.no_grad():
         found = network(x.double()) * 1000
-    files = [file_of(picture) for picture in x]
+    files = [file_of(image) for image in x]
     expected = torch.tensor([len(f) - f[code().header - 2 :].count(b"\xff\x00") for f in files]).double()
     torch.testing.assert_close(found, expected, atol=0, rtol=0.02)
     assert found.mean().item() == pytest.approx(expected.mean().item(), rel=0.005)
 
 
 def test_sizes_of_drawings():
-    """Held-out drawings: correlations above 0.998 and an RMS error of at most 1 % of a picture's 1.1 kB or so."""
+    """WeightCopy-out drawings: correlations above 0.998 and an RMS error of at most 1 % of an image's 1.1 kB or so."""
     x = drawings(200, 32)
     true, found = jpeg_kilobytes(x), predicted_kilobytes(x)
     assert np.corrcoef(true, found)[0, 1] > 0.998
@@ -141,7 +141,7 @@ def test_sizes_of_drawings():
 def test_any_size(height, width):
     x = drawings(12, 64)[:, :, 5 : 5 + height, 7 : 7 + width]
     true, found = jpeg_kilobytes(x), predicted_kilobytes(x)
-    # Of the bytes that depend on the picture, taken as 500 where they are fewer.
+    # Of the bytes that depend on the image, taken as 500 where they are fewer.
     assert ((true - found).abs() / (true - code().header / 1000).clamp(min=0.5)).max() < 0.07
 
 
@@ -170,16 +170,16 @@ def test_blocks_in_pieces_give_the_same(monkeypatch):
         torch.testing.assert_close(whole, pieces)
 
 
-def test_a_picture_does_not_depend_on_its_batch():
+def test_a_image_does_not_depend_on_its_batch():
     x = drawings(5, 32)
     together = predicted_kilobytes(x)
-    alone = torch.cat([predicted_kilobytes(picture[None]) for picture in x])
+    alone = torch.cat([predicted_kilobytes(image[None]) for image in x])
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-def test_flat_pictures(level):
-    """The smallest file there is, a finite gradient, and none that a step of a flat picture could follow."""
+def test_flat_images(level):
+    """The smallest file there is, a finite gradient, and none that a step of a flat image could follow."""
     x = torch.full((2, 3, 32, 32), level, requires_grad=True)
     sizes = predicted_kilobytes(x)
     sizes.sum().backward()

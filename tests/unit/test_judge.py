@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tastemaker.drawings import Scene, Thing, parse, render, sample_scene
-from tastemaker.evaluation.judge import compare, judge, see
+from tastemaker.drawings.judge import compare, judge, see
 
 STAR, CIRCLE = Thing("star", "red", 0.3, 0.5, 0.2), Thing("circle", "blue", 0.7, 0.5, 0.2)
 BIG = Thing("star", "red", 0.5, 0.5, 0.4, "striped")
@@ -45,14 +45,14 @@ def test_verdicts_by_hand(caption, scene, wrong):
 
 
 def drawings(count, start):
-    pictures, scenes, captions = [], [], []
+    images, scenes, captions = [], [], []
     for seed in range(start, start + count):
         rng = random.Random(seed)
         scene, request = sample_scene(rng)
-        pictures.append(np.asarray(render(scene, 32, rng)))
+        images.append(np.asarray(render(scene, 32, rng)))
         scenes.append(scene)
         captions.append(request.caption())
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255, scenes, captions
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255, scenes, captions
 
 
 def test_fresh_drawings_are_read_right():
@@ -65,13 +65,13 @@ def test_fresh_drawings_are_read_right():
     assert np.mean([verdict is not None and verdict.correct for verdict in judge(x, captions)]) >= 0.95
 
 
-def test_a_picture_of_something_else_is_found_wrong():
+def test_a_image_of_something_else_is_found_wrong():
     x, _, captions = drawings(200, 2 * 10**9)
     shifted = captions[1:] + captions[:1]
     assert np.mean([verdict is not None and verdict.correct for verdict in judge(x, shifted)]) < 0.1
 
 
-def test_noise_and_flat_pictures_show_nothing():
+def test_noise_and_flat_images_show_nothing():
     noise = torch.rand(50, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     flat = torch.linspace(0, 1, 50).view(50, 1, 1, 1).expand(50, 3, 32, 32)
     for x in (noise, flat):
@@ -87,7 +87,7 @@ def test_prompts_of_another_world_are_not_judged():
     assert second is not None
 
 
-def test_larger_pictures_are_averaged_down():
+def test_larger_images_are_averaged_down():
     x, _, _ = drawings(20, 7)
     large = x.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
     read = lambda scene: (scene.ground, scene.pattern, [(t.kind, t.colour, t.x, t.y) for t in scene.things])  # noqa: E731

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tastemaker.drawings import Scene, Thing, render, sample_scene
+from tastemaker.drawings.judge import judge
 from tastemaker.drawings.scene import parse
 from tastemaker.errors import RewardError
-from tastemaker.evaluation.judge import judge
 from tastemaker.rewards.judge import confidence, judge_score
 
 STAR, CIRCLE = Thing("star", "red", 0.27, 0.5, 0.2), Thing("circle", "blue", 0.73, 0.5, 0.2)

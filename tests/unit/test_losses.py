@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from tastemaker import losses
+from tastemaker.diffusion import losses
 
 
 def value_and_gradient(loss, variable):
@@ -62,7 +62,7 @@ def test_score_function_by_hand():
 
 
 def test_at_ratio_one_both_estimators_have_the_same_gradient():
-    """Before the first update DDPO-IS is DDPO-SF (methods.md §2.1)."""
+    """Before the first update DDPO-IS is DDPO-SF."""
     logp = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     advantage = torch.linspace(-2, 2, 6, dtype=torch.float64)
     ratio = (logp - logp.detach()).exp()
@@ -81,11 +81,11 @@ def test_gaussian_kl_by_hand_and_against_torch():
 
 
 def test_step_kl_equals_the_closed_form_of_the_noise_difference():
-    """c^2 |eps_1 - eps_2|^2 / (2 sigma^2), c = sqrt(1-a_p-sigma^2) - sqrt(a_p (1-a_t)/a_t) (methods.md §1.1)."""
+    """c^2 |eps_1 - eps_2|^2 / (2 sigma^2), c = sqrt(1-a_p-sigma^2) - sqrt(a_p (1-a_t)/a_t)."""
     from diffusers import DDIMScheduler
 
-    from tastemaker.models.latent_unet import SchedulerProcess
-    from tastemaker.process import transition
+    from tastemaker.diffusion.process import transition
+    from tastemaker.models.stable_diffusion import SchedulerProcess
 
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1,
@@ -211,7 +211,7 @@ def estimates(kind, delta, std=0.5):
 
 @pytest.mark.parametrize("delta", [0.25, 0.5, 1.0])
 def test_expectations_of_the_divergence_estimators(delta):
-    """methods.md §6.2: exact, k1 and k3 have delta^2 / 2; the thesis' form exp(delta^2) - 1 - delta^2 / 2."""
+    """exact, k1 and k3 have delta^2 / 2; the thesis' form exp(delta^2) - 1 - delta^2 / 2."""
     expected = dict.fromkeys(("exact", "k1", "k3"), delta**2 / 2) | {"thesis": math.exp(delta**2) - 1 - delta**2 / 2}
     for kind, value in expected.items():
         weight, _, kl = estimates(kind, delta)
@@ -221,7 +221,7 @@ def test_expectations_of_the_divergence_estimators(delta):
 
 
 def test_the_thesis_table_of_its_estimator():
-    """methods.md §6.2: 0.159 where the divergence is 0.125, and 1.22 where it is 0.5."""
+    """0.159 where the divergence is 0.125, and 1.22 where it is 0.5."""
     for delta, value, true in ((0.5, 0.159, 0.125), (1.0, 1.22, 0.5)):
         weight, _, kl = estimates("thesis", delta)
         assert (weight * kl).sum().item() == pytest.approx(value, abs=2e-3)

@@ -10,10 +10,10 @@ import smooth
 import torch
 
 from every_setting import Lab, called, one_round
-from tastemaker.training import loop
-from tastemaker.training.checkpoint import State
-from tastemaker.training.loop import Evaluation
-from tastemaker.training.measures import diversity, parts_means, reward_figures, share_correct
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds
+from tastemaker.training.measurements import diversity, parts_means, reward_figures, share_correct
+from tastemaker.training.rounds import Evaluation
 from tastemaker.types import Draw
 
 PROMPTS = ["a", "b", "a", "b", "b", "c"]
@@ -62,7 +62,7 @@ def test_an_evaluations_record():
 def test_a_rounds_record_has_population_deviations(checkpoint, tmp_path):
     session = Lab(tmp_path, checkpoint).session()
     session.state.base_mean, session.state.base_std = 0.5, 2.0
-    with called(loop, "collect") as seen:
+    with called(rounds, "collect") as seen:
         record = one_round(session)
     x, draw = seen[0][2][1], seen[0][0][1]
     rewards = smooth.redness(x, draw.prompts).tolist()

@@ -1,4 +1,4 @@
-"""Legible text: its measure by hand, what prompts ask for, and pictures with text drawn into them."""
+"""Legible text: its measure by hand, what prompts ask for, and images with text drawn into them."""
 
 import builtins
 from random import Random
@@ -10,16 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tastemaker.errors import RewardError
 from tastemaker.rewards import ocr as module
-from tastemaker.rewards.contract import score
+from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
 
 
 def drawn(text, size=(256, 128)):
     """[3,H,W]: black letters on white, a little blurred by smoothing only."""
-    picture = Image.new("RGB", size, "white")
+    image = Image.new("RGB", size, "white")
     font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 36)
-    ImageDraw.Draw(picture).multiline_text((12, 20), text, "black", font)
-    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(*size[::-1], 3).permute(2, 0, 1) / 255
+    ImageDraw.Draw(image).multiline_text((12, 20), text, "black", font)
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3).permute(2, 0, 1) / 255
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,9 @@ def test_drawn_text_is_read():
 
 
 def test_colours_are_not_swapped(monkeypatch):
-    """The reader is given RGB pictures as such."""
+    """The reader is given RGB images as such."""
     seen = []
-    monkeypatch.setattr(module, "_reader", lambda: lambda picture: seen.append(picture.getpixel((0, 0))) or "hi")
+    monkeypatch.setattr(module, "_reader", lambda: lambda image: seen.append(image.getpixel((0, 0))) or "hi")
     pytest.importorskip("rapidfuzz")
     x = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     assert score(load_reward("ocr"), x, ['"hi"']).tolist() == [1.0]

@@ -1,4 +1,4 @@
-"""Given pairs: the formats that are read, what is refused, how they are drawn, and how pictures are fitted."""
+"""Given pairs: the formats that are read, what is refused, how they are drawn, and how images are fitted."""
 
 import io
 import json
@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 import given
+from tastemaker.data.captioned_images import fitted, opened
+from tastemaker.data.pairs import load_pairs, preferred
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.pictures import fitted, opened
-from tastemaker.preferences.pairs import load_pairs, preferred
 from tastemaker.training.draws import draw_pairs, in_turn
 
 
 def pixels(number):
-    return torch.from_numpy(np.array(given.picture(number))).permute(2, 0, 1) / 255
+    return torch.from_numpy(np.array(given.image(number))).permute(2, 0, 1) / 255
 
 
 def jpeg(image):
@@ -38,11 +38,11 @@ def write(folder, rows, name="pairs.jsonl"):
 ROW = {"prompt": "cat", "image_0": "0-0.png", "image_1": "0-1.png", "preferred": 1}
 
 
-def test_a_folder_gives_the_preferred_picture_first(tmp_path):
+def test_a_folder_gives_the_preferred_image_first(tmp_path):
     pairs = load_pairs(str(given.pairs(tmp_path, 4)))
     assert (len(pairs), pairs.ties, pairs.prompts) == (4, 0, ("cat", "dog", "bear", "owl"))
     for n in range(4):
-        better, other = pairs.pictures(n, 32)
+        better, other = pairs.images(n, 32)
         assert better.equal(pixels(2 * n + n % 2))
         assert other.equal(pixels(2 * n + 1 - n % 2))
 
@@ -53,8 +53,8 @@ def test_ties_are_left_out_and_counted_in_every_kind_of_table(tmp_path, name):
     path = write(tmp_path, rows, name)
     pairs = load_pairs(str(tmp_path if name == "pairs.jsonl" else path))
     assert (len(pairs), pairs.ties) == (2, 2)
-    assert pairs.pictures(0, 32)[0].equal(pixels(1))
-    assert pairs.pictures(1, 32)[0].equal(pixels(0))
+    assert pairs.images(0, 32)[0].equal(pixels(1))
+    assert pairs.images(1, 32)[0].equal(pixels(0))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_pick_a_pics_columns_in_a_data_set(tmp_path, monkeypatch, form, by):
     datasets.disable_progress_bars()
     columns = {
         "caption": ["cat", "dog", "owl"],
-        "jpg_0": [jpeg(given.picture(n)) for n in (0, 2, 4)],
-        "jpg_1": [jpeg(given.picture(n)) for n in (1, 3, 5)],
+        "jpg_0": [jpeg(given.image(n)) for n in (0, 2, 4)],
+        "jpg_1": [jpeg(given.image(n)) for n in (1, 3, 5)],
     }
     if by == "labels":
         columns |= {"label_0": [0.0, 0.5, 1.0], "label_1": [1.0, 0.5, 0.0]}
@@ -121,8 +121,8 @@ def test_pick_a_pics_columns_in_a_data_set(tmp_path, monkeypatch, form, by):
         made.to_parquet(tmp_path / "set/train-00000.parquet")
     pairs = load_pairs(str(tmp_path / "set"))
     assert (pairs.prompts, pairs.ties) == (("cat", "owl"), 1)
-    assert pairs.pictures(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
-    assert pairs.pictures(1, 32).equal(torch.stack([pixels(4), pixels(5)]))
+    assert pairs.images(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
+    assert pairs.images(1, 32).equal(torch.stack([pixels(4), pixels(5)]))
     with pytest.raises(DataError, match="no split 'test'; it has train"):
         load_pairs(str(tmp_path / "set"), "test")
 
@@ -131,7 +131,7 @@ def test_pick_a_pics_columns_in_a_data_set(tmp_path, monkeypatch, form, by):
     ("rows", "message"),
     [
         ([{"prompt": "cat", "preferred": 0}], "no columns image_0 and image_1, nor jpg_0"),
-        ([{k: v for k, v in ROW.items() if k != "preferred"}], "nothing says which picture is preferred"),
+        ([{k: v for k, v in ROW.items() if k != "preferred"}], "nothing says which image is preferred"),
         ([{k: v for k, v in ROW.items() if k != "prompt"}], "no column prompt or caption or text"),
         ([ROW, {"prompt": "cat"}], r"pairs.jsonl:2: no image_0, which the first row has"),
         ([ROW | {"preferred": 2}], r"pairs.jsonl:1: preferred is 2, but must be 0, 1 or tie"),
@@ -189,7 +189,7 @@ def test_tables_of_other_programs(tmp_path, name, content):
     for source in (tmp_path, tmp_path / name):
         pairs = load_pairs(str(source))
         assert pairs.prompts == ("cat",)
-        assert pairs.pictures(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
+        assert pairs.images(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
 
 
 def test_what_is_not_there_or_no_data_set(tmp_path):
@@ -202,16 +202,16 @@ def test_what_is_not_there_or_no_data_set(tmp_path):
         load_pairs(str(tmp_path))
 
 
-def test_a_picture_that_breaks_off_is_named_when_it_is_used(tmp_path):
+def test_a_image_that_breaks_off_is_named_when_it_is_used(tmp_path):
     pairs = load_pairs(str(given.pairs(tmp_path, 2)))
     file = tmp_path / "1-0.png"
     file.write_bytes(file.read_bytes()[:200])
-    pairs.pictures(0, 32)
+    pairs.images(0, 32)
     with pytest.raises(DataError, match=r"pairs.jsonl:2: the image .*1-0.png cannot be read"):
-        pairs.pictures(1, 32)
+        pairs.images(1, 32)
 
 
-def test_pictures_are_scaled_and_cut_in_the_middle():
+def test_images_are_scaled_and_cut_in_the_middle():
     """Left half black, right half white, three times as wide as high: the middle third has the edge in its middle."""
     wide = Image.new("RGB", (96, 32), "black")
     wide.paste("white", (48, 0, 96, 32))
@@ -239,11 +239,11 @@ def test_no_pair_comes_again_before_all_have_come():
 
 def test_pairs_and_algorithm_must_fit():
     from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
-    from tastemaker.training.config import Config, Pairs
+    from tastemaker.config.schema import Config, Pairs
 
     with pytest.raises(ConfigError, match="diffusion-dpo learns from pairs"):
         Config(algorithm=DiffusionDPO())
-    with pytest.raises(ConfigError, match="ddpo samples its own pictures"):
+    with pytest.raises(ConfigError, match="ddpo samples its own images"):
         Config(pairs=Pairs("folder"))
     with pytest.raises(ConfigError, match="drop_captions is 1"):
         DiffusionDPO(drop_captions=1)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tastemaker.training.config import Config
-from tastemaker.training.presets import PRESETS, backprop
-from tastemaker.training.reflection import variant_name
+from tastemaker.config.presets import PRESETS, backprop
+from tastemaker.config.reflection import variant_name
+from tastemaker.config.schema import Config
 
 DATA = Path(__file__).parents[1] / "data"
 GRADIENT = DATA / "paper_presets_gradient.yaml"

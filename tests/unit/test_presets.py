@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tastemaker.advantage import percentile
-from tastemaker.prompts import BUILTIN as PROMPTS
-from tastemaker.prompts import load_prompts
+from tastemaker.algorithms.advantage import percentile
+from tastemaker.config.presets import PRESETS
+from tastemaker.data.prompts import BUILTIN as PROMPTS
+from tastemaker.data.prompts import load_prompts
 from tastemaker.rewards.registry import BUILTIN as REWARDS
 from tastemaker.training.draws import planned_updates
-from tastemaker.training.presets import PRESETS
-from tastemaker.training.schedule import multiple
+from tastemaker.training.lr_schedule import multiple
 
 TASKS = ("compressibility", "incompressibility")
 
@@ -82,7 +82,7 @@ def test_rwr(task: str, kind: str, epochs: int, normalise: str):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_b2(number: int):
-    """B2-DiffuRL Table 6, with what its code adds (methods.md §5.7)."""
+    """B2-DiffuRL Table 6, with what its code adds."""
     b2, ddpo = (PRESETS[f"{method}-sd14-template{number}"].config for method in ("b2", "ddpo"))
     for config in (b2, ddpo):
         assert config.prompts == f"b2-template{number}-train"
@@ -95,7 +95,7 @@ def test_b2(number: int):
     assert b2.sampling.samples // b2.sampling.branches == ddpo.sampling.samples == 8 * 32
     assert (b2.sampling.branches, b2.selection.name, b2.selection.threshold) == (3, "best-worst", 0.5)
     assert (b2.window.name, b2.window.initial) == ("backward", 14)
-    # 25.6k reward queries: 100 rounds of 256, or 33 of 768, over which the window grows (methods.md §5.8).
+    # 25.6k reward queries: 100 rounds of 256, or 33 of 768, over which the window grows.
     assert ddpo.rounds * ddpo.sampling.samples == 25600
     assert b2.rounds == b2.window.rounds == round(25600 / 768)
     assert ddpo.optimizer.updates == 1  # batch 2, accumulation 128: 256 samples an update
@@ -104,7 +104,7 @@ def test_b2(number: int):
     assert planned_updates(b2.optimizer, torch.arange(768) < 300) == 600 // 64
 
 
-# Table 6.2, columns 1, 2, 3, 4, 6, 7 (methods.md §6.5): steps, environments, KL, epochs, states of a minibatch on one
+# Table 6.2, columns 1, 2, 3, 4, 6, 7: steps, environments, KL, epochs, states of a minibatch on one
 # device, learning rate, warm-up, eps, weight decay, norm, value coefficient, value's rate, guidance, updates an epoch.
 THESIS = {
     # 32 environments x 25 steps = 800 states = 32 minibatches of 25, and so on.
@@ -188,12 +188,12 @@ def test_d3po():
 def test_paper(task: str):
     config = PRESETS[f"ddpo-{task}-sd14"].config
     assert config.prompts == "imagenet-animals"  # DDPO §6.1: all 398 animals of ImageNet-1000
-    assert config.rounds == 200  # methods.md §2.2: JAX num_train_epochs; A.5's 50k samples are 195 rounds of 256
-    assert config.tuning.mode == "full"  # methods.md §1.6: official results are of the full U-Net
+    assert config.rounds == 200  # JAX num_train_epochs; A.5's 50k samples are 195 rounds of 256
+    assert config.tuning.mode == "full"  # official results are of the full U-Net
     assert config.tuning.gradient_checkpointing
     # DDPO A.6, column DDPO_IS
     assert config.sampling.steps == 50
-    assert config.sampling.eta == 1.0  # "Ancestral": methods.md §1.1
+    assert config.sampling.eta == 1.0  # "Ancestral" (DDPO A.6) is DDIM with eta = 1
     assert config.sampling.guidance == 5.0
     assert config.sampling.samples == 256
     assert config.sampling.per_prompt == 1  # DDPO §6.1: prompts drawn uniformly
@@ -203,11 +203,11 @@ def test_paper(task: str):
     assert config.optimizer.weight_decay == 1e-4
     assert config.optimizer.clip_norm == 1.0
     assert config.optimizer.updates == 4  # minibatches of 64 out of 256
-    assert config.optimizer.inner_epochs == 1  # methods.md §2.2: PT and JAX configs
+    assert config.optimizer.inner_epochs == 1  # PT and JAX configs
     assert config.optimizer.timestep_fraction == 1.0  # A.1: gradients accumulate over all timesteps of a sample
     assert config.algorithm.estimator == "is"
     assert config.algorithm.clip == 1e-4
-    # methods.md §1.7 and §10 row 9: ddpo-pytorch's config/dgx.py
+    # ddpo-pytorch's config/dgx.py
     assert config.advantage.normalise == "per-prompt"
     assert config.advantage.buffer == 16
     assert config.advantage.min_count == 16
@@ -233,7 +233,7 @@ def test_paper_score_function(task: str):
     ],
 )
 def test_the_papers_other_tasks(task: str, prompts: str, reward: str, samples: int):
-    """DDPO §6.1 and A.6; methods.md §2.2, "PT dgx presets"."""
+    """DDPO §6.1 and A.6; ddpo-pytorch, config/dgx.py."""
     paper, sf, code = (PRESETS[f"ddpo-{task}-sd14{kind}"].config for kind in ("", "-sf", "-lora"))
     for config in (paper, sf, code):
         assert (config.prompts, config.reward) == (prompts, reward)
@@ -249,7 +249,7 @@ def test_the_papers_other_tasks(task: str, prompts: str, reward: str, samples: i
 @pytest.mark.parametrize("task", TASKS)
 def test_public_code(task: str):
     config = PRESETS[f"ddpo-{task}-sd14-lora"].config
-    # methods.md §2.2, "PT dgx presets"; rank and alpha: §1.6 (network_alpha None is scale 1)
+    # ddpo-pytorch, config/dgx.py; its network_alpha of None is a scale of 1
     assert config.tuning.mode == "lora"
     assert config.tuning.rank == 4
     assert config.tuning.alpha is None
@@ -286,7 +286,7 @@ def test_every_method_on_the_bundled_model_asks_for_as_many_rewards(method: str)
 
 
 def test_alignprop():
-    """AlignProp §4.1, A.1: 7 epochs of 256 pictures in batches of 128 (14 updates), 50 DDIM steps, w 7.5, lr 1e-3."""
+    """AlignProp §4.1, A.1: 7 epochs of 256 images in batches of 128 (14 updates), 50 DDIM steps, w 7.5, lr 1e-3."""
     config = PRESETS["alignprop-aesthetic-sd15"].config
     assert (config.rounds, config.optimizer.updates, config.sampling.samples) == (7, 2, 256)
     assert (config.sampling.steps, config.sampling.eta, config.sampling.guidance) == (50, 0.0, 7.5)

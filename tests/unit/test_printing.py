@@ -125,7 +125,7 @@ def test_a_list_that_cannot_be_written_is_an_error(monkeypatch, capsys):
 def test_a_reader_who_leaves_ends_what_only_prints(monkeypatch, tmp_path, verb, code):
     if verb == "report":
         monkeypatch.setattr("tastemaker.cli.report.require_run", lambda path: path)
-        monkeypatch.setattr("tastemaker.evaluation.report.write_report", lambda run: run / "report.html")
+        monkeypatch.setattr("tastemaker.report.page.write_report", lambda run: run / "report.html")
     stream = without_reader()
     monkeypatch.setattr(sys, "stdout", stream)
     assert main([verb, *([str(tmp_path)] if verb == "report" else [])]) == code

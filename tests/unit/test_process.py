@@ -1,4 +1,4 @@
-"""The one Gaussian step against diffusers' DDIM scheduler, DDPM's posterior, and numbers of methods.md §1.1."""
+"""The one Gaussian step against diffusers' DDIM scheduler, DDPM's posterior, and hand numbers."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from tastemaker.models.latent_unet import SchedulerProcess
-from tastemaker.process import Grid, output_scale, transition, x0_from
+from tastemaker.diffusion.process import Grid, output_scale, transition, x0_from
+from tastemaker.models.stable_diffusion import SchedulerProcess
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
@@ -68,7 +68,7 @@ def test_clipping_of_x0_is_honoured():
 
 @pytest.mark.parametrize(
     ("steps", "first", "last"),
-    # methods.md §1.1, computed there with numpy from SD's schedule.
+    # Computed with numpy from SD's schedule.
     [(50, [0.4545, 0.4483, 0.4421], [0.0999, 0.0395, 0.02065]), (20, [0.6444, 0.6241], [0.1673, 0.0406, 0.02065])],
 )
 def test_sigma_table(steps, first, last):

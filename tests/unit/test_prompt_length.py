@@ -6,8 +6,8 @@ import torch
 
 import tiny
 from tastemaker.models import load_model
+from tastemaker.models.library_logging import quiet
 from tastemaker.models.prompt_length import longer
-from tastemaker.models.quiet import quiet
 
 
 def test_a_prompt_that_is_too_long_is_cut_as_in_diffusers_and_said_once(tmp_path, caplog, capfd):
@@ -18,7 +18,7 @@ def test_a_prompt_that_is_too_long_is_cut_as_in_diffusers_and_said_once(tmp_path
         assert longer(model.pipeline.tokenizer, [fits, cut]) == [(cut, 18)]
     with caplog.at_level(logging.WARNING, "tastemaker"):
         text = model.encode([fits, cut], 1.0).text
-        model.forget_prompts()
+        model.clear_prompt_cache()
         model.encode([cut, "q " * 30], 1.0)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 1

@@ -1,4 +1,4 @@
-"""Prompts: built-in lists against the counts of methods.md §9b, files, weights, and what is refused."""
+"""Prompts: built-in lists against the counts in the papers, files, weights, and what is refused."""
 
 from collections import Counter
 
@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tastemaker.data.prompts import BUILTIN, PromptSet, load_prompts
+from tastemaker.data.templates import drawn
 from tastemaker.drawings.scene import parse
 from tastemaker.errors import PromptError
-from tastemaker.prompts import BUILTIN, PromptSet, load_prompts
-from tastemaker.prompts.templates import drawn
 from tastemaker.training.draws import draw_evaluation, draw_round, share
 
 
@@ -139,7 +139,7 @@ def test_csv_files(tmp_path):
     ("content", "message"),
     [
         ("", "is empty"),
-        ("picture,weight\nx,1\n", "no column prompt or caption or text; the columns are picture, weight"),
+        ("image,weight\nx,1\n", "no column prompt or caption or text; the columns are image, weight"),
         ("prompt,weight\na cat,much\n", "a.csv:2: expected a prompt and a weight, but the weight is 'much'"),
         ("prompt,weight\na cat,-1\n", "but the weight is '-1': it must be a number greater than 0"),
         ("prompt\n\na cat\n' '\n", None),
@@ -267,7 +267,7 @@ def test_a_round_draws_by_weight_and_is_the_same_every_time():
     assert draw == draw_round(prompts, 0, 1, 4000, 2)
     assert draw != draw_round(prompts, 0, 2, 4000, 2)
     assert draw.prompts.count("rare") in (400, 402, 398)  # pairs: 200 of 2000, rounded up or down
-    # Every picture has a place of its own, hence noise of its own; two of each prompt come together.
+    # Every image has a place of its own, hence noise of its own; two of each prompt come together.
     assert len(set(zip(draw.prompt_index, draw.sample_index, strict=True))) == 4000
     assert draw.prompts.count("rare") % 2 == 0
 
@@ -301,7 +301,7 @@ def test_processes_share_each_update_equally(world):
         assert parts == [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]]
 
 
-def test_evaluation_pictures_are_spread_over_the_list_and_apart_from_training():
+def test_evaluation_images_are_spread_over_the_list_and_apart_from_training():
     prompts = load_prompts("bundled-single")
     draw = draw_evaluation(prompts, 0, 8, 2)
     # 64 / 1.618 = 39.6, and 39 is the nearest that is coprime: 0, 39, 78 - 64 = 14, 53, 28, 67 - 64 = 3, 42, 17.

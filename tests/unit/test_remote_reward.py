@@ -15,12 +15,13 @@ import torch
 import serving
 from serving import GOOD, Scripted, changed, cut, drip, good, hang_up, raw, redness, served, slow
 from tastemaker.errors import ConfigError, RewardError, RewardUnavailable
-from tastemaker.rewards import patience, remote
-from tastemaker.rewards.contract import score
-from tastemaker.rewards.endpoints import Remote, endpoints, read_token
-from tastemaker.rewards.patience import backoff, retry_after
+from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
-from tastemaker.rewards.remote import RemoteReward
+from tastemaker.rewards.serving import client as client_module
+from tastemaker.rewards.serving import retry
+from tastemaker.rewards.serving.client import RemoteReward
+from tastemaker.rewards.serving.retry import backoff, retry_after
+from tastemaker.rewards.serving.settings import Remote, endpoints, read_token
 
 pytestmark = pytest.mark.alone
 
@@ -31,7 +32,7 @@ EXACT = redness(X, PROMPTS)
 
 @pytest.fixture(autouse=True)
 def _without_long_pauses(monkeypatch):
-    monkeypatch.setattr(patience, "backoff", lambda tries: 0.02)
+    monkeypatch.setattr(retry, "backoff", lambda tries: 0.02)
     monkeypatch.delenv("TASTEMAKER_REWARD_TOKEN", raising=False)
 
 
@@ -222,7 +223,7 @@ def test_rewards_of_two_kinds_are_not_mixed(change):
         assert ask.identity() == GOOD
 
 
-def test_the_cache_is_by_picture_and_prompt_and_bounded():
+def test_the_cache_is_by_image_and_prompt_and_bounded():
     with Scripted([]) as server:
         ask, _ = client(server.url, batch=1, cache=3)
         ask(X[:3], ["a", "b", "c"])
@@ -264,7 +265,7 @@ def test_a_request_that_is_ended_closes_its_connection_first(how, monkeypatch):
             closed.append(request)
         await anyio.sleep(60)
 
-    monkeypatch.setattr(remote, "_exchange", closes_slowly)
+    monkeypatch.setattr(client_module, "_exchange", closes_slowly)
     ask, _ = client("http://127.0.0.1:9", timeout=0.1 if how == "the time is up" else 60, wait=0)
     if how == "it is cancelled":
         threading.Timer(0.1, ask.cancel).start()
@@ -335,7 +336,7 @@ def test_settings_are_checked(name):
         Remote(wait=-1)
 
 
-def test_no_proxy_of_the_environment_sees_the_pictures(monkeypatch):
+def test_no_proxy_of_the_environment_sees_the_images(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with served(serving.redness) as url:
         ask, _ = client(url)

@@ -1,4 +1,4 @@
-"""The HTML report: numbers, pictures, escaping, the slider's data, and half-finished or broken runs."""
+"""The HTML report: numbers, images, escaping, the slider's data, and half-finished or broken runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from tastemaker.errors import ConfigError
-from tastemaker.evaluation.report import compare_report, write_report
-from tastemaker.evaluation.report_data import base_scale, read_run, seconds_by_phase
-from tastemaker.evaluation.report_grid import MOST_PICTURES
-from tastemaker.evaluation.report_text import _short, tidy_number
+from tastemaker.report.data import base_scale, read_run, seconds_by_phase
+from tastemaker.report.grid import MOST_IMAGES
+from tastemaker.report.page import compare_report, write_report
+from tastemaker.report.text import _short, tidy_number
 
 PROMPTS = ("a red star", "a blue house")
 VOID = {"meta", "img", "input", "br", "hr", "link"}
@@ -107,7 +107,7 @@ def evaluation_record(n: int, mean: float, judge: float | None = 0.9) -> dict[st
 
 
 def noise(seed: int, size: int) -> Image.Image:
-    """A picture that differs in every pixel from those of other seeds."""
+    """An image that differs in every pixel from those of other seeds."""
     data = hashlib.shake_256(str(seed).encode()).digest(size * size * 3)
     return Image.frombytes("RGB", (size, size), data)
 
@@ -115,7 +115,7 @@ def noise(seed: int, size: int) -> Image.Image:
 def add_samples(
     run: Path, n: int, prompts: tuple[str, ...] = PROMPTS, per_prompt: int = 2, size: int = 32, **more: Any
 ) -> Path:
-    """samples/round-n with rewards n + index / 10; the last picture is wrong, the first unjudged."""
+    """samples/round-n with rewards n + index / 10; the last image is wrong, the first unjudged."""
     folder = run / f"samples/round-{n:04d}"
     folder.mkdir(parents=True)
     samples = []
@@ -184,7 +184,7 @@ def test_headline_is_the_evaluations_first_and_last(report, page):
     assert page.all("h1")[0]["text"] == "bundled, trained for jpeg-compressibility"
 
 
-def test_headline_falls_back_on_training_pictures(tmp_path):
+def test_headline_falls_back_on_training_images(tmp_path):
     """With one evaluation only, first and last round are compared: never an evaluation with a round."""
     run = make_run(tmp_path / "run", [evaluation_record(0, -9.0), round_record(1, -2.0), round_record(2, -1.75)])
     page = Page(write_report(run))
@@ -200,7 +200,7 @@ def test_headline_takes_no_later_model_for_the_base_model(tmp_path):
     assert Page(write_report(make_run(tmp_path / "b", late))).value("Reward") == "–"
 
 
-def test_before_and_after_pictures_are_the_files_pixel_for_pixel(page):
+def test_before_and_after_images_are_the_files_pixel_for_pixel(page):
     for live, n in ((False, 0), (True, 4)):
         shown = [image["attrs"]["src"] for group in page.groups(live) for image in page.inside(group, "img")]
         assert len(shown) == 4
@@ -211,7 +211,7 @@ def test_before_and_after_pictures_are_the_files_pixel_for_pixel(page):
     assert "pixelated" in page.all("div", id="cards")[0]["classes"]
 
 
-def test_rewards_and_marks_stand_under_their_pictures(page):
+def test_rewards_and_marks_stand_under_their_images(page):
     after = page.groups(live=True)
     captions = [caption["text"] for group in after for caption in page.inside(group, "figcaption")]
     assert captions == ["4.00", "4.10", "4.20", "4.30"]
@@ -225,7 +225,7 @@ def test_slider_has_a_stop_for_each_checkpoint(page):
     assert (slider["min"], slider["max"], slider["value"]) == ("0", "2", "2")
     frames = page.frames()
     assert [frame["label"] for frame in frames] == ["base model", "after 2 rounds", "after 4 rounds"]
-    assert frames[-1]["groups"] is None  # the page's own pictures: not stored twice
+    assert frames[-1]["groups"] is None  # the page's own images: not stored twice
     middle = frames[1]["groups"]
     assert [group["text"] for group in middle] == ["2.05", "2.25"]
     src, text, wrong = middle[1]["cells"][1]
@@ -239,12 +239,12 @@ def test_many_checkpoints_are_thinned_to_both_ends_and_some_between(tmp_path):
         add_samples(run, n, prompts=("a star",), per_prompt=1, size=2)
     page = Page(write_report(run))
     rounds = [frame["round"] for frame in page.frames()]
-    assert (rounds[0], rounds[-1], len(rounds)) == (0, 39, MOST_PICTURES)
+    assert (rounds[0], rounds[-1], len(rounds)) == (0, 39, MOST_IMAGES)
     assert rounds == sorted(set(rounds))
-    assert f"{MOST_PICTURES} of 40 checkpoints" in page.source
+    assert f"{MOST_IMAGES} of 40 checkpoints" in page.source
 
 
-def test_large_pictures_are_shrunk_to_jpeg(tmp_path):
+def test_large_images_are_shrunk_to_jpeg(tmp_path):
     run = make_run(tmp_path / "run", [round_record(1, -2.0)])
     folder = add_samples(run, 0, prompts=("a sky",), per_prompt=1)
     Image.new("RGB", (1024, 512), (30, 90, 200)).save(folder / "000.png")
@@ -359,7 +359,7 @@ def test_a_base_model_whose_rewards_do_not_differ_has_no_deviations(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", records)))
     assert page.value("Reward") == "0.00→0.50"
     assert "there are no standard deviations to count in" in page.source
-    for claim in ("In base standard deviations", "base std<", "right axis counts", "of the base model's pictures."):
+    for claim in ("In base standard deviations", "base std<", "right axis counts", "of the base model's images."):
         assert claim not in page.source
     assert "Reward and judge" in page.plots()
     assert not page.all("p", "warning")
@@ -453,7 +453,7 @@ def test_incomplete_or_foreign_samples_are_left_out_and_said_so(tmp_path):
         assert re.search(rf"round-{name} is left out, because its .*{reason}", page.source)
 
 
-def test_a_missing_damaged_or_outside_picture_is_a_blank(tmp_path):
+def test_a_missing_damaged_or_outside_image_is_a_blank(tmp_path):
     noise(7, 32).save(tmp_path / "secret.png")
     run = make_run(tmp_path / "run", [round_record(1, -2.0)])
     folder = add_samples(run, 0)
@@ -512,7 +512,7 @@ def test_comparison_has_a_row_and_a_column_a_run(tmp_path):
     assert [image.convert("RGB").tobytes() for image in shown] == [noise(6000 + i, 32).tobytes() for i in range(2)]
 
 
-def test_comparison_of_runs_with_other_prompts_shows_no_pictures(tmp_path):
+def test_comparison_of_runs_with_other_prompts_shows_no_images(tmp_path):
     first, second = usual(tmp_path / "a"), usual(tmp_path / "b", samples=())
     add_samples(second, 0, prompts=("another", "prompt"))
     page = Page(compare_report([first, second], tmp_path / "out.html"))
@@ -534,7 +534,7 @@ def test_comparison_of_nothing_is_refused(tmp_path):
 
 
 def test_importing_the_report_does_not_import_torch():
-    code = "import sys, tastemaker.evaluation.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, tastemaker.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -542,7 +542,7 @@ def test_importing_the_report_does_not_import_torch():
     ("name", "shown"),
     [
         ("/models/digits", "digits"), ("./digits/", "digits"), ("CompVis/stable-diffusion-v1-4",) * 2, ("bundled",) * 2,
-        ("target-image:/pictures/four.png", "target-image:four.png"), ("my_taste:redness",) * 2,
+        ("target-image:/images/four.png", "target-image:four.png"), ("my_taste:redness",) * 2,
     ],
 )  # fmt: skip
 def test_titles_have_names_and_not_paths(name: str, shown: str):

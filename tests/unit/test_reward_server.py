@@ -24,23 +24,23 @@ from safetensors.torch import save
 from serving import port_of, redness, served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardError
-from tastemaker.rewards.contract import score
-from tastemaker.rewards.endpoints import Remote, Token
+from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
-from tastemaker.rewards.server import READING
-from tastemaker.rewards.wire import (
+from tastemaker.rewards.serving.protocol import (
     JSON,
     SAFETENSORS,
     Limits,
-    Refused,
+    RequestError,
     read_json,
     read_safetensors,
     write_json,
     write_safetensors,
 )
+from tastemaker.rewards.serving.server import READING
+from tastemaker.rewards.serving.settings import Remote, Token
 
 X = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-SMALL = Limits(body=20_000, pictures=4, pixels=1024, prompt=20)
+SMALL = Limits(body=20_000, images=4, pixels=1024, prompt=20)
 
 
 def image(mode="RGB", size=(8, 8), **options):
@@ -62,7 +62,7 @@ def bomb(width, height):
 
 def body(*files, prompts=None):
     coded = [base64.b64encode(file).decode() for file in files]
-    return json.dumps({"prompts": prompts or ["a"] * len(files), "pictures": coded}).encode()
+    return json.dumps({"prompts": prompts or ["a"] * len(files), "images": coded}).encode()
 
 
 def tensors(header, data=b""):
@@ -73,7 +73,7 @@ def tensors(header, data=b""):
 def entry(**changes):
     return {
         "__metadata__": {"prompts": '["a"]'},
-        "pictures": {"dtype": "F32", "shape": [1, 3, 2, 2], "data_offsets": [0, 48]} | changes,
+        "images": {"dtype": "F32", "shape": [1, 3, 2, 2], "data_offsets": [0, 48]} | changes,
     }
 
 
@@ -89,26 +89,26 @@ WRONG = {
     "not utf-8": (JSON, b'{"prompts": "\xff"}', 400, "is not JSON"),
     "another object": (JSON, b'{"prompts": []}', 400, "expected a JSON object"),
     "a list": (JSON, b"[]", 400, "expected a JSON object"),
-    "nothing": (JSON, b'{"prompts": [], "pictures": []}', 400, "no pictures"),
-    "prompts that are none": (JSON, b'{"prompts": [1], "pictures": ["aaaa"]}', 400, "a list of texts"),
-    "pictures that are none": (JSON, b'{"prompts": ["a"], "pictures": [null]}', 400, "must be a list of PNG files"),
-    "not as many": (JSON, body(image(), prompts=["a", "b"]), 400, "2 prompts for 1 pictures"),
-    "not base64": (JSON, b'{"prompts": ["a"], "pictures": ["a*b!"]}', 400, "is not base64"),
-    "no png": (JSON, body(b"GIF89a" + b"\0" * 50), 400, "picture 0 is no PNG"),
-    "half a png": (JSON, body(image(), image()[:45], prompts=["a", "b"]), 400, "picture 1 cannot be decoded"),
+    "nothing": (JSON, b'{"prompts": [], "images": []}', 400, "no images"),
+    "prompts that are none": (JSON, b'{"prompts": [1], "images": ["aaaa"]}', 400, "a list of texts"),
+    "images that are none": (JSON, b'{"prompts": ["a"], "images": [null]}', 400, "must be a list of PNG files"),
+    "not as many": (JSON, body(image(), prompts=["a", "b"]), 400, "2 prompts for 1 images"),
+    "not base64": (JSON, b'{"prompts": ["a"], "images": ["a*b!"]}', 400, "is not base64"),
+    "no png": (JSON, body(b"GIF89a" + b"\0" * 50), 400, "image 0 is no PNG"),
+    "half a png": (JSON, body(image(), image()[:45], prompts=["a", "b"]), 400, "image 1 cannot be decoded"),
     "transparent": (JSON, body(image("RGBA")), 400, "without transparency"),
     "palette": (JSON, body(image("P")), 400, "without transparency or palette"),
     "16 bits": (JSON, body(image("I;16")), 400, "16 bits a channel"),
-    "a transparent colour": (JSON, body(image(transparency=(1, 2, 3))), 400, "picture 0 has a transparent colour"),
-    "a transparent level": (JSON, body(image("L", transparency=3)), 400, "picture 0 has a transparent colour"),
+    "a transparent colour": (JSON, body(image(transparency=(1, 2, 3))), 400, "image 0 has a transparent colour"),
+    "a transparent level": (JSON, body(image("L", transparency=3)), 400, "image 0 has a transparent colour"),
     "half a surrogate": (JSON, body(image(), prompts=["a \ud83d"]), 400, "prompt 0: the prompt has half of a"),
     "a NUL": (JSON, body(image(), image(), prompts=["a", "\0"]), 400, "prompt 1: the prompt has a NUL"),
     "another half": (
-        SAFETENSORS, save({"pictures": X[:1]}, metadata={"prompts": '["\\udc00"]'}), 400, "half of a surrogate",
+        SAFETENSORS, save({"images": X[:1]}, metadata={"prompts": '["\\udc00"]'}), 400, "half of a surrogate",
     ),
-    "bytes as floats": (SAFETENSORS, save({"pictures": 255 * X[:1]}, metadata={"prompts": '["a"]'}), 400, "in [0, 1]"),
+    "bytes as floats": (SAFETENSORS, save({"images": 255 * X[:1]}, metadata={"prompts": '["a"]'}), 400, "in [0, 1]"),
     "two sizes": (JSON, body(image(), image(size=(9, 8))), 400, "several sizes"),
-    "too many": (JSON, body(*[image()] * 5), 413, "5 pictures, but a request may bring 4"),
+    "too many": (JSON, body(*[image()] * 5), 413, "5 images, but a request may bring 4"),
     "too many pixels": (JSON, body(*[image(size=(20, 20))] * 3), 413, "1200 pixels, but a request may bring 1024"),
     "a bomb": (JSON, body(bomb(60_000, 60_000)), 413, "3600000000 pixels"),
     "a bomb of no width": (JSON, body(bomb(0, 9)), 400, "has no pixels"),
@@ -118,10 +118,10 @@ WRONG = {
     "short": (SAFETENSORS, b"\x01", 400, "is not safetensors"),
     "a header beyond the body": (SAFETENSORS, b"\xff" * 8 + b"{}", 400, "its header should have"),
     "a header that is none": (SAFETENSORS, tensors(b"[1]"), 400, "no JSON object"),
-    "other tensors": (SAFETENSORS, save({"x": X}), 400, "expected one tensor `pictures`"),
-    "no prompts": (SAFETENSORS, save({"pictures": X}), 400, "metadata with `prompts`"),
+    "other tensors": (SAFETENSORS, save({"x": X}), 400, "expected one tensor `images`"),
+    "no prompts": (SAFETENSORS, save({"images": X}), 400, "metadata with `prompts`"),
     "prompts not json": (
-        SAFETENSORS, save({"pictures": X}, metadata={"prompts": "a b c"}), 400, "no JSON list of texts",
+        SAFETENSORS, save({"images": X}, metadata={"prompts": "a b c"}), 400, "no JSON list of texts",
     ),
     "two axes": (SAFETENSORS, tensors(entry(shape=[3, 4]), bytes(48)), 400, "must be F32 of shape [B,3,H,W]"),
     "half precision": (SAFETENSORS, tensors(entry(dtype="F16"), bytes(48)), 400, "must be F32"),
@@ -154,7 +154,7 @@ def test_damaged_requests_are_read_or_refused_and_nothing_else(read, data):
     cut = data.draw(st.integers(0, len(good)) | st.just(len(good)))
     try:
         asked = read(bytes(damaged[:cut]), Limits())
-    except Refused as error:
+    except RequestError as error:
         assert error.status in (400, 413)  # noqa: PT017 - not every damage is refused
     else:
         assert len(asked.x) == len(asked.prompts)
@@ -183,7 +183,7 @@ def test_a_png_is_turned_as_its_exif_data_say():
     assert turned.shape == (1, 3, 3, 2)
     assert turned[0, :, 0, 1].eq(1).all()
     assert turned.sum() == 3
-    with pytest.raises(Refused, match="several sizes"):
+    with pytest.raises(RequestError, match="several sizes"):
         read_json(body(file.getvalue(), image(size=(3, 2))), Limits())
 
 
@@ -282,7 +282,7 @@ def test_requests_that_wait_are_joined_up_to_a_limit_and_by_size():
         assert sorted(call[0] for call in calls[1:] if call[3] == 9) == [4]
         assert sum(call[0] for call in calls[1:] if call[3] == 8) == 7
         assert len(calls) == 4
-        # More pictures in one request than a call may have.
+        # More images in one request than a call may have.
         calls.clear()
         calls.append(())
         assert ask(many).equal(redness(many, ""))
@@ -315,7 +315,7 @@ def test_what_nobody_waits_for_is_not_scored_and_a_full_house_says_so():
         content = write_safetensors(X[:1], [prompt])
         return httpx.post(f"{url}/score", content=content, headers={"Content-Type": SAFETENSORS}, timeout=timeout)
 
-    # 4 * 64 = 256 pixels may wait: four pictures of 8 x 8.
+    # 4 * 64 = 256 pixels may wait: four images of 8 x 8.
     with served(stuck, join=0.0, limits=Limits(pixels=64)) as url, ThreadPoolExecutor(8) as threads:
         first = threads.submit(ask, "first")
         while not calls:
@@ -343,13 +343,13 @@ def test_the_verb_refuses_what_it_cannot_serve(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("TASTEMAKER_REWARD_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latent_taste.py").write_text(
-        "from tastemaker.rewards.contract import reward\n@reward(space='latent')\ndef f(x, p): return x.sum((1,2,3))\n"
+        "from tastemaker.rewards.base import reward\n@reward(space='latent')\ndef f(x, p): return x.sum((1,2,3))\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for words, said in {
             ("jpeg-compresibility",): "did you mean 'jpeg-compressibility'",
-            ("latent_taste:f",): "only rewards on pictures can be served",
+            ("latent_taste:f",): "only rewards on images can be served",
             ("colourfulness", "--port", port): f"cannot listen at 127.0.0.1 port {port}",
             ("colourfulness", "--token-env", "NO_SUCH"): "NO_SUCH",
         }.items():

@@ -12,29 +12,29 @@ from skimage.color import lab2rgb, rgb2lab
 import tiny_language
 from naming import ARGUMENTS, asked, named
 from tastemaker.errors import RewardError
+from tastemaker.rewards.base import graded, reward, score
 from tastemaker.rewards.colour import _ab, colourfulness, soft_colourfulness
-from tastemaker.rewards.contract import graded, reward, score
 from tastemaker.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility, to_bytes
 from tastemaker.rewards.registry import BUILTIN, differentiable_rewards, load_reward
 from tastemaker.rewards.vlm.settings import Vlm, is_vlm
 
-PICTURES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_jpeg_reward_is_the_size_of_pils_file():
     """DDPO A.4: quality 95, bytes / 1000."""
-    for index, picture in enumerate(PICTURES):
-        array = (picture * 255).round().permute(1, 2, 0).to(torch.uint8).numpy()
+    for index, image in enumerate(IMAGES):
+        array = (image * 255).round().permute(1, 2, 0).to(torch.uint8).numpy()
         file = io.BytesIO()
         Image.fromarray(array).save(file, "JPEG", quality=95)
         size = len(file.getvalue()) / 1000
-        assert jpeg_incompressibility(PICTURES, ["x"] * 3)[index].item() == pytest.approx(size)
-        assert jpeg_compressibility(PICTURES, ["x"] * 3)[index].item() == pytest.approx(-size)
+        assert jpeg_incompressibility(IMAGES, ["x"] * 3)[index].item() == pytest.approx(size)
+        assert jpeg_compressibility(IMAGES, ["x"] * 3)[index].item() == pytest.approx(-size)
 
 
-def test_flat_pictures_compress_best():
+def test_flat_images_compress_best():
     flat = torch.full((1, 3, 32, 32), 0.3)
-    assert jpeg_compressibility(flat, ["x"]) > jpeg_compressibility(PICTURES[:1], ["x"])
+    assert jpeg_compressibility(flat, ["x"]) > jpeg_compressibility(IMAGES[:1], ["x"])
 
 
 def test_rounding_is_to_nearest_and_out_of_range_is_clamped():
@@ -42,9 +42,9 @@ def test_rounding_is_to_nearest_and_out_of_range_is_clamped():
     assert to_bytes(x)[0, ..., 0].flatten().tolist() == [0, 0, 1, 255]
 
 
-def saved(picture, path):
-    """A picture [3,H,W] of whole 255ths as a file."""
-    Image.fromarray((picture * 255).round().permute(1, 2, 0).to(torch.uint8).numpy()).save(path)
+def saved(image, path):
+    """An image [3,H,W] of whole 255ths as a file."""
+    Image.fromarray((image * 255).round().permute(1, 2, 0).to(torch.uint8).numpy()).save(path)
     return path
 
 
@@ -77,7 +77,7 @@ def test_target_image_has_a_gradient_also_at_the_target(tmp_path):
     torch.testing.assert_close(x.grad, torch.stack([expected, torch.zeros(3, 2, 2)]))
 
 
-def test_target_image_is_resized_to_the_pictures(tmp_path):
+def test_target_image_is_resized_to_the_images(tmp_path):
     """A grey file of 2 columns, 0 and 1, is 0, 0, 1/8, 3/8, 5/8, 7/8, 1, 1 in 8 columns, of mean 1/2.
 
     Against sharp halves: e = 1/64 * 5/4 + 9/64 * 7/4 + 9/64 * 9/4 + 1/64 * 11/4 = 5/8 in 8 columns, -10 sqrt(5/64).
@@ -89,7 +89,7 @@ def test_target_image_is_resized_to_the_pictures(tmp_path):
 
 
 def test_a_target_that_cannot_be_one_is_refused(tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     saved(torch.zeros(3, 2, 2), tmp_path / "black.png")
     for name, message in [
         ("target-image", "needs to be told more: give `target-image:FILE`"),
@@ -123,7 +123,7 @@ def test_a_target_with_depth_alpha_or_orientation_is_what_one_sees(tmp_path):
 
 
 def patches(*colours):
-    """A picture [3,1,N] of one pixel of each RGB colour."""
+    """An image [3,1,N] of one pixel of each RGB colour."""
     return torch.tensor(colours, dtype=torch.float32).T.unsqueeze(1)
 
 
@@ -131,7 +131,7 @@ RED, BLUE, YELLOW, GREEN = (1, 0, 0), (0, 0, 1), (1, 1, 0), (0, 1, 0)
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         # CIELAB hues in radians (red 0.70, blue -0.94, yellow 1.79, green 2.37) fall in bins 4, 2, 5, 6 of 7.
         (patches(RED, RED), 0.0),
@@ -142,12 +142,12 @@ RED, BLUE, YELLOW, GREEN = (1, 0, 0), (0, 0, 1), (1, 1, 0), (0, 1, 0)
         (patches(RED, (0, 0, 0)), 0.5),
     ],
 )
-def test_colourfulness_by_hand(picture, expected):
-    assert load_reward("colourfulness")(picture.unsqueeze(0), ["x"]).item() == pytest.approx(expected, abs=1e-6)
+def test_colourfulness_by_hand(image, expected):
+    assert load_reward("colourfulness")(image.unsqueeze(0), ["x"]).item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.2, 0.5, 1.0])
-def test_grey_pictures_have_no_colourfulness(level):
+def test_grey_images_have_no_colourfulness(level):
     assert load_reward("colourfulness")(torch.full((1, 3, 8, 8), level), ["x"]).item() == 0.0
     noise = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).expand(1, 3, 8, 8)
     assert load_reward("colourfulness")(noise, ["x"]).item() == 0.0
@@ -168,9 +168,9 @@ def test_colourfulness_is_log2_7_at_most_and_compares_the_squared_chroma_with_10
 
 
 def test_colourfulness_is_the_thesis_own_listing():
-    """App. A, for pictures in [0,1]."""
-    pictures = torch.cat([PICTURES, 0.5 + 0.1 * (PICTURES - 0.5)])
-    lab = np.stack([rgb2lab(picture) for picture in pictures.permute(0, 2, 3, 1).numpy()])
+    """App. A, for images in [0,1]."""
+    images = torch.cat([IMAGES, 0.5 + 0.1 * (IMAGES - 0.5)])
+    lab = np.stack([rgb2lab(image) for image in images.permute(0, 2, 3, 1).numpy()])
     a, b = lab[..., 1], lab[..., 2]
     vivid_ratio = np.mean(a**2 + b**2 > 10, axis=(1, 2))
     discrete = np.digitize(np.arctan2(b, a), np.linspace(-np.pi, np.pi, 8)) - 1
@@ -180,7 +180,7 @@ def test_colourfulness_is_the_thesis_own_listing():
     entropy = -np.sum(probs * np.log2(probs + np.finfo(float).eps), axis=-1)
     expected = torch.tensor(vivid_ratio * entropy).float()
     assert expected.min() > 0.1
-    torch.testing.assert_close(load_reward("colourfulness")(pictures, "abcdef"), expected)
+    torch.testing.assert_close(load_reward("colourfulness")(images, "abcdef"), expected)
 
 
 # Those that ask a vision-language model are in test_vlm_rewards.py.
@@ -188,22 +188,20 @@ def test_colourfulness_is_the_thesis_own_listing():
 def test_built_in_rewards_keep_order_and_do_not_depend_on_the_batch(name, tmp_path):
     function = load_reward(named(name, tmp_path))
     prompts = asked(name, ["a red star", "two blue fish", "a tree above a heart"])
-    together = score(function, PICTURES, prompts)
-    alone = torch.cat([score(function, PICTURES[i : i + 1], [p]) for i, p in enumerate(prompts)])
+    together = score(function, IMAGES, prompts)
+    alone = torch.cat([score(function, IMAGES[i : i + 1], [p]) for i, p in enumerate(prompts)])
     assert together.dtype == torch.float32
     # A network's sums over a larger batch may be made in another order.
     tolerance = 1e-5 if name in (*ARGUMENTS, "judge-score", "clip-score", "aesthetic") else 0.0
     torch.testing.assert_close(together, alone, atol=tolerance, rtol=0)
-    torch.testing.assert_close(
-        score(function, PICTURES.flip(0), prompts[::-1]), together.flip(0), atol=tolerance, rtol=0
-    )
+    torch.testing.assert_close(score(function, IMAGES.flip(0), prompts[::-1]), together.flip(0), atol=tolerance, rtol=0)
 
 
 def test_a_users_function_by_module_and_name(tmp_path, monkeypatch):
     (tmp_path / "my_taste.py").write_text("def redness(x, prompts):\n    return x[:, 0].mean(dim=(1, 2))\n")
     monkeypatch.chdir(tmp_path)
-    values = score(load_reward("my_taste:redness"), PICTURES, ["a", "b", "c"])
-    torch.testing.assert_close(values, PICTURES[:, 0].mean(dim=(1, 2)))
+    values = score(load_reward("my_taste:redness"), IMAGES, ["a", "b", "c"])
+    torch.testing.assert_close(values, IMAGES[:, 0].mean(dim=(1, 2)))
     with pytest.raises(RewardError, match=r"no function 'rednes'.*'redness'"):
         load_reward("my_taste:rednes")
 
@@ -215,25 +213,25 @@ def test_an_entry_point_of_another_package(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-taste\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[tastemaker.rewards]\nblueness = other_taste:blueness\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    torch.testing.assert_close(score(load_reward("blueness"), PICTURES, "abc"), PICTURES[:, 2].mean(dim=(1, 2)))
+    torch.testing.assert_close(score(load_reward("blueness"), IMAGES, "abc"), IMAGES[:, 2].mean(dim=(1, 2)))
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
         (lambda x, p: 1 / 0, "raised ZeroDivisionError: division by zero"),
-        (lambda x, p: torch.zeros(2), r"shape \[2\] for 3 pictures.*shape \[3\]"),
-        (lambda x, p: torch.zeros(3, 1), r"shape \[3, 1\] for 3 pictures"),
-        (lambda x, p: torch.zeros(()), r"shape \[\] for 3 pictures"),
-        (lambda x, p: torch.tensor([1.0, math.nan, 2.0]), "returned nan for 1 of 3 pictures .*'b'"),
-        (lambda x, p: [1.0, 2.0, math.inf], "returned inf for 1 of 3 pictures .*'c'"),
+        (lambda x, p: torch.zeros(2), r"shape \[2\] for 3 images.*shape \[3\]"),
+        (lambda x, p: torch.zeros(3, 1), r"shape \[3, 1\] for 3 images"),
+        (lambda x, p: torch.zeros(()), r"shape \[\] for 3 images"),
+        (lambda x, p: torch.tensor([1.0, math.nan, 2.0]), "returned nan for 1 of 3 images .*'b'"),
+        (lambda x, p: [1.0, 2.0, math.inf], "returned inf for 1 of 3 images .*'c'"),
         (lambda x, p: None, "returned NoneType, but must return 3 numbers"),
         (lambda x, p: "good", "returned str"),
     ],
 )
 def test_a_wrong_answer_is_refused_in_one_sentence(answer, message):
     with pytest.raises(RewardError, match=message) as caught:
-        score(answer, PICTURES, ["a", "b", "c"])
+        score(answer, IMAGES, ["a", "b", "c"])
     assert "\n" not in str(caught.value)
 
 
@@ -262,7 +260,7 @@ def test_the_colour_axes_are_those_of_scikit_image():
 
 def test_soft_colourfulness_goes_with_the_hard_one_and_has_its_gradient():
     random = torch.Generator().manual_seed(2)
-    # From grey to colourful: a share of each picture's pixels has a colour of its own.
+    # From grey to colourful: a share of each image's pixels has a colour of its own.
     share = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None, None, None]
     colours = torch.rand(12, 3, 8, 8, generator=random, dtype=torch.float64)
     x = torch.where(torch.rand(12, 1, 8, 8, generator=random, dtype=torch.float64) < share, colours, 0.4)
@@ -276,7 +274,7 @@ def test_soft_colourfulness_goes_with_the_hard_one_and_has_its_gradient():
 
 
 def test_graded_answers_keep_their_graph_and_are_checked():
-    x = PICTURES.clone().requires_grad_()
+    x = IMAGES.clone().requires_grad_()
     assert graded(lambda x, prompts: x.mean((1, 2, 3)), x, ["a"] * 3).requires_grad
     with pytest.raises(RewardError, match="has no gradient"):
         graded(lambda x, prompts: x.detach().mean((1, 2, 3)), x, ["a"] * 3)

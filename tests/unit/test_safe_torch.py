@@ -9,8 +9,8 @@ import tiny
 from tastemaker.cli.main import main
 from tastemaker.errors import ModelError, RewardError
 from tastemaker.models import load_model
+from tastemaker.rewards.learned.weights import read_weights
 from tastemaker.rewards.registry import load_reward
-from tastemaker.rewards.weights import read_weights
 from tastemaker.safe_torch import OLDEST, require_safe_torch
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
+from tastemaker.config.schema import Config, Optimizer
 from tastemaker.errors import ConfigError
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config, Optimizer
-from tastemaker.training.schedule import multiple
+from tastemaker.runs.checkpoint import State
+from tastemaker.training.lr_schedule import multiple
 from tastemaker.training.update import set_rate
 
 
@@ -86,7 +86,7 @@ def test_a_constant_rate_knows_no_end():
         ({"lr_scheduler": "cosine", "images_per_update": 8}, "use constant or piecewise_constant"),
         ({"images_per_update": 0}, "must be greater than 0"),
         ({"images_per_update": 600, "inner_epochs": 2}, "give at most 512"),
-        ({"images_per_update": 8, "minibatch": "states"}, "set it to pictures"),
+        ({"images_per_update": 8, "minibatch": "states"}, "set it to images"),
         *(
             ({"lr_scheduler": "piecewise_constant", "step_rules": rules}, "must be multiples of the learning rate")
             for rules in ("0.4:6400", "0.4:6400,", "0.4,1", "x:10,1", "1:ten,1", "1:20,0.5:10,1", "1:10,0.5:10,1",

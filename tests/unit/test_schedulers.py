@@ -13,10 +13,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from tastemaker.diffusion.process import transition
 from tastemaker.errors import ConfigError, ModelError
-from tastemaker.models.quiet import loading
+from tastemaker.models.library_logging import loading
 from tastemaker.models.schedulers import CONFIG, DISCRETE, SchedulerProcess, ddim, load_scheduler
-from tastemaker.process import transition
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHORT = {"num_train_timesteps": 200}

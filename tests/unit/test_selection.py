@@ -1,17 +1,17 @@
-"""Selection: which pictures are learned from, by hand."""
+"""Selection: which images are learned from, by hand."""
 
 import pytest
 import torch
 
+from tastemaker.algorithms.selection import All, BestWorst, NonZero
 from tastemaker.errors import ConfigError
-from tastemaker.selection import All, BestWorst, NonZero
 
 
 def chosen(selection, advantage, group):
     return selection.chosen(torch.tensor(advantage), group).nonzero().flatten().tolist()
 
 
-def test_all_is_every_picture():
+def test_all_is_every_image():
     """Also one whose advantage is not finite: the update's check is to see it."""
     assert chosen(All(), [0.0, -1.0, 2.0], [0, 0, 1]) == [0, 1, 2]
     assert chosen(All(), [float("nan"), -1.0], [0, 0]) == [0, 1]

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
+from tastemaker.data.prompts import PromptSet, checked_prompts, load_prompts
+from tastemaker.data.tables import read_records, read_table, renamed
 from tastemaker.errors import DataError, PromptError
-from tastemaker.prompts import PromptSet, checked_prompts, load_prompts
-from tastemaker.tables import read_records, read_table, renamed
 
 TWO = PromptSet(("a red star", "Bär; groß, rot"), (1.0, 2.5))
 

@@ -16,9 +16,9 @@ import pytest
 from accelerate import PartialState
 from PIL import Image
 
+from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.training import trackers
-from tastemaker.training.config import Config
 from tastemaker.training.isolation import isolated
 from tastemaker.training.trackers import KINDS, Images, Kind, Trackers, check_trackers, tracking
 

@@ -7,8 +7,8 @@ import math
 import inflect
 import pytest
 
+from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.prompts import load_prompts
 from tastemaker.rewards.vlm.answers import Answer, Word, contains, rating, yes
 from tastemaker.rewards.vlm.rewards import Expected, counted, read_questions
 from tastemaker.rewards.vlm.settings import Vlm, Where, is_vlm, where, without_servers
@@ -78,7 +78,7 @@ def test_what_is_expected_is_contained_to_the_letter():
 
 
 def test_a_prompt_is_asked_for_its_number_and_its_animal():
-    """ddpo-pytorch, prompts.py, `counting`, which makes the prompts out of a number in words and a plural."""
+    """ddpo-pytorch, data/prompts.py, `counting`, which makes the prompts out of a number in words and a plural."""
     assert counted("two wolves") == (
         Expected("How many wolves are there in this image?", ("two",)),
         Expected("What animal is in this image?", ("wolf",)),

@@ -9,16 +9,16 @@ import torch
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 import tiny_language
-from speaking import picture
+from speaking import image
 from tastemaker.errors import RewardError
-from tastemaker.rewards.check import check_reward, pictures
+from tastemaker.rewards.check import check_reward, images
 from tastemaker.rewards.jpeg import jpeg_files
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.vlm.answers import Query
 from tastemaker.rewards.vlm.local import Local
 from tastemaker.rewards.vlm.settings import Vlm
 
-X = pictures(4, 24)
+X = images(4, 24)
 TOKENS = 5
 
 
@@ -34,7 +34,7 @@ def by_hand(path, file, question):
     # 16 pixels a side, in patches of 8: four tokens.
     text = f"USER: {'<image>' * 4}\n{question} ASSISTANT:"
     images = AutoProcessor.from_pretrained(path, backend="pil").image_processor
-    shown = picture("data:image/jpeg;base64," + base64.b64encode(file).decode())
+    shown = image("data:image/jpeg;base64," + base64.b64encode(file).decode())
     pixels = images((shown[0] * 255).round().to(torch.uint8), return_tensors="pt").pixel_values
     ids, found, chances = tokenizer(text, return_tensors="pt").input_ids, [], []
     for _ in range(TOKENS):
@@ -60,7 +60,7 @@ def test_answers_are_greedy_and_their_chances_the_networks(models):
             assert word.text == word.chances[0][0]
             assert [chance for _, chance in word.chances] == pytest.approx(best.values.tolist(), abs=1e-4)
             assert int(best.indices[0]) == token
-    # Pictures at once are padded on the left, which changes nothing here.
+    # Images at once are padded on the left, which changes nothing here.
     assert [answer.text for answer in answers] == Local("vlm", models[0], Vlm(tokens=TOKENS, batch=3))(
         [Query(*pair) for pair in zip(files, questions, strict=True)], lambda answer: answer.text
     )

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import tiny_language
-from speaking import Speaking, failing, picture
+from speaking import Speaking, failing, image
 from tastemaker.drawings import Scene, Thing, render
 from tastemaker.errors import RewardError, RewardUnavailable
-from tastemaker.rewards import patience
-from tastemaker.rewards.bertscore import load_recall
-from tastemaker.rewards.contract import score
+from tastemaker.rewards.base import score
+from tastemaker.rewards.learned.bertscore import load_recall
 from tastemaker.rewards.registry import load_reward
+from tastemaker.rewards.serving import retry
 from tastemaker.rewards.vlm.settings import Vlm
 
 STAR, CIRCLE = Thing("star", "red", 0.3, 0.5, 0.2), Thing("circle", "blue", 0.7, 0.5, 0.2)
@@ -33,7 +33,7 @@ GOOD = 0.05 + 0.9
 
 @pytest.fixture(autouse=True)
 def _without_long_pauses(monkeypatch):
-    monkeypatch.setattr(patience, "backoff", lambda tries: 0.02)
+    monkeypatch.setattr(retry, "backoff", lambda tries: 0.02)
     monkeypatch.delenv("TASTEMAKER_VLM_KEY", raising=False)
 
 
@@ -54,7 +54,7 @@ def ask(name, server, x=X, prompts=(RIGHT,), **settings):
 
 
 def asked(server, place=0):
-    """The question and the picture's file of a request."""
+    """The question and the image's file of a request."""
     image, question = server.asked[place]["messages"][0]["content"]
     return question["text"], image["image_url"]["url"]
 
@@ -65,7 +65,7 @@ def test_ddpos_reward_is_the_recall_of_the_prompt_in_the_answer(tmp_path):
         values = ask("vlm-bertscore", server, X.repeat(2, 1, 1, 1), [RIGHT, "two fish"], text_model=model, text_layer=2)
         question, url = asked(server)
         body = server.asked[0]
-        # One picture, one question: two prompts do not make it two requests.
+        # One image, one question: two prompts do not make it two requests.
         assert len(server.asked) == 1
     answer = f"It shows {RIGHT} on a plain white background."
     references = [f"The image contains {prompt}" for prompt in (RIGHT, "two fish")]
@@ -132,7 +132,7 @@ def test_a_question_of_ones_own():
 
 @pytest.mark.alone
 def test_so_many_requests_side_by_side_and_in_order():
-    say = lambda question, url: (str(round(4 * float(picture(url).mean()) + 0.5)), {})  # noqa: E731
+    say = lambda question, url: (str(round(4 * float(image(url).mean()) + 0.5)), {})  # noqa: E731
     x = torch.linspace(0.1, 0.9, 12).view(12, 1, 1, 1).expand(12, 3, 8, 8)
     with Speaking(lambda n: 0.1 if n % 3 else 0.05, say=say) as server:
         ask("vlm-rating", server, x[:1], [RIGHT])  # which imports the client

@@ -4,8 +4,8 @@ from itertools import groupby
 
 import pytest
 
+from tastemaker.algorithms.windows import Backward, Both, First, Sliding, Whole
 from tastemaker.errors import ConfigError
-from tastemaker.windows import Backward, Both, First, Sliding, Whole
 
 
 def test_whole_is_every_step_with_a_likelihood():
@@ -22,7 +22,7 @@ def test_the_first_steps_are_those_at_the_noise_end(share, count, kept):
 
 
 def test_backward_grows_as_in_the_public_code():
-    """methods.md §5.2: 14 of 20 steps in rounds 0 to 14, then 15, ...: 15, 14, 14, 15, 14, 14, 14 rounds of each."""
+    """14 of 20 steps in rounds 0 to 14, then 15, ...: 15, 14, 14, 15, 14, 14, 14 rounds of each."""
     kept = [Backward(initial=14, rounds=100).steps(range(20), round) for round in range(1, 101)]
     assert [(size, len(list(rounds))) for size, rounds in groupby(map(len, kept))] == [
         (14, 15), (15, 14), (16, 14), (17, 15), (18, 14), (19, 14), (20, 14),
@@ -47,7 +47,7 @@ def test_backward_on_short_chains():
     assert Backward(2, 10).steps([0, 1, 2, 3], 1) == [2, 3]
 
 
-def test_sliding_moves_from_the_noise_to_the_picture_and_begins_again():
+def test_sliding_moves_from_the_noise_to_the_image_and_begins_again():
     """5 steps, 2 at a time, every 3 rounds by 2: places 0, 2, 3 (the last ones), then 0 again."""
     window = Sliding(size=2, every=3, stride=2)
     starts = [window.steps(range(5), round)[0] for round in range(1, 13)]

@@ -12,8 +12,8 @@ from tastemaker.cli.main import main
 from tastemaker.cli.settings import read
 from tastemaker.cli.text import as_source, as_text, decoded
 from tastemaker.cli.train import TrainArgs
+from tastemaker.config.schema import Config, Evaluation
 from tastemaker.errors import ConfigError
-from tastemaker.training.config import Config, Evaluation
 
 STAR = b"\xe2\xad\x90".decode("ascii", "surrogateescape")
 """A star as Python reads it from the command line in the C locale."""

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tastemaker.algorithms import pathwise
+from tastemaker.algorithms import reward_backprop
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -57,7 +57,7 @@ class AlignProp:
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
+        reward_backprop.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
         if self.last is not None and self.last < 1:
             raise ConfigError(f"algorithm.last is {self.last}, but must be at least 1, or none for all steps")
         if self.truncation == "gaussian" and self.last is None:
@@ -81,34 +81,34 @@ class AlignProp:
         """The steps that learn, out of the window's; at least one."""
         whole = len(candidates)
         if self.truncation == "fixed":
-            return pathwise.last(candidates, self.last)
+            return reward_backprop.last(candidates, self.last)
         if self.truncation == "uniform":
-            return pathwise.last(candidates, int(generator.integers(1, whole + 1)))
+            return reward_backprop.last(candidates, int(generator.integers(1, whole + 1)))
         if self.truncation == "gaussian":
             # As the public code, whose first step T - K is int(N(T - last, spread)), drawn anew unless in [1, T - 1].
             mean, most = min(self.last or 1, whole), max(1, whole - 1)
             while not 1 <= (count := math.ceil(generator.normal(mean, self.spread))) <= most:
                 pass
-            return pathwise.last(candidates, count)
+            return reward_backprop.last(candidates, count)
         kept = [step for place, step in enumerate(candidates) if place >= generator.integers(whole + 1)]
         return kept or list(candidates)[-1:]
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
-        """Calls of the network for a picture, without a graph and with one."""
+        """Calls of the network for an image, without a graph and with one."""
         return whole - len(steps), len(steps)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each picture."""
-        return pathwise.rows(rollout)
+        """One row for each image."""
+        return reward_backprop.rows(rollout)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
-        """Losses [N] of N pictures, which are sampled here; unreduced, and metrics [N]."""
-        from tastemaker.chain import chain
+        """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
+        from tastemaker.diffusion.backprop import chain
 
-        draw, cond = pathwise.told(task, rows)
-        steps, recompute = pathwise.learning(rows), self.checkpointing != "none"
+        draw, cond = reward_backprop.told(task, rows)
+        steps, recompute = reward_backprop.learning(rows), self.checkpointing != "none"
         made = chain(
             task.model, cond, draw, task.grid, task.eta, steps, recompute=recompute, compare=self.kl > 0
         )  # fmt: skip
-        reward = pathwise.rewarded(task, rows, made.x0, recompute)
-        return pathwise.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)
+        reward = reward_backprop.rewarded(task, rows, made.x0, recompute)
+        return reward_backprop.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)

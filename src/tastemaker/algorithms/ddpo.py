@@ -10,7 +10,7 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -35,7 +35,7 @@ class DDPO:
             raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the paper has 1e-4)")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each selected picture and each kept step: B * W rows where all are selected."""
+        """One row for each selected image and each kept step: B * W rows where all are selected."""
         from tastemaker.types import all_rows
 
         return all_rows(rollout)
@@ -45,8 +45,8 @@ class DDPO:
 
         The network runs once for all rows, guided with the weight used in sampling (DDPO paper B.1).
         """
-        from tastemaker import losses
         from tastemaker.algorithms.ratio import ratio_metrics
+        from tastemaker.diffusion import losses
 
         step = rows.transitions()
         logp = task.log_prob(step)

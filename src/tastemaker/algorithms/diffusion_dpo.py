@@ -1,4 +1,4 @@
-"""Diffusion-DPO: preferences between given pictures, in the forward process (Wallace et al. 2023)."""
+"""Diffusion-DPO: preferences between given images, in the forward process (Wallace et al. 2023)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
 @dataclass(frozen=True)
 class DiffusionDPO:
-    """Direct preference optimisation on pairs of pictures that somebody has compared.
+    """Direct preference optimisation on pairs of images that somebody has compared.
 
-    Both pictures of a pair are noised with the same time and noise, and the network's mean square residuals on them
+    Both images of a pair are noised with the same time and noise, and the network's mean square residuals on them
     are compared with the reference's.
     """
 
@@ -43,7 +43,7 @@ class DiffusionDPO:
             raise ConfigError(f"algorithm.drop_captions is {self.drop_captions}, but must lie in [0, 1)")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """`noises` rows for each pair: a rollout has the preferred pictures first, then the others in their order."""
+        """`noises` rows for each pair: a rollout has the preferred images first, then the others in their order."""
         import torch
 
         from tastemaker import noise
@@ -64,8 +64,8 @@ class DiffusionDPO:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
         import torch
 
-        from tastemaker import losses
-        from tastemaker.algorithms.pairs import joined
+        from tastemaker.algorithms.preference_pairs import joined
+        from tastemaker.diffusion import losses
 
         times = range(task.model.process.length)
         both = joined(rows.noised(times), rows.others().noised(times, like=rows))

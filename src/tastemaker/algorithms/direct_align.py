@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tastemaker.algorithms import pathwise
+from tastemaker.algorithms import reward_backprop
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 _NOISE = 2**44
@@ -24,8 +24,8 @@ _NOISE = 2**44
 class DirectAlign:
     """Reward gradients at any timestep, through one call of the network.
 
-    Samples a picture without a graph, adds noise that is known, lets the network take `jump` steps of it away, and
-    removes the rest exactly, since it is known. So even an early time gives a picture that a reward can read. The
+    Samples an image without a graph, adds noise that is known, lets the network take `jump` steps of it away, and
+    removes the rest exactly, since it is known. So even an early time gives an image that a reward can read. The
     relative reward of the same paper (a prompt with good words against one with bad ones) is a reward, not part of
     this.
     """
@@ -34,9 +34,9 @@ class DirectAlign:
     needs: ClassVar[Literal["prompts"]] = "prompts"
 
     jump: int = 4
-    """Sampler steps that the network takes at once; the more, the more of the picture is its own."""
+    """Sampler steps that the network takes at once; the more, the more of the image is its own."""
     noises: int = 1
-    """Noises for each picture; each is scored, and the mean of the losses taken."""
+    """Noises for each image; each is scored, and the mean of the losses taken."""
     images_per_draw: int | None = None
     """Images of an update for which the step that learns is drawn together; none: all of them. `optimizer.rows` and the
     number of processes do not change the draws."""
@@ -52,42 +52,42 @@ class DirectAlign:
     least memory. `step`: the step. `none`: nothing."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, 0.0, self.scale, self.images_per_draw)
+        reward_backprop.check(self.objective, self.target, 0.0, self.scale, self.images_per_draw)
         for field, value in {"jump": self.jump, "noises": self.noises}.items():
             if value < 1:
                 raise ConfigError(f"algorithm.{field} is {value}, but must be at least 1")
 
     @property
     def queries(self) -> int:
-        """Pictures scored for each one sampled."""
+        """Images scored for each one sampled."""
         return self.noises
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
         """The step that learns, any of the window's."""
-        return pathwise.one(candidates, generator)
+        return reward_backprop.one(candidates, generator)
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
-        """Calls of the network for a picture, without a graph and with one."""
+        """Calls of the network for an image, without a graph and with one."""
         return whole, self.noises
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each picture."""
-        return pathwise.rows(rollout)
+        """One row for each image."""
+        return reward_backprop.rows(rollout)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
-        """Losses [N] of N pictures, which are sampled here; unreduced, and metrics [N]."""
+        """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
         import torch
 
-        from tastemaker.chain import renoised
-        from tastemaker.sample import sample
+        from tastemaker.diffusion.backprop import renoised
+        from tastemaker.diffusion.sampler import sample
 
-        draw, cond = pathwise.told(task, rows)
-        (step,), recompute = pathwise.learning(rows), self.checkpointing != "none"
+        draw, cond = reward_backprop.told(task, rows)
+        (step,), recompute = reward_backprop.learning(rows), self.checkpointing != "none"
         x0 = sample(task.model, cond, draw, task.grid, task.eta).x0
         seen = []
         for number in range(self.noises):
             noise = draw.noise(_NOISE + number, x0.shape[1:], x0.device)
             seen.append(renoised(task.model, cond, x0, noise, task.grid, step, step + self.jump, recompute=recompute))
-        rewards = torch.stack([pathwise.rewarded(task, rows, x, recompute) for x in seen])
-        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, self.scale, 0.0, None)
+        rewards = torch.stack([reward_backprop.rewarded(task, rows, x, recompute) for x in seen])
+        losses, metrics = reward_backprop.losses_of(rewards, self.objective, self.target, self.scale, 0.0, None)
         return losses.mean(dim=0), metrics

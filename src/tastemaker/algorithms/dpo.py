@@ -10,7 +10,7 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 class DPO:
     """Direct preference optimisation of denoising steps, on pairs out of sampled trajectories (D3PO).
 
-    -log sigmoid(beta (log p/p_ref of the preferred - log p/p_ref of the other)) at each kept step. Pairs are pictures
+    -log sigmoid(beta (log p/p_ref of the preferred - log p/p_ref of the other)) at each kept step. Pairs are images
     of one root where there are branches, and of one prompt otherwise; equal rewards make none.
     """
 
     name: ClassVar[str] = "dpo"
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
-    pairs_up: ClassVar[bool] = True
+    keep_groups_together: ClassVar[bool] = True
 
     beta: float = 0.1
     """Inverse temperature of the preference, on ratios of mean (per-element) probabilities."""
@@ -33,7 +33,7 @@ class DPO:
     pairs: Literal["all", "best-worst"] = "all"
     """Which pairs of a group: all, or its best against its worst."""
     reference: Literal["base", "sampler"] = "base"
-    """`base`: the model that training started from (D3PO). `sampler`: the one that drew the pictures; no extra pass."""
+    """`base`: the model that training started from (D3PO). `sampler`: the one that drew the images; no extra pass."""
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
@@ -45,7 +45,7 @@ class DPO:
         """One row for each pair and each kept step."""
         import torch
 
-        from tastemaker.algorithms.pairs import pairs
+        from tastemaker.algorithms.preference_pairs import pairs
         from tastemaker.types import Rows
 
         device, kept = rollout.logp.device, rollout.logp.shape[1]
@@ -56,8 +56,8 @@ class DPO:
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N pairs' steps, unreduced, and metrics [N]. Both sides go through the network at once."""
-        from tastemaker import losses
-        from tastemaker.algorithms.pairs import joined
+        from tastemaker.algorithms.preference_pairs import joined
+        from tastemaker.diffusion import losses
 
         both = joined(rows.transitions(), rows.others().transitions())
         logp = task.log_prob(both)

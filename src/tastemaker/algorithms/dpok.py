@@ -10,8 +10,8 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tastemaker.protocols import Model
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
+    from tastemaker.diffusion.model import Model
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -75,13 +75,13 @@ class DPOK:
         return value_network("mlp", model)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each selected picture and each kept step; with a value network A = r - V(x_t, c, t)."""
+        """One row for each selected image and each kept step; with a value network A = r - V(x_t, c, t)."""
         from tastemaker.types import all_rows
 
         rows = all_rows(rollout)
         if task.value is None:
             return rows
-        from tastemaker.models.value import estimate
+        from tastemaker.algorithms.values import estimate
 
         reward = rows.advantages()
         value = estimate(task, rows)
@@ -90,8 +90,8 @@ class DPOK:
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
-        from tastemaker import losses
         from tastemaker.algorithms.ratio import ratio_metrics
+        from tastemaker.diffusion import losses
 
         step = rows.transitions()
         policy = task.policy(step)

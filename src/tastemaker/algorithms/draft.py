@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tastemaker.algorithms import pathwise
+from tastemaker.algorithms import reward_backprop
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 _LV = 2**43
@@ -37,7 +37,7 @@ class DRaFT:
     noises: int = 0
     """DRaFT-LV: noises for each image (the paper has 2, by two re-implementations); 0 for DRaFT-K."""
     ordinary: bool = False
-    """DRaFT-LV: take the mean over the ordinary picture too."""
+    """DRaFT-LV: take the mean over the ordinary image too."""
     objective: Literal["reward", "distance", "hinge"] = "reward"
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = None
@@ -53,7 +53,7 @@ class DRaFT:
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, self.kl, self.scale)
+        reward_backprop.check(self.objective, self.target, self.kl, self.scale)
         if self.last is not None and self.last < 1:
             raise ConfigError(f"algorithm.last is {self.last}, but must be at least 1, or none for all steps")
         if self.noises < 0:
@@ -73,41 +73,43 @@ class DRaFT:
 
     @property
     def queries(self) -> int:
-        """Pictures scored for each one sampled."""
+        """Images scored for each one sampled."""
         return max(1, self.noises + self.ordinary)
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
         """The steps of an update that learn, out of the window's; at least one."""
-        return pathwise.last(candidates, self.last)
+        return reward_backprop.last(candidates, self.last)
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
-        """Calls of the network for a picture, without a graph and with one."""
+        """Calls of the network for an image, without a graph and with one."""
         direct = len(steps) if not self.noises or self.ordinary else 0
         return whole - direct, direct + self.noises
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each picture."""
-        return pathwise.rows(rollout)
+        """One row for each image."""
+        return reward_backprop.rows(rollout)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
-        """Losses [N] of N pictures, which are sampled here; unreduced, and metrics [N]."""
+        """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
         import torch
 
-        from tastemaker.chain import chain, renoised
+        from tastemaker.diffusion.backprop import chain, renoised
 
-        draw, cond = pathwise.told(task, rows)
-        steps, recompute = pathwise.learning(rows), self.checkpointing != "none"
+        draw, cond = reward_backprop.told(task, rows)
+        steps, recompute = reward_backprop.learning(rows), self.checkpointing != "none"
         direct = not self.noises or self.ordinary
         with torch.set_grad_enabled(direct):
             made = chain(
                 task.model, cond, draw, task.grid, task.eta, steps, recompute=recompute, compare=self.kl > 0
             )  # fmt: skip
-        pictures = [made.x0] if direct else []
+        images = [made.x0] if direct else []
         for number in range(self.noises):
             noise = draw.noise(_LV + number, made.x0.shape[1:], made.x0.device)
-            pictures.append(
+            images.append(
                 renoised(task.model, cond, made.x0, noise, task.grid, steps[-1], len(task.grid), recompute=recompute)
             )
-        rewards = torch.stack([pathwise.rewarded(task, rows, x0, recompute) for x0 in pictures])
-        losses, metrics = pathwise.losses_of(rewards, self.objective, self.target, self.scale, self.kl, made.divergence)
+        rewards = torch.stack([reward_backprop.rewarded(task, rows, x0, recompute) for x0 in images])
+        losses, metrics = reward_backprop.losses_of(
+            rewards, self.objective, self.target, self.scale, self.kl, made.divergence
+        )
         return losses.mean(dim=0), metrics

@@ -10,7 +10,7 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -38,15 +38,15 @@ class GRPO:
             raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (Flow-GRPO has 0.04 or 0.01)")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each selected picture and each kept step."""
+        """One row for each selected image and each kept step."""
         from tastemaker.types import all_rows
 
         return all_rows(rollout)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
-        from tastemaker import losses
         from tastemaker.algorithms.ratio import ratio_metrics
+        from tastemaker.diffusion import losses
 
         step = rows.transitions()
         policy = task.policy(step)

@@ -10,13 +10,13 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Noised, Rollout, Rows
 
 
 @dataclass(frozen=True)
 class NFT:
-    """Negative-aware fine-tuning: good pictures are imitated, bad ones avoided, without likelihoods.
+    """Negative-aware fine-tuning: good images are imitated, bad ones avoided, without likelihoods.
 
     span / beta (g |v+ - v|^2 + (1 - g) |v- - v|^2) + kl |v_theta - v_ref|^2 with v+ and v- on either side of the
     sampling policy's own prediction, and g = (1 + clip(A / span, -1, 1)) / 2. The factor `span` is the public code's
@@ -34,9 +34,9 @@ class NFT:
     """Weight of the mean square difference between the network's outputs and the reference's (0.0001 in the public
     code), whatever the weighting."""
     noises: int = 4
-    """Times and noises drawn for each picture in a round."""
+    """Times and noises drawn for each image in a round."""
     guided: bool = True
-    """Train the guided prediction, as the pictures were sampled with it; the paper samples and trains without."""
+    """Train the guided prediction, as the images were sampled with it; the paper samples and trains without."""
     weighting: Literal["adaptive", "none"] = "adaptive"
     """`adaptive`: errors of x_0, each square over its mean size (public code). `none`: of the network's output."""
 
@@ -50,10 +50,10 @@ class NFT:
             raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """`noises` rows for each selected picture, with the sampling policy's residuals."""
+        """`noises` rows for each selected image, with the sampling policy's residuals."""
         import torch
 
-        from tastemaker.sample import batches
+        from tastemaker.diffusion.sampler import batches
         from tastemaker.types import all_rows
 
         rows = all_rows(rollout, self.noises)
@@ -69,7 +69,7 @@ class NFT:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
         import torch
 
-        from tastemaker import losses
+        from tastemaker.diffusion import losses
 
         old = rows.before
         if old is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -23,7 +23,7 @@ class PG:
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each selected picture and each kept step."""
+        """One row for each selected image and each kept step."""
         from tastemaker.types import all_rows
 
         return all_rows(rollout)

@@ -10,8 +10,8 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tastemaker.protocols import Model
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
+    from tastemaker.diffusion.model import Model
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -85,10 +85,10 @@ class PPO:
         return value_network(self.value, model)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each selected picture and each kept step, with advantage, old value and return of its own."""
-        from tastemaker import advantage
-        from tastemaker.models.value import estimate
-        from tastemaker.types import all_rows, chosen_pictures
+        """One row for each selected image and each kept step, with advantage, old value and return of its own."""
+        from tastemaker.algorithms import advantage
+        from tastemaker.algorithms.values import estimate
+        from tastemaker.types import all_rows, selected_images
 
         rows = all_rows(rollout)
         if rollout.advantage is None:
@@ -97,7 +97,7 @@ class PPO:
         value = estimate(task, rows)
         kl = self._divergence(task, rows) if task.kl > 0 else value.new_zeros(value.shape)
         reward = -task.kl * kl.reshape(shape)
-        reward[:, -1] += rollout.advantage[chosen_pictures(rollout)]
+        reward[:, -1] += rollout.advantage[selected_images(rollout)]
         gained, target = advantage.gae(reward, value.reshape(shape), self.discount, self.smoothing)
         return replace(rows, advantage=gained.flatten(), value=value, target=target.flatten(), kl=kl)
 
@@ -106,8 +106,8 @@ class PPO:
 
         Their parameters are different ones, so that the sum's gradient is each network's own.
         """
-        from tastemaker import losses
         from tastemaker.algorithms.ratio import ratio_metrics
+        from tastemaker.diffusion import losses
 
         if rows.value is None or rows.target is None or rows.kl is None:
             raise ValueError("rows of PPO come from its prepare")
@@ -133,8 +133,8 @@ class PPO:
     def _divergence(self, task: Task, rows: Rows) -> Tensor:
         import torch
 
-        from tastemaker import losses
-        from tastemaker.sample import batches
+        from tastemaker.diffusion import losses
+        from tastemaker.diffusion.sampler import batches
 
         found = []
         for part in batches(len(rows), task.rows):

@@ -1,4 +1,4 @@
-"""ReFL: the reward's gradient at one random late step, through its estimate of the picture (Xu et al. 2023)."""
+"""ReFL: the reward's gradient at one random late step, through its estimate of the image (Xu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from tastemaker.algorithms import pathwise
+from tastemaker.algorithms import reward_backprop
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.random import Generator
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -51,33 +51,33 @@ class ReFL:
     least memory. `step`: the step. `none`: nothing."""
 
     def __post_init__(self) -> None:
-        pathwise.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
+        reward_backprop.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
         if not 0 <= self.earliest < 1:
             raise ConfigError(f"algorithm.earliest is {self.earliest:g}, but must lie in [0, 1)")
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
         """The step that learns, out of the window's."""
-        return pathwise.one(list(candidates)[int(self.earliest * len(candidates)) :], generator)
+        return reward_backprop.one(list(candidates)[int(self.earliest * len(candidates)) :], generator)
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
-        """Calls of the network for a picture, without a graph and with one."""
+        """Calls of the network for an image, without a graph and with one."""
         return steps[0], 1
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """One row for each picture."""
-        return pathwise.rows(rollout)
+        """One row for each image."""
+        return reward_backprop.rows(rollout)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
-        """Losses [N] of N pictures, which are sampled here; unreduced, and metrics [N]."""
+        """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
         from dataclasses import replace
 
-        from tastemaker.chain import chain
+        from tastemaker.diffusion.backprop import chain
 
-        draw, cond = pathwise.told(task, rows)
-        (step,), recompute = pathwise.learning(rows), self.checkpointing != "none"
+        draw, cond = reward_backprop.told(task, rows)
+        (step,), recompute = reward_backprop.learning(rows), self.checkpointing != "none"
         told = cond if self.guided else replace(cond, guidance=1.0)
         made = chain(
             task.model, told, draw, task.grid, task.eta, [step], until=step, recompute=recompute, compare=self.kl > 0
         )  # fmt: skip
-        reward = pathwise.rewarded(task, rows, made.x0, recompute)
-        return pathwise.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)
+        reward = reward_backprop.rewarded(task, rows, made.x0, recompute)
+        return reward_backprop.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)

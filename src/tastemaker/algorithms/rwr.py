@@ -1,4 +1,4 @@
-"""RWR: reward-weighted regression on the model's own pictures (Lee et al. 2023; DDPO §4.2)."""
+"""RWR: reward-weighted regression on the model's own images (Lee et al. 2023; DDPO §4.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tastemaker.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tastemaker.task import Task
+    from tastemaker.algorithms.base import Task
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class RWR:
     """Reward-weighted regression.
 
-    The denoising loss on sampled pictures, times their weights: `advantage.normalise = softmax` (RWR) or `percentile`
+    The denoising loss on sampled images, times their weights: `advantage.normalise = softmax` (RWR) or `percentile`
     (RWR-sparse, with `selection = nonzero`). Times come from the stretch of the chain that the window keeps.
     """
 
@@ -27,29 +27,29 @@ class RWR:
     weights: ClassVar[Literal["positive"]] = "positive"
 
     noises: int = 1
-    """Times and noises drawn for each picture in each inner epoch."""
+    """Times and noises drawn for each image in each inner epoch."""
     guided: bool = True
     """Train the guided prediction ("CFG training"); without it a second round is worse than the first (DDPO B.1)."""
     latents: Literal["sampler", "vae"] = "sampler"
-    """`sampler`: the sampled x_0. `vae`: the decoded picture, encoded again, as in the public code."""
+    """`sampler`: the sampled x_0. `vae`: the decoded image, encoded again, as in the public code."""
 
     def __post_init__(self) -> None:
         if self.noises < 1:
             raise ConfigError(f"algorithm.noises is {self.noises}, but must be at least 1")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
-        """`noises` rows for each selected picture."""
+        """`noises` rows for each selected image."""
         from tastemaker.types import all_rows
 
         if self.latents == "vae":
-            from tastemaker.models.reencode import reencoded
+            from tastemaker.algorithms.reencode import reencoded
 
             rollout = replace(rollout, x0=reencoded(task, rollout))
         return all_rows(rollout, self.noises)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
-        from tastemaker import losses
+        from tastemaker.diffusion import losses
 
         noised = rows.noised(task.times(rows.rollout.steps))
         error = losses.mean_square(task.residual(noised, None if self.guided else 1.0))

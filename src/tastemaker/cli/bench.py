@@ -13,11 +13,11 @@ import tyro
 
 from tastemaker.cli.folders import processes
 from tastemaker.cli.settings import read
+from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError
-from tastemaker.training.config import Config
 
 if TYPE_CHECKING:
-    from tastemaker.training.bench import Bench
+    from tastemaker.benchmarking.bench import Bench
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def run(words: list[str]) -> int:
     if processes() > 1:
         raise ConfigError("bench measures one process: start it without accelerate launch or torchrun")
     with contextlib.redirect_stdout(sys.stderr):
-        from tastemaker.training.bench import bench
+        from tastemaker.benchmarking.bench import bench
 
         result = bench(args.settings, args.repeats, say=print)
     print(json.dumps({"name": name} | asdict(result), indent=1) if args.json else text(name, result))
@@ -60,7 +60,7 @@ def text(name: str, found: Bench) -> str:
     lines = [
         f"{name}: {s['model']} at {s['pixels']} px, {s['precision']}, {s['tuning']}; "
         f"{m['device']}, {m['threads']} threads, torch {m['torch']}",
-        f"a round: {s['samples']} pictures of {s['steps']} steps in batches of {s['batch']}, "
+        f"a round: {s['samples']} images of {s['steps']} steps in batches of {s['batch']}, "
         f"{s['trained_rows']} rows trained in batches of {s['rows']}, {s['updates']} updates",
         "",
         f"sampling     {found.images_per_second:.4g} images/s",

@@ -50,7 +50,7 @@ EXTRAS = {
     "wandb": "curves in Weights & Biases (trackers=wandb)",
     "trackio": "curves in trackio (trackers=trackio)",
     "bitsandbytes": "AdamW states in 8 bits (optimizer.eight_bit)",
-    "datasets": "prompts, pairs and pictures out of Hugging Face data sets",
+    "datasets": "prompts, pairs and images out of Hugging Face data sets",
     "rapidocr": "legible text as a reward (ocr), with onnxruntime and rapidfuzz: pip install 'tastemaker[ocr]'",
 }
 ROOM_GB = 5

@@ -10,13 +10,13 @@ import tyro
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError
-from tastemaker.rewards.endpoints import Remote
+from tastemaker.rewards.serving.settings import Remote
 from tastemaker.rewards.vlm.settings import Vlm
 
 
 @dataclass(frozen=True)
 class DoctorArgs:
-    """Runs a reward through its contract on made-up pictures, and says for each part what was found.
+    """Runs a reward through its contract on made-up images, and says for each part what was found.
 
     Exit code 0, or 1 where a part is broken.
     """
@@ -26,7 +26,7 @@ class DoctorArgs:
     prompts: str = "bundled-single"
     """Where prompts are taken from: what `--prompts` of a run takes."""
     batch: int = 6
-    """Pictures."""
+    """Images."""
     size: int = 64
     """Their side in pixels."""
     remote: Remote = field(default_factory=lambda: Remote(wait=10.0))
@@ -42,7 +42,7 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"--batch is {args.batch}, but must lie in [2, 1024]")
     if not 8 <= args.size <= 4096:
         raise ConfigError(f"--size is {args.size}, but must lie in [8, 4096]")
-    from tastemaker.prompts import load_prompts
+    from tastemaker.data.prompts import load_prompts
     from tastemaker.rewards.check import check_reward
     from tastemaker.rewards.registry import load_reward
 

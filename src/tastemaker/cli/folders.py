@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tastemaker.errors import ConfigError, nearest
-from tastemaker.training.folders import check_new_folder
+from tastemaker.runs.folders import check_new_folder
 
 if TYPE_CHECKING:
-    from tastemaker.training.config import Config
+    from tastemaker.config.schema import Config
 
 RUNS = Path("runs")
 
@@ -50,8 +50,8 @@ def is_run(path: Path) -> bool:
 def run_config(adapter: Path) -> Config | None:
     """The settings of the run that is given, or in which the given adapter lies; None elsewhere."""
     # Here, since most verbs do without, and their --help is to be quick.
-    from tastemaker.training.config import Config
-    from tastemaker.training.configfile import load_config
+    from tastemaker.config.schema import Config
+    from tastemaker.config.yaml_file import load_config
 
     base = adapter.parent if adapter.is_file() else adapter
     for folder in (base, base.parent):

@@ -28,7 +28,7 @@ class LsArgs:
 
 
 def _presets() -> dict[str, str]:
-    from tastemaker.training.presets import PRESETS
+    from tastemaker.config.presets import PRESETS
 
     return {name: preset.summary for name, preset in PRESETS.items()}
 
@@ -56,7 +56,7 @@ def _rewards() -> dict[str, str]:
 
 
 def _prompts() -> dict[str, str]:
-    from tastemaker.prompts import BUILTIN, WORDS
+    from tastemaker.data.prompts import BUILTIN, WORDS
 
     lists = {name: f"{prompts.summary} ({prompts.count} prompts)" for name, prompts in BUILTIN.items()}
     words = {f"[{name}]": f"in a template: {words.summary}" for name, words in WORDS.items()}

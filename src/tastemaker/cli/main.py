@@ -15,7 +15,7 @@ from tastemaker.printing import Output, escaped_output
 VERBS = {
     "train": "train a model to a reward, from a preset or a file",
     "resume": "go on with a run that was stopped",
-    "sample": "make pictures with a model or with what a run trained",
+    "sample": "make images with a model or with what a run trained",
     "mix": "mix adapters, and measure the mixtures by the rewards of both",
     "report": "write a run's report, or compare several runs",
     "reward": "serve a reward to runs on other machines",

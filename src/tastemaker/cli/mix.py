@@ -14,9 +14,9 @@ from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, as_text
+from tastemaker.config.schema import Config
+from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError, ModelError
-from tastemaker.prompts import load_prompts
-from tastemaker.training.config import Config
 
 MOST = 101
 """Mixtures in one sweep."""
@@ -59,7 +59,7 @@ class MixArgs:
     take: int = 8
     """Prompts taken evenly from the lists."""
     n: int = 4
-    """Pictures of each prompt at each mixture, always of the same noise; 0 writes adapters and measures nothing."""
+    """Images of each prompt at each mixture, always of the same noise; 0 writes adapters and measures nothing."""
     seed: int = 0
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
     """Denoising steps."""
@@ -79,7 +79,7 @@ def run(words: list[str]) -> int:
     out = require_unused(args.out or next_free("mix"))
     from tastemaker.cli.mix_show import show, sweeping
     from tastemaker.evaluation.mixture import Plan, write_mix
-    from tastemaker.training.folders import new_folder
+    from tastemaker.runs.folders import new_folder
 
     plan = Plan(adapters=args.adapters, points=points, mode=args.mode, rank=args.rank, seed=args.seed, **settings)
     with new_folder(out) as folder, sweeping(plan) as advance:
@@ -157,7 +157,7 @@ def _settings(args: MixArgs) -> dict[str, Any]:
         raise ConfigError("none of the adapters lies in a run, which would name a reward: give --reward NAME")
     prompts = _prompts(args, list(known.values()))
     if len(prompts) * args.n < 2:
-        raise ConfigError("one picture has no deviation to measure rewards in: give --n 2, or more prompts")
+        raise ConfigError("one image has no deviation to measure rewards in: give --n 2, or more prompts")
     rewards = tuple(dict.fromkeys(rewards))
     return {"model": model, "prompts": prompts, "n": args.n, "rewards": rewards, "sampling": sampling}
 

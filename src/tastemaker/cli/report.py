@@ -32,7 +32,7 @@ def run(words: list[str]) -> int:
     if len(args.runs) == 1 and args.out is not None:
         raise ConfigError("--out is for a comparison of several runs: one run's report is written into its folder")
     runs = [require_run(folder) for folder in args.runs]
-    from tastemaker.evaluation.report import compare_report, write_report
+    from tastemaker.report.page import compare_report, write_report
 
     print_lines(write_report(runs[0]) if len(runs) == 1 else compare_report(runs, args.out or Path("comparison.html")))
     return 0

@@ -11,9 +11,9 @@ import tyro
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError, nearest
-from tastemaker.rewards.endpoints import TOKEN_ENV, check_variable, is_remote, read_token
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
+from tastemaker.rewards.serving.settings import TOKEN_ENV, check_variable, is_remote, read_token
 from tastemaker.rewards.vlm.settings import Vlm
 
 _HELP = """usage: tastemaker reward serve NAME ...
@@ -43,14 +43,14 @@ class ServeArgs:
     without_token: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Listen beyond this machine without a token: whoever reaches the port may ask."""
     max_batch: int = 32
-    """Most pictures in one call of the reward."""
+    """Most images in one call of the reward."""
     join_ms: float = 5.0
     """Milliseconds that a request waits for others to be joined with; 0 joins none, for rewards that depend on their
     batch."""
-    max_pictures: int = 64
-    """Most pictures in a request."""
+    max_images: int = 64
+    """Most images in a request."""
     max_megapixels: float = 16.8
-    """Most millions of pixels in a request, its pictures together."""
+    """Most millions of pixels in a request, its images together."""
     max_body_mib: float = 64.0
     """Largest body of a request."""
     vlm: Vlm = field(default_factory=Vlm)
@@ -77,8 +77,8 @@ def _serve(args: ServeArgs) -> int:
     _check(args)
     token = read_token(args.token_env)
     from tastemaker.rewards.registry import load_reward
-    from tastemaker.rewards.server import Service, identify, is_loopback, known_hosts, listen, server
-    from tastemaker.rewards.wire import Limits
+    from tastemaker.rewards.serving.protocol import Limits
+    from tastemaker.rewards.serving.server import Service, identify, is_loopback, known_hosts, listen, server
 
     if token is None and not is_loopback(args.host) and not args.without_token:
         raise ConfigError(
@@ -92,8 +92,8 @@ def _serve(args: ServeArgs) -> int:
             f"brackets, and let the run standardise it: --reward 'standardise(http://{args.host}:{args.port})'"
         )
     if getattr(reward, "space", "image") != "image":
-        raise ConfigError(f"the reward {name} is on latents, and only rewards on pictures can be served")
-    limits = Limits(int(args.max_body_mib * 2**20), args.max_pictures, int(args.max_megapixels * 1e6))
+        raise ConfigError(f"the reward {name} is on latents, and only rewards on images can be served")
+    limits = Limits(int(args.max_body_mib * 2**20), args.max_images, int(args.max_megapixels * 1e6))
     service = Service(
         reward, identify(name, reward), token, known_hosts(args.host), args.max_batch, args.join_ms / 1000, limits
     )
@@ -114,7 +114,7 @@ def _check(args: ServeArgs) -> None:
     if not 0 <= args.join_ms <= 10_000:
         raise ConfigError(f"--join-ms is {args.join_ms}, but must lie in [0, 10000]")
     sizes = {
-        "max-batch": args.max_batch, "max-pictures": args.max_pictures, "max-megapixels": args.max_megapixels,
+        "max-batch": args.max_batch, "max-images": args.max_images, "max-megapixels": args.max_megapixels,
         "max-body-mib": args.max_body_mib,
     }  # fmt: skip
     for name, value in sizes.items():

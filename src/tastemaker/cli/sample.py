@@ -1,4 +1,4 @@
-"""`tastemaker sample`: pictures for prompts, from a model with or without what a run trained."""
+"""`tastemaker sample`: images for prompts, from a model with or without what a run trained."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
 from tastemaker.cli.text import as_source, as_text
+from tastemaker.config.schema import Config, Sampling
+from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError
 from tastemaker.printing import print_lines
-from tastemaker.prompts import load_prompts
-from tastemaker.training.config import Config, Sampling
 
 
 @dataclass(frozen=True)
 class SampleArgs:
-    """Makes pictures for prompts and a sheet that shows them all.
+    """Makes images for prompts and a sheet that shows them all.
 
     With --adapter RUN, what is left out is taken from the run: model, steps, guidance and eta.
     """
@@ -41,7 +41,7 @@ class SampleArgs:
     prompts: Annotated[str | None, tyro.conf.arg(metavar="LIST", help_behavior_hint="")] = None
     """A built-in list, file, data set or template (`tastemaker ls prompts`), instead of --prompt."""
     n: int = 4
-    """Pictures of each prompt."""
+    """Images of each prompt."""
     seed: int = 0
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)")] = None
     """Denoising steps."""
@@ -50,7 +50,7 @@ class SampleArgs:
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
     """Weight of the noise added at each step."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/sample-<n>)")] = None
-    """Folder of the pictures."""
+    """Folder of the images."""
 
 
 def run(words: list[str]) -> int:
@@ -64,7 +64,7 @@ def run(words: list[str]) -> int:
     out = require_unused(args.out or next_free("sample"))
     if args.adapter is not None and masks:
         from tastemaker.evaluation.step_ranges import write_ranges
-        from tastemaker.training.folders import new_folder
+        from tastemaker.runs.folders import new_folder
 
         with new_folder(out) as folder:
             write_ranges(
@@ -80,7 +80,7 @@ def run(words: list[str]) -> int:
             )
         print_lines(out / "sheet.png")
         return 0
-    from tastemaker.evaluation.samples import write_samples
+    from tastemaker.evaluation.images import write_samples
 
     sheet = write_samples(
         model=model,

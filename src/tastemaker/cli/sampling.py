@@ -1,13 +1,13 @@
-"""How pictures are drawn, as the verbs are told: a run's settings, with flags over them."""
+"""How images are drawn, as the verbs are told: a run's settings, with flags over them."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 
+from tastemaker.config.reflection import require_finite
+from tastemaker.config.schema import Sampling
 from tastemaker.errors import ConfigError
-from tastemaker.training.config import Sampling
-from tastemaker.training.reflection import require_finite
 
 
 def chosen_sampling(base: Sampling, steps: int | None, guidance: float | None, eta: float | None) -> Sampling:

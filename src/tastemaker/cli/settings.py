@@ -9,10 +9,10 @@ from typing import Any, Protocol, TypeVar
 
 from tastemaker.cli.arguments import choose, flag_types, parse, split_assignments
 from tastemaker.cli.text import decoded, is_undecoded
+from tastemaker.config.presets import PRESETS
+from tastemaker.config.reflection import require_finite
+from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, nearest
-from tastemaker.training.config import Config
-from tastemaker.training.presets import PRESETS
-from tastemaker.training.reflection import require_finite
 
 
 class Args(Protocol):
@@ -67,7 +67,7 @@ def _named(words: list[str]) -> tuple[str | None, str | None]:
 
 def _base(preset: str | None, file: str | None) -> Config:
     if file is not None:
-        from tastemaker.training.configfile import load_config
+        from tastemaker.config.yaml_file import load_config
 
         return load_config(Path(file), Config())
     if preset is None:

@@ -6,8 +6,8 @@ import os
 import re
 from dataclasses import replace
 
+from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError
-from tastemaker.training.config import Config
 
 _UNDECODED = re.compile("[\ud800-\udfff]")
 """Python's stand-ins for bytes of a word that the locale's encoding lacks (PEP 383)."""

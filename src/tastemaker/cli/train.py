@@ -11,7 +11,7 @@ import tyro
 
 from tastemaker.cli.folders import next_free, require_unused
 from tastemaker.cli.settings import read
-from tastemaker.training.config import Config
+from tastemaker.config.schema import Config
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 TEXTURES: tuple[Texture, ...] = get_args(Texture)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 
-# Radii as a fraction of the picture's side. The gaps between the ranges keep the words unambiguous.
+# Radii as a fraction of the image's side. The gaps between the ranges keep the words unambiguous.
 RADIUS: dict[Size, tuple[float, float]] = {"small": (0.16, 0.20), "medium": (0.26, 0.32), "big": (0.38, 0.43)}
 COUNT_RADIUS = {2: (0.17, 0.21), 3: (0.15, 0.18), 4: (0.135, 0.16)}
 PAIR_RADIUS = (0.17, 0.21)
@@ -40,7 +40,7 @@ PAIR_RADIUS = (0.17, 0.21)
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as drawn. `x`, `y` and `radius` are fractions of the picture's side; y grows downwards."""
+    """One object as drawn. `x`, `y` and `radius` are fractions of the image's side; y grows downwards."""
 
     kind: str
     colour: str

@@ -1,4 +1,4 @@
-"""Mixtures of adapters on disk, measured on the same pictures: `tastemaker mix` (AlignProp §5.4 and Table 4)."""
+"""Mixtures of adapters on disk, measured on the same images: `tastemaker mix` (AlignProp §5.4 and Table 4)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tastemaker.advantage import moments
+from tastemaker.diffusion.sampler import batches
 from tastemaker.errors import RewardError
-from tastemaker.evaluation.labelled import labelled_grid
-from tastemaker.evaluation.report_svg import COLOURS, INK, MUTED, styled
-from tastemaker.evaluation.samples import fixed_draw, load_here, pictures, to_pil
+from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
+from tastemaker.evaluation.image_grid import labelled_grid
+from tastemaker.evaluation.images import fixed_draw, images, load_here, to_pil
 from tastemaker.models import adapter_files, lora
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
 from tastemaker.printing import readable
+from tastemaker.rewards.base import score
 from tastemaker.rewards.combination import Combination, score_together
-from tastemaker.rewards.contract import score
 from tastemaker.rewards.registry import load_reward
-from tastemaker.sample import batches
+from tastemaker.spread import moments
 
 BATCH, ROWS = 16, 8
-"""Pictures sampled at once, and prompts in the grid."""
+"""Images sampled at once, and prompts in the grid."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
     model: str
     prompts: tuple[str, ...]
     n: int
-    """Pictures of each prompt."""
+    """Images of each prompt."""
     seed: int
     rewards: tuple[str, ...]
     sampling: Any
@@ -88,8 +88,8 @@ def place(name: str) -> Path:
 
 
 def _mixture(plan: Plan, parts: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
-    """One adapter alone is itself: arithmetic would not change its values, but other ranks and scales would change a
-    picture's last bits."""
+    """One adapter alone is itself: arithmetic would not change its values, but other ranks and scales would change an
+    image's last bits."""
     used = [index for index, weight in enumerate(weights) if weight]
     if len(used) == 1 and weights[used[0]] == 1:
         return parts[used[0]]
@@ -107,7 +107,7 @@ def _measure(plan: Plan, door: Any, folder: Path, found: dict[str, Any], advance
     grid = door.process.grid(sampling.steps)
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:
-        x = pictures(door, draw, grid, sampling.guidance, sampling.eta, BATCH, advance)
+        x = images(door, draw, grid, sampling.guidance, sampling.eta, BATCH, advance)
         first = x[:: plan.n][:ROWS]
         for reward in rewards.values():
             if isinstance(reward, Combination) and reward.unmeasured:  # so these are the base model's
@@ -124,9 +124,9 @@ def _measure(plan: Plan, door: Any, folder: Path, found: dict[str, Any], advance
         mixture["rewards"] = {name: standing(values[name], base[name], name) for name in rewards}
         mixture["average"] = sum(one["standardised"] for one in mixture["rewards"].values()) / len(rewards)
     prompts = plan.prompts[:ROWS]
-    images = [column[row] for row in range(len(prompts)) for column in columns]
+    image_list = [column[row] for row in range(len(prompts)) for column in columns]
     names = ["base", *(mixture["name"].removeprefix("weights ") for mixture in found["mixtures"])]
-    labelled_grid(images, prompts, names).save(folder / "grid.png")
+    labelled_grid(image_list, prompts, names).save(folder / "grid.png")
 
 
 def standing(values: Tensor, base: Tensor, name: str) -> dict[str, float]:
@@ -138,7 +138,7 @@ def standing(values: Tensor, base: Tensor, name: str) -> dict[str, float]:
     unit = moments(base)[1]
     if not unit:
         raise RewardError(
-            f"the reward {name} gives all {len(base)} pictures of the base model {base[0].item():g}, and has no "
+            f"the reward {name} gives all {len(base)} images of the base model {base[0].item():g}, and has no "
             "deviation to measure mixtures in: give more or other prompts"
         )
     difference = values.double() - base.double()

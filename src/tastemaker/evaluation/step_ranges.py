@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tastemaker.evaluation.labelled import labelled_grid
-from tastemaker.evaluation.samples import contact_sheet, fixed_draw, load_here, pictures, to_pil
+from tastemaker.diffusion.model import Model
+from tastemaker.evaluation.image_grid import labelled_grid
+from tastemaker.evaluation.images import contact_sheet, fixed_draw, images, load_here, to_pil
 from tastemaker.models.adapter_files import find_adapter, require_adapter
-from tastemaker.models.switched import switched
-from tastemaker.protocols import Model
+from tastemaker.models.step_adapters import switched
 from tastemaker.types import Draw
 
 
@@ -28,10 +28,10 @@ def write_ranges(
     eta: float,
     folder: Path,
 ) -> None:
-    """Samples `n` pictures of each prompt with the adapter on at the steps of each mask, by the masks' names.
+    """Samples `n` images of each prompt with the adapter on at the steps of each mask, by the masks' names.
 
-    One mask gives pictures and their sheet. Several give folders of pictures, and a sheet whose rows are the base
-    model, each mask, and the adapter at all steps; its columns are the pictures.
+    One mask gives images and their sheet. Several give folders of images, and a sheet whose rows are the base
+    model, each mask, and the adapter at all steps; its columns are the images.
     """
     found = require_adapter(find_adapter(adapter))
     door = load_here(model)
@@ -62,4 +62,4 @@ def write_ranges(
 def _masked(door: Model, draw: Draw, mask: Sequence[bool], guidance: float, eta: float) -> Tensor:
     """[B,3,H,W]"""
     grid = door.process.grid(len(mask))
-    return pictures(switched(door, grid, mask), draw, grid, guidance, eta, batch=16)
+    return images(switched(door, grid, mask), draw, grid, guidance, eta, batch=16)

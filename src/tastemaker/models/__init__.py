@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from tastemaker.models.latent_unet import LatentUNet
-    from tastemaker.models.pixel_unet import PixelUNet
+    from tastemaker.models.pixel import PixelUNet
+    from tastemaker.models.stable_diffusion import LatentUNet
 
 
 def load_model(
@@ -24,14 +24,14 @@ def load_model(
     """
     from tastemaker.errors import ModelError
     from tastemaker.models.bundled import bundled_pipeline
-    from tastemaker.models.latent_unet import LatentUNet
     from tastemaker.models.loading import load_pipeline
+    from tastemaker.models.stable_diffusion import LatentUNet
     from tastemaker.safe_torch import require_safe_torch
 
     require_safe_torch(f"the model {source}", ModelError)
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
     if type(pipeline).__name__ == "StableDiffusionPipeline":
         return LatentUNet(pipeline, precision, device, network_device)
-    from tastemaker.models.pixel_unet import PixelUNet
+    from tastemaker.models.pixel import PixelUNet
 
     return PixelUNet(pipeline, precision, device, network_device)

@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tastemaker.errors import ConfigError, ModelError
+from tastemaker.models.library_logging import quiet
 from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove
 from tastemaker.models.mixing import Adapter, Factors
-from tastemaker.models.quiet import quiet
 
 ENDS = (".lora_A.weight", ".lora_B.weight")
 """Of the names of a layer's factors, as peft has them."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tastemaker.protocols import Process
+from tastemaker.diffusion.process import Process
 from tastemaker.types import Cond
 
 

@@ -34,7 +34,7 @@ from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.hub import hub_cause, is_unreachable, told_once  # noqa: E402
 from tastemaker.models.checks import require_latent, require_pixels  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
-from tastemaker.models.quiet import loading  # noqa: E402
+from tastemaker.models.library_logging import loading  # noqa: E402
 from tastemaker.models.schedulers import load_scheduler  # noqa: E402
 
 INDEX = "model_index.json"

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from tastemaker.errors import ModelError
-from tastemaker.models.quiet import quiet
+from tastemaker.models.library_logging import quiet
 from tastemaker.models.tuning import Tuning
 
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -18,10 +18,10 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from tastemaker.diffusion.process import Grid, Prediction, output_scale, variance_preserving, x0_from
 from tastemaker.errors import ConfigError, ModelError, nearest
 from tastemaker.models.files import read_json
-from tastemaker.models.quiet import loading
-from tastemaker.process import Grid, Prediction, output_scale, variance_preserving, x0_from
+from tastemaker.models.library_logging import loading
 
 DISCRETE = (
     "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "DDPMScheduler", "DDPMParallelScheduler",

@@ -12,10 +12,7 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
-from tastemaker.protocols import Model
-from tastemaker.sample import batches
-from tastemaker.task import Task
-from tastemaker.types import Rows
+from tastemaker.diffusion.model import Model
 
 
 def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> nn.Module:
@@ -33,15 +30,6 @@ def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> 
     else:
         made = ConditionalMLP(model.latent_shape, channels, times=model.process.length)
     return made.to(model.device)
-
-
-@torch.no_grad()
-def estimate(task: Task, rows: Rows) -> Tensor:
-    """Values [N] of the rows' latents before their steps. Raises ValueError for a task without value network."""
-    found = [rows.rollout.x0.new_empty(0)]
-    for part in batches(len(rows), task.rows):
-        found.append(task.estimate(rows.select(slice(part.start, part.stop)).transitions()))
-    return torch.cat(found)
 
 
 class AttentionPool(nn.Module):

@@ -1,1 +1,1 @@
-"""Rewards: plain functions of pictures and prompts."""
+"""Rewards: plain functions of images and prompts."""

@@ -1,6 +1,6 @@
-"""A caption as a reward, all offline: the judge says what a picture of the bundled model's world shows.
+"""A caption as a reward, all offline: the judge says what an image of the bundled model's world shows.
 
-The mechanism of DDPO's reward (a model describes the picture, and the description is compared with the prompt) where
+The mechanism of DDPO's reward (a model describes the image, and the description is compared with the prompt) where
 nothing can be downloaded. As with judge-score, a run on it has no independent witness left.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tastemaker.drawings.scene import KINDS, NUMBERS, Request, Scene, Thing, Wanted, relation_of
 from tastemaker.errors import RewardError, nearest
-from tastemaker.rewards.contract import Reward, reward
+from tastemaker.rewards.base import Reward, reward
 
 _STOP = frozenset(("a", "an", "the", "of", "on", "and", "with", "background"))
 """Words that say nothing, or that every caption has."""
@@ -24,7 +24,7 @@ _SINGULAR = {kind + "s": kind for kind in KINDS}
 
 
 def caption_score(how: str) -> Reward:
-    """The reward `caption-score:HOW`, at most 1: recall of the prompt in the judge's caption of the picture.
+    """The reward `caption-score:HOW`, at most 1: recall of the prompt in the judge's caption of the image.
 
     `words`: the share of the prompt's words that are in the caption (`word_recall`), in [0,1]. `embeddings`: BERTScore
     recall with the bundled model's text encoder. Any prompt can be scored, but only the bundled model's words can be
@@ -36,7 +36,7 @@ def caption_score(how: str) -> Reward:
 
     @reward()
     def caption_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        from tastemaker.evaluation.judge import see
+        from tastemaker.drawings.judge import see
 
         told = [captions(scene) for scene in see(x)]
         pairs = [(caption, prompt) for one, prompt in zip(told, prompts, strict=True) for caption in one]
@@ -100,8 +100,8 @@ def _by_embeddings() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from tastemaker.models.bundled import bundled_pipeline
-    from tastemaker.models.quiet import quiet
-    from tastemaker.rewards.bertscore import recall
+    from tastemaker.models.library_logging import quiet
+    from tastemaker.rewards.learned.bertscore import recall
 
     with quiet():
         tokenizer = CLIPTokenizer.from_pretrained(bundled_pipeline() / "tokenizer")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError, RewardUnavailable
+from tastemaker.rewards.base import Reward, graded, score
 from tastemaker.rewards.combination import Combination, score_together
-from tastemaker.rewards.contract import Reward, graded, score
 
 TOLERANCE = 1e-4
 """By how much a reward may differ in another batch or order, in units of the answers' size, and be called the same: a
@@ -27,7 +27,7 @@ class Finding:
     what: str
 
 
-def pictures(count: int, size: int, seed: int = 0) -> Tensor:
+def images(count: int, size: int, seed: int = 0) -> Tensor:
     """[count,3,size,size] in [0,1], all different: noise, a smooth blot, stripes, nearly black, nearly white, ..."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(count, 3, size, size, generator=generator)
@@ -43,14 +43,14 @@ def pictures(count: int, size: int, seed: int = 0) -> Tensor:
 
 
 def check_reward(reward: Reward, prompts: Sequence[str], size: int = 64, seed: int = 0) -> list[Finding]:
-    """Runs a reward through its contract on one picture of `size` pixels a side for each of the prompts.
+    """Runs a reward through its contract on one image of `size` pixels a side for each of the prompts.
 
-    Shape and finiteness, order, independence of the batch, determinism, pictures left as they were, and the gradient
+    Shape and finiteness, order, independence of the batch, determinism, images left as they were, and the gradient
     where one is declared. A reward on latents is given normal noise [B,4,size/8,size/8]. Where it gives no rewards at
     all, that is the only finding. Raises RewardUnavailable for a reward elsewhere that does not answer.
     """
     space = getattr(reward, "space", "image")
-    x = pictures(len(prompts), size, seed)
+    x = images(len(prompts), size, seed)
     if space == "latent":
         x = torch.randn(len(prompts), 4, size // 8, size // 8, generator=torch.Generator().manual_seed(seed))
     given, found = x.clone(), []
@@ -108,8 +108,8 @@ def _order(reward: Reward, x: Tensor, prompts: Sequence[str], together: Tensor) 
     return [
         Finding(
             "failed",
-            f"does not keep the order, or looks at a picture's neighbours: turned round, answers differ by {apart:.1g} "
-            "of the largest; each must be of its own picture and prompt",
+            f"does not keep the order, or looks at an image's neighbours: turned round, answers differ by {apart:.1g} "
+            "of the largest; each must be of its own image and prompt",
         )
     ]
 
@@ -145,7 +145,7 @@ def _again(reward: Reward, x: Tensor, prompts: Sequence[str], together: Tensor) 
 def _gradient(reward: Reward, x: Tensor, prompts: Sequence[str]) -> list[Finding]:
     """Of a reward that declares one: there, finite, and along itself what a finite difference says."""
     if not getattr(reward, "differentiable", False):
-        return [Finding("note", "declares no gradient (see tastemaker.rewards.contract.reward)")]
+        return [Finding("note", "declares no gradient (see tastemaker.rewards.base.reward)")]
     leaf = x.clone().requires_grad_()
     try:
         (slope,) = torch.autograd.grad(graded(reward, leaf, prompts).sum(), leaf)
@@ -162,7 +162,7 @@ def _gradient(reward: Reward, x: Tensor, prompts: Sequence[str]) -> list[Finding
             Finding("failed", f"declares a gradient, which is zero for {dead} of {len(x)}: is the way cut by detach?")
         ]
     # Along its own gradient a reward rises by the gradient's norm, over a way that is short for how it bends: its own
-    # for each picture, and too short for float32 where a picture is at a kink.
+    # for each image, and too short for float32 where an image is at a kink.
     way = slope / norms.view(-1, *[1] * (x.dim() - 1))
     tried = []
     for step in (1e-2, 1e-3, 1e-4, 1e-5):

@@ -9,7 +9,7 @@ import torch
 from skimage.color import rgb2lab
 from torch import Tensor
 
-from tastemaker.rewards.contract import reward
+from tastemaker.rewards.base import reward
 
 VIVID = 10.0
 """A pixel is vivid where a^2 + b^2 is greater: the square of its chroma, so that a chroma of 3.2 will do."""
@@ -34,7 +34,7 @@ def colourfulness(x: Tensor, prompts: Sequence[str]) -> Tensor:
 
 @reward(differentiable=True)
 def soft_colourfulness(x: Tensor, prompts: Sequence[str]) -> Tensor:
-    """[B] in [0, log2 7]: `colourfulness` with a gradient, for pictures [B,3,H,W] in [0,1].
+    """[B] in [0, log2 7]: `colourfulness` with a gradient, for images [B,3,H,W] in [0,1].
 
     A pixel is vivid by sigmoid((a^2 + b^2 - 10) / 10) instead of a step, and its hue counts for the two nearest of the
     7 bins by its distance to their middles. Grey pixels have no hue, and their atan2 no gradient: `_EPS` keeps it
@@ -58,7 +58,7 @@ _WHITE = (0.95047, 1.0, 1.08883)
 
 
 def _ab(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The colour axes of CIELAB, [B,H,W] each, of sRGB pictures [B,3,H,W] in [0,1]."""
+    """The colour axes of CIELAB, [B,H,W] each, of sRGB images [B,3,H,W] in [0,1]."""
     linear = torch.where(x > 0.04045, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4, x / 12.92)
     matrix = torch.tensor(_XYZ, device=x.device, dtype=x.dtype) / torch.tensor(_WHITE, device=x.device).to(x)[:, None]
     xyz = torch.einsum("ij,bjhw->bihw", matrix, linear)

@@ -9,10 +9,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from tastemaker.advantage import moments
 from tastemaker.errors import RewardError
-from tastemaker.rewards.contract import Reward, checked, put_together
-from tastemaker.rewards.endpoints import is_remote
+from tastemaker.rewards.base import Reward, checked, put_together
 from tastemaker.rewards.expression import (
     Clip,
     Constant,
@@ -26,16 +24,18 @@ from tastemaker.rewards.expression import (
     walk,
     written,
 )
+from tastemaker.rewards.serving.settings import is_remote
 from tastemaker.rewards.vlm.settings import is_vlm
+from tastemaker.spread import moments
 
 Statistics = dict[str, tuple[float, float]]
-"""Mean and standard deviation on the base model's pictures, by what was measured as text."""
+"""Mean and standard deviation on the base model's images, by what was measured as text."""
 
 
 class Combination:
     """A reward made of others; every one of them is logged by itself.
 
-    Raises RewardError where the parts do not want the same, pictures or latents.
+    Raises RewardError where the parts do not want the same, images or latents.
     """
 
     def __init__(self, name: str, tree: Node, rewards: Mapping[str, Reward]) -> None:
@@ -66,7 +66,7 @@ class Combination:
 
     @property
     def unmeasured(self) -> list[str]:
-        """What is to be standardised and has not been measured on the base model's pictures."""
+        """What is to be standardised and has not been measured on the base model's images."""
         return [key for key, _ in self._standardised() if key not in self.statistics]
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -81,7 +81,7 @@ class Combination:
         return self._value(self.tree, found)
 
     def measure(self, found: Mapping[str, Tensor]) -> None:
-        """Takes the statistics of its parts, and of what it standardises, from the base model's pictures: the parts'
+        """Takes the statistics of its parts, and of what it standardises, from the base model's images: the parts'
         rewards [B] of them.
 
         Raises RewardError where what is standardised does not differ, so that there is no unit.
@@ -92,8 +92,8 @@ class Combination:
             mean, std = moments(values)
             if not std:
                 raise RewardError(
-                    f"{key} divides by the deviation of the base model's pictures, but all {len(values)} of them have "
-                    f"{mean:g}: leave standardise out, or evaluate more pictures (evaluation.prompts, "
+                    f"{key} divides by the deviation of the base model's images, but all {len(values)} of them have "
+                    f"{mean:g}: leave standardise out, or evaluate more images (evaluation.prompts, "
                     "evaluation.per_prompt)"
                 )
             self.statistics[key] = mean, std
@@ -141,7 +141,7 @@ class Combination:
     def _measured(self, key: str) -> tuple[float, float]:
         if key not in self.statistics:
             raise RewardError(
-                f"the reward {self.__name__!r} has {key}, which is measured on the base model's pictures at the start "
+                f"the reward {self.__name__!r} has {key}, which is measured on the base model's images at the start "
                 "of a run: outside of one, leave standardise out"
             )
         return self.statistics[key]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.endpoints import is_remote
+from tastemaker.rewards.serving.settings import is_remote
 from tastemaker.rewards.vlm.settings import is_vlm, without_servers
 
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf)(?=[\s*,)]|$)")
@@ -70,7 +70,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Standardise:
-    """A value in standard deviations of the base model's pictures from their mean."""
+    """A value in standard deviations of the base model's images from their mean."""
 
     of: Node
 

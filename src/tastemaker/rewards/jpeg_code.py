@@ -20,7 +20,7 @@ from tastemaker.rewards.jpeg import QUALITY
 
 SIDE, COEFFICIENTS = 8, 64
 AC_CATEGORIES, DC_CATEGORIES = 10, 11
-"""The largest number of magnitude bits of a coefficient, and of a difference of DC coefficients (8-bit pictures)."""
+"""The largest number of magnitude bits of a coefficient, and of a difference of DC coefficients (8-bit images)."""
 _TO_YCC = (
     (0.299, 0.587, 0.114),
     (-0.168735892, -0.331264108, 0.5),
@@ -34,7 +34,7 @@ class Code:
     """Quantisation and code lengths; first index 0 for luma and 1 for chroma, coefficients in zigzag order."""
 
     header: int
-    """Bytes of a file that do not depend on the picture."""
+    """Bytes of a file that do not depend on the image."""
     quantum: Tensor
     """[2,64] steps of the coefficients."""
     dc: Tensor
@@ -53,7 +53,7 @@ def code(quality: int = QUALITY) -> Code:
     Image.new("RGB", (16, 16)).save(buffer, format="JPEG", quality=quality)
     data, place = buffer.getvalue(), 2
     quanta, lengths = {}, {}
-    while data[place + 1] != 0xDA:  # start of scan, the last segment before the picture's data
+    while data[place + 1] != 0xDA:  # start of scan, the last segment before the image's data
         marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         segment = data[place + 4 : place + 2 + size]
         if marker == 0xDB:
@@ -114,7 +114,7 @@ def _zigzag() -> list[int]:
 
 
 def planes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Luma [B,h,w] and chroma [B,2,h/2,w/2] of pictures [B,3,H,W] in [0,1], centred, in units of 1/255.
+    """Luma [B,h,w] and chroma [B,2,h/2,w/2] of images [B,3,H,W] in [0,1], centred, in units of 1/255.
 
     h and w are H and W made up to multiples of 16 by repeating the last pixels; chroma is the mean of four.
     """
@@ -132,7 +132,7 @@ def coefficients(plane: Tensor) -> Tensor:
 
 
 def luma_order(height: int, width: int) -> Tensor:
-    """Places of the luma blocks of a picture in the order of the file: 2x2 at a time (T.81, A.2.3).
+    """Places of the luma blocks of an image in the order of the file: 2x2 at a time (T.81, A.2.3).
 
     Places count in the made-up grid of ceil(H/16)*2 by ceil(W/16)*2 blocks; blocks that hold no pixel are left out.
     They cost a fixed number of bits (DC difference 0, end of block), and the next block's difference is from the last

@@ -2,7 +2,7 @@
 
 The bits of baseline JPEG are counted as its entropy coder counts them, with one change: how many magnitude bits a
 coefficient has is not a staircase but a smooth one. A small network corrects each block's count; it is learned from
-true sizes (scripts/bundled/jpeg_surrogate.py), and bounded, so that no picture can talk it into a size that the coder
+true sizes (scripts/bundled/jpeg_surrogate.py), and bounded, so that no image can talk it into a size that the coder
 would not come near to.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tastemaker.errors import ModelError, RewardError
-from tastemaker.rewards.contract import reward
+from tastemaker.rewards.base import reward
 from tastemaker.rewards.jpeg_code import (
     AC_CATEGORIES,
     COEFFICIENTS,
@@ -63,7 +63,7 @@ class SizeNet(nn.Module):
             nn.init.zeros_(net[-1].bias)  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B] of pictures [B,3,H,W] in [0,1] of any size; what lies outside is clamped, as it is in a file."""
+        """[B] of images [B,3,H,W] in [0,1] of any size; what lies outside is clamped, as it is in a file."""
         luma, chroma = planes(x.clamp(0, 1))
         every = coefficients(luma).flatten(1, 2)
         order = luma_order(*x.shape[-2:]).to(x.device)
@@ -137,14 +137,14 @@ def load_surrogate(device: torch.device | str = "cpu", dtype: torch.dtype = torc
 
 
 def predicted_kilobytes(x: Tensor) -> Tensor:
-    """[B] predicted sizes of pictures [B,3,H,W] in [0,1] as JPEGs of quality 95, in kB of 1000 bytes; differentiable.
+    """[B] predicted sizes of images [B,3,H,W] in [0,1] as JPEGs of quality 95, in kB of 1000 bytes; differentiable.
 
-    Half-precision pictures are computed with in float32, also under autocast. Raises RewardError for another shape.
+    Half-precision images are computed with in float32, also under autocast. Raises RewardError for another shape.
     """
     if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
         raise RewardError(
-            f"the JPEG surrogate was given pictures of shape {list(x.shape)}, but it reads [B,3,H,W] in RGB: "
-            "repeat a grey channel three times, and give one picture as a batch of one"
+            f"the JPEG surrogate was given images of shape {list(x.shape)}, but it reads [B,3,H,W] in RGB: "
+            "repeat a grey channel three times, and give one image as a batch of one"
         )
     x = x if x.dtype == torch.float64 else x.float()
     with torch.autocast(x.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""The judge's confidence as a reward: how surely a picture of the bundled model's world shows its prompt.
+"""The judge's confidence as a reward: how surely an image of the bundled model's world shows its prompt.
 
 The judge is the independent witness of alignment. A run that trains on it has no witness left; it stands in for an
 alignment reward where methods are compared, and is in no preset but theirs.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, TEXTURES, Relation, Request, Wanted, parse
 from tastemaker.errors import RewardError
-from tastemaker.rewards.contract import reward
+from tastemaker.rewards.base import reward
 
 _COLOURS = tuple(COLOURS)
 
@@ -42,12 +42,12 @@ def judge_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def look(x: Tensor) -> dict[str, Tensor]:
-    """What the judge gives for pictures [B,3,H,W] in [0,1], on the CPU, with their graph.
+    """What the judge gives for images [B,3,H,W] in [0,1], on the CPU, with their graph.
 
     Chances of kind [B,8,16,16], each on its own, and of colour [B,8,16,16] and texture [B,2,16,16] in each cell; of
     ground [B,8] and pattern [B,3].
     """
-    from tastemaker.evaluation.judge import SIDE, load_judge
+    from tastemaker.drawings.judge import SIDE, load_judge
 
     out = load_judge()(F.interpolate(x.float().cpu(), (SIDE, SIDE), mode="area"))
     return {
@@ -57,7 +57,7 @@ def look(x: Tensor) -> dict[str, Tensor]:
 
 
 def confidence(request: Request, chances: dict[str, Tensor]) -> Tensor:
-    """Mean over what is asked for, from one picture's chances: kind, colour, texture [_,16,16], ground, pattern [_]."""
+    """Mean over what is asked for, from one image's chances: kind, colour, texture [_,16,16], ground, pattern [_]."""
     maps = [present(wanted, chances) for wanted in request.things]
     peaks = _peaks(chances["kind"].amax(0))
     count = len(request.things) * request.count

@@ -1,4 +1,4 @@
-"""Legible text as a reward: what an OCR reads in a picture against what the prompt has in quotation marks.
+"""Legible text as a reward: what an OCR reads in an image against what the prompt has in quotation marks.
 
 Flow-GRPO's text rendering reward (flow_grpo/ocr.py, there with PaddleOCR), read by RapidOCR, which runs PaddleOCR's
 networks on a CPU and brings them along.
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.contract import reward
+from tastemaker.rewards.base import reward
 from tastemaker.rewards.jpeg import to_bytes
 
 _QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
@@ -24,7 +24,7 @@ _QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')
 
 @reward()
 def ocr(x: Tensor, prompts: Sequence[str]) -> Tensor:
-    """How well the first text in quotation marks of each prompt can be read in its picture: [B] in [0,1].
+    """How well the first text in quotation marks of each prompt can be read in its image: [B] in [0,1].
 
     1 - min(d, n) / n with d the edit distance between what is read and the n letters that are wanted, and 1 where these
     are part of what is read; spaces and capitals do not count. Raises RewardError for a prompt without such a text, and
@@ -32,12 +32,12 @@ def ocr(x: Tensor, prompts: Sequence[str]) -> Tensor:
     """
     wanted = [quoted(prompt) for prompt in prompts]
     read = _reader()
-    found = [read(Image.fromarray(picture)) for picture in to_bytes(x).numpy()]
+    found = [read(Image.fromarray(image)) for image in to_bytes(x).numpy()]
     return torch.tensor([legibility(*pair) for pair in zip(found, wanted, strict=True)])
 
 
 def quoted(prompt: str) -> str:
-    """The text that a picture is to show: what stands in the prompt's first pair of quotation marks, "..." or “...”.
+    """The text that an image is to show: what stands in the prompt's first pair of quotation marks, "..." or “...”.
 
     Raises RewardError where there is none.
     """
@@ -52,7 +52,7 @@ def quoted(prompt: str) -> str:
 
 
 def legibility(found: str, wanted: str) -> float:
-    """The reward of one picture, in which `found` was read."""
+    """The reward of one image, in which `found` was read."""
     from rapidfuzz.distance.Levenshtein import distance
 
     found, wanted = _letters(found), _letters(wanted)
@@ -65,7 +65,7 @@ def _letters(text: str) -> str:
 
 @cache
 def _reader() -> Callable[[Image.Image], str]:
-    """Reads a picture: its lines, in order, as one text."""
+    """Reads an image: its lines, in order, as one text."""
     try:
         import onnxruntime  # noqa: F401
         import rapidfuzz  # noqa: F401
@@ -78,7 +78,7 @@ def _reader() -> Callable[[Image.Image], str]:
     # As Flow-GRPO has it, text that stands on its head is not turned round.
     engine: Any = RapidOCR(params={"Global.log_level": "error", "Global.use_cls": False, **threads})
 
-    def read(picture: Image.Image) -> str:
-        return "".join(engine(picture).txts or ())
+    def read(image: Image.Image) -> str:
+        return "".join(engine(image).txts or ())
 
     return read

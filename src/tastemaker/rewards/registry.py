@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
-from tastemaker.rewards.endpoints import Remote, is_remote
 from tastemaker.rewards.expression import Part, parse, parts
+from tastemaker.rewards.serving.settings import Remote, is_remote
 from tastemaker.rewards.vlm.settings import Vlm
 
 if TYPE_CHECKING:
-    from tastemaker.rewards.contract import Reward
+    from tastemaker.rewards.base import Reward
 
 GROUP = "tastemaker.rewards"
 """Entry-point group in which another package names its rewards."""
@@ -43,10 +43,10 @@ class RewardEntry:
 
 BUILTIN = {
     "jpeg-compressibility": RewardEntry(
-        "tastemaker.rewards.jpeg:jpeg_compressibility", "minus the JPEG size in kB (quality 95): simple pictures"
+        "tastemaker.rewards.jpeg:jpeg_compressibility", "minus the JPEG size in kB (quality 95): simple images"
     ),
     "jpeg-incompressibility": RewardEntry(
-        "tastemaker.rewards.jpeg:jpeg_incompressibility", "the JPEG size in kB (quality 95): busy pictures"
+        "tastemaker.rewards.jpeg:jpeg_incompressibility", "the JPEG size in kB (quality 95): busy images"
     ),
     "jpeg-surrogate-compressibility": RewardEntry(
         "tastemaker.rewards.jpeg_surrogate:jpeg_surrogate_compressibility",
@@ -72,7 +72,7 @@ BUILTIN = {
     ),
     "target-image": RewardEntry(
         "tastemaker.rewards.target:target_image",
-        "-10 times the weighted RMS distance to one picture",
+        "-10 times the weighted RMS distance to one image",
         "FILE",
         differentiable=True,
     ),
@@ -80,27 +80,27 @@ BUILTIN = {
         "tastemaker.rewards.ocr:ocr", 'how well the prompt\'s "text in quotation marks" can be read (extra ocr)'
     ),
     "judge-removal": RewardEntry(
-        "tastemaker.rewards.concept_removal:judge_removal",
+        "tastemaker.rewards.learned.concept_removal:judge_removal",
         "1 - the judge's confidence in such an object, or in the prompt's first-named or last-named (bundled model)",
         "OBJECT",
         differentiable=True,
     ),
     "concept-removal": RewardEntry(
-        "tastemaker.rewards.concept_removal:concept_removal",
+        "tastemaker.rewards.learned.concept_removal:concept_removal",
         "1 - an open-vocabulary detector's confidence in the concept (OwlViT or OWLv2)",
         "CONCEPT[@MODEL]",
         differentiable=True,
     ),
     "image-reward": RewardEntry(
-        "tastemaker.rewards.image_reward:image_reward",
-        "ImageReward: human preference for a picture of the prompt, about N(0,1)",
+        "tastemaker.rewards.learned.image_reward:image_reward",
+        "ImageReward: human preference for an image of the prompt, about N(0,1)",
         "WEIGHTS",
         differentiable=True,
         default="THUDM/ImageReward",
     ),
     "caption-score": RewardEntry(
         "tastemaker.rewards.caption:caption_score",
-        "how much of the prompt is in the judge's caption of the picture (bundled model)",
+        "how much of the prompt is in the judge's caption of the image (bundled model)",
         "HOW",
         default="words",
     ),
@@ -129,35 +129,35 @@ BUILTIN = {
         asks=True,
     ),
     "clip-score": RewardEntry(
-        "tastemaker.rewards.clip:clip_score",
-        "a CLIP's cosine of picture and prompt; the bundled one, or any",
+        "tastemaker.rewards.learned.clip:clip_score",
+        "a CLIP's cosine of image and prompt; the bundled one, or any",
         "MODEL",
         differentiable=True,
         default="bundled",
     ),
     "aesthetic": RewardEntry(
-        "tastemaker.rewards.aesthetic:aesthetic",
+        "tastemaker.rewards.learned.aesthetic:aesthetic",
         "LAION's form of an aesthetic score; a made-up taste for the bundled model, or any",
         "WEIGHTS",
         differentiable=True,
         default="bundled",
     ),
     "hps-v2": RewardEntry(
-        "tastemaker.rewards.clip:hps_v2",
+        "tastemaker.rewards.learned.clip:hps_v2",
         "human preference score v2, a ViT-H-14's cosine",
         "PATH_OR_REPO",
         differentiable=True,
         default="xswu/HPSv2",
     ),
     "hps-v2.1": RewardEntry(
-        "tastemaker.rewards.clip:hps_v2_1",
+        "tastemaker.rewards.learned.clip:hps_v2_1",
         "human preference score v2.1, a ViT-H-14's cosine",
         "PATH_OR_REPO",
         differentiable=True,
         default="xswu/HPSv2",
     ),
     "pick-score": RewardEntry(
-        "tastemaker.rewards.clip:pick_score",
+        "tastemaker.rewards.learned.clip:pick_score",
         "PickScore, a ViT-H-14's scaled cosine",
         "PATH_OR_REPO",
         differentiable=True,
@@ -189,7 +189,7 @@ def load_reward(
     A URL, or several after `remote:`, is a reward on servers, which is asked as `remote` says, and tells by `say` when
     it waits for them; one that asks a vision-language model does so as `vlm` says. What is in `known` is not loaded
     again, and what is loaded is added to it. Raises RewardError where there is none, its module does not import, the
-    argument is missing or wrong, or a combination cannot be read; a server is not asked before the first pictures are.
+    argument is missing or wrong, or a combination cannot be read; a server is not asked before the first images are.
     """
     if not name:
         raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
@@ -206,7 +206,7 @@ def load_reward(
 
 def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | None, vlm: Vlm | None) -> Reward:
     if is_remote(name):
-        from tastemaker.rewards.remote import RemoteReward
+        from tastemaker.rewards.serving.client import RemoteReward
 
         return RemoteReward(name, remote) if say is None else RemoteReward(name, remote, say)
     first, _, argument = name.partition(":")

@@ -1,4 +1,4 @@
-"""Which pictures a round draws, in which order they are trained on, and which process samples which of them."""
+"""Which images a round draws, in which order they are trained on, and which process samples which of them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor
 
 from tastemaker import noise
-from tastemaker.prompts import PromptSet
-from tastemaker.training.config import Optimizer
+from tastemaker.config.schema import Optimizer
+from tastemaker.data.prompts import PromptSet
 from tastemaker.types import Draw, Rows
 
 EVALUATION = 2**40
-"""The round number of evaluation pictures: their noise is that of no training round."""
+"""The round number of evaluation images: their noise is that of no training round."""
 UNSEEN = EVALUATION + 1
-"""That of pictures of prompts which are not trained on."""
+"""That of images of prompts which are not trained on."""
 _PROMPTS, _ORDER, _PASSES, _STEPS, _STATES, _IMAGES, _VALUES = 0, 1, 2, 2**41, 2**10, 2**20, 2**21
 
 
 def draw_round(
     prompts: PromptSet, seed: int, round: int, samples: int, per_prompt: int, branches: int = 1, together: int = 1
 ) -> Draw:
-    """`samples` pictures: prompts drawn by weight, `per_prompt` of each, in shuffled order.
+    """`samples` images: prompts drawn by weight, `per_prompt` of each, in shuffled order.
 
-    Each root has `branches` pictures, which follow each other, as do any `together` pictures of a prompt.
+    Each root has `branches` images, which follow each other, as do any `together` images of a prompt.
 
     The draw is systematic: every prompt comes as often as its weight says, rounded up or down at random so that
     its expectation is exact. A list as long as the draw comes once and whole, and a longer one without repeats.
     Independent draws would let rounds differ in their prompts, and so in their mean reward, by chance alone.
 
-    The order is that of training: an update takes the next pictures of it. It is settled here, before sampling,
-    so that each process can sample just the pictures that it will train on, whatever the number of processes.
+    The order is that of training: an update takes the next images of it. It is settled here, before sampling,
+    so that each process can sample just the images that it will train on, whatever the number of processes.
     """
     rng, count = noise.choices(seed, round, _PROMPTS), samples // per_prompt
     shuffled = rng.permutation(len(prompts))
@@ -76,7 +76,7 @@ def in_turn(population: int, seed: int, start: int, count: int, purpose: int = _
 
 
 def draw_evaluation(prompts: PromptSet, seed: int, count: int, per_prompt: int, round: int = EVALUATION) -> Draw:
-    """The same pictures at every evaluation: `per_prompt` seeds of `count` prompts spread over the list."""
+    """The same images at every evaluation: `per_prompt` seeds of `count` prompts spread over the list."""
     rows = [(prompt, sample) for prompt in prompts.spread(count) for sample in range(per_prompt)]
     return _draw(prompts, seed, round, rows)
 
@@ -95,7 +95,7 @@ def share(samples: int, slices: int, rank: int, world: int) -> list[int]:
 
 
 def planned_updates(options: Optimizer, selected: Tensor) -> int:
-    """Optimizer steps of a round, over all its inner epochs, from which of its pictures are selected, [B] bool."""
+    """Optimizer steps of a round, over all its inner epochs, from which of its images are selected, [B] bool."""
     if options.images_per_update is None:
         return options.updates * options.inner_epochs
     return options.inner_epochs * int(selected.sum()) // options.images_per_update
@@ -113,14 +113,14 @@ def assigned(
 ) -> Tensor:
     """[N] in which of the round's updates each row is trained in its pass number `epoch`, -1 for none.
 
-    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round,
+    `mine` are the round's places of this process' images, `draw` those images, `samples` all of the round,
     `selected` [samples] bool which of them are learned from (all where it is None). It depends on a row's place in the
     round alone, not on the process that has it.
 
-    With `images_per_update` the selected pictures come in a new order in each pass, and the passes one after the other;
+    With `images_per_update` the selected images come in a new order in each pass, and the passes one after the other;
     updates are pieces of that row, one of which may hold the end of a pass and the beginning of the next.
     """
-    place, before = torch.as_tensor(mine)[rows.picture.cpu()], epoch * options.updates
+    place, before = torch.as_tensor(mine)[rows.image.cpu()], epoch * options.updates
     if options.images_per_update is not None:
         chosen = torch.ones(samples, dtype=torch.bool) if selected is None else selected.cpu()
         places = chosen.nonzero().flatten()
@@ -138,11 +138,11 @@ def assigned(
     if options.timestep_fraction < 1:
         trained = torch.zeros(len(mine), kept, dtype=torch.bool)
         count = max(1, round(options.timestep_fraction * kept))
-        for picture in range(len(mine)):
-            rng = noise.generator(draw.seed, draw.round, _STEPS, draw.sample_index[picture], draw.prompt_index[picture])
-            trained[picture, torch.from_numpy(rng.choice(kept, size=count, replace=False))] = True
-        update = torch.where(trained[rows.picture.cpu(), rows.place.cpu()], update, -1)
-    return update.to(rows.picture.device)
+        for image in range(len(mine)):
+            rng = noise.generator(draw.seed, draw.round, _STEPS, draw.sample_index[image], draw.prompt_index[image])
+            trained[image, torch.from_numpy(rng.choice(kept, size=count, replace=False))] = True
+        update = torch.where(trained[rows.image.cpu(), rows.place.cpu()], update, -1)
+    return update.to(rows.image.device)
 
 
 def value_states(seed: int, round: int, states: int, batch: int, batches: int) -> list[list[int]]:

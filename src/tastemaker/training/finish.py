@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tastemaker.config.schema import Config
 from tastemaker.printing import readable
-from tastemaker.training import disk
-from tastemaker.training.config import Config
+from tastemaker.runs import atomic
+from tastemaker.runs.metrics import read_metrics
 from tastemaker.training.progress import plain
 from tastemaker.training.session import Session
-from tastemaker.training.tracking import read_metrics
 
 _SHARD = r"(?:-\d+-of-\d+)?"
 _WEIGHTS = re.compile(rf"(?:diffusion_pytorch_model|model){_SHARD}(?:\.(?P<variant>[^.-]+))?{_SHARD}\.safetensors")
@@ -26,7 +26,7 @@ def write_adapter(session: Session, folder: Path) -> None:
         session.model.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
-    disk.exchange(folder / "README.md", readable(_card(session, len(grids))).encode())
+    atomic.exchange(folder / "README.md", readable(_card(session, len(grids))).encode())
 
 
 def _card(session: Session, grids: int) -> str:

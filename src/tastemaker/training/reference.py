@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tastemaker.models.held import Held
-from tastemaker.training.config import Config
+from tastemaker.config.schema import Config
+from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.training.session import Session
 
 
@@ -15,7 +15,7 @@ def start_reference(config: Config, model: Any) -> None:
     Adapters that stay what they were need none, since they can be switched off.
     """
     if config.compares and (config.tuning.mode == "full" or config.reference.every):
-        model.held = Held(model.trainable())
+        model.held = WeightCopy(model.trainable())
 
 
 def move_reference(session: Session) -> None:

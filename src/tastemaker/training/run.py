@@ -11,36 +11,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tastemaker.advantage import moments
+from tastemaker.config.schema import Config
+from tastemaker.config.yaml_file import dump_config, load_config
+from tastemaker.data.captioned_images import digest
+from tastemaker.data.prompts import BUILTIN
 from tastemaker.errors import ConfigError, RewardError, StorageError
-from tastemaker.evaluation.report import write_report
-from tastemaker.evaluation.samples import save_grid, to_pil
-from tastemaker.pictures import digest
-from tastemaker.prompts import BUILTIN
-from tastemaker.training import checkpoint, disk, sharding
-from tastemaker.training.checkpoint import State, Training
-from tastemaker.training.config import Config
-from tastemaker.training.configfile import dump_config, load_config
-from tastemaker.training.exactness import differences, facts
+from tastemaker.evaluation.images import save_grid, to_pil
+from tastemaker.report.page import write_report
+from tastemaker.runs import atomic, checkpoint, sharding
+from tastemaker.runs.checkpoint import State, Training
+from tastemaker.runs.fingerprint import differences, facts
+from tastemaker.runs.folders import check_new_folder, new_folder
+from tastemaker.runs.metrics import append_metrics, environment, read_metrics, truncate_metrics
+from tastemaker.spread import moments
+from tastemaker.training.distributed import process_group
+from tastemaker.training.early_stopping import agreed, fell
 from tastemaker.training.finish import summary, write_adapter
-from tastemaker.training.folders import check_new_folder, new_folder
 from tastemaker.training.isolation import isolated
-from tastemaker.training.loop import Evaluation, evaluate, one_round
-from tastemaker.training.processes import process_group
 from tastemaker.training.progress import Display, plain
+from tastemaker.training.rounds import Evaluation, evaluate, one_round
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
-from tastemaker.training.stopping import Interrupted, Preempted, StopNow, listening
+from tastemaker.training.signals import Interrupted, Preempted, StopNow, listening
 from tastemaker.training.trackers import Images, tracking
-from tastemaker.training.tracking import append_metrics, environment, read_metrics, truncate_metrics
-from tastemaker.training.watch import agreed, fell
 
 
 def train(config: Config, out: Path, *, command: str) -> None:
     """Trains as `config` says and leaves a run folder at `out`, ending with report.html.
 
     Raises a TastemakerError, with no folder left behind, where a setting, model, prompt or reward is wrong; the
-    reward is tried on the base model's pictures first.
+    reward is tried on the base model's images first.
     """
     check_new_folder(out)
     with isolated(), process_group():
@@ -116,10 +116,10 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
     with _tracked(session, run, done + 1), session.display:
         if accelerator.is_main_process:
             with _storing(run):
-                disk.tidy(run)
+                atomic.tidy(run)
                 if not notes:  # a kill may have come between a save and its pruning
                     checkpoint.prune(run, config.checkpoint)
-                disk.exchange(run / "config.yaml", dump_config(config).encode())
+                atomic.exchange(run / "config.yaml", dump_config(config).encode())
                 truncate_metrics(run / "metrics.jsonl", done)
                 session.trackers.start_local(config, run, done + 1)
         accelerator.wait_for_everyone()
@@ -161,7 +161,7 @@ def _train(session: Session, folder: Path) -> None:
                 if failed is not None:
                     raise failed
     except RewardError as error:
-        # It failed while pictures were sampled, or evaluated, when the round is saved: the state is a round's end. Of
+        # It failed while images were sampled, or evaluated, when the round is saved: the state is a round's end. Of
         # several processes only one may know, and saving a sharded network takes them all. Where rewards are asked in
         # the updates, the weights may be between two rounds.
         if saved != state.round and accelerator.num_processes == 1 and not config.pathwise:
@@ -255,7 +255,7 @@ def _record_evaluation(session: Session, folder: Path, evaluation: Evaluation) -
     append_metrics(folder / "metrics.jsonl", evaluation.record(session.state))
     for kind, shown in {"round": evaluation, "unseen": evaluation.unseen}.items():
         if shown is not None:
-            save_grid(folder, session.state.round, shown.pictures, shown.draw, shown.reward, shown.correct, kind)
+            save_grid(folder, session.state.round, shown.images, shown.draw, shown.reward, shown.correct, kind)
 
 
 def _track_evaluation(session: Session, evaluation: Evaluation, *, late: bool = False) -> None:
@@ -269,7 +269,7 @@ def _track_evaluation(session: Session, evaluation: Evaluation, *, late: bool = 
         if shown is not None:
             rewards = zip(shown.draw.prompts, shown.reward.tolist(), strict=True)
             captions = [f"{prompt} ({reward:.3g})" for prompt, reward in rewards]
-            images = Images(to_pil(shown.pictures), captions, session.config.evaluation.per_prompt)
+            images = Images(to_pil(shown.images), captions, session.config.evaluation.per_prompt)
             trackers.log_images(name, images, number, late=late)
 
 
@@ -302,7 +302,7 @@ def _measured(session: Session) -> str:
 
 def _circumstances(session: Session) -> dict[str, Any]:
     """What a resumed run is compared with."""
-    given = {"pairs": session.pairs, "anchor's pictures": session.anchor}
+    given = {"pairs": session.pairs, "anchor's images": session.anchor}
     digests = {name: data.digest for name, data in given.items() if data is not None}
     lists = {"prompts": session.config.prompts, "evaluation.unseen": session.config.evaluation.unseen}
     for (name, source), found in zip(lists.items(), (session.prompts, session.unseen), strict=True):

@@ -13,19 +13,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tastemaker.models.held import Held
-from tastemaker.preferences.pairs import PairSet
-from tastemaker.prompts import PromptSet
+from tastemaker.algorithms.base import Task
+from tastemaker.algorithms.windows import Whole, Window
+from tastemaker.config.schema import Config
+from tastemaker.data.pairs import PairSet
+from tastemaker.data.prompts import PromptSet
+from tastemaker.models.weight_copy import WeightCopy
+from tastemaker.rewards.base import Reward
 from tastemaker.rewards.combination import Combination
-from tastemaker.rewards.contract import Reward
-from tastemaker.task import Task
-from tastemaker.training.anchor import Anchored
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config
+from tastemaker.runs.checkpoint import State
+from tastemaker.training.prior_preservation import Anchored
 from tastemaker.training.progress import Display
-from tastemaker.training.stopping import Stop
+from tastemaker.training.signals import Stop
 from tastemaker.training.trackers import Trackers
-from tastemaker.windows import Whole, Window
 
 
 @dataclass
@@ -57,10 +57,10 @@ class Session:
     unseen: PromptSet | None = None
     """Prompts that are evaluated and never trained on."""
 
-    average: Held | None = None
+    average: WeightCopy | None = None
     """The average of the weights, where there is to be one."""
 
-    kept: Held | None = None
+    kept: WeightCopy | None = None
     """The weights that the run leaves if it is stopped early."""
 
     trackers: Trackers = field(default_factory=Trackers)

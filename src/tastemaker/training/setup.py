@@ -11,25 +11,25 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading, set_seed
 from torch import nn
 
+from tastemaker.algorithms.base import Task
+from tastemaker.algorithms.windows import Both, First
+from tastemaker.config.schema import Config, Speed
+from tastemaker.data.pairs import load_pairs
+from tastemaker.data.prompts import PromptSet, load_prompts
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
-from tastemaker.models.held import Held
-from tastemaker.preferences.pairs import load_pairs
-from tastemaker.prompts import PromptSet, load_prompts
+from tastemaker.models.weight_copy import WeightCopy
+from tastemaker.rewards.base import Reward
 from tastemaker.rewards.combination import leaves
-from tastemaker.rewards.contract import Reward
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
-from tastemaker.task import Task
-from tastemaker.training import sharding
-from tastemaker.training.anchor import given_pictures, make_anchor
-from tastemaker.training.checkpoint import State
-from tastemaker.training.config import Config, Speed
+from tastemaker.runs import sharding
+from tastemaker.runs.checkpoint import State
+from tastemaker.training.prior_preservation import given_images, make_anchor
 from tastemaker.training.progress import Display
 from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
-from tastemaker.training.stopping import Stop
+from tastemaker.training.signals import Stop
 from tastemaker.training.trackers import check_trackers
-from tastemaker.windows import Both, First
 
 
 def start(config: Config, out: Path, state: State) -> Session:
@@ -75,7 +75,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     }
     prompts, unseen = _split(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
-    anchors = given_pictures(config)
+    anchors = given_images(config)
     world, part = accelerator.num_processes, config.sampling.samples // config.slices
     if part % (world * config.together):
         kept = f" in pieces of {config.together}, which are compared with each other" if config.together > 1 else ""
@@ -136,9 +136,9 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     session.others, session.unseen = others, unseen
     session.anchor = make_anchor(session, anchors)
     if config.optimizer.ema:
-        session.average = Held(model.trainable())
+        session.average = WeightCopy(model.trainable())
     if config.evaluation.watch is not None:
-        session.kept = Held(model.trainable())
+        session.kept = WeightCopy(model.trainable())
     return session
 
 

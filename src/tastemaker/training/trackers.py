@@ -19,11 +19,11 @@ import numpy
 from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
 from PIL import Image
 
+from tastemaker.config.schema import Config
+from tastemaker.config.yaml_file import dump_config, plain
 from tastemaker.errors import ConfigError, TastemakerError, nearest
-from tastemaker.evaluation.samples import contact_sheet
-from tastemaker.training import disk
-from tastemaker.training.config import Config
-from tastemaker.training.configfile import dump_config, plain
+from tastemaker.evaluation.images import contact_sheet
+from tastemaker.runs import atomic
 
 PROJECT = "tastemaker"
 """Name of the project, for those trackers that have projects and are not told another by their own variables."""
@@ -162,7 +162,7 @@ class Trackers:
         own = {name: KINDS[name].identity(one) for name, one in self.active.items() if name not in self.borrowed}
         found = {name: identity for name, identity in own.items() if identity is not None}
         if found:
-            disk.exchange(folder / STATE, (json.dumps(_saved(folder) | found, indent=1) + "\n").encode())
+            atomic.exchange(folder / STATE, (json.dumps(_saved(folder) | found, indent=1) + "\n").encode())
         for name in dict.fromkeys(config.trackers):
             if KINDS[name].local:
                 self._attempt(name, "start", lambda: self._start(name, config, folder, first))  # noqa: B023

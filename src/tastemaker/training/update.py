@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tastemaker.advantage import differ
-from tastemaker.algorithms.pairs import joined
+from tastemaker.algorithms.preference_pairs import joined
+from tastemaker.diffusion.sampler import batches
 from tastemaker.errors import DivergedError
-from tastemaker.sample import batches
-from tastemaker.training.anchor import add_anchor
+from tastemaker.spread import differ
 from tastemaker.training.draws import assigned, planned_updates
-from tastemaker.training.schedule import multiple, updates_before, warmed
+from tastemaker.training.lr_schedule import multiple, updates_before, warmed
+from tastemaker.training.prior_preservation import add_anchor
 from tastemaker.training.session import Session
 from tastemaker.types import Draw, Rows
 
@@ -29,15 +29,15 @@ def update(
 ) -> dict[str, float]:
     """The optimizer steps of a round on this process' rows. Returns means of the metrics, and the last learning rate.
 
-    `mine` are the round's places of this process' pictures, `draw` those pictures, `samples` all of the round,
+    `mine` are the round's places of this process' images, `draw` those images, `samples` all of the round,
     `selected` [samples] bool which of them are learned from (all where it is None). An update for which no process has
     rows is left out. Raises DivergedError before a loss or gradient that is not finite reaches the weights.
     """
     options, accelerator = session.config.optimizer, session.accelerator
-    kept, tally, count = max(1, rows.rollout.logp.shape[1]), Tally(), max(1, len(rows))
+    kept, tally, count = max(1, rows.rollout.logp.shape[1]), MetricAccumulator(), max(1, len(rows))
     passes = range(options.inner_epochs)
     number = torch.cat([assigned(rows, mine, draw, samples, kept, options, epoch, selected) for epoch in passes])
-    chosen = rows.picture.new_ones(samples).bool() if selected is None else selected
+    chosen = rows.image.new_ones(samples).bool() if selected is None else selected
     planned = planned_updates(options, chosen)
     if not planned:
         return tally.means(accelerator)
@@ -76,7 +76,7 @@ def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
                 steps = [side.transitions() for side in sides]
                 found = session.task.log_prob(steps[0] if len(steps) == 1 else joined(*steps))
                 for side, values in zip(sides, found.chunk(len(sides)), strict=True):
-                    logp[side.picture, side.place] = values
+                    logp[side.image, side.place] = values
     return replace(rows, rollout=replace(rows.rollout, logp=logp))
 
 
@@ -108,7 +108,7 @@ def set_rate(session: Session, done: int) -> None:
         group["lr"] = rate * (warmed(count, warmup) if place else multiple(session.config, count))
 
 
-def accumulate(session: Session, rows: Rows, total: int, tally: Tally, done: int) -> float:
+def accumulate(session: Session, rows: Rows, total: int, tally: MetricAccumulator, done: int) -> float:
     """Gradients of one update, in micro-batches, divided by the `total` number of all processes' rows.
 
     `done` updates of the round came before it. Returns the norm of the model's gradient. A process without rows takes
@@ -176,9 +176,9 @@ def check_finite(session: Session, loss: Tensor, norms: Sequence[float]) -> None
 def micro_batches(rows: Rows, size: int) -> list[range]:
     """range(len(rows)) in pieces of at most `size`, in each of which the reward's gradient flows through one set of
     steps."""
-    if rows.learns is None or not len(rows):
+    if rows.grad_steps is None or not len(rows):
         return batches(len(rows), size)
-    changes = (rows.learns[1:] != rows.learns[:-1]).any(dim=1).nonzero().flatten() + 1
+    changes = (rows.grad_steps[1:] != rows.grad_steps[:-1]).any(dim=1).nonzero().flatten() + 1
     edges = [0, *changes.tolist(), len(rows)]
     return [
         range(start + part.start, start + part.stop)
@@ -199,17 +199,17 @@ def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) ->
 
 def placeholder(rows: Rows) -> Rows:
     """One row of the same kind as `rows`, for a process that has none."""
-    zero = rows.picture.new_zeros(1)
+    zero = rows.image.new_zeros(1)
     filled = {
         name: values.new_zeros(1, *values.shape[1:])
-        for name in ("advantage", "value", "target", "kl", "unit", "before", "learns")
+        for name in ("advantage", "value", "target", "kl", "unit", "before", "grad_steps")
         if (values := getattr(rows, name)) is not None
     }
     other = None if rows.other is None else zero
     return Rows(rows.rollout, zero, zero, other, **filled)
 
 
-class Tally:
+class MetricAccumulator:
     """Sums of the rows' metrics, kept on the device until the round ends: no waiting for it in between."""
 
     def __init__(self) -> None:

@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Query:
-    """A picture, as a JPEG file, and a question about it."""
+    """An image, as a JPEG file, and a question about it."""
 
-    picture: bytes
+    image: bytes
     question: str
 
 

@@ -1,4 +1,4 @@
-"""A vision-language model in the process, through transformers: LLaVA and others that take a picture and a text."""
+"""A vision-language model in the process, through transformers: LLaVA and others that take an image and a text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tastemaker.errors import RewardError
 from tastemaker.hub import hub_cause
-from tastemaker.models.quiet import quiet
+from tastemaker.models.library_logging import quiet
 from tastemaker.rewards.vlm.answers import Answer, Query, Word
 from tastemaker.rewards.vlm.settings import Vlm
 
@@ -24,7 +24,7 @@ CHANCES = 20
 
 
 class Local:
-    """Asks for answers, greedy, `settings.batch` pictures at once. Raises RewardError where one cannot be read."""
+    """Asks for answers, greedy, `settings.batch` images at once. Raises RewardError where one cannot be read."""
 
     def __init__(self, reward: str, model: str, settings: Vlm, logprobs: bool = False) -> None:
         self.reward, self.settings, self.logprobs = reward, settings, logprobs
@@ -43,7 +43,7 @@ class Local:
         self.model.requires_grad_(False).eval().to(self.device)
         if not getattr(self.processor, "chat_template", None):
             raise RewardError(
-                f"the reward {reward} cannot talk to {model!r}: it has no chat template, which says how a picture and "
+                f"the reward {reward} cannot talk to {model!r}: it has no chat template, which says how an image and "
                 "a question are written; take a version of the model that has one"
             )
         tokenizer = self.processor.tokenizer
@@ -58,7 +58,7 @@ class Local:
                 try:
                     found.append(read(answer))
                 except ValueError as error:
-                    # Asked again it would say the same.
+                    # ScoreRequest again it would say the same.
                     raise RewardError(f"the reward {self.reward} gave no number: {error}") from None
         return found
 
@@ -74,7 +74,7 @@ class Local:
             )
             for query in queries
         ]
-        images = [[Image.open(io.BytesIO(query.picture)).convert("RGB")] for query in queries]
+        images = [[Image.open(io.BytesIO(query.image)).convert("RGB")] for query in queries]
         padding = len(queries) > 1
         given = self.processor(images=images, text=texts, padding=padding, return_tensors="pt").to(self.device)
         for name, value in given.items():

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tastemaker.data.tables import checked_text, read_records, tidy
 from tastemaker.errors import DataError, RewardError
-from tastemaker.rewards.contract import Reward, reward
+from tastemaker.rewards.base import Reward, reward
 from tastemaker.rewards.jpeg import jpeg_files
 from tastemaker.rewards.vlm.answers import Asker, Query, contains, is_number, rating, said, yes
 from tastemaker.rewards.vlm.settings import PROMPT, Vlm, where
-from tastemaker.tables import checked_text, read_records, tidy
 
 QUALITY = 80
 """Of the JPEG that a model sees (ddpo-pytorch, rewards.py)."""
@@ -39,7 +39,7 @@ def vlm_bertscore(argument: str, settings: Vlm | None = None, say: Say | None = 
     The candidate is the answer, the reference "The image contains {prompt}" (DDPO §5.1; ddpo-pytorch, rewards.py).
     """
     settings = settings or Vlm()
-    from tastemaker.rewards.bertscore import load_recall
+    from tastemaker.rewards.learned.bertscore import load_recall
 
     ask = _asker("vlm-bertscore", argument, settings, say)
     recall = load_recall(settings.text_model, settings.text_layer)
@@ -89,7 +89,7 @@ def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = Non
 
     Contained to the letter: `two` is in "twofold", and not in "Two". Questions are those of `vlm.questions`, or for a
     prompt `NUMBER NOUNS` how many there are, and what animal is there (ddpo-pytorch, rewards.py,
-    `llava_strict_satisfaction`, and prompts.py, `counting`). Raises RewardError for another prompt.
+    `llava_strict_satisfaction`, and data/prompts.py, `counting`). Raises RewardError for another prompt.
     """
     settings = settings or Vlm()
     ask = _asker("vlm-strict", argument, settings, say)
@@ -118,7 +118,7 @@ class Expected:
 
 def counted(prompt: str) -> tuple[Expected, ...]:
     """The questions about a prompt `NUMBER NOUNS`, and what is expected: its number as it stands there, and its noun
-    in the singular (ddpo-pytorch, prompts.py, `counting`). Raises RewardError for another prompt.
+    in the singular (ddpo-pytorch, data/prompts.py, `counting`). Raises RewardError for another prompt.
     """
     number, _, plural = prompt.strip().partition(" ")
     plural = plural.strip()

@@ -18,7 +18,17 @@ import anyio
 import httpx
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.patience import BUSY, CONNECT, Calls, Passing, Servers, Waiting, retry_after, shown, together
+from tastemaker.rewards.serving.retry import (
+    BUSY,
+    CONNECT,
+    Calls,
+    Servers,
+    TransientError,
+    Waiting,
+    retry_after,
+    shown,
+    together,
+)
 from tastemaker.rewards.vlm.answers import Answer, Query, Word
 from tastemaker.rewards.vlm.settings import Vlm, Where, read_key
 
@@ -38,16 +48,16 @@ _HEADERS = {
     "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
 }  # fmt: skip
 _HINTS = {
-    400: "does the model take pictures? if it refuses `logprobs`, give vlm.logprobs=false",
+    400: "does the model take images? if it refuses `logprobs`, give vlm.logprobs=false",
     401: "is the right key in ${key_env}?",
     403: "is the right key in ${key_env}?",
     404: "does the address end as the server wants it, mostly in /v1, and has it this model?",
-    413: "are the pictures too large for the server?",
+    413: "are the images too large for the server?",
 }
 
 
 class Served:
-    """Asks for answers, greedy, one picture and question a request; as many side by side as the settings allow.
+    """Asks for answers, greedy, one image and question a request; as many side by side as the settings allow.
 
     Raises RewardUnavailable where no server gets well in time, and RewardError where one refuses or its answers cannot
     be read, naming the last of them.
@@ -69,7 +79,7 @@ class Served:
     def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
         with self._one_call:
             known = {key: self._cache[key] for query in queries if (key := _key(query)) in self._cache}
-            # The same picture with the same question is asked once.
+            # The same image with the same question is asked once.
             missing = {key: query for query in queries if (key := _key(query)) not in known}
             if missing:
                 answers = self._calls.run(lambda: self._ask(list(missing.values()), read))
@@ -129,7 +139,7 @@ class Served:
     async def _once(
         self, server: str, client: openai.AsyncOpenAI, query: Query, read: Callable[[Answer], Any]
     ) -> Answer:
-        """One answer that `read` can use. Raises Passing or RewardError."""
+        """One answer that `read` can use. Raises TransientError or RewardError."""
         wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": CHANCES} if self.logprobs else {}
         try:
             with anyio.fail_after(self.settings.timeout):
@@ -147,17 +157,19 @@ class Served:
         except openai.APIStatusError as error:
             raise self._refused(server, error) from None
         except (openai.APITimeoutError, TimeoutError):
-            raise Passing(f"{server}: no whole answer within {self.settings.timeout:g} s", "silent") from None
+            raise TransientError(f"{server}: no whole answer within {self.settings.timeout:g} s", "silent") from None
         except (openai.APIConnectionError, OSError) as error:
             cause = error.__cause__ or error
             if "CERTIFICATE_VERIFY_FAILED" in str(cause):
                 raise RewardError(f"the VLM server {server} cannot be asked: {self._safe(cause)}") from None
             reason = f"{type(cause).__name__}: {self._safe(cause)}".removesuffix(": ")
-            raise Passing(f"{server}: {reason}", "silent") from None
+            raise TransientError(f"{server}: {reason}", "silent") from None
         except json.JSONDecodeError as error:
-            raise Passing(f"{server} gave an answer that is not JSON: {self._safe(error)}", "nonsense") from None
+            raise TransientError(f"{server} gave an answer that is not JSON: {self._safe(error)}", "nonsense") from None
         except (openai.APIError, ValueError) as error:
-            raise Passing(f"{server} gave an answer that cannot be used: {self._safe(error)}", "nonsense") from None
+            raise TransientError(
+                f"{server} gave an answer that cannot be used: {self._safe(error)}", "nonsense"
+            ) from None
 
     def _same_kind(self, answer: Answer) -> None:
         """Raises ValueError where one answer has chances and another none: they would be different rewards."""
@@ -176,9 +188,9 @@ class Served:
         detail = body.get("message") or body.get("detail") or body if isinstance(body, dict) else body
         told = f"status {status}: {self._safe(detail)}".removesuffix(": ")
         if status in BUSY:
-            return Passing(f"{server}: {told}", "silent", retry_after(error.response.headers))
+            return TransientError(f"{server}: {told}", "silent", retry_after(error.response.headers))
         if status >= 500:
-            return Passing(f"{server}: {told}", "failed", retry_after(error.response.headers))
+            return TransientError(f"{server}: {told}", "failed", retry_after(error.response.headers))
         hint = _HINTS.get(status, "").replace("{key_env}", self.settings.key_env)
         return RewardError(f"the VLM server {server} refuses: {told}" + (f"; {hint}" if hint else ""))
 
@@ -194,7 +206,7 @@ async def _keep_own_headers(request: httpx.Request) -> None:
 
 
 def _messages(query: Query) -> Any:
-    url = "data:image/jpeg;base64," + base64.b64encode(query.picture).decode()
+    url = "data:image/jpeg;base64," + base64.b64encode(query.image).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": query.question}]
     return [{"role": "user", "content": parts}]
 
@@ -237,4 +249,4 @@ def _word(token: Any) -> Word:
 
 def _key(query: Query) -> bytes:
     digest = hashlib.sha256(query.question.encode("utf-8", "surrogatepass"))
-    return digest.digest() + hashlib.sha256(query.picture).digest()
+    return digest.digest() + hashlib.sha256(query.image).digest()

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.rewards.endpoints import Token, check_variable, endpoints, read_token
+from tastemaker.rewards.serving.settings import Token, check_variable, endpoints, read_token
 
 KEY_ENV = "TASTEMAKER_VLM_KEY"
 """The variable that a server's key is read from, where no other is named."""
 NAMES = ("vlm-bertscore", "vlm-yes-no", "vlm-rating", "vlm-strict")
 """The rewards that ask a vision-language model."""
 PROMPT = "{prompt}"
-"""What a question has where a picture's prompt belongs."""
+"""What a question has where an image's prompt belongs."""
 FREE = ("in_flight", "timeout", "wait", "tries", "cache", "key_env")
 """Settings that change no figure, and may differ when a run is resumed."""
 
@@ -27,7 +27,7 @@ class Vlm:
     """How a vision-language model is asked; only for a `reward` that begins with vlm- (docs/vlm-rewards.md)."""
 
     question: str | None = None
-    """The question about each picture, with {prompt} where its prompt belongs; the reward's own when left out."""
+    """The question about each image, with {prompt} where its prompt belongs; the reward's own when left out."""
     questions: str | None = None
     """`vlm-strict`: a .jsonl file of prompts with their questions and the answers expected; by default prompts are
     taken as a number and a noun, as in `two cats`."""
@@ -43,9 +43,9 @@ class Vlm:
     text_layer: int | None = None
     """`vlm-bertscore`: which of its layers; the one that BERTScore uses for this model when left out."""
     batch: int = 1
-    """Pictures at once of a model in the process; with more, answers may depend on the batch where two are close."""
+    """Images at once of a model in the process; with more, answers may depend on the batch where two are close."""
     in_flight: int = 16
-    """Requests under way at once, each of one picture."""
+    """Requests under way at once, each of one image."""
     timeout: float = 120.0
     """Seconds that one request may take."""
     wait: float = 300.0
@@ -53,7 +53,7 @@ class Vlm:
     tries: int = 4
     """How often a request is sent that the server fails at (status 500) or answers with what cannot be read."""
     cache: int = 4096
-    """Answers kept, by picture and question; 0 keeps none."""
+    """Answers kept, by image and question; 0 keeps none."""
     key_env: str = KEY_ENV
     """Name of the environment variable with the server's key; the key itself is never written anywhere."""
 

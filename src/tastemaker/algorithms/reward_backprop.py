@@ -1,0 +1,111 @@
+"""What methods that follow a reward's own gradient have in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tastemaker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.random import Generator
+    from torch import Tensor
+
+    from tastemaker.algorithms.base import Task
+    from tastemaker.diffusion.losses import Objective
+    from tastemaker.types import Cond, Draw, Metrics, Rollout, Rows
+
+Checkpointing = Literal["block", "step", "none"]
+"""What is made again in the backward pass: steps and, within them, the network's blocks; steps; nothing."""
+
+
+def check(objective: str, target: float | None, kl: float, scale: float, images_per_draw: int | None = None) -> None:
+    """Raises ConfigError where the settings that all these methods have do not fit together."""
+    if objective != "reward" and target is None:
+        raise ConfigError(
+            f"algorithm.objective is {objective}, which is measured from a reward to be reached: give algorithm.target"
+        )
+    if objective == "reward" and target is not None:
+        raise ConfigError(
+            f"algorithm.target is {target:g}, but the objective `reward` has none: leave it out, or choose "
+            "algorithm.objective = hinge or distance"
+        )
+    if kl < 0:
+        raise ConfigError(f"algorithm.kl is {kl:g}, but must not be negative")
+    if not scale > 0:
+        raise ConfigError(
+            f"algorithm.scale is {scale:g}, but must be greater than 0 (the public codes have 0.01 for AlignProp and "
+            "0.001 for ReFL)"
+        )
+    if images_per_draw is not None and images_per_draw < 1:
+        raise ConfigError(
+            f"algorithm.images_per_draw is {images_per_draw}, but must be at least 1, or none for all images of an "
+            "update"
+        )
+
+
+def last(candidates: Sequence[int], count: int | None) -> list[int]:
+    """The last `count` of the window's steps, all of them for None or for more than there are."""
+    return list(candidates) if count is None else list(candidates)[-count:]
+
+
+def one(candidates: Sequence[int], generator: Generator) -> list[int]:
+    """One of the steps, each as likely."""
+    return [candidates[int(generator.integers(len(candidates)))]]
+
+
+def rows(rollout: Rollout) -> Rows:
+    """One row for each image."""
+    from tastemaker.types import all_rows
+
+    return all_rows(rollout, places=1)
+
+
+def learning(rows: Rows) -> list[int]:
+    """The sampler steps that learn. Raises ValueError for rows of no round of this kind, or of several draws."""
+    if rows.grad_steps is None:
+        raise ValueError("the rows do not say which steps learn")
+    if (rows.grad_steps != rows.grad_steps[0]).any():
+        raise ValueError("the rows learn at different steps, which one chain cannot have")
+    return rows.grad_steps[0].nonzero().flatten().tolist()
+
+
+def told(task: Task, rows: Rows) -> tuple[Draw, Cond]:
+    """The rows' places and what the network is told. Raises ValueError for a rollout without its draw."""
+    from tastemaker.types import Cond
+
+    if rows.rollout.draw is None:
+        raise ValueError("the rollout does not say which images it holds")
+    draw = rows.rollout.draw.select(rows.image.tolist())
+    return draw, Cond(rows.rollout.text[rows.image], task.empty, task.guidance)
+
+
+def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:
+    """Rewards [N], with their graph, of images of the rows' prompts from latents [N,*D], which the round gets to see.
+
+    Raises RewardError as `contract.graded` does, and ValueError where the task has no reward.
+    """
+    from tastemaker.diffusion.backprop import shown
+    from tastemaker.rewards.base import graded_parts
+
+    if task.reward is None:
+        raise ValueError("the task has no reward")
+    draw, _ = told(task, rows)
+    images = shown(task.model, x0, recompute=recompute)
+    found = graded_parts(task.reward, images, draw.prompts)
+    parts = {name: values.detach() for name, values in found.parts.items()}
+    task.seen(rows.image, images.detach(), found.total.detach(), parts)
+    return found.total
+
+
+def losses_of(
+    reward: Tensor, objective: Objective, target: float | None, scale: float, kl: float, divergence: Tensor | None
+) -> tuple[Tensor, Metrics]:
+    """scale * objective + kl * divergence [N], and the metrics that these methods have."""
+    from tastemaker.diffusion import losses
+
+    loss = scale * losses.reward_loss(reward, objective, 0.0 if target is None else target)
+    if divergence is None:
+        return loss, {}
+    return loss + kl * divergence, {"divergence": divergence.detach()}

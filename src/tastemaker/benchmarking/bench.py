@@ -1,0 +1,244 @@
+"""What `tastemaker bench` measures: rounds against the bare network's own time, and where the rest of them goes.
+
+floor = the network calls that a round needs, made by themselves; overhead = wall / floor.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tastemaker.benchmarking.trace import FORWARD, OTHER, PARTS, TRAIN, clock, traced_round
+from tastemaker.config.schema import Config
+from tastemaker.diffusion.sampler import batches
+from tastemaker.errors import ConfigError
+from tastemaker.runs.checkpoint import State
+from tastemaker.training import rounds
+from tastemaker.training.backprop_round import learning_steps
+from tastemaker.training.isolation import isolated
+from tastemaker.training.session import Session
+from tastemaker.training.setup import start
+
+CALLS = 4
+"""Bare calls of each shape, before a round and again after it: a single one is too noisy to stand for many."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Network calls of one round: how many of each number of rows, guidance's second half counted in."""
+
+    forward: dict[int, int]
+    backward: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds that the network calls of one round take by themselves."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured. Times in seconds a round."""
+
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    images_per_second: float
+    """Images sampled, text encoded and VAE decoded included."""
+    rows_per_second: float
+    """Rows (one image at one step) trained, the optimizer's steps included."""
+    peak_memory_gib: float
+    """On a CPU of the whole process, loading included; on a GPU of its tensors."""
+    wall: float
+    floor: float
+    overhead: float
+    """The median of `overheads`, as `wall` and `floor` are of theirs."""
+    walls: list[float]
+    floors: list[float]
+    overheads: list[float]
+    phases: dict[str, float]
+    """The run's own phases, as in metrics.jsonl, and `other`; medians."""
+    parts: dict[str, float]
+    """Where the seconds of traced rounds go, by PARTS; means, so that they sum to the traced round."""
+    floor_parts: dict[str, float]
+    """The floor's share of the two network parts; means."""
+
+
+def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text: None) -> Bench:
+    """Measures `repeats` rounds of a run, which leaves nothing behind, after a round to warm up.
+
+    A repeat is a traced round, bare calls, a plain round and bare calls again: what the machine does besides meets
+    both sides of the ratio alike, and the tracing (which makes a GPU wait) is no part of it. Raises ConfigError for an
+    algorithm that samples nothing.
+    """
+    if config.algorithm.needs == "pairs":
+        raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
+    with isolated(), tempfile.TemporaryDirectory() as folder:
+        session = start(replace(config, trackers=()), Path(folder), State())
+        if any(reward.unmeasured for reward in session.combinations.values()):
+            rounds.evaluate(session)
+        rounds.one_round(session)
+        device = session.accelerator.device
+        walls, floors, phases, parts, memory = [], [], [], [], 0.0
+        for number in range(repeats):
+            parts.append(traced_round(session))
+            # Of the rounds alone: the bare calls come later. Two rounds, since Adam has no moments in the first one.
+            memory = memory or peak_memory(device)
+            calls = needed_calls(session)
+            before = measure_floor(session, calls)
+            wall, phase = plain_round(session)
+            after = measure_floor(session, calls)
+            walls.append(wall)
+            phases.append(phase)
+            floors.append(
+                Floor((before.forward + after.forward) / 2, (before.backward + after.backward) / 2),
+            )
+            say(f"repeat {number + 1} of {repeats}: {wall:.2f} s, floor {floors[-1].total:.2f} s")
+        return _summary(session, calls, memory, walls, floors, phases, parts)
+
+
+def needed_calls(session: Session) -> Calls:
+    """The calls that a round cannot do without, at the batch sizes of its config. From the settings, not observed."""
+    s, o = session.config.sampling, session.config.optimizer
+    double = 1 if s.guidance == 1 else 2
+    if session.config.pathwise:
+        return _pathwise_calls(session, double)
+    kept = len(session.window.steps(session.task.grid.stochastic(s.eta), session.state.round + 1))
+    trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
+    forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
+    rows = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
+    backward = Counter(double * len(part) for part in batches(rows, o.rows))
+    again = backward if s.recompute_log_prob else Counter()
+    first = _updates(session.config) // o.inner_epochs
+    return Calls(
+        {rows: forward[rows] * s.steps + again[rows] * first for rows in forward | again},
+        {rows: count * _updates(session.config) for rows, count in backward.items()},
+    )
+
+
+def _updates(config: Config) -> int:
+    """Updates of a round in which every image is selected."""
+    o = config.optimizer
+    if o.images_per_update is None:
+        return o.updates * o.inner_epochs
+    return config.sampling.samples * o.inner_epochs // o.images_per_update
+
+
+def _pathwise_calls(session: Session, double: int) -> Calls:
+    """Of the next round, whose steps that learn counters settle. What is made again to save memory is not needed."""
+    algorithm: Any = session.config.algorithm
+    s, o = session.config.sampling, session.config.optimizer
+    if getattr(algorithm, "guided", True) is False:
+        double = 1
+    forward, backward = Counter(), Counter()
+    draws = learning_steps(session, session.state.round + 1)
+    images, per_update = s.samples // len(draws), len(draws) // o.updates
+    for update in range(o.updates):
+        # Draws that follow each other with the same steps go through the network together.
+        for steps, same in groupby(draws[update * per_update : (update + 1) * per_update]):
+            plain, graph = algorithm.calls(steps, s.steps)
+            for part in batches(images * len(list(same)), o.rows):
+                forward[double * len(part)] += plain
+                backward[double * len(part)] += graph
+    return Calls(dict(forward), dict(backward))
+
+
+def measure_floor(session: Session, calls: Calls) -> Floor:
+    """Seconds of a round's network calls alone, each shape's from the mean of CALLS bare calls."""
+    forward = sum(count * _bare_seconds(session, rows, grad=False) for rows, count in calls.forward.items())
+    backward = sum(count * _bare_seconds(session, rows, grad=True) for rows, count in calls.backward.items())
+    session.optimizer.zero_grad()
+    return Floor(forward, backward)
+
+
+def _bare_seconds(session: Session, rows: int, grad: bool) -> float:
+    """Mean seconds of a network call [rows,*D], with its backward pass where `grad`."""
+    model, device = session.model, session.accelerator.device
+    x = torch.randn(rows, *model.latent_shape, device=device)
+    t = session.task.grid.times.to(device)[torch.arange(rows, device=device) % len(session.task.grid)]
+    text = session.task.empty.repeat(rows, 1, 1)
+    begin = 0.0
+    for number in range(CALLS + 1):
+        if number == 1:  # the one before finds the memory and is not counted
+            begin = clock(device)
+        with session.inference(), torch.set_grad_enabled(grad):
+            out = model._predict(x, t, text)
+            if grad:
+                out.sum().backward()
+    return (clock(device) - begin) / CALLS
+
+
+def plain_round(session: Session) -> tuple[float, dict[str, float]]:
+    """Seconds of one round, and of its phases as the run itself counts them."""
+    session.seconds.clear()
+    begin = clock(session.accelerator.device)
+    rounds.one_round(session)
+    wall = clock(session.accelerator.device) - begin
+    phases = dict(session.seconds)
+    return wall, phases | {OTHER: wall - sum(phases.values())}
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: on a GPU the most that tensors took, elsewhere the most that the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _summary(
+    session: Session,
+    calls: Calls,
+    memory: float,
+    walls: list[float],
+    floors: list[Floor],
+    phases: list[dict[str, float]],
+    parts: list[dict[str, float]],
+) -> Bench:
+    config, device = session.config, session.accelerator.device
+    s, o = config.sampling, config.optimizer
+    double = 1 if s.guidance == 1 else 2
+    rows = sum(size * count for size, count in calls.backward.items()) // double
+    median = {name: statistics.median(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
+    totals = [floor.total for floor in floors]
+    overheads = [wall / floor for wall, floor in zip(walls, totals, strict=True)]
+    return Bench(
+        settings={
+            "model": config.model, "algorithm": config.algorithm.name, "reward": config.reward,
+            "precision": config.precision, "tuning": config.tuning.mode, "compile": config.speed.compile,
+            "gradient_checkpointing": config.tuning.gradient_checkpointing,
+            "pixels": session.model.latent_shape[-1] * session.model.scale, "samples": s.samples, "steps": s.steps,
+            "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
+            "updates": _updates(config), "repeats": len(walls),
+        },
+        machine={
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        },
+        images_per_second=s.samples / median.get("sample", median["train"]), rows_per_second=rows / median["train"],
+        peak_memory_gib=memory, wall=statistics.median(walls), floor=statistics.median(totals),
+        overhead=statistics.median(overheads), walls=walls, floors=totals, overheads=overheads, phases=median,
+        parts={name: statistics.fmean(part[name] for part in parts) for name in PARTS},
+        floor_parts={
+            FORWARD: statistics.fmean(floor.forward for floor in floors),
+            TRAIN: statistics.fmean(floor.backward for floor in floors),
+        },
+    )  # fmt: skip

@@ -1,0 +1,49 @@
+"""Settings of what a run learns from and holds on to besides its own images: pairs, a reference, an anchor.
+
+Free of torch, since the command line reads them; in a small module of their own, since the help of each dataclass costs
+a pass over its whole module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images that somebody has compared, for algorithms that learn from those and not from the reward."""
+
+    source: str | None = None
+    """A folder with a pairs.jsonl, a table (docs/tables.md), or a Hugging Face data set, local or by name
+    (docs/diffusion-dpo.md)."""
+    split: str = "train"
+    """Which split of a data set."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that divergences and preferences are measured from."""
+
+    every: int = 0
+    """Rounds after which it becomes the model as it is then, again and again; 0: it stays what training began with."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A denoising loss on images that the model should not unlearn, added to each update (docs/anchor.md)."""
+
+    weight: float = 0.0
+    """Of the loss; 0 leaves it out."""
+    source: str = "base"
+    """`base`: the base model's own images of the run's prompts; or a folder, table or Hugging Face data set of images
+    with captions (docs/anchor.md)."""
+    split: str = "train"
+    """Which split of a data set."""
+    images: int = 64
+    """How many images are made, or taken at random from the source; all where it has fewer."""
+    rows: int = 8
+    """Images in each update, each at one time with one noise, over all processes; in turn."""
+    guided: bool = False
+    """Ask the network with guidance; pre-training does not."""
+    drop_captions: float = 0.0
+    """Share of the rows without their caption, in [0, 1); Stable Diffusion's pre-training had 0.1."""

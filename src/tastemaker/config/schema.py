@@ -1,0 +1,425 @@
+"""What a run is told, as frozen dataclasses. Nothing here imports torch: the command line reads it first.
+
+Order of precedence: preset < file < flags. Every field has its unit or range in the line below it, which is
+also the text that `--help` shows.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.direct_align import DirectAlign
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.pg import PG
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.refl import ReFL
+from tastemaker.algorithms.rwr import RWR
+from tastemaker.algorithms.selection import All, BestWorst, NonZero
+from tastemaker.algorithms.windows import Backward, Sliding, Whole
+from tastemaker.config.data_settings import Anchor, Pairs, Reference
+from tastemaker.errors import ConfigError
+from tastemaker.models.tuning import Tuning
+from tastemaker.rewards.serving.settings import Remote
+from tastemaker.rewards.vlm.settings import Vlm
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn in a round. Together with the window this says which steps are trained."""
+
+    steps: int = 50
+    """Denoising steps T, 1 to 1000."""
+    eta: float = 1.0
+    """Weight of the noise added at each step: 0 is deterministic DDIM, 1 the ancestral sampler."""
+    guidance: float = 5.0
+    """Classifier-free guidance weight w, in sampling and in training; 1 turns guidance off."""
+    samples: int = 256
+    """Images a round, over all processes."""
+    per_prompt: int = 1
+    """Images of each prompt drawn in a round; must divide `samples`."""
+    batch: int = 8
+    """Images sampled at once on one device."""
+    branches: int = 1
+    """Images that share a root until the window begins, and part there (B2-DiffuRL); must divide `per_prompt`."""
+    log_prob: Literal["mean", "sum"] = "mean"
+    """Log-probabilities and divergences over a latent's elements: their mean (DDPO), or sum (thesis). Clip ranges
+    belong to one of them."""
+    recompute_log_prob: bool = False
+    """Compute the log-probabilities of a round's steps again before its first update, in micro-batches of
+    `optimizer.rows` as training has them, so that ratios start at 1: one more forward pass for each row. How many rows
+    are computed together changes the last digit of a network's output, which a sum of log-probabilities (`log_prob`)
+    adds up over a latent's elements, above all in half precision (docs/ddpo.md)."""
+    noise_outside: bool = True
+    """Add noise also at steps outside the window; MixGRPO does not."""
+    size: int | None = None
+    """Side of the images in pixels; the model's own when left out."""
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """How rewards become advantages."""
+
+    normalise: Literal["per-prompt", "windowed", "group", "round", "base", "none", "softmax", "percentile"] = (
+        "per-prompt"
+    )
+    """`per-prompt`: running statistics of each prompt (DDPO). `windowed`: each prompt's over past rounds (B2-DiffuRL).
+    `group`: of the prompt or root in this round (GRPO). `round`: of the whole round. `base`: of the base model's
+    images (thesis). `none`: raw rewards. `softmax` and `percentile`: weights for regressions (RWR, RWR-sparse)."""
+    buffer: int = 32
+    """`per-prompt`: past rewards kept for each prompt."""
+    min_count: int = 16
+    """`per-prompt`, `windowed`: rewards of a prompt needed before its own statistics are used, and not the round's."""
+    history: int = 8
+    """`windowed`: past rounds that count beside the present one."""
+    spread: Literal["group", "round"] = "group"
+    """`group`: divide by the group's own deviation, or by the whole round's."""
+    beta: float = 0.2
+    """`softmax`: inverse temperature of the weights exp(beta r) (DDPO A.2)."""
+    percentile: float = 0.9
+    """`percentile`: share of the rewards below the threshold."""
+    across: Literal["prompt", "round"] = "prompt"
+    """`softmax`, `percentile`: among images of one prompt (paper), or all of the round (part of the public code)."""
+    clip: float | None = 5.0
+    """Advantages are clamped to [-clip, clip]; weights are not."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW and how a round's rows are cut into updates."""
+
+    lr: float = 1e-5
+    """Learning rate."""
+    warmup: int = 0
+    """Updates over which the learning rate rises from 0; Adam's first steps are as long as the rate allows."""
+    lr_scheduler: Literal["constant", "linear", "cosine", "piecewise_constant"] = "constant"
+    """How the model's learning rate goes on after the warm-up, by diffusers' names: `linear` and `cosine` fall to 0 at
+    the end of the last round; `piecewise_constant` follows `step_rules`, in the warm-up too."""
+    step_rules: str = ""
+    """`piecewise_constant`: multiples of the learning rate by update, as diffusers writes them: `0.4:6400,1` is 0.4
+    times the rate for the first 6,400 updates of the run, and the whole rate after them."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running means of the gradient and of its square."""
+    eps: float = 1e-8
+    """AdamW's guard against division by zero."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; longer ones are shortened to it."""
+    updates: int = 4
+    """Optimizer steps a round (for one inner epoch); must divide `sampling.samples`."""
+    images_per_update: int | None = None
+    """Selected images in each optimizer step, in place of `updates`: a round has as many steps as its selection fills,
+    counted over all inner epochs, and images left over at its end are not trained on (B2-DiffuRL's code). A pair of
+    images counts as its preferred one."""
+    inner_epochs: int = 1
+    """Passes over a round's samples."""
+    minibatch: Literal["images", "states"] = "images"
+    """What an update takes: whole images with all their steps, or single steps pooled over images (thesis)."""
+    ema: float = 0.0
+    """Decay by update of an average of the weights, with which evaluations sample and which is what a run leaves;
+    0 keeps none."""
+    eight_bit: bool = False
+    """Keep AdamW's state in 8 bits (bitsandbytes): a quarter of its memory, which matters for whole networks."""
+    rows: int = 8
+    """Rows (one sample at one step) in one forward pass on one device; changes speed and memory, not the gradient."""
+    first_share: float = 1.0
+    """Share of each image's steps that may be trained, counted from the noise, in (0, 1]; 1 is all of them."""
+    timestep_fraction: float = 1.0
+    """Share of each sample's steps that is trained, drawn at random, in (0, 1]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The same prompts and seeds, sampled again and again while training goes on."""
+
+    every: int = 5
+    """Rounds between evaluations; the first and the last model are always evaluated."""
+    prompts: int = 8
+    """Number of prompts, taken evenly from the run's list."""
+    per_prompt: int = 4
+    """Images of each."""
+    unseen: str | None = None
+    """A second list, of prompts that are not trained on: as many of it are evaluated beside them, with their own
+    figures (`eval/unseen/...`)."""
+    hold_out: bool = False
+    """Train on the prompts that `unseen` does not have, where both lists share some; otherwise that is an error."""
+    rewards: tuple[str, ...] = ()
+    """Rewards that score the evaluations' images and are never trained on (`eval/rewards/NAME`)."""
+    watch: str | None = None
+    """End the run early where this measure of the evaluations falls: judge/correct, diversity, or reward/mean."""
+    fall: float = 0.1
+    """How far below its highest so far the measure may be; what is left is the last model that was above that."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Ways to be faster that change results in their last digits. A run says what each of them did."""
+
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, and again for each new shape."""
+    tf32: bool = False
+    """Let Nvidia cards from Ampere on multiply float32 matrices with 10 bits of mantissa."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """When a run saves itself, and how much of that it keeps."""
+
+    every: int = 1
+    """Rounds between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept: should the newest be damaged, the one before it is used."""
+    keep_every: int = 0
+    """Checkpoints of rounds divisible by this are kept for good; 0 keeps none for good."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: str = "bundled"
+    """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
+    prompts: str = "bundled-single"
+    """A built-in list (`tastemaker ls prompts`), a .txt, .jsonl, .json, .csv, .tsv or .parquet file, `dataset:NAME`, or
+    a template such as `a(n) [animal] [activity]` (docs/prompts.md)."""
+    reward: str = "jpeg-compressibility"
+    """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, the URL of a server, or
+    several put together: `clip-score + 0.5*jpeg-compressibility` (docs/rewards.md)."""
+    rounds: int = 100
+    """Rounds of sampling and training."""
+    seed: int = 0
+    """Of prompts, noise and new adapters; the same seed gives the same run."""
+    algorithm: (
+        DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
+    ) = field(default_factory=DDPO)
+    advantage: Advantage = field(default_factory=Advantage)
+    window: Whole | Backward | Sliding = field(default_factory=Whole)
+    selection: All | BestWorst | NonZero = field(default_factory=All)
+    sampling: Sampling = field(default_factory=Sampling)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    tuning: Tuning = field(default_factory=Tuning)
+    pairs: Pairs = field(default_factory=Pairs)
+    reference: Reference = field(default_factory=Reference)
+    anchor: Anchor = field(default_factory=Anchor)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
+    speed: Speed = field(default_factory=Speed)
+    remote: Remote = field(default_factory=Remote)
+    vlm: Vlm = field(default_factory=Vlm)
+    checkpoint: Checkpoints = field(default_factory=Checkpoints)
+    trackers: tuple[str, ...] = ()
+    """Any of tensorboard, wandb, trackio; metrics.jsonl is always written."""
+
+    def __post_init__(self) -> None:
+        s, o, e = self.sampling, self.optimizer, self.evaluation
+        positive = {
+            "rounds": self.rounds, "sampling.steps": s.steps, "sampling.samples": s.samples,
+            "sampling.per_prompt": s.per_prompt, "sampling.batch": s.batch, "optimizer.updates": o.updates,
+            "optimizer.rows": o.rows, "optimizer.inner_epochs": o.inner_epochs, "optimizer.lr": o.lr,
+            "optimizer.clip_norm": o.clip_norm, "tuning.rank": self.tuning.rank, "evaluation.every": e.every,
+            "evaluation.prompts": e.prompts, "evaluation.per_prompt": e.per_prompt,
+            "advantage.buffer": self.advantage.buffer, "advantage.min_count": self.advantage.min_count,
+            "advantage.history": self.advantage.history, "advantage.beta": self.advantage.beta,
+            "sampling.branches": s.branches, "checkpoint.every": self.checkpoint.every,
+            "checkpoint.keep": self.checkpoint.keep, "anchor.images": self.anchor.images,
+            "anchor.rows": self.anchor.rows,
+            "optimizer.images_per_update": 1 if o.images_per_update is None else o.images_per_update,
+        }  # fmt: skip
+        for name, value in positive.items():
+            if value <= 0:
+                raise ConfigError(f"{name} is {value}, but must be greater than 0")
+        not_negative = {
+            "optimizer.warmup": o.warmup, "checkpoint.keep_every": self.checkpoint.keep_every,
+            "reference.every": self.reference.every, "anchor.weight": self.anchor.weight,
+        }  # fmt: skip
+        for name, value in not_negative.items():
+            if value < 0:
+                raise ConfigError(f"{name} is {value}, but must not be negative")
+        for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": self.slices}.items():
+            if s.samples % count:
+                raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")
+        if s.per_prompt % s.branches:
+            raise ConfigError(
+                f"sampling.per_prompt is {s.per_prompt}, but must be a multiple of sampling.branches = {s.branches}: "
+                "the branches of a root are images of one prompt"
+            )
+        if (s.samples // self.slices) % self.together:
+            raise ConfigError(
+                f"an update has {s.samples // self.slices} images (sampling.samples / optimizer.updates), but must "
+                f"have a multiple of {self.together}, which are compared with each other"
+            )
+        if getattr(self.algorithm, "keep_groups_together", False) and self.together < 2:
+            raise ConfigError(
+                f"the algorithm {self.algorithm.name} learns from pairs of images of one prompt, but "
+                "sampling.per_prompt is 1: give at least 2"
+            )
+        self._check_advantage()
+        self._check_updates()
+        if s.recompute_log_prob and self.algorithm.needs != "rollouts":
+            raise ConfigError(
+                f"sampling.recompute_log_prob is true, but the algorithm {self.algorithm.name} has no "
+                "log-probabilities: leave it at false"
+            )
+        if (self.algorithm.needs == "pairs") != (self.pairs.source is not None):
+            raise ConfigError(
+                f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} learns from pairs of "
+                "images that somebody has compared: give a folder, file or data set of them"
+                if self.pairs.source is None
+                else f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} samples its own "
+                "images: leave it out, or use diffusion-dpo"
+            )
+        if self.reference.every and not self.compares:
+            raise ConfigError(
+                f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
+                "with no reference under these settings: leave it at 0"
+            )
+        if e.fall < 0:
+            raise ConfigError(f"evaluation.fall is {e.fall:g}, but must not be negative")
+        if not 0 <= self.anchor.drop_captions < 1:
+            raise ConfigError(f"anchor.drop_captions is {self.anchor.drop_captions}, but must lie in [0, 1)")
+        if s.eta < 0 or (s.eta == 0 and not self.pathwise):
+            raise ConfigError(
+                f"sampling.eta is {s.eta}, but must not be negative (0 is DDIM without noise)"
+                if self.pathwise
+                else f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
+            )
+        if self.pathwise:
+            self._check_pathwise()
+        if s.steps > 1000:
+            raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
+        if not 0 <= o.ema < 1:
+            raise ConfigError(f"optimizer.ema is {o.ema}, but must lie in [0, 1)")
+        for name, share in {"timestep_fraction": o.timestep_fraction, "first_share": o.first_share}.items():
+            if not 0 < share <= 1:
+                raise ConfigError(f"optimizer.{name} is {share}, but must lie in (0, 1]")
+
+    @property
+    def slices(self) -> int:
+        """Parts of a round's images of which each process samples a share: its updates, where these take images."""
+        o = self.optimizer
+        return o.updates if o.minibatch == "images" and o.images_per_update is None else 1
+
+    @property
+    def together(self) -> int:
+        """Images that stay in one update and process: the branches of a root, or a prompt's where they pair up."""
+        branches, pairs = self.sampling.branches, getattr(self.algorithm, "keep_groups_together", False)
+        return self.sampling.per_prompt if pairs and branches == 1 else branches
+
+    @property
+    def pathwise(self) -> bool:
+        """Whether the algorithm follows the reward's own gradient."""
+        return self.algorithm.needs == "prompts"
+
+    @property
+    def compares(self) -> bool:
+        """Whether the algorithm asks for the reference model."""
+        kind = getattr(self.algorithm, "reference", None)
+        return self.algorithm.needs == "pairs" or kind == "base" or getattr(self.algorithm, "kl", 0.0) > 0
+
+    def _check_updates(self) -> None:
+        """What `images_per_update` and the learning rate's schedule ask for. Raises ConfigError."""
+        o, name, number = self.optimizer, self.algorithm.name, self.optimizer.images_per_update
+        if number is not None:
+            given = f"optimizer.images_per_update is {number}, but"
+            if self.algorithm.needs not in ("rollouts", "samples"):
+                raise ConfigError(
+                    f"{given} the algorithm {name} selects no images: leave it out, and set optimizer.updates"
+                )
+            if o.minibatch == "states":
+                raise ConfigError(
+                    f"{given} optimizer.minibatch is states: set it to images, or leave images_per_update out"
+                )
+            if number > self.sampling.samples * o.inner_epochs:
+                raise ConfigError(
+                    f"{given} a round has only {self.sampling.samples} images and optimizer.inner_epochs is "
+                    f"{o.inner_epochs}, so that no update would ever be full: give at most "
+                    f"{self.sampling.samples * o.inner_epochs}"
+                )
+            if o.lr_scheduler in ("linear", "cosine"):
+                raise ConfigError(
+                    f"optimizer.lr_scheduler is {o.lr_scheduler}, which needs the run's number of updates, but with "
+                    "optimizer.images_per_update that is not known beforehand: use constant or piecewise_constant"
+                )
+        if (o.lr_scheduler == "piecewise_constant") != bool(o.step_rules.strip()):
+            raise ConfigError(
+                "optimizer.lr_scheduler is piecewise_constant, but optimizer.step_rules is empty: give rules such as "
+                "0.4:6400,1"
+                if not o.step_rules.strip()
+                else f"optimizer.step_rules is {o.step_rules!r}, but optimizer.lr_scheduler is {o.lr_scheduler}, which "
+                "has no rules: set it to piecewise_constant"
+            )
+        if o.step_rules.strip():
+            check_step_rules(o.step_rules)
+
+    def _check_pathwise(self) -> None:
+        o, name = self.optimizer, self.algorithm.name
+        if o.inner_epochs > 1:
+            raise ConfigError(
+                f"optimizer.inner_epochs is {o.inner_epochs}, but the algorithm {name} makes its images anew in each "
+                "update: leave it at 1, and raise optimizer.updates or rounds"
+            )
+        count, images = getattr(self.algorithm, "images_per_draw", None), self.sampling.samples // o.updates
+        if count is not None and images % count:
+            raise ConfigError(
+                f"algorithm.images_per_draw is {count}, which does not divide the {images} images of an update "
+                "(sampling.samples / optimizer.updates)"
+            )
+        if self.sampling.branches > 1:
+            raise ConfigError(
+                f"sampling.branches is {self.sampling.branches}, but the algorithm {name} compares no images with "
+                "each other: leave it at 1"
+            )
+
+    def _check_advantage(self) -> None:
+        a, regression = self.advantage, getattr(self.algorithm, "weights", "signed") == "positive"
+        if regression != (a.normalise in ("softmax", "percentile")):
+            right = "softmax or percentile" if regression else "another one: those are weights of a regression (rwr)"
+            raise ConfigError(
+                f"advantage.normalise is {a.normalise}, but the algorithm {self.algorithm.name} needs {right}"
+            )
+        if a.clip is not None and a.clip <= 0:
+            raise ConfigError(f"advantage.clip is {a.clip}, but must be greater than 0, or none")
+        if not 0 < a.percentile < 1:
+            raise ConfigError(f"advantage.percentile is {a.percentile}, but must lie in (0, 1)")
+        if self.algorithm.needs != "rollouts" and self.optimizer.minibatch == "states":
+            raise ConfigError(
+                f"optimizer.minibatch is states, but the algorithm {self.algorithm.name} has none: use images"
+            )
+        if self.algorithm.needs != "rollouts" and self.optimizer.timestep_fraction < 1:
+            raise ConfigError(
+                f"optimizer.timestep_fraction is {self.optimizer.timestep_fraction}, but the algorithm "
+                f"{self.algorithm.name} draws its own times: leave it at 1"
+            )
+
+
+def check_step_rules(text: str) -> None:
+    """Raises ConfigError where diffusers would not read `text` as rules of a piecewise constant learning rate."""
+    *rules, last = text.split(",")
+    values, steps = [last], []
+    for rule in rules:
+        value, _, step = rule.partition(":")
+        values.append(value)
+        steps.append(step.strip())
+    if not (
+        all(re.fullmatch(_MULTIPLE, value.strip()) for value in values)
+        and all(re.fullmatch(r"[0-9]+", step) for step in steps)
+        and all(a < b for a, b in pairwise([0, *map(int, steps)]))
+    ):
+        raise ConfigError(
+            f"optimizer.step_rules is {text!r}, but must be multiples of the learning rate, each with the update at "
+            "which it ends, in rising order, and one without for the rest, such as 0.4:6400,1"
+        )
+
+
+_MULTIPLE = r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?"

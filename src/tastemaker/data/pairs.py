@@ -1,0 +1,179 @@
+"""Pairs of images that somebody has compared, for methods that learn from given preferences (Diffusion-DPO)."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tastemaker.data.captioned_images import caption, digest, fitted, table_named
+from tastemaker.data.hf_datasets import as_stored, base_folder, open_dataset, raw_row, read_columns
+from tastemaker.data.images import check_header, image_path, read_image
+from tastemaker.data.tables import is_table, read_table, text_column, tidy
+from tastemaker.errors import DataError
+
+IMAGES = (("image_0", "image_1"), ("jpg_0", "jpg_1"))
+VERDICTS = (("preferred",), ("label_0", "label_1"), ("best_image_uid", "image_0_uid", "image_1_uid"))
+"""Columns that say which image is preferred, the first that are all there."""
+MARKS = ("has_label", "are_different")
+"""Pick-a-Pic's columns of which a False leaves a row out."""
+_TRUE = ("true", "1", "1.0", "yes", "none", "nan", "")
+_FALSE = ("false", "0", "0.0", "no")
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """N pairs of images, read when they are asked for."""
+
+    prompts: tuple[str, ...]
+    """N captions."""
+    sources: Callable[[int], tuple[Any, Any]]
+    """What `read_image` takes, for the preferred and for the other image of a pair."""
+    places: Callable[[int], str]
+    """Where a pair comes from, for messages."""
+    digest: str
+    """SHA-256 of the captions, of who is preferred, and of a table's paths; not of the images."""
+    ties: int = 0
+    """Rows left out since neither image is preferred."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def images(self, index: int, side: int) -> Tensor:
+        """[2,3,side,side] in [0,1]: the preferred image, and the other. Raises DataError where one is unreadable."""
+        where = self.places(index)
+        return torch.stack([fitted(read_image(source, where), side) for source in self.sources(index)])
+
+
+def load_pairs(source: str, split: str = "train") -> PairSet:
+    """The pairs of a folder with a pairs.jsonl (or .csv, ...), of a table (docs/tables.md), or of a data set.
+
+    Columns: prompt, caption or text; image_0 and image_1, or jpg_0 and jpg_1; and who is preferred, as `preferred` (0,
+    1, or `tie`), as label_0 and label_1 (the larger one; equal is a tie), or as best_image_uid among image_0_uid and
+    image_1_uid (else `tie`, or empty). Ties are left out. Paths are relative to the table. That a table's
+    images are there is seen at once, the pixels of all are read when they are used. Raises DataError.
+    """
+    path = Path(source).expanduser()
+    if os.path.isdir(path):
+        path = table_named(path, "pairs") or path
+    if is_table(path) and not os.path.isdir(path):
+        return _from_table(path)
+    return _from_dataset(open_dataset(source, split), source)
+
+
+def _from_table(path: Path) -> PairSet:
+    rows = read_table(path)
+    names = list(rows[0][1])
+    text, images, verdict = text_column(names, str(path)), _images(names, str(path)), _verdict(names, str(path))
+    marks = [name for name in MARKS if name in names]
+    kept: list[tuple[str, str, tuple[Path, Path]]] = []
+    for where, row in rows:
+        missing = [name for name in (text, *images, *verdict) if name not in row]
+        if missing:
+            raise DataError(f"{where}: no {missing[0]}, which the first row has")
+        better = preferred({name: row.get(name) for name in (*verdict, *marks)}, where)
+        if better is None:
+            continue
+        files = [image_path(row[name], f"{where}, {name}", path.parent) for name in images]
+        for file, name in zip(files, images, strict=True):
+            check_header(file, f"{where}, {name}")
+        kept.append((caption(row[text], where), where, (files[better], files[1 - better])))
+    _some(kept, len(rows), str(path))
+    prompts = tuple(prompt for prompt, _, _ in kept)
+    mark = digest([[prompt, *(os.path.relpath(file, path.parent) for file in files)] for prompt, _, files in kept])
+    return PairSet(prompts, lambda i: kept[i][2], lambda i: kept[i][1], mark, len(rows) - len(kept))
+
+
+def _from_dataset(dataset: Any, source: str) -> PairSet:
+    names = dataset.column_names
+    text, images, verdict = text_column(names, source), _images(names, source), _verdict(names, source)
+    said = (text, *verdict, *(name for name in MARKS if name in names))
+    prompts, kept = [], []
+    # Without the images, which may be hundreds of gigabytes.
+    for number, row in enumerate(read_columns(dataset, said, source)):
+        where = f"{source}, row {number}"
+        better = preferred(row, where)
+        if better is not None:
+            prompts.append(caption(row[text], where))
+            kept.append((number, better))
+    _some(kept, len(dataset), source)
+    image_list, folder = as_stored(dataset, images), base_folder(source)
+
+    def sources(index: int) -> tuple[Any, Any]:
+        number, better = kept[index]
+        where = f"{source}, row {number}"
+        row = raw_row(image_list, number, where)
+        one, two = (read_image(row[name], f"{where}, {name}", folder) for name in images)
+        return (one, two) if better == 0 else (two, one)
+
+    mark, ties = digest([prompts, kept]), len(dataset) - len(kept)
+    found = PairSet(tuple(prompts), sources, lambda i: f"{source}, row {kept[i][0]}", mark, ties)
+    found.images(0, 8)  # a column that holds no images is found out now
+    return found
+
+
+def preferred(row: Mapping[str, Any], where: str) -> int | None:
+    """Which image of a row is preferred, 0 or 1, None for a tie. Raises DataError for other answers."""
+    if any(not _mark(row[name], name, where) for name in MARKS if name in row):
+        return None
+    if "preferred" in row:
+        answer = _plain(row["preferred"]).lower()
+        if answer in ("tie", "none", "null", "nan", "<na>", ""):
+            return None
+        if answer not in ("0", "1", "0.0", "1.0") or isinstance(row["preferred"], bool):
+            raise DataError(f"{where}: preferred is {row['preferred']!r}, but must be 0, 1 or tie")
+        return int(float(answer))
+    if "label_0" in row:
+        try:
+            one, two = float(row["label_0"]), float(row["label_1"])
+        except (TypeError, ValueError, OverflowError):
+            one = two = math.nan
+        if not (math.isfinite(one) and math.isfinite(two)):
+            raise DataError(f"{where}: label_0 and label_1 are {row['label_0']!r} and {row['label_1']!r}, not numbers")
+        return None if one == two else int(two > one)
+    best, one, two = (_plain(row[name]) for name in ("best_image_uid", "image_0_uid", "image_1_uid"))
+    if best.lower() in ("none", "tie", "nan", ""):
+        return None
+    if best not in (one, two) or one == two:
+        raise DataError(f"{where}: best_image_uid is {best!r}, which is neither image's uid alone, nor tie")
+    return int(best == two)
+
+
+def _plain(value: Any) -> str:
+    return tidy(str(value))
+
+
+def _mark(value: Any, name: str, where: str) -> bool:
+    """A mark of MARKS, true where it is missing."""
+    answer = _plain(value).lower()
+    if answer not in _FALSE + _TRUE:
+        raise DataError(f"{where}: {name} is {value!r}, but must be true or false")
+    return answer in _TRUE
+
+
+def _images(names: Sequence[str], where: str) -> tuple[str, str]:
+    for pair in IMAGES:
+        if all(name in names for name in pair):
+            return pair
+    raise DataError(f"{where}: no columns image_0 and image_1, nor jpg_0 and jpg_1; it has {', '.join(names)}")
+
+
+def _verdict(names: Sequence[str], where: str) -> tuple[str, ...]:
+    for columns in VERDICTS:
+        if all(name in names for name in columns):
+            return columns
+    raise DataError(
+        f"{where}: nothing says which image is preferred: expected a column preferred (0, 1 or tie), label_0 and "
+        f"label_1, or best_image_uid with image_0_uid and image_1_uid; it has {', '.join(names)}"
+    )
+
+
+def _some(kept: Sequence[Any], rows: int, where: str) -> None:
+    if not kept:
+        raise DataError(f"{where} has {rows} rows and in none of them is an image preferred: ties teach nothing")

@@ -1,0 +1,139 @@
+"""The mathematics of the losses: small pure functions, unreduced, float32 or better."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+Reduction = Literal["mean", "sum"]
+KLEstimator = Literal["exact", "k1", "k3", "thesis"]
+
+
+def gaussian_logp(x: Tensor, mean: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Log-density [N] of x [N,*D] under a Gaussian; std broadcasts and must be greater than 0.
+
+    `mean` averages over the elements of a latent, as DDPO and nearly all public code do, and `sum` is the joint
+    log-probability (thesis §5.3). Clip ranges belong to one of them: a ratio within 1e-4 under `mean` is a joint
+    ratio within exp(1e-4 D), for SD at 512 pixels (D = 16384) about [0.19, 5.2].
+    """
+    per_element = -((x - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
+    flat = per_element.flatten(1)
+    return flat.mean(dim=1) if reduction == "mean" else flat.sum(dim=1)
+
+
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO's clipped objective as a loss [N]: max(-A rho, -A clip(rho, 1 - clip, 1 + clip)) (DDPO A.1)."""
+    return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def score_function(logp: Tensor, advantage: Tensor) -> Tensor:
+    """-A log p [N], whose gradient is the score-function estimator (DDPO Eq. 3)."""
+    return -advantage * logp
+
+
+def gaussian_kl(mean: Tensor, mean_ref: Tensor, std: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Exact KL [N] between two Gaussians [N,*D] of the same std: |mean difference|^2 / (2 std^2)."""
+    per_element = (mean - mean_ref) ** 2 / (2 * std**2)
+    flat = per_element.flatten(1)
+    return flat.mean(dim=1) if reduction == "mean" else flat.sum(dim=1)
+
+
+def kl_estimate(
+    kind: KLEstimator, logp: Tensor, logp_ref: Tensor, mean: Tensor, mean_ref: Tensor, std: Tensor, reduction: Reduction
+) -> Tensor:
+    """Divergence [N] of the policy from the reference at sampled transitions (thesis Eq. 5.3; Schulman 2020).
+
+    `exact` is the Gaussians' own. `k1` = log p - log q, unbiased, and `k3` = q/p - 1 - log(q/p), unbiased and never
+    negative, need the sampled transition only, whose log-probabilities are `logp` [N] under the policy and `logp_ref`
+    under the reference; `thesis` = p/q - 1 - log(p/q), as the thesis prints it, grows like exp(delta^2) for a shift of
+    delta standard deviations where the divergence is delta^2 / 2. Under the reduction `mean` all of them are per
+    element of a latent, k3 and thesis only to first order.
+
+    Where they are part of a reward, a policy gradient makes of them for their own step, where the divergence has the
+    slope delta: delta of k1, 0 of exact and of k3, and delta (exp(delta^2) - 1) of thesis.
+    """
+    if kind == "exact":
+        return gaussian_kl(mean, mean_ref, std, reduction)
+    log_ratio = logp - logp_ref
+    if kind == "k1":
+        return log_ratio
+    difference = -log_ratio if kind == "k3" else log_ratio
+    return difference.exp() - 1 - difference
+
+
+def adaptive_kl(weight: float, measured: float, target: float, episodes: int, horizon: int) -> float:
+    """The next weight of the divergence, from the one measured [nats an episode] (Ziegler et al. 2019, code).
+
+    weight * (1 + clip(measured / target - 1, -0.2, 0.2) * episodes / horizon)
+    """
+    return weight * (1 + min(0.2, max(-0.2, measured / target - 1)) * episodes / horizon)
+
+
+def clipped_value(value: Tensor, before: Tensor, target: Tensor, clip: float) -> Tensor:
+    """0.5 max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2), [N] (thesis §5.3, after CleanRL)."""
+    near = before + (value - before).clamp(-clip, clip)
+    return 0.5 * (value - target).square().maximum((near - target).square())
+
+
+def direct_clamp(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """-A clip(rho, 1 - c, 1 + c), [N]: no gradient outside the range, whatever the sign of A (DPOK's code)."""
+    return -advantage * ratio.clamp(1 - clip, 1 + clip)
+
+
+def preference(margin: Tensor) -> Tensor:
+    """-log sigmoid(margin), [N] (Bradley-Terry)."""
+    return -logsigmoid(margin)
+
+
+def step_dpo(log_ratio: Tensor, log_ratio_other: Tensor, beta: float, clip: float | None) -> Tensor:
+    """-log sigmoid(beta (h - h')) [N], h the log-ratio of policy to reference at one step (D3PO).
+
+    `clip` bounds both ratios to [1 - clip, 1 + clip] before the logarithm.
+    """
+    if clip is not None:
+        low, high = math.log(1 - clip), math.log(1 + clip)
+        log_ratio, log_ratio_other = log_ratio.clamp(low, high), log_ratio_other.clamp(low, high)
+    return preference(beta * (log_ratio - log_ratio_other))
+
+
+def mean_square(values: Tensor) -> Tensor:
+    """Mean square [N] over the elements of [N,*D]: of a residual, the denoising loss."""
+    return values.square().flatten(1).mean(dim=1)
+
+
+def diffusion_dpo(error: Tensor, error_other: Tensor, ref: Tensor, ref_other: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(-beta / 2 ((e_w - e_l) - (e_w_ref - e_l_ref))) [N], e mean square residuals (Diffusion-DPO)."""
+    return preference(-beta / 2 * ((error - error_other) - (ref - ref_other)))
+
+
+def negative_aware(moved: Tensor, residual_old: Tensor, good: Tensor, beta: float, adaptive: bool) -> Tensor:
+    """g |v+ - v|^2 + (1 - g) |v- - v|^2, mean over elements [N] (DiffusionNFT, Eq. 5).
+
+    v+ = v_old + beta (v_theta - v_old) and v- = v_old - beta (v_theta - v_old). `moved` is v_theta - v_old,
+    `residual_old` v_old - v (both [N,*D]), `good` [N] in [0,1] the probability that an image is one to imitate.
+    `adaptive` divides each square by its mean size, through which no gradient goes, as the public code does.
+    """
+
+    def error(residual: Tensor) -> Tensor:
+        square = mean_square(residual)
+        return square / residual.detach().abs().flatten(1).mean(dim=1).clamp(min=1e-5) if adaptive else square
+
+    return good * error(residual_old + beta * moved) + (1 - good) * error(residual_old - beta * moved)
+
+
+Objective = Literal["reward", "distance", "hinge"]
+"""Losses of reward backpropagation."""
+
+
+def reward_loss(reward: Tensor, objective: Objective, target: float = 0.0) -> Tensor:
+    """What is minimised where the reward's own gradient is followed, for rewards of any shape.
+
+    `reward`: -R. `distance`: |R - target| (AlignProp's code for the aesthetic score, whose target of 10 is out of
+    reach). `hinge`: max(0, target - R), which lets images be that are good enough (ReFL, with a target of 2).
+    """
+    if objective == "reward":
+        return -reward
+    return (target - reward).clamp(min=0) if objective == "hinge" else (reward - target).abs()

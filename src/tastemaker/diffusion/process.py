@@ -1,0 +1,120 @@
+"""Diffusion processes: x_t = alpha_t x_0 + sigma_t eps, and the one Gaussian step between two of their times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The T steps of a sampling run, from noise (index 0) to image (index T-1). Tensors [T]."""
+
+    times: Tensor
+    """int64 training times at which the network is asked."""
+    alpha: Tensor
+    """Scale of x_0 at `times`, float64."""
+    sigma: Tensor
+    """Scale of the noise at `times`, float64."""
+    alpha_next: Tensor
+    """Scale of x_0 where each step leads."""
+    sigma_next: Tensor
+    """Scale of the noise where each step leads."""
+    clip: float | None = None
+    """Range to which the x_0 estimate is clipped, for models whose scheduler asks for it."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def std(self, eta: float) -> Tensor:
+        """Standard deviation [T] of each step's noise; 0 where a step is deterministic.
+
+        std = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2) for a step from t to s, which for
+        variance-preserving processes is DDIM's sigma (DDIM paper, Eq. 16).
+        """
+        ratio = (self.alpha * self.sigma_next) / (self.alpha_next * self.sigma)
+        return eta * self.sigma_next * (1 - ratio**2).clamp(min=0).sqrt()
+
+    def stochastic(self, eta: float) -> list[int]:
+        """Indices of the steps that have a likelihood; the others are left out of likelihood windows."""
+        return [index for index, std in enumerate(self.std(eta).tolist()) if std > 0]
+
+
+class Process(Protocol):
+    """A noising process x_t = alpha_t x_0 + sigma_t eps, and how the network's output reads in it."""
+
+    def grid(self, steps: int) -> Grid:
+        """The times at which a run of `steps` steps asks the network."""
+        ...
+
+    def x0(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at times t as an estimate of x_0."""
+        ...
+
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t [N] at training times t [N]."""
+        ...
+
+    def output_scale(self, t: Tensor) -> Tensor:
+        """[N] by how much the network's output moves for a move of 1 in the estimate of x_0, in size."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Number of training times, 0 to length - 1."""
+        ...
+
+
+def rows(values: Tensor, step: Tensor | int, like: Tensor) -> Tensor:
+    """values[step] with the device and number of dimensions of `like` [N,*D]: [N,1,..] or [1,1,..]."""
+    chosen = values.to(like.device, like.dtype)[step]
+    return chosen.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def x0_from(prediction: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, kind: Prediction) -> Tensor:
+    """A network's output as an estimate of x_0. Shapes [N,*D]; alpha and sigma broadcast.
+
+    `v_prediction` is v = alpha eps - sigma x_0 (Salimans and Ho 2022, App. D); `flow` is v = eps - x_0 with
+    alpha = 1 - sigma.
+    """
+    if kind == "epsilon":
+        return (x - sigma * prediction) / alpha
+    if kind == "v_prediction":
+        return alpha * x - sigma * prediction
+    if kind == "flow":
+        return x - sigma * prediction
+    return prediction
+
+
+def output_scale(alpha: Tensor, sigma: Tensor, kind: Prediction) -> Tensor:
+    """|d output / d x_0| [N] at fixed x, the inverse of what `x0_from` does to the network's output."""
+    if kind == "epsilon":
+        return alpha / sigma
+    return torch.ones_like(sigma) if kind == "sample" else 1 / sigma
+
+
+def transition(x: Tensor, x0: Tensor, grid: Grid, step: Tensor | int, eta: float) -> tuple[Tensor, Tensor]:
+    """Mean [N,*D] and standard deviation [N,1,..] of the policy p(x_next | x) at a sampler step.
+
+    DDIM with noise (Eq. 12 and 16 of its paper): mean = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps, with eps
+    the noise that x and the estimate x_0 imply. `step` is one index for all rows, or [N] indices.
+    """
+    alpha, sigma = rows(grid.alpha, step, x), rows(grid.sigma, step, x)
+    alpha_next, sigma_next = rows(grid.alpha_next, step, x), rows(grid.sigma_next, step, x)
+    std = rows(grid.std(eta), step, x)
+    eps = (x - alpha * x0) / sigma
+    if grid.clip is not None:
+        x0 = x0.clamp(-grid.clip, grid.clip)
+    mean = alpha_next * x0 + (sigma_next**2 - std**2).clamp(min=0).sqrt() * eps
+    return mean, std
+
+
+def variance_preserving(times: Tensor, cumulative: Tensor, cumulative_next: Tensor, clip: float | None = None) -> Grid:
+    """The grid of a process with alpha^2 + sigma^2 = 1, from the cumulative products of its alphas [T]."""
+    now, then = cumulative.double(), cumulative_next.double()
+    return Grid(times.to(torch.int64), now.sqrt(), (1 - now).sqrt(), then.sqrt(), (1 - then).sqrt(), clip)

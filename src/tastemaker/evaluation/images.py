@@ -1,0 +1,144 @@
+"""Images on disk: fixed grids of a run, contact sheets, and `tastemaker sample`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.process import Grid
+from tastemaker.diffusion.sampler import batches, sample
+from tastemaker.rewards.jpeg import to_bytes
+from tastemaker.types import Draw
+
+if TYPE_CHECKING:
+    from tastemaker.models.pixel import PixelUNet
+    from tastemaker.models.stable_diffusion import LatentUNet
+
+
+@torch.no_grad()
+def images(
+    model: Model,
+    draw: Draw,
+    grid: Grid,
+    guidance: float,
+    eta: float,
+    batch: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Images [B,3,H,W] in [0,1] on the CPU for a draw."""
+    parts = []
+    for part in batches(len(draw), batch):
+        chosen = draw.select(part)
+        rollout = sample(model, model.encode(chosen.prompts, guidance), chosen, grid, eta, on_step=on_step)
+        parts.append(model.decode(rollout.x0).float().cpu())
+    return torch.cat(parts)
+
+
+def to_pil(x: Tensor) -> list[Image.Image]:
+    """Images [B,3,H,W] in [0,1] as PIL images."""
+    return [Image.fromarray(image) for image in to_bytes(x).numpy()]
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int, cell: int | None = None, gap: int = 4) -> Image.Image:
+    """Images in rows of `columns`; small ones are enlarged without smoothing to `cell` pixels."""
+    cell = cell or max(96, images[0].width)
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (cell + gap) - gap, rows * (cell + gap) - gap), "white")
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        method = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
+        sheet.paste(image.resize((cell, cell), method), (column * (cell + gap), row * (cell + gap)))
+    return sheet
+
+
+def save_grid(
+    run: Path, round: int, x: Tensor, draw: Draw, reward: Tensor, correct: Sequence[bool | None], kind: str = "round"
+) -> None:
+    """samples/round-NNNN of a run: the images, and samples.json with prompt, seed, reward and verdict of each.
+
+    `kind` is another beginning of the folder's name, for images that the report's slider does not show.
+    """
+    final = run / f"samples/{kind}-{round:04d}"
+    temporary = final.with_name(f".tmp-{final.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    entries = []
+    for index, image in enumerate(to_pil(x)):
+        name = f"{index:03d}.png"
+        image.save(temporary / name)
+        entries.append(
+            {
+                "file": name, "prompt": draw.prompts[index], "seed": draw.sample_index[index],
+                "reward": reward[index].item(), "correct": correct[index],
+            }
+        )  # fmt: skip
+    (temporary / "samples.json").write_text(
+        json.dumps({"round": round, "samples": entries}, indent=1), encoding="utf-8"
+    )
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+
+
+def load_here(model: str) -> LatentUNet | PixelUNet:
+    """The model on this machine's accelerator in half precision, or on the CPU. Raises ModelError."""
+    from tastemaker.models import load_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(model, "fp32" if device == "cpu" else "fp16", device)
+
+
+def fixed_draw(prompts: Sequence[str], n: int, seed: int) -> Draw:
+    """`n` images of each prompt, one prompt after another."""
+    rows = [(place, index) for place in range(len(prompts)) for index in range(n)]
+    return Draw(
+        seed,
+        0,
+        tuple(prompts[place] for place, _ in rows),
+        tuple(place for place, _ in rows),
+        tuple(i for _, i in rows),
+    )
+
+
+def write_samples(
+    *,
+    model: str,
+    adapter: str | None,
+    prompts: Sequence[str],
+    n: int,
+    seed: int,
+    steps: int,
+    guidance: float,
+    eta: float,
+    out: Path,
+) -> Path:
+    """Samples `n` images of each prompt into a new folder, and returns the path of their contact sheet.
+
+    Raises ConfigError where the folder is in use or the adapter missing, ModelError where the model does not load.
+    """
+    from tastemaker.models.adapter_files import find_adapter
+    from tastemaker.runs.folders import new_folder
+
+    found = find_adapter(adapter) if adapter else None
+    door = load_here(model)
+    if found:
+        door.apply(found)
+    draw = fixed_draw(prompts, n, seed)
+    rows = list(zip(draw.prompt_index, draw.sample_index, strict=True))
+    x = images(door, draw, door.process.grid(steps), guidance, eta, batch=16)
+    with new_folder(out) as folder:
+        image_list = to_pil(x)
+        for (place, index), image in zip(rows, image_list, strict=True):
+            image.save(folder / f"{place:03d}-{index:02d}.png")
+        contact_sheet(image_list, columns=n).save(folder / "sheet.png")
+        listing = [{"file": f"{p:03d}-{i:02d}.png", "prompt": prompts[p], "seed": i} for p, i in rows]
+        (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
+    return out / "sheet.png"

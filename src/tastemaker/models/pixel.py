@@ -1,0 +1,186 @@
+"""Pixel-space models: everything that diffusers loads as a DDPMPipeline or DDIMPipeline, with classes or without."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tastemaker.errors import ModelError, PromptError, nearest
+from tastemaker.models import adapter_files, lora
+from tastemaker.models.checks import image_side, require_pixels
+from tastemaker.models.guidance import guided_x0
+from tastemaker.models.library_logging import quiet
+from tastemaker.models.schedulers import SchedulerProcess, ddim
+from tastemaker.models.stable_diffusion import DTYPES
+from tastemaker.models.tuning import Tuning
+from tastemaker.models.weight_copy import WeightCopy
+from tastemaker.types import Cond
+
+
+class PixelUNet:
+    """A pipeline of a UNet2DModel and a scheduler behind the narrow door of `protocols.Model`.
+
+    A model with `num_class_embeds` is told a class, whose name is the prompt. The names are `id2label` in
+    model_index.json, an index to a name or several with commas in between, as for DiTPipeline; without them they are
+    "0", "1", ... A model that has one class more than the highest index there was trained with a null class, the last
+    one, and can be guided. A model without classes takes any prompt, and ignores it.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        precision: str = "fp32",
+        device: torch.device | str = "cpu",
+        network_device: torch.device | str | None = None,
+    ) -> None:
+        require_pixels(pipeline)
+        self.pipeline = pipeline
+        self.device = torch.device(device)
+        self.dtype = DTYPES[precision]
+        unet = pipeline.unet.requires_grad_(False).eval()
+        with quiet():
+            unet.to(network_device or self.device, self.dtype)
+        self.network: nn.Module = unet
+        self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
+        side = image_side(unet.config)
+        self.latent_shape = (unet.config.in_channels, side, side)
+        self.tuned: Tuning | None = None
+        self.held: WeightCopy | None = None
+        """The reference's weights, where they are not those without adapters (training/reference.py)."""
+        self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
+        """Class indices by name; empty for a model without classes."""
+        highest = max(self.classes.values(), default=0)
+        self.null = highest + 1 if unet.config.num_class_embeds == highest + 2 else None
+        """Index of the class that stands for none, where the model was trained with one."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels to a side of one latent element."""
+        return 1
+
+    def resize(self, pixels: int) -> None:
+        """Makes images of pixels x pixels from now on. Raises ModelError where the U-Net cannot."""
+        multiple = 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+        if pixels <= 0 or pixels % multiple:
+            raise ModelError(f"sampling.size is {pixels}, but this model needs a multiple of {multiple}")
+        self.latent_shape = (self.latent_shape[0], pixels, pixels)
+
+    def tune(self, tuning: Tuning, seed: int = 0) -> None:
+        """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
+        lora.tune(self.pipeline.unet, tuning, seed)
+        self.tuned = tuning
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.pipeline.unet.named_parameters() if p.requires_grad}
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises PromptError where a prompt is no class of the model."""
+        if not self.classes:
+            return
+        for prompt in prompts:
+            if prompt.strip() not in self.classes and (prompt or self.null is None):
+                raise PromptError(
+                    f"prompts of this model are the names of its classes, and {prompt!r} is none: "
+                    f"{nearest(prompt, list(self.classes))}"
+                )
+
+    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
+        """The prompts' classes, one-hot, as text states [B,1,K] of all K of the network's; zeros [B,1,1] without.
+
+        The empty prompt is the null class, or none at all where there is none, which is good for asking for a shape
+        but not for sampling. Raises PromptError where a prompt is no class, and ModelError for guidance other than 1
+        where there is no null class.
+        """
+        if guidance != 1 and self.null is None:
+            lack = "null class" if self.classes else "classes"
+            raise ModelError(
+                f"sampling.guidance is {guidance}, but this model has no {lack} and cannot be guided: set it to 1"
+            )
+        self.check([prompt for prompt in prompts if prompt])
+        text = torch.stack([self._one_hot(prompt) for prompt in prompts])
+        return Cond(text, self._one_hot("").unsqueeze(0), guidance)
+
+    def pooled(self, prompts: Sequence[str]) -> Tensor:
+        """[B,K] the prompts' classes, one-hot."""
+        return torch.stack([self._one_hot(prompt)[0] for prompt in prompts])
+
+    def _one_hot(self, prompt: str) -> Tensor:
+        """[1,K]"""
+        text = torch.zeros(1, self.pipeline.unet.config.num_class_embeds or 1, device=self.device)
+        index = self.classes.get(prompt.strip(), self.null)
+        if index is not None:
+            text[0, index] = 1
+        return text
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
+        return guided_x0(self._predict, self.process, x, t, cond)
+
+    def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        half = self.dtype != torch.float32
+        labels = text[:, 0].argmax(dim=1) if self.classes else None
+        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+            return self.network(x, t, class_labels=labels, return_dict=False)[0].to(x.dtype)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images [N,3,H,W] in [0,1]; grey ones three times over, so that every reward takes them."""
+        return (x0 / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents [N,*D] of images [N,3,H,W] in [0,1]: themselves, in [-1,1], as the mean of the channels if grey."""
+        x = 2 * images.to(self.device) - 1
+        return x.mean(dim=1, keepdim=True) if self.latent_shape[0] == 1 else x
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the model has the weights that were held, or else its adapters off.
+
+        Raises ModelError for a fully tuned model that holds none.
+        """
+        return self.held.inside() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
+
+    def clear_prompt_cache(self) -> None:
+        """Nothing is kept of prompts, which are classes."""
+
+    def apply(self, folder: Path) -> None:
+        """Puts on what `save` wrote: an adapter, or the whole U-Net. Raises a TastemakerError where it does not fit."""
+        adapter_files.apply(self.pipeline.unet, folder)
+
+    def save(self, folder: Path) -> None:
+        """Writes what was trained: an adapter for `PeftModel.from_pretrained`, or the U-Net for its own."""
+        if self.tuned is not None and self.tuned.mode == "full":
+            self.pipeline.unet.save_pretrained(folder / "unet")
+        else:
+            adapter_files.save(self.pipeline.unet, folder)
+
+    def usage(self, base: str) -> str:
+        """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
+        kind = type(self.pipeline).__name__
+        pipe = f"pipe = {kind}.from_pretrained({base})"
+        if self.tuned is not None and self.tuned.mode == "full":
+            return (
+                f"from diffusers import {kind}, UNet2DModel\n\n{pipe}\n"
+                "pipe.unet = UNet2DModel.from_pretrained('model/unet')\n"
+            )
+        return (
+            f"from diffusers import {kind}\nfrom peft import PeftModel\n\n{pipe}\n"
+            "PeftModel.from_pretrained(pipe.unet, 'adapter')  # in place\n"
+        )
+
+
+def _classes(count: int, names: Any) -> dict[str, int]:
+    """Class indices by name, from `id2label`. Raises ModelError where an index is none of the `count` classes."""
+    if not count or names is None:
+        return {str(index): index for index in range(count)}
+    if not isinstance(names, Mapping) or not all(isinstance(label, str) for label in names.values()):
+        raise ModelError('id2label in model_index.json must be a table of names, as in {"0": "tench, Tinca tinca"}')
+    wrong = [index for index in names if not str(index).isdecimal() or int(index) >= count]
+    if wrong or not names:
+        found = wrong[0] if wrong else "none"
+        raise ModelError(f"id2label in model_index.json must name classes 0 to {count - 1}, but has {found}")
+    return {name.strip(): int(index) for index, label in names.items() for name in label.split(",")}

@@ -1,0 +1,115 @@
+"""Where a remote reward is, and how it is asked: the config's section `remote`. Free of torch and of HTTP.
+
+The token is never a setting, only the name of the environment variable that holds it: a run writes its settings down.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+from tastemaker.errors import ConfigError, RewardError
+
+PREFIX = "remote:"
+TOKEN_ENV = "TASTEMAKER_REWARD_TOKEN"
+"""The variable that both sides read a token from, where no other is named."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """How a reward on a server is asked; only for a `reward` that is a URL (docs/remote-rewards.md)."""
+
+    format: Literal["png", "safetensors"] = "png"
+    """How images travel: `png`, rounded to 8 bits, or `safetensors`, exact float32 and many times larger."""
+    batch: int = 8
+    """Images in one request."""
+    in_flight: int = 4
+    """Requests under way at once."""
+    timeout: float = 60.0
+    """Seconds that one request may take, from the first byte sent to the last one read."""
+    wait: float = 300.0
+    """Seconds that one waits for a server which is down, busy or silent before the run ends; 0 tries once."""
+    tries: int = 4
+    """How often a request is sent that the server fails at (status 500) or answers with nonsense."""
+    cache: int = 4096
+    """Answers kept, by image, prompt and the reward's version; 0 keeps none."""
+    token_env: str = TOKEN_ENV
+    """Name of the environment variable with the server's token; the token itself is never written anywhere."""
+
+    def __post_init__(self) -> None:
+        positive = {"batch": self.batch, "in_flight": self.in_flight, "timeout": self.timeout, "tries": self.tries}
+        for name, value in positive.items():
+            if not value > 0:
+                raise ConfigError(f"remote.{name} is {value}, but must be greater than 0")
+        for name, value in {"wait": self.wait, "cache": self.cache}.items():
+            if not value >= 0:
+                raise ConfigError(f"remote.{name} is {value}, but must not be negative")
+        check_variable("remote.token_env", self.token_env)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A secret that no text of an error, a log or a dataclass shows."""
+
+    secret: str = field(repr=False)
+
+    def hidden(self, text: str) -> str:
+        """The text without the secret, should a server have sent it back."""
+        return text.replace(self.secret, "***")
+
+
+def check_variable(what: str, name: str) -> None:
+    """Raises ConfigError for a name that no environment variable can have; the name may be a token put there."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name):
+        raise ConfigError(f"{what} is not the name of an environment variable, such as {TOKEN_ENV}, that has the token")
+
+
+def read_token(name: str, usual: str = TOKEN_ENV, what: str = "reward server's token") -> Token | None:
+    """The token in the environment variable of this name; None where the usual one is not set.
+
+    Raises RewardError where a variable that was asked for is not set, or has what an HTTP header cannot carry.
+    """
+    secret = os.environ.get(name, "").strip()
+    if not secret:
+        if name == usual:
+            return None
+        raise RewardError(f"the environment variable {name}, which should have the {what}, is not set")
+    if not re.fullmatch(r"[!-~]+", secret):
+        raise RewardError(f"the token in {name} has blanks or letters beyond ASCII, which no HTTP header can carry")
+    return Token(secret)
+
+
+def is_remote(name: str) -> bool:
+    """Whether a reward's name is that of one on a server."""
+    return name.startswith((PREFIX, "http://", "https://"))
+
+
+def endpoints(name: str) -> tuple[str, ...]:
+    """The servers that a reward's name lists, without a last slash: `remote:http://a:8000,http://b:8000`.
+
+    Raises RewardError for what is not the address of a server.
+    """
+    urls = [url.strip().rstrip("/") for url in name.removeprefix(PREFIX).split(",")]
+    for url in urls:
+        _check(url)
+    return tuple(dict.fromkeys(urls))
+
+
+def _check(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise RewardError(f"the reward server {url!r} is no address: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        # Not shown: it may be a password, which also would be written to config.yaml.
+        raise RewardError(
+            f"a reward server's address must not hold a name or password: put a token into ${TOKEN_ENV} instead"
+        )
+    if parts.scheme not in ("http", "https") or not host or re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise RewardError(f"the reward server {url!r} is no address: give one such as http://127.0.0.1:8000")
+    if parts.query or parts.fragment:
+        raise RewardError(f"the reward server {url!r} must be given without what follows its path ('?' or '#')")
