@@ -29,14 +29,16 @@ SETTINGS = [
 
 
 def words(checkpoint, out, *more):
-    return ["train", "ddpo-compressibility", "--model", str(checkpoint), "--out", str(out), *SETTINGS, *more]
+    where = [] if out is None else ["--out", str(out)]
+    return ["train", "ddpo-compressibility", "--model", str(checkpoint), *where, *SETTINGS, *more]
 
 
-def launch(count, arguments, environment=ENVIRONMENT):
+def launch(count, arguments, environment=ENVIRONMENT, folder=None):
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     return subprocess.Popen(
         [sys.executable, *(torchrun if count > 1 else []), str(SCRIPT), *arguments],
         env=environment,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -71,8 +73,10 @@ def alone(checkpoint, tmp_path_factory):
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_same_weights_rewards_and_statistics_after_three_rounds(alone, checkpoint, tmp_path, count):
-    run = tmp_path / "run"
-    output, _ = finish(launch(count, words(checkpoint, run)))
+    # Without --out: the processes agree on the folder that the first one chooses.
+    run = tmp_path / "runs/ddpo-compressibility-1"
+    output, _ = finish(launch(count, words(checkpoint, None), folder=tmp_path))
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
     assert output.count("loading") == 1  # one process speaks
     assert distance(weights(alone), weights(run)) < 1e-5
     one, many = (json.loads((r / "checkpoints/step-000003/state.json").read_text())["state"] for r in (alone, run))

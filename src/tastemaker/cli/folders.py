@@ -24,9 +24,12 @@ def processes() -> int:
     return int(given)
 
 
-def next_free(stem: str) -> Path:
-    """The first of runs/<stem>-1, runs/<stem>-2, ... that does not exist."""
-    if processes() > 1:
+def next_free(stem: str, *, agreed: bool = False) -> Path:
+    """The first of runs/<stem>-1, runs/<stem>-2, ... that does not exist.
+
+    Raises ConfigError in one of several processes, unless they will agree on the first one's (`agreed`).
+    """
+    if processes() > 1 and not agreed:
         raise ConfigError("several processes run together, and each would choose its own folder: give --out DIR")
     return next(path for n in itertools.count(1) if not (path := RUNS / f"{stem}-{n}").exists())
 

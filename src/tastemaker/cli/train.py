@@ -35,7 +35,7 @@ class TrainArgs:
 def run(words: list[str]) -> int:
     """Runs the verb."""
     args, stem = read(TrainArgs, words, "train")
-    out = require_unused(args.out or next_free(stem))
+    out = require_unused(args.out or next_free(stem, agreed=True))
     from tastemaker.training.run import train
 
     train(args.settings, out, command=shlex.join(["tastemaker", "train", *words]))

@@ -1,12 +1,23 @@
-"""The processes of a run: how they part when it ends."""
+"""The processes of a run: the folder they agree on, and how they part when it ends."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+
+def first_process_path(accelerator: Accelerator, path: Path) -> Path:
+    """The first process' path, on every process: one that a process chose by itself may differ from the others'."""
+    paths = [str(path)]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(paths)
+    return Path(paths[0])
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from tastemaker.runs.fingerprint import differences, facts
 from tastemaker.runs.folders import check_new_folder, new_folder
 from tastemaker.runs.metrics import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.spread import moments
-from tastemaker.training.distributed import process_group
+from tastemaker.training.distributed import first_process_path, process_group
 from tastemaker.training.early_stopping import agreed, fell
 from tastemaker.training.finish import summary, write_adapter
 from tastemaker.training.isolation import isolated
@@ -39,8 +39,9 @@ from tastemaker.training.trackers import Images, tracking
 def train(config: Config, out: Path, *, command: str) -> None:
     """Trains as `config` says and leaves a run folder at `out`, ending with report.html.
 
-    Raises a TastemakerError, with no folder left behind, where a setting, model, prompt or reward is wrong; the
-    reward is tried on the base model's images first.
+    Of several processes that a launcher started together, the first one's `out` counts. Raises a TastemakerError, with
+    no folder left behind, where a setting, model, prompt or reward is wrong; the reward is tried on the base model's
+    images first.
     """
     check_new_folder(out)
     with isolated(), process_group():
@@ -66,6 +67,7 @@ def resume(run: Path, rounds: int | None = None, *, allow_inexact: bool = False)
 def _begin(config: Config, out: Path, command: str) -> None:
     session = start(config, out, State())
     accelerator = session.accelerator
+    out = first_process_path(accelerator, out)
     with _tracked(session, out, 0), session.display:
         # Every process evaluates the base model: each needs its rewards' mean and deviation.
         base = evaluate(session)
