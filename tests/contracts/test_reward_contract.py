@@ -54,7 +54,10 @@ def test_built_in_rewards_keep_the_contract(name, tmp_path, speaking):
     assert any("has the gradient" in finding.what for finding in findings) == BUILTIN[name].differentiable
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+# Reading text takes 15 times as long as any other reward, and is the same on a server.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "ocr" else ()) for name in sorted(BUILTIN)]
+)
 def test_built_in_rewards_keep_the_contract_on_a_server(name, tmp_path, speaking):
     prompts, name, vlm = asked(name, PROMPTS), full(name, tmp_path, speaking), speaking[1]
     here, rounded = load_reward(name, vlm=vlm), to_bytes(X).permute(0, 3, 1, 2).float() / 255
