@@ -72,12 +72,6 @@ class Output:
         except Exception:
             return False
 
-    def fileno(self) -> int:
-        """The stream's own descriptor. Raises OSError (`io.UnsupportedOperation`) where it has none."""
-        if self.stream is None:
-            raise io.UnsupportedOperation("fileno")
-        return self.stream.fileno()
-
     def _write(self, text: str) -> None:
         if self.stream is None:
             return

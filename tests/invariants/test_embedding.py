@@ -27,7 +27,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from tastemaker.config.schema import Config, Evaluation, Optimizer, Sampling
 from tastemaker.errors import ConfigError
 from tastemaker.training.isolation import isolated
+from tastemaker.training.progress import Display
 from tastemaker.training.run import resume, train
+from tastemaker.training.signals import Stop, listening
 
 
 @pytest.fixture
@@ -113,6 +115,16 @@ def test_a_run_in_another_program_is_the_same_run_and_leaves_the_program_as_it_w
 def _records(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in lines]
+
+
+def test_handlers_that_are_not_pythons_stay(monkeypatch):
+    """Those of a program that embeds Python: it could not put them back."""
+    changed: list[Any] = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *given: changed.append(given))
+    with listening(Stop(None), Display(1)):  # type: ignore[arg-type]
+        pass
+    assert not changed
 
 
 def test_one_training_at_a_time(config, tmp_path):

@@ -17,6 +17,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.windows import Backward
 from tastemaker.cli import mix, settings
 from tastemaker.cli.arguments import flag_types, nearest_flags, parse, split_assignments
+from tastemaker.cli.folders import processes
 from tastemaker.cli.main import VERBS, main
 from tastemaker.cli.sampling import step_mask
 from tastemaker.cli.train import TrainArgs
@@ -214,6 +215,22 @@ def test_mistakes_are_one_line_and_exit_code_2(words: list[str], message: str, c
     assert err.startswith("tastemaker: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", ["file/run", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_refused(out: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    Path("file").touch()
+    assert main(["train", PRESET, "--out", out]) == 2
+    assert capsys.readouterr().err.startswith("tastemaker: cannot write to ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_launcher_s_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert main(["train", PRESET]) == 2
+    assert "$WORLD_SIZE is 'many', expected the number of processes" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "")  # as an empty variable of a job script
+    assert processes() == 1
 
 
 def test_mistakes_read_the_same_without_unicode():

@@ -56,4 +56,4 @@ def test_doctor_reports_an_old_torch(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "version", lambda name: "2.9.1" if name == "torch" else "99")
     assert main(["doctor"]) == 1
     assert "torch 2.9.1 is too old: needs 2.10 or newer" in capsys.readouterr().out
-    assert doctor.REQUIRED["torch"] == ".".join(map(str, OLDEST))
+    assert doctor.REQUIRED["torch"] == OLDEST

@@ -47,7 +47,7 @@ def require_unused(out: Path) -> Path:
 
 def is_run(path: Path) -> bool:
     """Whether a run has been started in this folder."""
-    return (path / "config.yaml").is_file()
+    return os.path.isfile(path / "config.yaml")  # Path.is_file raises for names that are too long
 
 
 def run_config(adapter: Path) -> Config | None:
