@@ -91,11 +91,14 @@ def test_several_processes_need_one_folder(
     calls = behind("tastemaker.training.run", "train")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert main(["train", PRESET]) == 2
-    assert "give --out DIR" in capsys.readouterr().err
+    for words in (["sample", "--prompt", "a cat"], ["mix", "one", "--alpha", "0.5"]):
+        assert main(words) == 2
+        assert "give --out DIR" in capsys.readouterr().err
     make_run(Path("begun-by-rank-0"))
     assert main(["train", PRESET, "--out", "begun-by-rank-0"]) == 0
-    assert len(calls) == 1
+    # They agree on the first one's (tests/invariants/test_processes.py).
+    assert main(["train", PRESET]) == 0
+    assert [args[1] for args, _ in calls] == [Path("begun-by-rank-0"), Path(f"runs/{PRESET}-1")]
 
 
 def test_resume_calls_run(behind: Callable[..., list[Any]]):
