@@ -91,7 +91,8 @@ def test_several_processes_need_one_folder(
     calls = behind("tastemaker.training.run", "train")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    for words in (["sample", "--prompt", "a cat"], ["mix", "one", "--alpha", "0.5"]):
+    make_run(Path("one"))
+    for words in (["sample", "--prompt", "a cat"], ["mix", "one", "one", "--alpha", "0.5"]):
         assert main(words) == 2
         assert "give --out DIR" in capsys.readouterr().err
     make_run(Path("begun-by-rank-0"))
