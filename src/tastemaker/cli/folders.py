@@ -69,5 +69,5 @@ def require_run(path: Path) -> Path:
         return path
     runs = [str(run) for run in sorted(RUNS.glob("*")) if is_run(run)]
     hint = f"; {nearest(str(path), runs)}" if runs else "; start one with `tastemaker train`"
-    reason = "has no config.yaml, so it is not a run" if path.exists() else "does not exist"
+    reason = "has no config.yaml, so it is not a run" if os.path.exists(path) else "does not exist"
     raise ConfigError(f"{path} {reason}{hint}")

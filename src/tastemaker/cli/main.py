@@ -50,6 +50,8 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code: 0, 2 for a mistake in what was asked, 130 after Ctrl-C."""
     _open_standard_streams()
+    # Figures go to files only; the backend of the environment may be missing here, or be left over from a notebook.
+    os.environ["MPLBACKEND"] = "agg"
     with escaped_output():
         return _run(list(sys.argv[1:] if argv is None else argv))
 
