@@ -240,7 +240,7 @@ def test_a_reward_that_fails_is_a_500_and_only_for_who_spoilt_it():
         content = write_safetensors(X[:1], [prompt])
         return httpx.post(f"{url}/score", content=content, headers={"Content-Type": SAFETENSORS}, timeout=20)
 
-    with served(picky, join=0.3) as url, ThreadPoolExecutor(3) as threads:
+    with served(picky, join=2.0) as url, ThreadPoolExecutor(3) as threads:
         answers = list(threads.map(ask, ["good", "bad", "fine"]))
     assert [answer.status_code for answer in answers] == [200, 500, 200]
     assert answers[1].json()["detail"] == "the reward picky raised ValueError: this one I do not like"

@@ -74,8 +74,8 @@ def _begin(config: Config, out: Path, command: str) -> None:
         session.state.base_mean, session.state.base_std = moments(base.reward)
         if not session.state.base_std:
             session.display.say(
-                f"all {len(base.reward)} images of the base model have the reward {plain(session.state.base_mean)}: "
-                "there are no standard deviations to count in, and figures stay in the reward's own unit"
+                f"the rewards of the base model's {len(base.reward)} images do not differ "
+                f"({plain(session.state.base_mean)}): figures are in the reward's own unit, not in standard deviations"
             )
         session.seconds.clear()
         fell(session, base.record(session.state))
