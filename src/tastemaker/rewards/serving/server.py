@@ -1,4 +1,4 @@
-"""Any reward over HTTP: `tastemaker reward serve`. The protocol is in wire.py and docs/remote-rewards.md."""
+"""Any reward over HTTP: `tastemaker reward serve`. The messages are in protocol.py and docs/remote-rewards.md."""
 
 from __future__ import annotations
 
