@@ -29,7 +29,7 @@ DEPTHS = {
 }
 HELD = (0.9, 0.85, 0.8, 0.75, 0.7, 0.6)
 """Shares of images that show their prompt, at which rewards are compared."""
-UNWATCHED = ["evaluation.watch=none"]
+UNWATCHED = ["early_stop.metric=none"]
 
 
 def wanted(work: Path, seeds: int) -> dict[tuple[str, int], tuple[Path, list[str]]]:

@@ -20,7 +20,7 @@ from tastemaker.cli.main import main as tastemaker
 
 SATURATED = [
     "alignprop-compressibility", "--rounds", "40", "sampling.samples=16", "optimizer.lr=1.5e-3", "optimizer.rows=4",
-    "evaluation.watch=none", "evaluation.every=10",
+    "early_stop.metric=none", "evaluation.every=10",
 ]  # fmt: skip
 RUNS = {
     "files-0": ["--seed", "0"],

@@ -51,7 +51,7 @@ GROUPS = {
     "PIXELS": "model={inputs}/ddpm prompts={inputs}/classes.txt sampling.guidance=2.0",
     # Smaller, for algorithms that follow the reward's gradient.
     "BACKPROP": (
-        "reward=soft-colourfulness evaluation.watch=none sampling.samples=4 sampling.per_prompt=2 optimizer.rows=1"
+        "reward=soft-colourfulness early_stop.metric=none sampling.samples=4 sampling.per_prompt=2 optimizer.rows=1"
     ),
     "PAIRS": "algorithm=diffusion-dpo pairs.source={inputs}/pairs algorithm.beta=50",
 }
@@ -107,8 +107,8 @@ CASES: dict[str, str] = {
     "draft-lv-ordinary": "draft-lv-compressibility {TINY} {BACKPROP} algorithm.ordinary=true sampling.eta=1",
     "refl": "refl-compressibility {TINY} {BACKPROP}",
     "refl-guided-anchor": (
-        "refl-compressibility {TINY} {BACKPROP} algorithm.guided=true algorithm.kl=0.1 anchor.weight=0.5 "
-        "anchor.images=4 anchor.rows=2"
+        "refl-compressibility {TINY} {BACKPROP} algorithm.guided=true algorithm.kl=0.1 prior_preservation.weight=0.5 "
+        "prior_preservation.images=4 prior_preservation.rows=2"
     ),
     "direct-align": "direct-align-compressibility {TINY} {BACKPROP} algorithm.jump=2 algorithm.noises=2",
     # Windows, branches, selections.
@@ -152,11 +152,15 @@ CASES: dict[str, str] = {
     "full": "grpo-compressibility {TINY} tuning.mode=full algorithm.kl=0.1 optimizer.lr=1e-5",
     "bf16": "ddpo-compressibility {TINY} precision=bf16",
     "no-guidance": "ddpo-compressibility {TINY} sampling.guidance=1 sampling.eta=0.7",
-    # Anchor, reference, evaluation.
-    "anchor": ("ddpo-compressibility {TINY} anchor.weight=0.5 anchor.images=5 anchor.rows=3 anchor.drop_captions=0.3"),
+    # PriorPreservation, reference, evaluation.
+    "anchor": (
+        "ddpo-compressibility {TINY} prior_preservation.weight=0.5 prior_preservation.images=5 "
+        "prior_preservation.rows=3 prior_preservation.drop_captions=0.3"
+    ),
     "anchor-given": (
-        "ddpo-compressibility {TINY} anchor.weight=0.5 anchor.source={inputs}/captioned anchor.images=4 "
-        "anchor.rows=3 anchor.guided=true"
+        "ddpo-compressibility {TINY} prior_preservation.weight=0.5 "
+        "prior_preservation.source={inputs}/captioned prior_preservation.images=4 "
+        "prior_preservation.rows=3 prior_preservation.guided=true"
     ),
     "reference-moves": "grpo-compressibility {TINY} reference.every=1 algorithm.kl=0.5",
     "combined-reward": (
@@ -164,7 +168,7 @@ CASES: dict[str, str] = {
         "evaluation.rewards=soft-colourfulness evaluation.unseen={inputs}/unseen.txt"
     ),
     "early-stop": (
-        "ddpo-compressibility {TINY} rounds=4 optimizer.lr=0.1 evaluation.watch=diversity evaluation.fall=0.0"
+        "ddpo-compressibility {TINY} rounds=4 optimizer.lr=0.1 early_stop.metric=diversity early_stop.min_delta=0.0"
     ),
     # Other models: v prediction, class-conditional pixels, the bundled model with its judge.
     "v-prediction": "ddpo-compressibility model={inputs}/sd-v prompts=ddpo-animals",

@@ -65,16 +65,16 @@ def evaluation_every(lab: Lab) -> None:
     assert records(trained(lab, rounds=5, evaluation={"every": 2}), "evaluation") == [0, 2, 4, 5]
 
 
-@acts("evaluation.watch", "evaluation.fall")
+@acts("early_stop.metric", "early_stop.min_delta")
 def early_stop(lab: Lab) -> None:
     """The mean reward may be down to 0.5 below its highest, 1.2: 0.8 is not too low, and 0.65 is."""
-    options = {"every": 1, "watch": "reward/mean", "fall": 0.5}
-    out = trained(lab, [1.0, 1.2, 0.8, 0.65, 2.0], rounds=6, evaluation=options)
+    options = {"metric": "reward/mean", "min_delta": 0.5}
+    out = trained(lab, [1.0, 1.2, 0.8, 0.65, 2.0], rounds=6, evaluation={"every": 1}, early_stop=options)
     assert records(out, "round") == [1, 2, 3]
     # What is kept is the last model that was above it.
     copies = load_file(out / "checkpoints/step-000003/copies.safetensors")
     assert {value.unique().item() for name, value in copies.items() if name.startswith("kept.")} == {2.0}
-    # Without a measure to watch it goes on.
+    # Without a metric it goes on.
     assert records(trained(lab, [1.0, 0.0, -1.0], rounds=2, evaluation={"every": 1}), "round") == [1, 2]
 
 

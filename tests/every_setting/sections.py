@@ -39,7 +39,7 @@ from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst
 from tastemaker.algorithms.windows import Backward, Sliding
-from tastemaker.config.schema import Anchor, Pairs
+from tastemaker.config.schema import Pairs, PriorPreservation
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
@@ -73,7 +73,7 @@ def reward(lab: Lab) -> None:
 
 @acts("seed")
 def seed(lab: Lab) -> None:
-    session = lab.session(seed=5, anchor=Anchor(weight=1.0, images=2, rows=2))
+    session = lab.session(seed=5, prior_preservation=PriorPreservation(weight=1.0, images=2, rows=2))
     other = LatentUNet(tiny.pipeline())
     other.tune(session.config.tuning, 5)
     assert torch.equal(flat(weights(session)), flat({name: p.detach() for name, p in other.trainable().items()}))
@@ -634,11 +634,11 @@ def pairs_split(lab: Lab) -> None:
     assert session.pairs.prompts == ("owl", "owl")
 
 
-@acts("anchor.split")
+@acts("prior_preservation.split")
 def anchor_split(lab: Lab) -> None:
-    session = lab.session(anchor=Anchor(weight=1.0, source=dataset(lab), split="other", rows=2))
-    assert session.anchor is not None
-    close(session.anchor.text, session.model.encode(["owl", "owl"], 1.0).text)
+    session = lab.session(prior_preservation=PriorPreservation(weight=1.0, source=dataset(lab), split="other", rows=2))
+    assert session.prior_images is not None
+    close(session.prior_images.text, session.model.encode(["owl", "owl"], 1.0).text)
 
 
 @acts("reference.every")
@@ -656,15 +656,19 @@ def reference_every(lab: Lab) -> None:
     assert not torch.equal(found[2][0], found[1][0])
 
 
-@acts("anchor.weight")
+@acts("prior_preservation.weight")
 def anchor_weight(lab: Lab) -> None:
-    """The gradient is linear in it: that of the anchor's loss, which at 2 and at 6 is measured alike."""
+    """The gradient is linear in it: that of the loss of prior preservation, which at 2 and at 6 is measured alike."""
     found = []
     for weight in (0.0, 2.0, 6.0):
-        session = lab.session(trained=True, anchor=Anchor(weight=weight, images=2, rows=2), optimizer={"updates": 1})
+        session = lab.session(
+            trained=True,
+            prior_preservation=PriorPreservation(weight=weight, images=2, rows=2),
+            optimizer={"updates": 1},
+        )
         with updates_seen(session) as seen:
             record = one_round(session)
-        found.append((flat(seen[0][1]), record.get("anchor_loss")))
+        found.append((flat(seen[0][1]), record.get("prior_loss")))
     (nothing, none), (two, loss), (six, same) = found
     assert none is None
     assert loss == same > 0
@@ -672,7 +676,7 @@ def anchor_weight(lab: Lab) -> None:
     close((six - nothing) / (two - nothing).norm(), 3 * (two - nothing) / (two - nothing).norm(), 1e-3)
 
 
-@acts("anchor.source")
+@acts("prior_preservation.source")
 def anchor_source(lab: Lab) -> None:
     folder, table = lab.new("captioned"), []
     folder.mkdir()
@@ -680,42 +684,44 @@ def anchor_source(lab: Lab) -> None:
         given.image(n).save(folder / f"{n}.png")
         table.append({"file_name": f"{n}.png", "text": prompt})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
-    session = lab.session(anchor=Anchor(weight=1.0, source=str(folder), rows=2))
-    made, model = session.anchor, session.model
+    session = lab.session(prior_preservation=PriorPreservation(weight=1.0, source=str(folder), rows=2))
+    made, model = session.prior_images, session.model
     assert made is not None
     order = [0, 1] if torch.equal(made.text[0], model.encode(["fox"], 1.0).text[0]) else [1, 0]
     close(made.text, model.encode([("fox", "owl")[n] for n in order], 1.0).text)
     close(made.x0, model.encode_images(torch.stack([pixels(given.image(n)) for n in order])), 1e-5)
 
 
-@acts("anchor.images")
+@acts("prior_preservation.images")
 def anchor_images(lab: Lab) -> None:
-    session = lab.session(anchor=Anchor(weight=1.0, images=3, rows=2))
-    assert session.anchor is not None
-    assert len(session.anchor.x0) == 3
+    session = lab.session(prior_preservation=PriorPreservation(weight=1.0, images=3, rows=2))
+    assert session.prior_images is not None
+    assert len(session.prior_images.x0) == 3
 
 
-@acts("anchor.rows")
+@acts("prior_preservation.rows")
 def anchor_rows(lab: Lab) -> None:
-    session = lab.session(anchor=Anchor(weight=1.0, images=2, rows=3))
+    session = lab.session(prior_preservation=PriorPreservation(weight=1.0, images=2, rows=3))
     with called(prior_preservation, "_noised") as seen:
         one_round(session)
     assert [len(noised.x0) for _, _, noised in seen] == [3, 3]
 
 
-@acts("anchor.guided")
+@acts("prior_preservation.guided")
 def anchor_guided(lab: Lab) -> None:
-    """With guidance the network is given each row twice, with its prompt and without: 2 * 3 of the anchor's and 2 * 6
-    of the update's."""
-    session = lab.session(anchor=Anchor(weight=1.0, images=2, rows=3, guided=True), sampling={"guidance": 3.0})
+    """With guidance the network is given each row twice, with its prompt and without: 2 * 3 of
+    the prior images' and 2 * 6 of the update's."""
+    session = lab.session(
+        prior_preservation=PriorPreservation(weight=1.0, images=2, rows=3, guided=True), sampling={"guidance": 3.0}
+    )
     with network_calls(session.model) as calls:
         one_round(session)
     assert [size for size, grad in calls if grad] == [6, 12, 6, 12]
 
 
-@acts("anchor.drop_captions")
+@acts("prior_preservation.drop_captions")
 def anchor_drop_captions(lab: Lab) -> None:
-    session = lab.session(anchor=Anchor(weight=1.0, images=2, rows=8, drop_captions=0.5))
+    session = lab.session(prior_preservation=PriorPreservation(weight=1.0, images=2, rows=8, drop_captions=0.5))
     with called(prior_preservation, "_noised") as seen:
         one_round(session)
     dropped = [bool(torch.equal(text, session.task.empty[0])) for _, _, noised in seen for text in noised.text]

@@ -44,9 +44,9 @@ def test_it_follows_by_hand():
     for value, expected in ((3.0, 1.5), (5.0, 2.375)):
         with torch.no_grad():
             weights["a"].fill_(value)
-        average.follow(0.75)
+        average.ema_update(0.75)
         torch.testing.assert_close(average.copies["a"], torch.full((2,), expected))
-    with average.inside():
+    with average.swapped_in():
         assert weights["a"].tolist() == [2.375, 2.375]
     assert weights["a"].tolist() == [5.0, 5.0]
 

@@ -157,7 +157,7 @@ def test_methods_that_follow_the_gradient(checkpoint, tmp_path, capsys, monkeypa
     settings = [
         "train", "alignprop-compressibility", "--model", str(checkpoint), "--prompts", "b2-template2-train", "--rounds",
         "1", "sampling.steps=3", "sampling.samples=4", "optimizer.updates=2", "optimizer.rows=2",
-        "evaluation.prompts=2", "evaluation.per_prompt=2", "evaluation.watch=none",
+        "evaluation.prompts=2", "evaluation.per_prompt=2", "early_stop.metric=none",
     ]  # fmt: skip
     good = "standardise(soft-colourfulness) + 0.1*jpeg-surrogate-compressibility"
     run = tmp_path / "run"

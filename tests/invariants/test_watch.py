@@ -34,7 +34,7 @@ def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoi
     assert values == sorted(values, reverse=True)  # it does fall
     # Between the fall after two rounds and that after three.
     fall = values[0] - (values[2] + values[3]) / 2
-    watched = ["evaluation.watch=reward/mean", f"evaluation.fall={fall}"]
+    watched = ["early_stop.metric=reward/mean", f"early_stop.min_delta={fall}"]
     capsys.readouterr()
     assert train(checkpoint, tmp_path / "watched", *watched) == 0
     assert "stopping after round 3" in capsys.readouterr().out
@@ -54,8 +54,8 @@ def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["evaluation.watch=rewrd/mean"], "evaluations of this run measure reward/mean"),
-        (["evaluation.fall=-1"], "must not be negative"),
+        (["early_stop.metric=rewrd/mean"], "evaluations of this run measure reward/mean"),
+        (["early_stop.min_delta=-1"], "must not be negative"),
     ],
 )
 def test_what_cannot_be_watched(checkpoint, tmp_path, capsys, words, message):

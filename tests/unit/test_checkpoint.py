@@ -223,5 +223,5 @@ def test_appending_half_a_line_and_failing_leaves_the_lines_before(tmp_path, mon
 def test_writing_goes_on_after_a_short_write(tmp_path, monkeypatch):
     write_some = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: write_some(handle, data[:3]))
-    atomic.exchange(tmp_path / "file", b"0123456789")
+    atomic.replace_atomic(tmp_path / "file", b"0123456789")
     assert (tmp_path / "file").read_bytes() == b"0123456789"

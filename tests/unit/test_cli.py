@@ -125,7 +125,18 @@ MISTAKES = [
     ),
     (["train", PRESET, "sampling.guidence=3"], "unknown flag --sampling.guidence; did you mean --sampling.guidance?"),
     (["train", PRESET, "--lr", "3"], "unknown flag --lr; did you mean --optimizer.lr?"),
-    (["train", PRESET, "anchor.pictures=3"], "unknown flag --anchor.pictures; it is called --anchor.images now"),
+    (
+        ["train", PRESET, "anchor.weight=3"],
+        "unknown flag --anchor.weight; it is called --prior_preservation.weight now",
+    ),
+    (
+        ["train", PRESET, "anchor.pictures=3"],
+        "unknown flag --anchor.pictures; it is called --prior_preservation.images now",
+    ),
+    (
+        ["train", PRESET, "--evaluation.fall", "3"],
+        "unknown flag --evaluation.fall; it is called --early_stop.min_delta",
+    ),
     (["train", PRESET, "--clip", "3"], "did you mean --algorithm.clip or --advantage.clip?"),
     (["train", PRESET, "--xyzzy"], "unknown flag --xyzzy; see `tastemaker train --help`"),
     (["train", PRESET, "--rounds", "many"], "--rounds is 'many', expected a whole number (see"),

@@ -125,7 +125,11 @@ MISTAKES = [
         "run.yaml:4: unknown key 'guidence' under sampling; did you mean 'guidance'?",
     ),
     ("samplin: {steps: 3}", "run.yaml:1: unknown key 'samplin'; did you mean 'sampling'?"),
-    ("anchor: {pictures: 3}", "run.yaml:1: unknown key 'pictures' under anchor; it is called anchor.images now"),
+    ("anchor: {weight: 3}", "run.yaml:1: unknown key 'anchor'; it is called prior_preservation now"),
+    (
+        "evaluation: {watch: diversity}",
+        "run.yaml:1: unknown key 'watch' under evaluation; it is called early_stop.metric now",
+    ),
     ("<<: {rounds: 3}", "run.yaml:1: unknown key '<<'; known:"),
     ("a: &a [*a]", "run.yaml:1: unknown key 'a'; known:"),
     ("name: x", "run.yaml:1: unknown key 'name'; known:"),

@@ -22,8 +22,8 @@ class ReFL:
     """Reward feedback learning (ImageReward's method).
 
     Samples without a graph up to a random late step, takes the network's estimate of x_0 there, decodes and scores it.
-    The paper's joint loss adds a denoising loss on real pairs: that is the anchor (`anchor.source`, `anchor.weight`),
-    which the released code leaves out.
+    The paper's joint loss adds a denoising loss on real pairs: that is prior preservation
+    (`prior_preservation.source`, `prior_preservation.weight`), which the released code leaves out.
     """
 
     name: ClassVar[str] = "refl"
@@ -40,7 +40,7 @@ class ReFL:
     target: float | None = 2.0
     """Reward to be reached; 2 is two standard deviations of ImageReward."""
     scale: float = 1e-3
-    """Weight of the reward's loss, beside the anchor's."""
+    """Weight of the reward's loss, beside that of prior preservation."""
     guided: bool = False
     """Ask the network with guidance at the step that learns, and before it; the public code does not."""
     kl: float = 0.0

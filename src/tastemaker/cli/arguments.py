@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
 
 import tyro
 
-from tastemaker.config.reflection import RENAMED, dataclass_members, field_types, union_members, variant_name
+from tastemaker.config.reflection import dataclass_members, field_types, present_name, union_members, variant_name
 from tastemaker.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -178,7 +178,7 @@ def _refuse(word: str, known: list[str], verb: str) -> NoReturn:
     if not word.startswith("-"):
         raise ConfigError(f"unexpected {word!r}; see `tastemaker {verb} --help`")
     flag = word.partition("=")[0]
-    renamed = RENAMED.get(flag.lstrip("-").replace("-", "_"))
+    renamed = present_name(flag.lstrip("-").replace("-", "_"))
     hint = f"it is called --{renamed} now" if renamed else nearest_flags(flag.lstrip("-"), known)
     raise ConfigError(f"unknown flag {flag}; {hint or f'see `tastemaker {verb} --help`'}")
 

@@ -1,4 +1,4 @@
-"""Settings of what a run learns from and holds on to besides its own images: pairs, a reference, an anchor.
+"""Settings of what a run learns from and holds on to besides its own images: pairs, a reference, prior preservation.
 
 Free of torch, since the command line reads them; in a small module of their own, since the help of each dataclass costs
 a pass over its whole module.
@@ -29,14 +29,17 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """A denoising loss on images that the model should not unlearn, added to each update (docs/anchor.md)."""
+class PriorPreservation:
+    """A denoising loss on images that the model should not forget, added to each update.
+
+    See docs/guides/prior-preservation.md.
+    """
 
     weight: float = 0.0
     """Of the loss; 0 leaves it out."""
     source: str = "base"
     """`base`: the base model's own images of the run's prompts; or a folder, table or Hugging Face data set of images
-    with captions (docs/anchor.md)."""
+    with captions (docs/guides/prior-preservation.md)."""
     split: str = "train"
     """Which split of a data set."""
     images: int = 64

@@ -11,8 +11,17 @@ from typing import Any, Union, get_args, get_origin
 
 from tastemaker.errors import ConfigError
 
-RENAMED = {"anchor.pictures": "anchor.images"}
-"""Settings that had another name in an earlier version, with their present one."""
+RENAMED = {
+    "anchor.pictures": "prior_preservation.images", "anchor": "prior_preservation",
+    "evaluation.watch": "early_stop.metric", "evaluation.fall": "early_stop.min_delta",
+}  # fmt: skip
+"""Settings and sections that had another name in an earlier version, with their present one."""
+
+
+def present_name(setting: str) -> str | None:
+    """The present name of a setting such as `anchor.weight`; None if it was not renamed."""
+    section, dot, rest = setting.partition(".")
+    return RENAMED.get(setting) or (f"{RENAMED[section]}{dot}{rest}" if section in RENAMED else None)
 
 
 @cache

@@ -26,7 +26,7 @@ from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import All, BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward, Sliding, Whole
-from tastemaker.config.data_settings import Anchor, Pairs, Reference
+from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.serving.settings import Remote
@@ -155,10 +155,16 @@ class Evaluation:
     """Train on the prompts that `unseen` does not have, where both lists share some; otherwise that is an error."""
     rewards: tuple[str, ...] = ()
     """Rewards that score the evaluations' images and are never trained on (`eval/rewards/NAME`)."""
-    watch: str | None = None
-    """End the run early where this measure of the evaluations falls: judge/correct, diversity, or reward/mean."""
-    fall: float = 0.1
-    """How far below its highest so far the measure may be; what is left is the last model that was above that."""
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """Ends a run before its last round, when a metric of the evaluations has become worse."""
+
+    metric: str | None = None
+    """End the run when this metric of the evaluations falls: judge/correct, diversity, or reward/mean."""
+    min_delta: float = 0.1
+    """How far below its highest value so far the metric may fall. The run keeps the last model above that."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +216,9 @@ class Config:
     tuning: Tuning = field(default_factory=Tuning)
     pairs: Pairs = field(default_factory=Pairs)
     reference: Reference = field(default_factory=Reference)
-    anchor: Anchor = field(default_factory=Anchor)
+    prior_preservation: PriorPreservation = field(default_factory=PriorPreservation)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    early_stop: EarlyStop = field(default_factory=EarlyStop)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
     speed: Speed = field(default_factory=Speed)
@@ -232,8 +239,8 @@ class Config:
             "advantage.buffer": self.advantage.buffer, "advantage.min_count": self.advantage.min_count,
             "advantage.history": self.advantage.history, "advantage.beta": self.advantage.beta,
             "sampling.branches": s.branches, "checkpoint.every": self.checkpoint.every,
-            "checkpoint.keep": self.checkpoint.keep, "anchor.images": self.anchor.images,
-            "anchor.rows": self.anchor.rows,
+            "checkpoint.keep": self.checkpoint.keep, "prior_preservation.images": self.prior_preservation.images,
+            "prior_preservation.rows": self.prior_preservation.rows,
             "optimizer.images_per_update": 1 if o.images_per_update is None else o.images_per_update,
         }  # fmt: skip
         for name, value in positive.items():
@@ -241,7 +248,7 @@ class Config:
                 raise ConfigError(f"{name} is {value}, but must be greater than 0")
         not_negative = {
             "optimizer.warmup": o.warmup, "checkpoint.keep_every": self.checkpoint.keep_every,
-            "reference.every": self.reference.every, "anchor.weight": self.anchor.weight,
+            "reference.every": self.reference.every, "prior_preservation.weight": self.prior_preservation.weight,
         }  # fmt: skip
         for name, value in not_negative.items():
             if value < 0:
@@ -254,12 +261,12 @@ class Config:
                 f"sampling.per_prompt is {s.per_prompt}, but must be a multiple of sampling.branches = {s.branches}: "
                 "the branches of a root are images of one prompt"
             )
-        if (s.samples // self.slices) % self.together:
+        if (s.samples // self.slices) % self.group_size:
             raise ConfigError(
                 f"an update has {s.samples // self.slices} images (sampling.samples / optimizer.updates), but must "
-                f"have a multiple of {self.together}, which are compared with each other"
+                f"have a multiple of {self.group_size}, which are compared with each other"
             )
-        if getattr(self.algorithm, "keep_groups_together", False) and self.together < 2:
+        if getattr(self.algorithm, "keep_groups_together", False) and self.group_size < 2:
             raise ConfigError(
                 f"the algorithm {self.algorithm.name} learns from pairs of images of one prompt, but "
                 "sampling.per_prompt is 1: give at least 2"
@@ -284,10 +291,12 @@ class Config:
                 f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
                 "with no reference under these settings: leave it at 0"
             )
-        if e.fall < 0:
-            raise ConfigError(f"evaluation.fall is {e.fall:g}, but must not be negative")
-        if not 0 <= self.anchor.drop_captions < 1:
-            raise ConfigError(f"anchor.drop_captions is {self.anchor.drop_captions}, but must lie in [0, 1)")
+        if self.early_stop.min_delta < 0:
+            raise ConfigError(f"early_stop.min_delta is {self.early_stop.min_delta:g}, but must not be negative")
+        if not 0 <= self.prior_preservation.drop_captions < 1:
+            raise ConfigError(
+                f"prior_preservation.drop_captions is {self.prior_preservation.drop_captions}, but must lie in [0, 1)"
+            )
         if s.eta < 0 or (s.eta == 0 and not self.pathwise):
             raise ConfigError(
                 f"sampling.eta is {s.eta}, but must not be negative (0 is DDIM without noise)"
@@ -311,7 +320,7 @@ class Config:
         return o.updates if o.minibatch == "images" and o.images_per_update is None else 1
 
     @property
-    def together(self) -> int:
+    def group_size(self) -> int:
         """Images that stay in one update and process: the branches of a root, or a prompt's where they pair up."""
         branches, pairs = self.sampling.branches, getattr(self.algorithm, "keep_groups_together", False)
         return self.sampling.per_prompt if pairs and branches == 1 else branches

@@ -17,7 +17,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from tastemaker.config.presets import PRESETS
-from tastemaker.config.reflection import RENAMED, dataclass_members, field_types, union_members, variant_name
+from tastemaker.config.reflection import dataclass_members, field_types, present_name, union_members, variant_name
 from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, nearest
 
@@ -194,7 +194,7 @@ class _Reader:
         for key, value in self.pairs(node, where).items():
             if key not in allowed:
                 under = f" under {where}" if where else ""
-                renamed = RENAMED.get(f"{where}.{key}" if where else key)
+                renamed = present_name(f"{where}.{key}" if where else key)
                 hint = f"it is called {renamed} now" if renamed else nearest(key, allowed)
                 self.fail(keys[key], f"unknown key {key!r}{under}; {hint}")
             if key in hints:

@@ -142,7 +142,7 @@ class PixelUNet:
 
         Raises ModelError for a fully tuned model that holds none.
         """
-        return self.held.inside() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
+        return self.held.swapped_in() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
 
     def clear_prompt_cache(self) -> None:
         """Nothing is kept of prompts, which are classes."""

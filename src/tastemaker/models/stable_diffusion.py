@@ -145,7 +145,7 @@ class LatentUNet:
 
         Raises ModelError for a fully tuned model that holds none.
         """
-        return self.held.inside() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
+        return self.held.swapped_in() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
 
     def apply(self, folder: Path) -> None:
         """Puts on what `save` wrote: an adapter, or the whole U-Net. Raises a TastemakerError where it does not fit."""

@@ -17,7 +17,7 @@ def append(path: Path, data: bytes) -> None:
     _put(path, data, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
-def exchange(path: Path, data: bytes) -> None:
+def replace_atomic(path: Path, data: bytes) -> None:
     """Puts `data` in the place of the file, which holds the old or the new content at any moment. Raises OSError."""
     temporary = path.with_name(f".tmp-{path.name}")
     write(temporary, data)

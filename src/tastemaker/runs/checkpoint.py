@@ -52,7 +52,7 @@ class State:
     """The rounds of `past_rewards`, where these matter."""
     kl: float | None = None
     """Weight of the divergence in the reward, where a controller has moved it."""
-    watched: float | None = None
+    best_metric: float | None = None
     """Highest value so far of the measure that the run is stopped by."""
     kept_round: int = 0
     """The round whose weights are kept in case of that."""

@@ -67,4 +67,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def truncate_metrics(path: Path, round: int) -> None:
     """Drops the records of rounds after `round`, which a resumed run will write again."""
     kept = [record for record in read_metrics(path) if record.get("round", record.get("evaluation", 0)) <= round]
-    atomic.exchange(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    atomic.replace_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())

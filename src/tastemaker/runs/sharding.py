@@ -45,8 +45,8 @@ def check(config: Config, accelerator: Accelerator) -> None:
         )
     if config.optimizer.ema:
         raise ConfigError("an average of the weights does not work with a sharded network: set optimizer.ema to 0")
-    if config.anchor.weight:
-        raise ConfigError("an anchor does not work with a sharded network: set anchor.weight to 0")
+    if config.prior_preservation.weight:
+        raise ConfigError("prior preservation does not work with a sharded network: set prior_preservation.weight to 0")
     for name, value, even in (
         ("selection", config.selection.name, "all"), ("optimizer.minibatch", config.optimizer.minibatch, "images")
     ):  # fmt: skip

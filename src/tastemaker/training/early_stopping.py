@@ -1,4 +1,4 @@
-"""Early stopping: a run ends when a measure of its evaluations has fallen too far, and leaves the model before that."""
+"""Early stopping: a run ends when a metric of its evaluations has fallen too far, and keeps the model before that."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from tastemaker.training.session import Session
 from tastemaker.training.update import tensor
 
 
-def fell(session: Session, record: Mapping[str, Any]) -> bool:
-    """Whether the watched measure of an evaluation is too far below its highest so far; keeps the weights otherwise.
+def should_stop(session: Session, record: Mapping[str, Any]) -> bool:
+    """Whether an evaluation's metric is too far below its highest value so far; otherwise the weights are kept.
 
-    Raises ConfigError where evaluations have no such measure.
+    Raises ConfigError where evaluations have no such metric.
     """
-    watch, state = session.config.evaluation.watch, session.state
-    if watch is None or session.kept is None:
+    options, state = session.config.early_stop, session.state
+    if options.metric is None or session.kept is None:
         return False
-    if f"eval/{watch}" not in record:
+    if f"eval/{options.metric}" not in record:
         known = [name.removeprefix("eval/") for name in record if name.startswith("eval/")]
-        raise ConfigError(f"evaluation.watch is {watch}, but evaluations of this run measure {', '.join(known)}")
-    value = float(record[f"eval/{watch}"])
-    state.watched = value if state.watched is None else max(value, state.watched)
-    if value < state.watched - session.config.evaluation.fall:
+        raise ConfigError(f"early_stop.metric is {options.metric}, but evaluations of this run have {', '.join(known)}")
+    value = float(record[f"eval/{options.metric}"])
+    state.best_metric = value if state.best_metric is None else max(value, state.best_metric)
+    if value < state.best_metric - options.min_delta:
         session.display.say(
-            f"stopping after round {state.round}: {watch} is {value:.3f}, more than {session.config.evaluation.fall:g} "
-            f"below the {state.watched:.3f} that it was; what is left is the model of round {state.kept_round}"
+            f"stopping after round {state.round}: {options.metric} is {value:.3f}, more than {options.min_delta:g} "
+            f"below its best value of {state.best_metric:.3f}; the run keeps the model of round {state.kept_round}"
         )
         return True
     state.kept_round = state.round
     with session.averaged():
-        session.kept.move()
+        session.kept.sync()
     return False
 
 
-def agreed(session: Session, ended: bool) -> bool:
-    """The answer of the process that evaluates, on all of them."""
+def any_process(session: Session, stop: bool) -> bool:
+    """Whether any process should stop: only the first one evaluates."""
     accelerator = session.accelerator
-    if session.config.evaluation.watch is None or accelerator.num_processes == 1:
-        return ended
-    return bool(tensor(accelerator.gather(torch.tensor([int(ended)], device=accelerator.device))).max().item())
+    if session.config.early_stop.metric is None or accelerator.num_processes == 1:
+        return stop
+    return bool(tensor(accelerator.gather(torch.tensor([int(stop)], device=accelerator.device))).max().item())

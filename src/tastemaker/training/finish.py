@@ -22,11 +22,11 @@ def write_adapter(session: Session, folder: Path) -> None:
     """Writes what was trained, in diffusers' format, and the run's README.md."""
     config = session.config
     target = folder / ("adapter" if config.tuning.mode == "lora" else "model")
-    with session.averaged() if session.kept is None else session.kept.inside():
+    with session.averaged() if session.kept is None else session.kept.swapped_in():
         session.model.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
-    atomic.exchange(folder / "README.md", readable(_card(session, len(grids))).encode())
+    atomic.replace_atomic(folder / "README.md", readable(_card(session, len(grids))).encode())
 
 
 def _card(session: Session, grids: int) -> str:

@@ -1,4 +1,4 @@
-"""The anchor: a denoising loss on images that the model should not unlearn, beside whatever else it learns.
+"""Prior preservation: a denoising loss on images that the model should not forget, beside whatever else it learns.
 
 What PPO-ptx is for language models (Ouyang et al. 2022, Eq. 2): the pre-training loss, added to each update.
 """
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from tastemaker.training.session import Session
 
 ROUND = 2**40 + 1
-"""The round number of the anchor's images: their noise is that of no training round and no evaluation."""
+"""The round number of the prior images: their noise is that of no training round and no evaluation."""
 _CHOSEN, _TURNS = 3, 4
 _PLACES = 2**62
-"""Counters of the anchor's images begin here, apart from those of prompts and pairs."""
+"""Counters of the prior images begin here, apart from those of prompts and pairs."""
 
 
 @dataclass(frozen=True)
-class Anchored:
+class PriorImages:
     """P images to hold on to, on the CPU."""
 
     x0: Tensor
@@ -44,42 +44,46 @@ class Anchored:
 
 def given_images(config: Config) -> Captioned | None:
     """The images that the config names, None where it wants none or the base model's own. Raises DataError."""
-    anchor = config.anchor
-    return load_captioned(anchor.source, anchor.split) if anchor.weight > 0 and anchor.source != "base" else None
+    options = config.prior_preservation
+    return load_captioned(options.source, options.split) if options.weight > 0 and options.source != "base" else None
 
 
-def make_anchor(session: Session, given: Captioned | None) -> Anchored | None:
-    """The images, sampled or read and encoded; None where the anchor weighs nothing.
+def load_prior_images(session: Session, given: Captioned | None) -> PriorImages | None:
+    """The images, sampled or read and encoded; None where its weight is 0.
 
     To be called before training or loading a checkpoint, while the model is the base model. Everything comes from
     counters, so that a resumed run has the same images. Each process makes all of them.
     """
-    options = session.config.anchor
+    options = session.config.prior_preservation
     if options.weight == 0:
         return None
     count = options.images if given is None else min(options.images, len(given))
-    session.display.say(f"anchor: {count} images of {session.config.model if given is None else options.source}")
-    with session.phase("anchor", count), session.inference():
+    session.display.say(
+        f"prior preservation: {count} images of {session.config.model if given is None else options.source}"
+    )
+    with session.phase("prior images", count), session.inference():
         made = _sampled(session) if given is None else _read(session, given, count)
     session.model.clear_prompt_cache()
     return made
 
 
 @torch.no_grad()
-def _sampled(session: Session) -> Anchored:
+def _sampled(session: Session) -> PriorImages:
     config, model = session.config, session.model
-    draw = draw_round(session.prompts, config.seed, ROUND, config.anchor.images, 1)
+    draw = draw_round(session.prompts, config.seed, ROUND, config.prior_preservation.images, 1)
     parts = []
     for places in batches(len(draw), config.sampling.batch):
         chosen = draw.select(places)
         cond = model.encode(chosen.prompts, config.sampling.guidance)
         parts.append(sample(model, cond, chosen, session.task.grid, config.sampling.eta))
         session.display.advance(len(places))
-    return Anchored(torch.cat([part.x0.cpu() for part in parts]), torch.cat([part.text.cpu() for part in parts]), None)
+    return PriorImages(
+        torch.cat([part.x0.cpu() for part in parts]), torch.cat([part.text.cpu() for part in parts]), None
+    )
 
 
 @torch.no_grad()
-def _read(session: Session, given: Captioned, count: int) -> Anchored:
+def _read(session: Session, given: Captioned, count: int) -> PriorImages:
     config, model = session.config, session.model
     side = model.latent_shape[-1] * model.scale
     chosen = in_turn(len(given), config.seed, 0, count, _CHOSEN)
@@ -90,42 +94,42 @@ def _read(session: Session, given: Captioned, count: int) -> Anchored:
         x0.append(model.encode_images(torch.stack(images)).cpu())
         text.append(model.encode([given.captions[index] for index in indices], 1.0).text.cpu())
         session.display.advance(len(indices))
-    return Anchored(torch.cat(x0), torch.cat(text), digest(list(given.captions)))
+    return PriorImages(torch.cat(x0), torch.cat(text), digest(list(given.captions)))
 
 
-def add_anchor(session: Session, anchor: Anchored, done: int) -> Tensor:
+def add_prior_loss(session: Session, prior: PriorImages, done: int) -> Tensor:
     """Adds the gradient of weight * mean loss over all processes' rows; returns this process' part of the mean.
 
     `done` updates of this round came before. Its backward passes are not synchronised, since those of the update's
     own rows, which follow, are.
     """
     config, accelerator = session.config, session.accelerator
-    options, world = config.anchor, accelerator.num_processes
+    options, world = config.prior_preservation, accelerator.num_processes
     before = updates_before(session) + done
-    turns = in_turn(len(anchor.x0), config.seed, before * options.rows, options.rows, _TURNS)
+    turns = in_turn(len(prior.x0), config.seed, before * options.rows, options.rows, _TURNS)
     mine = range(accelerator.process_index, options.rows, world)
     total = torch.zeros((), device=accelerator.device)
     for part in batches(len(mine), config.optimizer.rows):
         places = [mine[place] for place in part]
         with accelerator.no_sync(session.model.network):
-            rows = _noised(session, anchor, [(turns[place], done * options.rows + place) for place in places])
+            rows = _noised(session, prior, [(turns[place], done * options.rows + place) for place in places])
             error = losses.mean_square(session.task.residual(rows, None if options.guided else 1.0))
             accelerator.backward(options.weight * error.sum() * world / options.rows)
         total += error.detach().sum()
     return total / options.rows
 
 
-def _noised(session: Session, anchor: Anchored, keys: list[tuple[int, int]]) -> Noised:
+def _noised(session: Session, prior: PriorImages, keys: list[tuple[int, int]]) -> Noised:
     """Rows of the images in `keys`, each with a count of its own in the round; times from all of the chain."""
     seed, number, device = session.config.seed, session.state.round + 1, session.accelerator.device
-    times, shape = range(session.model.process.length), anchor.x0.shape[1:]
+    times, shape = range(session.model.process.length), prior.x0.shape[1:]
     drawn = [noise.diffused(shape, times, seed, number, _PLACES + image, row, 0, 0) for image, row in keys]
-    share = session.config.anchor.drop_captions
+    share = session.config.prior_preservation.drop_captions
     gone = torch.tensor([noise.drop(share, seed, number, _PLACES + image, row) for image, row in keys])
     images = [image for image, _ in keys]
-    text = anchor.text[images].to(device)
+    text = prior.text[images].to(device)
     return Noised(
-        x0=anchor.x0[images].to(device),
+        x0=prior.x0[images].to(device),
         noise=torch.stack([values for _, values in drawn]).to(device),
         t=torch.tensor([time for time, _ in drawn], device=device),
         weight=torch.ones(len(keys), device=device),

@@ -18,8 +18,8 @@ def start_reference(config: Config, model: Any) -> None:
         model.held = WeightCopy(model.trainable())
 
 
-def move_reference(session: Session) -> None:
+def sync_reference(session: Session) -> None:
     """Moves the reference to the weights as they are now, where the rounds done say so."""
     every = session.config.reference.every
     if every and session.state.round % every == 0:
-        session.model.held.move()
+        session.model.held.sync()

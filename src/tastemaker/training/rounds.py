@@ -31,7 +31,7 @@ from tastemaker.training.backprop_round import pathwise_round
 from tastemaker.training.draws import UNSEEN, draw_evaluation, draw_round, share
 from tastemaker.training.measurements import diversity, gathered, parts_means, reward_figures, share_correct, verdicts
 from tastemaker.training.pairs_round import given_round
-from tastemaker.training.reference import move_reference
+from tastemaker.training.reference import sync_reference
 from tastemaker.training.session import Session
 from tastemaker.training.update import update
 from tastemaker.training.value_updates import train_value
@@ -203,7 +203,7 @@ def one_round(session: Session) -> dict[str, Any]:
     else:
         record = sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
     session.state.updates += record["updates"]
-    move_reference(session)
+    sync_reference(session)
     return record
 
 
@@ -212,7 +212,13 @@ def sampled_round(session: Session) -> dict[str, Any]:
     config, accelerator, state = session.config, session.accelerator, session.state
     number, sampling = state.round + 1, config.sampling
     draw = draw_round(
-        session.prompts, config.seed, number, sampling.samples, sampling.per_prompt, sampling.branches, config.together
+        session.prompts,
+        config.seed,
+        number,
+        sampling.samples,
+        sampling.per_prompt,
+        sampling.branches,
+        config.group_size,
     )
     mine = share(len(draw), config.slices, accelerator.process_index, accelerator.num_processes)
     own = draw.select(mine)
@@ -227,7 +233,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
     advantage = advantages(session, draw, reward)
     # Pairs must not depend on which images a process has, so that they stay within what it surely has together.
     paired = getattr(config.algorithm, "keep_groups_together", False)
-    group = [place // config.together for place in range(len(draw))] if paired else draw.groups()
+    group = [place // config.group_size for place in range(len(draw))] if paired else draw.groups()
     selected = config.selection.chosen(advantage, group)
     device = rollout.x0.device
     rollout = replace(

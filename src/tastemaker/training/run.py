@@ -25,7 +25,7 @@ from tastemaker.runs.folders import check_new_folder, new_folder
 from tastemaker.runs.metrics import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.spread import moments
 from tastemaker.training.distributed import first_process_path, process_group
-from tastemaker.training.early_stopping import agreed, fell
+from tastemaker.training.early_stopping import any_process, should_stop
 from tastemaker.training.finish import summary, write_adapter
 from tastemaker.training.isolation import isolated
 from tastemaker.training.progress import Display, plain
@@ -78,7 +78,7 @@ def _begin(config: Config, out: Path, command: str) -> None:
                 f"({plain(session.state.base_mean)}): figures are in the reward's own unit, not in standard deviations"
             )
         session.seconds.clear()
-        fell(session, base.record(session.state))
+        should_stop(session, base.record(session.state))
         if accelerator.is_main_process:
             with new_folder(out) as folder:
                 (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -121,7 +121,7 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
                 atomic.tidy(run)
                 if not notes:  # a kill may have come between a save and its pruning
                     checkpoint.prune(run, config.checkpoint)
-                atomic.exchange(run / "config.yaml", dump_config(config).encode())
+                atomic.replace_atomic(run / "config.yaml", dump_config(config).encode())
                 truncate_metrics(run / "metrics.jsonl", done)
                 session.trackers.start_local(config, run, done + 1)
         accelerator.wait_for_everyone()
@@ -137,22 +137,24 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
 def _train(session: Session, folder: Path) -> None:
     """Rounds until the last, or until a signal; then the adapter, the report and the trackers' end."""
     config, accelerator, state = session.config, session.accelerator, session.state
-    signalled, saved, fallen = 0, state.round, False
+    signalled, saved, stopped_early = 0, state.round, False
     try:
         with listening(session.stop, session.display):
-            fallen = _evaluate_again(session, folder)
-            while state.round < config.rounds and not signalled and not fallen:
+            stopped_early = _evaluate_again(session, folder)
+            while state.round < config.rounds and not signalled and not stopped_early:
                 began = time.perf_counter()
                 record = one_round(session)
                 evaluation, failed = _evaluated(session) if _due(session) else (None, None)
                 accelerator.wait_for_everyone()
-                fallen = agreed(session, evaluation is not None and fell(session, evaluation.record(state)))
+                stopped_early = any_process(
+                    session, evaluation is not None and should_stop(session, evaluation.record(state))
+                )
                 signalled = session.stop.agreed()
                 with _storing(folder):
                     if accelerator.is_main_process:
                         record |= timings(session, began)
                         _record_round(session, folder, record, evaluation)
-                    last = signalled or fallen or state.round == config.rounds
+                    last = signalled or stopped_early or state.round == config.rounds
                     scheduled = last or state.round % config.checkpoint.every == 0
                     if scheduled or (failed is not None and accelerator.num_processes == 1):
                         begin = time.perf_counter()
@@ -177,7 +179,7 @@ def _train(session: Session, folder: Path) -> None:
                 _save(session, folder)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {_how_to_go_on(folder)}") from None
-    done = fallen or state.round == config.rounds
+    done = stopped_early or state.round == config.rounds
     if signalled == signal.SIGTERM and not done:
         raise Preempted(f"stopped by SIGTERM after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
     with sharding.whole(session.model.network, keep=accelerator.is_main_process), _storing(folder):
@@ -206,16 +208,16 @@ def _evaluated(session: Session) -> tuple[Evaluation | None, RewardError | None]
 
 def _evaluate_again(session: Session, folder: Path) -> bool:
     """Of a resumed run: the evaluation that its last round lacks, because the reward failed in it; whether it ends."""
-    fallen, records = False, read_metrics(folder / "metrics.jsonl")
+    stopped_early, records = False, read_metrics(folder / "metrics.jsonl")
     if _due(session) and not any(record.get("evaluation") == session.state.round for record in records):
         evaluation = evaluate(session)
-        fallen = fell(session, evaluation.record(session.state))
+        stopped_early = should_stop(session, evaluation.record(session.state))
         if session.accelerator.is_main_process:
             with _storing(folder):
                 _record_evaluation(session, folder, evaluation)
             _track_evaluation(session, evaluation, late=True)
     session.accelerator.wait_for_everyone()
-    return agreed(session, fallen)
+    return any_process(session, stopped_early)
 
 
 def _how_to_go_on(folder: Path) -> str:
@@ -304,7 +306,7 @@ def _measured(session: Session) -> str:
 
 def _circumstances(session: Session) -> dict[str, Any]:
     """What a resumed run is compared with."""
-    given = {"pairs": session.pairs, "anchor's images": session.anchor}
+    given = {"pairs": session.pairs, "the prior images": session.prior_images}
     digests = {name: data.digest for name, data in given.items() if data is not None}
     lists = {"prompts": session.config.prompts, "evaluation.unseen": session.config.evaluation.unseen}
     for (name, source), found in zip(lists.items(), (session.prompts, session.unseen), strict=True):

@@ -22,7 +22,7 @@ from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import Reward
 from tastemaker.rewards.combination import Combination
 from tastemaker.runs.checkpoint import State
-from tastemaker.training.prior_preservation import Anchored
+from tastemaker.training.prior_preservation import PriorImages
 from tastemaker.training.progress import Display
 from tastemaker.training.signals import Stop
 from tastemaker.training.trackers import Trackers
@@ -47,8 +47,8 @@ class Session:
     """Learning rate and warm-up [updates] of each of the optimizer's groups."""
     pairs: PairSet | None = None
     """What is learned from, for algorithms that sample nothing."""
-    anchor: Anchored | None = None
-    """What is held on to beside it."""
+    prior_images: PriorImages | None = None
+    """Images that the model should not forget, where the config asks for prior preservation."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     others: dict[str, Reward] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Session:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside it the model has the average of its weights, where it keeps one."""
-        with nullcontext() if self.average is None else self.average.inside():
+        with nullcontext() if self.average is None else self.average.swapped_in():
             yield
 
     @contextmanager

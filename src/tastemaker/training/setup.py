@@ -24,7 +24,7 @@ from tastemaker.rewards.combination import leaves
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
-from tastemaker.training.prior_preservation import given_images, make_anchor
+from tastemaker.training.prior_preservation import given_images, load_prior_images
 from tastemaker.training.progress import Display
 from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
@@ -75,10 +75,10 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     }
     prompts, unseen = _split(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
-    anchors = given_images(config)
+    prior = given_images(config)
     world, part = accelerator.num_processes, config.sampling.samples // config.slices
-    if part % (world * config.together):
-        kept = f" in pieces of {config.together}, which are compared with each other" if config.together > 1 else ""
+    if part % (world * config.group_size):
+        kept = f" in pieces of {config.group_size}, which are compared with each other" if config.group_size > 1 else ""
         raise ConfigError(
             f"{'an update' if config.slices > 1 else 'a round'} has {part} samples (sampling.samples = "
             f"{config.sampling.samples}, optimizer.updates = {config.optimizer.updates}), "
@@ -134,10 +134,10 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates, pairs
     )
     session.others, session.unseen = others, unseen
-    session.anchor = make_anchor(session, anchors)
+    session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
         session.average = WeightCopy(model.trainable())
-    if config.evaluation.watch is not None:
+    if config.early_stop.metric is not None:
         session.kept = WeightCopy(model.trainable())
     return session
 

@@ -162,7 +162,7 @@ class Trackers:
         own = {name: KINDS[name].identity(one) for name, one in self.active.items() if name not in self.borrowed}
         found = {name: identity for name, identity in own.items() if identity is not None}
         if found:
-            atomic.exchange(folder / STATE, (json.dumps(_saved(folder) | found, indent=1) + "\n").encode())
+            atomic.replace_atomic(folder / STATE, (json.dumps(_saved(folder) | found, indent=1) + "\n").encode())
         for name in dict.fromkeys(config.trackers):
             if KINDS[name].local:
                 self._attempt(name, "start", lambda: self._start(name, config, folder, first))  # noqa: B023

@@ -19,7 +19,7 @@ from tastemaker.errors import DivergedError
 from tastemaker.spread import differ
 from tastemaker.training.draws import assigned, planned_updates
 from tastemaker.training.lr_schedule import multiple, updates_before, warmed
-from tastemaker.training.prior_preservation import add_anchor
+from tastemaker.training.prior_preservation import add_prior_loss
 from tastemaker.training.session import Session
 from tastemaker.types import Draw, Rows
 
@@ -55,7 +55,7 @@ def update(
             session.optimizer.step()
             session.optimizer.zero_grad()
             if session.average is not None:
-                session.average.follow(options.ema)
+                session.average.ema_update(options.ema)
     return tally.means(accelerator) | ({"lr": session.optimizer.param_groups[0]["lr"]} if tally.norms else {})
 
 
@@ -123,10 +123,10 @@ def accumulate(session: Session, rows: Rows, total: int, tally: MetricAccumulato
     if spare:
         rows, parts = placeholder(rows), batches(1, 1)
     sums = torch.zeros((), device=accelerator.device)
-    if session.anchor is not None:
-        anchored = add_anchor(session, session.anchor, done)
-        tally.anchored.append(anchored)
-        sums += anchored
+    if session.prior_images is not None:
+        prior_loss = add_prior_loss(session, session.prior_images, done)
+        tally.prior_losses.append(prior_loss)
+        sums += prior_loss
     pathwise = config.pathwise
     for number, part in enumerate(parts):
         with ExitStack() as stack:
@@ -216,8 +216,8 @@ class MetricAccumulator:
         self.sums: dict[str, Tensor] = {}
         self.tops: dict[str, Tensor] = {}
         self.norms: list[float] = []
-        self.anchored: list[Tensor] = []
-        """This process' parts of the anchor's mean losses, one for each update."""
+        self.prior_losses: list[Tensor] = []
+        """This process' parts of the mean losses of prior preservation, one for each update."""
         self.rows = 0
         self.first = True
 
@@ -244,8 +244,10 @@ class MetricAccumulator:
         }
         if "ratio_deviation" in means:
             means["ratio_deviation/mean"] = means.pop("ratio_deviation")
-        if self.anchored:
-            means["anchor_loss"] = tensor(accelerator.reduce(sum(self.anchored), "sum")).item() / len(self.anchored)
+        if self.prior_losses:
+            means["prior_loss"] = tensor(accelerator.reduce(sum(self.prior_losses), "sum")).item() / len(
+                self.prior_losses
+            )
         norm = math.fsum(self.norms) / len(self.norms)
         return {**means, **tops, "grad_norm": norm, "updates": len(self.norms), "rows": count}
 

@@ -14,7 +14,7 @@ from tastemaker.algorithms.refl import ReFL
 from tastemaker.config.presets.ddpo import BUNDLED as DDPO_BUNDLED
 from tastemaker.config.presets.papers import SD14, SD15
 from tastemaker.config.presets.preset import Preset
-from tastemaker.config.schema import Checkpoints, Config, Evaluation, Optimizer, Sampling, Speed
+from tastemaker.config.schema import Checkpoints, Config, EarlyStop, Evaluation, Optimizer, Sampling, Speed
 from tastemaker.models.tuning import Tuning
 
 ALIGNPROP = Config(
@@ -86,7 +86,8 @@ BUNDLED = replace(
     algorithm=AlignProp(checkpointing="step"),
     sampling=Sampling(steps=20, eta=0.0, guidance=5.0, samples=4, per_prompt=1, batch=64),
     optimizer=Optimizer(lr=3e-3, warmup=2, updates=2, rows=2),
-    evaluation=Evaluation(every=2, prompts=8, per_prompt=8, watch="judge/correct", fall=0.2),
+    evaluation=Evaluation(every=2, prompts=8, per_prompt=8),
+    early_stop=EarlyStop(metric="judge/correct", min_delta=0.2),
 )
 """A gradient is worth so many samples that two images make an update; left alone it soon ruins the images."""
 

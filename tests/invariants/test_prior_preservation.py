@@ -1,4 +1,4 @@
-"""The anchor: what its gradient is, that it adds up however rows are cut, and where its images come from."""
+"""Prior preservation: what its gradient is, that it adds up however rows are cut, and where its images come from."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ import given
 from tastemaker import noise
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.cli.main import main
-from tastemaker.config.schema import Anchor, Config, Reference
+from tastemaker.config.schema import Config, PriorPreservation, Reference
 from tastemaker.data.captioned_images import fitted, load_captioned, opened
 from tastemaker.diffusion.sampler import sample
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import prior_preservation, rounds, setup, update
 
-ANCHOR = Anchor(weight=0.7, images=5, rows=6)
+PRIOR = PriorPreservation(weight=0.7, images=5, rows=6)
 
 
 def config(checkpoint, **options):
     """One update a round, whose policy gradient is that of DDPO."""
     made = a_config(checkpoint, updates=1)
-    return replace(made, anchor=ANCHOR, **options)
+    return replace(made, prior_preservation=PRIOR, **options)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def whole(tmp_path_factory, checkpoint):
     return first_gradients(config(checkpoint), tmp_path_factory.mktemp("whole"))
 
 
-def test_the_gradient_is_the_policys_plus_the_anchors_computed_apart(tmp_path, checkpoint, whole):
-    """The anchor's by diffusers' own parts: its images sampled anew, noised by the scheduler, and the plain U-Net."""
-    policy, _ = first_gradients(replace(config(checkpoint), anchor=Anchor()), tmp_path)
+def test_the_gradient_is_the_policys_plus_that_of_the_prior_images_computed_apart(tmp_path, checkpoint, whole):
+    """Its gradient by diffusers' own parts: its images sampled anew, noised by the scheduler, and the plain U-Net."""
+    policy, _ = first_gradients(replace(config(checkpoint), prior_preservation=PriorPreservation()), tmp_path)
     with mock.patch.object(setup, "load_model", double):
-        session = setup.start(replace(config(checkpoint), anchor=Anchor()), tmp_path, State())
+        session = setup.start(replace(config(checkpoint), prior_preservation=PriorPreservation()), tmp_path, State())
     made, model, pipe = config(checkpoint), session.model, session.model.pipeline
     draw = prior_preservation.draw_round(session.prompts, made.seed, prior_preservation.ROUND, 5, 1)
     cond = model.encode(draw.prompts, made.sampling.guidance)
@@ -63,7 +63,7 @@ def test_the_gradient_is_the_policys_plus_the_anchors_computed_apart(tmp_path, c
     alone = torch.autograd.grad(0.7 * torch.stack(losses).mean(), list(parameters.values()))
     for (name, got), extra in zip(whole[0].items(), alone, strict=True):
         torch.testing.assert_close(got, policy[name] + extra, rtol=1e-4, atol=1e-6)
-    assert whole[1]["anchor_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    assert whole[1]["prior_loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
     assert distance(whole[0], policy) > 1e-3
 
 
@@ -72,17 +72,17 @@ def test_every_split_into_micro_batches_gives_the_same_gradient(tmp_path, checkp
     made = config(checkpoint)
     split, record = first_gradients(replace(made, optimizer=replace(made.optimizer, rows=rows)), tmp_path)
     assert distance(whole[0], split) < 1e-6
-    assert record["anchor_loss"] == pytest.approx(whole[1]["anchor_loss"], rel=1e-6)
+    assert record["prior_loss"] == pytest.approx(whole[1]["prior_loss"], rel=1e-6)
 
 
 def test_two_processes_give_the_same_gradient_also_with_a_held_reference(tmp_path, checkpoint):
     """Five rows are three for one process and two for the other."""
     made = config(checkpoint, algorithm=GRPO(clip=0.1, kl=1.0), reference=Reference(every=1))
-    made = replace(made, anchor=replace(ANCHOR, rows=5))
+    made = replace(made, prior_preservation=replace(PRIOR, rows=5))
     one, record = first_gradients(made, tmp_path)
     two, other = two_processes(tmp_path, [made])[0]
     assert distance(one, two) < 1e-6
-    assert other["anchor_loss"] == pytest.approx(record["anchor_loss"], rel=1e-5)
+    assert other["prior_loss"] == pytest.approx(record["prior_loss"], rel=1e-5)
     # Adapters moved away from the held ones, so that the divergence has a gradient.
     assert record["kl"] == pytest.approx(other["kl"], rel=1e-5)
     assert record["kl"] > 1e-4
@@ -90,28 +90,31 @@ def test_two_processes_give_the_same_gradient_also_with_a_held_reference(tmp_pat
 
 def test_a_weight_of_zero_changes_nothing_bit_for_bit(tmp_path, checkpoint):
     weights = []
-    for options in (Anchor(), Anchor(weight=0.0, images=3, rows=2, drop_captions=0.5, source="nowhere")):
-        session = setup.start(replace(a_config(checkpoint), anchor=options), tmp_path, State())
-        assert session.anchor is None
-        assert "anchor_loss" not in rounds.one_round(session)
+    for options in (
+        PriorPreservation(),
+        PriorPreservation(weight=0.0, images=3, rows=2, drop_captions=0.5, source="nowhere"),
+    ):
+        session = setup.start(replace(a_config(checkpoint), prior_preservation=options), tmp_path, State())
+        assert session.prior_images is None
+        assert "prior_loss" not in rounds.one_round(session)
         weights.append({name: p.detach() for name, p in session.model.trainable().items()})
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
 def test_the_images_do_not_depend_on_the_batch_and_are_the_base_models(tmp_path, checkpoint):
     made = config(checkpoint)
-    one = setup.start(made, tmp_path, State()).anchor
-    two = setup.start(replace(made, sampling=replace(made.sampling, batch=2)), tmp_path, State()).anchor
-    other = setup.start(replace(made, seed=1), tmp_path, State()).anchor
+    one = setup.start(made, tmp_path, State()).prior_images
+    two = setup.start(replace(made, sampling=replace(made.sampling, batch=2)), tmp_path, State()).prior_images
+    other = setup.start(replace(made, seed=1), tmp_path, State()).prior_images
     torch.testing.assert_close(one.x0, two.x0, rtol=0, atol=1e-4)
     assert (one.x0 - other.x0).abs().max() > 0.1
     assert len(one.x0) == len(one.text) == 5
 
 
 def test_captions_are_dropped_by_share_and_guidance_is_asked_for(tmp_path, checkpoint):
-    made = replace(config(checkpoint), anchor=replace(ANCHOR, drop_captions=0.5, guided=True))
+    made = replace(config(checkpoint), prior_preservation=replace(PRIOR, drop_captions=0.5, guided=True))
     session = setup.start(made, tmp_path, State())
-    rows = prior_preservation._noised(session, session.anchor, [(n % 5, n) for n in range(200)])
+    rows = prior_preservation._noised(session, session.prior_images, [(n % 5, n) for n in range(200)])
     empty = (rows.text == session.task.empty).all(dim=2).all(dim=1)
     assert 70 < int(empty.sum()) < 130
     asked = []
@@ -122,11 +125,11 @@ def test_captions_are_dropped_by_share_and_guidance_is_asked_for(tmp_path, check
         return residual(self, rows, guidance, of)
 
     with mock.patch.object(type(session.task), "residual", record):
-        prior_preservation.add_anchor(session, session.anchor, 0)
+        prior_preservation.add_prior_loss(session, session.prior_images, 0)
         session.config = config(checkpoint)
-        prior_preservation.add_anchor(session, session.anchor, 0)
+        prior_preservation.add_prior_loss(session, session.prior_images, 0)
     assert asked == [None, 1.0]
-    assert update.MetricAccumulator().anchored == []
+    assert update.MetricAccumulator().prior_losses == []
 
 
 def captioned(folder, count=6):
@@ -141,15 +144,15 @@ def captioned(folder, count=6):
 
 def test_given_images_are_encoded_with_their_captions(tmp_path, checkpoint, monkeypatch):
     folder = captioned(tmp_path / "images")
-    made = replace(config(checkpoint), anchor=replace(ANCHOR, source=str(folder), images=4))
+    made = replace(config(checkpoint), prior_preservation=replace(PRIOR, source=str(folder), images=4))
     session = setup.start(made, tmp_path, State())
     chosen = prior_preservation.in_turn(6, made.seed, 0, 4, 3)
     assert len(set(chosen)) == 4
     images = torch.stack([fitted(given.image(n, (48, 32)), 32) for n in chosen])
-    torch.testing.assert_close(session.anchor.x0, session.model.encode_images(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(session.prior_images.x0, session.model.encode_images(images), rtol=1e-5, atol=1e-5)
     text = session.model.encode([given.PROMPTS[n % 5] for n in chosen], 1.0).text
-    torch.testing.assert_close(session.anchor.text, text, rtol=1e-5, atol=1e-5)
-    assert "anchor_loss" in rounds.one_round(session)
+    torch.testing.assert_close(session.prior_images.text, text, rtol=1e-5, atol=1e-5)
+    assert "prior_loss" in rounds.one_round(session)
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
@@ -180,18 +183,24 @@ def test_unusable_images_are_refused(tmp_path, rows, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"weight": -1}, "must not be negative"), ({"rows": 0}, "anchor.rows is 0"), ({"drop_captions": 1}, "lie in")],
+    [
+        ({"weight": -1}, "must not be negative"),
+        ({"rows": 0}, "prior_preservation.rows is 0"),
+        ({"drop_captions": 1}, "lie in"),
+    ],
 )
 def test_settings_that_cannot_be(options, message):
     with pytest.raises(ConfigError, match=message):
-        Config(anchor=Anchor(**options))
+        Config(prior_preservation=PriorPreservation(**options))
 
 
 def test_a_run_with_an_anchor_resumes_bit_for_bit(checkpoint, tmp_path):
     words = [
         "train", "ddpo-compressibility", "--model", str(checkpoint), "--prompts", "ddpo-animals", "sampling.steps=3",
-        "sampling.samples=4", "sampling.per_prompt=2", "optimizer.updates=2", "optimizer.lr=1e-3", "anchor.weight=1",
-        "anchor.images=5", "anchor.rows=3", "evaluation.every=9", "evaluation.prompts=1", "evaluation.per_prompt=2",
+        "sampling.samples=4", "sampling.per_prompt=2", "optimizer.updates=2", "optimizer.lr=1e-3",
+        "prior_preservation.weight=1",
+        "prior_preservation.images=5", "prior_preservation.rows=3", 
+        "evaluation.every=9", "evaluation.prompts=1", "evaluation.per_prompt=2",
     ]  # fmt: skip
     assert main([*words, "--rounds", "2", "--out", str(tmp_path / "whole")]) == 0
     assert main([*words, "--rounds", "1", "--out", str(tmp_path / "cut")]) == 0
