@@ -1,37 +1,67 @@
 """The data that everything goes through: dataclasses of tensors.
 
-Letters in shapes: B images, T sampler steps, W trained steps (W <= T), N rows (one image at one step),
-D the shape of one latent, L tokens, C channels of the text states. x_t is
-a noisy latent, x_0 a clean one, t a timestep, lp a log-probability, w the guidance weight.
+Letters in shapes: B images, T sampler steps, W kept steps (W <= T), N rows (one image at one step), P prompts,
+D the shape of one latent, L tokens, C channels of the text states. x_t is a noisy latent, x_0 a clean one, t a
+timestep, lp a log-probability, w the guidance weight. `tree` has select, concat and to for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from tastemaker import noise
+from tastemaker import noise, tree
 
 Metrics = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Cond:
-    """What the network is told about each row, and how strongly it is guided by it."""
+    """What the network is conditioned on in each of N rows, and how strongly it is guided by it.
 
-    text: Tensor
-    """[B,L,C] text states of the prompts."""
-    empty: Tensor
-    """[1,L,C] text states of the empty prompt, the unconditional half of guidance."""
-    guidance: float
-    """w in eps_u + w (eps_c - eps_u); 1 means no guidance and no second half."""
+    Text states are stored once for each prompt: those of FLUX's T5 take 4 MB.
+    """
+
+    states: Mapping[str, Tensor] = field(metadata=tree.SHARED)
+    """[P,...] tensors of the model's family by name. Row 0 of each belongs to the empty prompt. All families have
+    `text` [P,L,C]; some have `pooled` [P,C] and others of their own."""
+    index: Tensor
+    """[N] int64: which prompt each row has; 0 is the empty one."""
+    guidance: float = field(metadata=tree.SHARED)
+    """w in eps_u + w (eps_c - eps_u), with eps_u of the empty prompt; 1 means no guidance and one pass."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """[N,...] the states of this name, one for each row."""
+        return self.states[name][self.index]
 
     def select(self, rows: Tensor | slice) -> Cond:
-        return Cond(self.text[rows], self.empty, self.guidance)
+        """The same states for some of the rows."""
+        return replace(self, index=self.index[rows])
+
+    def unconditional(self) -> Cond:
+        """The empty prompt for every row, without guidance."""
+        return replace(self, index=torch.zeros_like(self.index), guidance=1.0)
+
+    def unguided(self) -> Cond:
+        """The same prompts with a guidance weight of 1."""
+        return replace(self, guidance=1.0)
+
+    def compact(self) -> Cond:
+        """The same rows, with the states of their own prompts and the empty one alone."""
+        used, index = torch.cat([self.index.new_zeros(1), self.index]).unique(return_inverse=True)
+        return Cond({name: values[used] for name, values in self.states.items()}, index[1:], self.guidance)
+
+    def dropped(self, rows: Tensor) -> Cond:
+        """With the empty prompt in the rows [N] bool."""
+        return replace(self, index=self.index.where(~rows.to(self.index.device), 0))
 
 
 @dataclass(frozen=True)
@@ -43,7 +73,7 @@ class Draw:
     prompts: tuple[str, ...]
     """B prompts."""
     prompt_index: tuple[int, ...]
-    """B places of the prompts in the run's list."""
+    """B indices of the prompts in the run's list."""
     sample_index: tuple[int, ...]
     """B counts: which image of its prompt this is in the round."""
     root_index: tuple[int, ...] = ()
@@ -60,12 +90,12 @@ class Draw:
     def roots(self) -> tuple[Draw, list[int]]:
         """The R different roots as images of their own, and for each of the B images which of them it has."""
         keys = list(zip(self.prompt_index, self.root_index or self.sample_index, strict=True))
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        first = {key: index for index, key in reversed(list(enumerate(keys)))}
         order = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         chosen = [first[key] for key in order]
         found = self.select(chosen)
         roots = Draw(
-            self.seed, self.round, found.prompts, found.prompt_index, tuple(keys[place][1] for place in chosen)
+            self.seed, self.round, found.prompts, found.prompt_index, tuple(keys[index][1] for index in chosen)
         )
         return roots, [order[key] for key in keys]
 
@@ -83,19 +113,33 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """Sampled images with what is needed to learn from them. All float32, but for the log-probabilities."""
+class Trajectory:
+    """The kept transitions of B sampled images, float32 but for the log-probabilities."""
 
     latents: Tensor
     """[B,W+1,*D]: x before each kept step, and x after the last one."""
-    steps: Tensor
+    steps: Tensor = field(metadata=tree.SHARED)
     """[W] indices of the kept steps, 0 at the noise end."""
     logp: Tensor
     """[B,W] float64 log-probability of each kept transition under the policy that sampled it: mean or sum."""
-    x0: Tensor
-    """[B,*D] final latents."""
-    text: Tensor
-    """[B,L,C] text states."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Images with what is needed to learn from them.
+
+    An algorithm is given what it needs: `prompts` come without x0 and trajectory, given images (`pairs`) without
+    trajectory. What is missing raises ValueError where it is asked for.
+    """
+
+    cond: Cond
+    """Of the B images."""
+    draw: Draw = field(metadata=tree.SHARED)
+    """Which images they are; further noise may depend on it."""
+    final: Tensor | None = None
+    """[B,*D] final latents; None before the images are there."""
+    trajectory: Trajectory | None = None
+    """The kept steps; None where none were kept."""
     reward: Tensor | None = None
     """[B]"""
     advantage: Tensor | None = None
@@ -104,10 +148,38 @@ class Rollout:
     """[B] int64: equal for images that are compared with each other, those of one root or one prompt."""
     selected: Tensor | None = None
     """[B] bool: the images that are learned from; all where it is None."""
-    draw: Draw | None = None
-    """The B images' places, on which further noise may depend."""
-    value_text: Tensor | None = None
-    """[B,L',C] text states that the value network is given, where these are not `text`."""
+
+    def __len__(self) -> int:
+        return len(self.cond)
+
+    @property
+    def x0(self) -> Tensor:
+        """[B,*D] final latents. Raises ValueError before they are there."""
+        return _required(self.final, "the rollout has no images yet")
+
+    @property
+    def kept(self) -> int:
+        """W, the number of kept steps; 0 without a trajectory."""
+        return 0 if self.trajectory is None else self.trajectory.logp.shape[1]
+
+    @property
+    def latents(self) -> Tensor:
+        """[B,W+1,*D]. Raises ValueError where no steps were kept."""
+        return _required(self.trajectory, _NO_STEPS).latents
+
+    @property
+    def steps(self) -> Tensor:
+        """[W]. Raises ValueError where no steps were kept."""
+        return _required(self.trajectory, _NO_STEPS).steps
+
+    @property
+    def logp(self) -> Tensor:
+        """[B,W]. Raises ValueError where no steps were kept."""
+        return _required(self.trajectory, _NO_STEPS).logp
+
+    @property
+    def device(self) -> torch.device:
+        return self.cond.index.device
 
 
 @dataclass(frozen=True)
@@ -124,10 +196,8 @@ class Transitions:
     """[N] log-probability under the policy that sampled it."""
     advantage: Tensor
     """[N]"""
-    text: Tensor
-    """[N,L,C]"""
-    value_text: Tensor | None = None
-    """[N,L',C] text states that the value network is given, where these are not `text`."""
+    cond: Cond
+    """Of the N rows."""
 
 
 @dataclass(frozen=True)
@@ -139,21 +209,21 @@ class Noised:
     noise: Tensor
     """[N,*D]"""
     t: Tensor
-    """[N] int64 training times."""
+    """[N] training times."""
     weight: Tensor
     """[N]: the image's advantage, or its weight in a regression."""
-    text: Tensor
-    """[N,L,C]"""
+    cond: Cond
+    """Of the N rows."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a rollout by place, so that latents and text states are copied for one micro-batch at a time."""
+    """Rows of a rollout by index, so that latents and text states are copied for one micro-batch at a time."""
 
-    rollout: Rollout
+    rollout: Rollout = field(metadata=tree.SHARED)
     image: Tensor
     """[N] which image of the rollout."""
-    place: Tensor
+    step_index: Tensor
     """[N] which of its kept steps, 0 to W-1; for denoising methods a count of its noises."""
     other: Tensor | None = None
     """[N] for pairs: the image that `image` is preferred to."""
@@ -171,89 +241,76 @@ class Rows:
     """[N,*D] the network's residuals before the round's first update."""
     grad_steps: Tensor | None = None
     """[N,T] bool, the same for all rows of a draw: the sampler steps through which the reward's gradient flows."""
-    epoch: Tensor | int = 0
-    """[N], or one number for all of them: pass over the round's rows; denoising methods draw new noise in each."""
+    epoch: Tensor | None = None
+    """[N] pass over the round's rows, 0 where it is None; denoising methods draw new noise in each."""
 
     def __len__(self) -> int:
         return len(self.image)
 
     def select(self, rows: Tensor | slice) -> Rows:
-        names = ("image", "place", "other", "advantage", "value", "target", "kl", "unit", "before", "grad_steps")
-        values = {name: getattr(self, name) for name in names}
-        chosen: dict[str, Any] = {name: None if v is None else v[rows] for name, v in values.items()}
-        epoch = self.epoch[rows] if isinstance(self.epoch, Tensor) else self.epoch
-        return Rows(self.rollout, epoch=epoch, **chosen)
+        return tree.select(self, rows)
 
     def others(self) -> Rows:
         """The rows of the other images of the pairs. Raises ValueError where the rows are no pairs."""
-        if self.other is None:
-            raise ValueError("the rows are not pairs")
-        return replace(self, image=self.other, other=None)
+        return replace(self, image=_required(self.other, "the rows are not pairs"), other=None)
 
     def transitions(self) -> Transitions:
         """The rows themselves. Raises ValueError before the rollout has advantages."""
+        trajectory = _required(self.rollout.trajectory, _NO_STEPS)
         return Transitions(
-            x=self.rollout.latents[self.image, self.place],
-            x_next=self.rollout.latents[self.image, self.place + 1],
-            step=self.rollout.steps[self.place],
-            logp=self.rollout.logp[self.image, self.place],
+            x=trajectory.latents[self.image, self.step_index],
+            x_next=trajectory.latents[self.image, self.step_index + 1],
+            step=trajectory.steps[self.step_index],
+            logp=trajectory.logp[self.image, self.step_index],
             advantage=self.advantages(),
-            text=self.rollout.text[self.image],
-            value_text=None if self.rollout.value_text is None else self.rollout.value_text[self.image],
+            cond=self.rollout.cond.select(self.image),
         )
 
     def noised(self, times: range, like: Rows | None = None) -> Noised:
         """The rows' clean latents with a time out of `times` and noise of their own, which counters settle.
 
-        `like` are rows whose times and noise to take: both images of a pair are asked about alike. Raises
-        ValueError for a rollout without its draw.
+        `like` are rows whose times and noise to take: both images of a pair are asked about alike.
         """
         keys = like or self
-        draw, shape = self.rollout.draw, self.rollout.x0.shape[1:]
-        if draw is None:
-            raise ValueError("the rollout does not say which images it holds")
-        device = self.rollout.x0.device
+        draw, x0 = self.rollout.draw, self.rollout.x0
         drawn = []
-        epochs = self.epoch.tolist() if isinstance(self.epoch, Tensor) else [self.epoch] * len(self)
-        for b, place, epoch in zip(keys.image.tolist(), keys.place.tolist(), epochs, strict=True):
+        epochs = [0] * len(self) if self.epoch is None else self.epoch.tolist()
+        for b, count, epoch in zip(keys.image.tolist(), keys.step_index.tolist(), epochs, strict=True):
             key = (draw.prompt_index[b], draw.sample_index[b])
-            drawn.append(noise.diffused(shape, times, draw.seed, draw.round, *key, place, epoch))
+            drawn.append(noise.diffused(x0.shape[1:], times, draw.seed, draw.round, *key, count, epoch))
         return Noised(
-            x0=self.rollout.x0[self.image],
-            noise=torch.stack([values for _, values in drawn]).to(device),
-            t=torch.tensor([time for time, _ in drawn], device=device),
+            x0=x0[self.image],
+            noise=torch.stack([values for _, values in drawn]).to(x0.device),
+            t=torch.tensor([time for time, _ in drawn], device=x0.device),
             weight=self.advantages(),
-            text=self.rollout.text[self.image],
+            cond=self.rollout.cond.select(self.image),
         )
 
     def advantages(self) -> Tensor:
         """[N], or weights. Raises ValueError before the rollout has any."""
         if self.advantage is not None:
             return self.advantage
-        if self.rollout.advantage is None:
-            raise ValueError("the rollout has no advantages yet")
-        return self.rollout.advantage[self.image]
+        return _required(self.rollout.advantage, "the rollout has no advantages yet")[self.image]
+
+
+_NO_STEPS = "the rollout has kept no steps"
+
+
+def _required(value: T | None, lack: str) -> T:
+    if value is None:
+        raise ValueError(lack)
+    return value
 
 
 def selected_images(rollout: Rollout) -> Tensor:
-    """[M] places of the images that are learned from."""
-    everything = torch.arange(len(rollout.x0), device=rollout.x0.device)
+    """[M] indices of the images that are learned from."""
+    everything = torch.arange(len(rollout), device=rollout.device)
     return everything if rollout.selected is None else everything[rollout.selected]
 
 
-def all_rows(rollout: Rollout, places: int | None = None) -> Rows:
-    """Every kept step (or `places` of them) of every selected image, sample-major."""
-    kept = rollout.logp.shape[1] if places is None else places
+def all_rows(rollout: Rollout, count: int | None = None) -> Rows:
+    """Every kept step (or `count` rows) of every selected image, sample-major."""
+    kept = rollout.kept if count is None else count
     chosen = selected_images(rollout)
-    place = torch.arange(kept, device=chosen.device).repeat(len(chosen))
-    return Rows(rollout, chosen.repeat_interleave(kept), place)
-
-
-def concat(parts: Sequence[Rollout]) -> Rollout:
-    """Rollouts of the same steps joined along B."""
-    joined: dict[str, Any] = {}
-    for field in fields(Rollout):
-        values = [getattr(part, field.name) for part in parts]
-        shared = field.name in ("steps", "draw") or values[0] is None
-        joined[field.name] = values[0] if shared else torch.cat(values)
-    return Rollout(**joined)
+    index = torch.arange(kept, device=chosen.device).repeat(len(chosen))
+    return Rows(rollout, chosen.repeat_interleave(kept), index)

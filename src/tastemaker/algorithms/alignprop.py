@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tastemaker.algorithms import reward_backprop
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,6 +78,15 @@ class AlignProp:
         if self.spread <= 0:
             raise ConfigError(f"algorithm.spread is {self.spread:g}, but must be greater than 0")
 
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(
+            reference=self.kl > 0,
+            kl=self.kl,
+            gradient_checkpointing=self.checkpointing == "block",
+            images_per_draw=self.images_per_draw,
+        )
+
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
         """The steps that learn, out of the window's; at least one."""
         whole = len(candidates)
@@ -105,10 +115,10 @@ class AlignProp:
         """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
         from tastemaker.diffusion.backprop import chain
 
-        draw, cond = reward_backprop.told(task, rows)
+        draw, cond = reward_backprop.conditioned(rows)
         steps, recompute = reward_backprop.learning(rows), self.checkpointing != "none"
         made = chain(
-            task.model, cond, draw, task.grid, task.eta, steps, recompute=recompute, compare=self.kl > 0
+            task.model, cond, draw, task.sde, steps, recompute=recompute, compare=self.kl > 0
         )  # fmt: skip
         reward = reward_backprop.rewarded(task, rows, made.x0, recompute)
         return reward_backprop.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)

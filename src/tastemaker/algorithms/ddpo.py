@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class DDPO:
     def __post_init__(self) -> None:
         if self.clip <= 0:
             raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the paper has 1e-4)")
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements()
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step: B * W rows where all are selected."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class DiffusionDPO:
         if not 0 <= self.drop_captions < 1:
             raise ConfigError(f"algorithm.drop_captions is {self.drop_captions}, but must lie in [0, 1)")
 
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(reference=True, guided=self.guided)
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair: a rollout has the preferred images first, then the others in their order."""
         import torch
@@ -50,29 +55,27 @@ class DiffusionDPO:
         from tastemaker.types import Rows
 
         draw = rollout.draw
-        if draw is not None and self.drop_captions > 0:
+        if self.drop_captions > 0:
             keys = zip(draw.prompt_index, draw.sample_index, strict=True)
             dropped = [noise.drop(self.drop_captions, draw.seed, draw.round, *key) for key in keys]
-            gone = torch.tensor(dropped, device=rollout.text.device).reshape(-1, 1, 1)
-            rollout = replace(rollout, text=rollout.text.where(~gone, task.empty))
-        count = len(rollout.x0) // 2
-        better = torch.arange(count, device=rollout.x0.device).repeat_interleave(self.noises)
-        place = torch.arange(self.noises, device=better.device).repeat(count)
-        return Rows(rollout, better, place, better + count)
+            rollout = replace(rollout, cond=rollout.cond.dropped(torch.tensor(dropped)))
+        count = len(rollout) // 2
+        better = torch.arange(count, device=rollout.device).repeat_interleave(self.noises)
+        noise_index = torch.arange(self.noises, device=better.device).repeat(count)
+        return Rows(rollout, better, noise_index, better + count)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
         import torch
 
-        from tastemaker.algorithms.preference_pairs import joined
         from tastemaker.diffusion import losses
+        from tastemaker.tree import concat
 
         times = range(task.model.process.length)
-        both = joined(rows.noised(times), rows.others().noised(times, like=rows))
-        weight = None if self.guided else 1.0
-        error, error_other = losses.mean_square(task.residual(both, weight)).chunk(2)
-        with torch.no_grad(), task.model.reference():
-            ref, ref_other = losses.mean_square(task.residual(both, weight)).chunk(2)
+        both = concat([rows.noised(times), rows.others().noised(times, like=rows)])
+        error, error_other = losses.mean_square(task.residual(both, guided=self.guided)).chunk(2)
+        with torch.no_grad(), task.model.weights.reference():
+            ref, ref_other = losses.mean_square(task.residual(both, guided=self.guided)).chunk(2)
         loss = losses.diffusion_dpo(error, error_other, ref, ref_other, self.beta)
         better = (error - ref) < (error_other - ref_other)
         return loss, {"pair_accuracy": better.float().detach(), "denoising_loss": error.detach()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tastemaker.algorithms import reward_backprop
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,9 +59,12 @@ class DirectAlign:
                 raise ConfigError(f"algorithm.{field} is {value}, but must be at least 1")
 
     @property
-    def queries(self) -> int:
-        """Images scored for each one sampled."""
-        return self.noises
+    def requirements(self) -> Requirements:
+        return Requirements(
+            gradient_checkpointing=self.checkpointing == "block",
+            queries=self.noises,
+            images_per_draw=self.images_per_draw,
+        )
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
         """The step that learns, any of the window's."""
@@ -81,13 +85,13 @@ class DirectAlign:
         from tastemaker.diffusion.backprop import renoised
         from tastemaker.diffusion.sampler import sample
 
-        draw, cond = reward_backprop.told(task, rows)
+        draw, cond = reward_backprop.conditioned(rows)
         (step,), recompute = reward_backprop.learning(rows), self.checkpointing != "none"
-        x0 = sample(task.model, cond, draw, task.grid, task.eta).x0
+        x0 = sample(task.model, cond, draw, task.sde).x0
         seen = []
         for number in range(self.noises):
             noise = draw.noise(_NOISE + number, x0.shape[1:], x0.device)
-            seen.append(renoised(task.model, cond, x0, noise, task.grid, step, step + self.jump, recompute=recompute))
+            seen.append(renoised(task.model, cond, x0, noise, task.sde, step, step + self.jump, recompute=recompute))
         rewards = torch.stack([reward_backprop.rewarded(task, rows, x, recompute) for x in seen])
         losses, metrics = reward_backprop.losses_of(rewards, self.objective, self.target, self.scale, 0.0, None)
         return losses.mean(dim=0), metrics

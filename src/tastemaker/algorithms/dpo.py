@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ class DPO:
 
     name: ClassVar[str] = "dpo"
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
-    keep_groups_together: ClassVar[bool] = True
 
     beta: float = 0.1
     """Inverse temperature of the preference, on ratios of mean (per-element) probabilities."""
@@ -41,6 +41,10 @@ class DPO:
         if self.clip is not None and not 0 < self.clip < 1:
             raise ConfigError(f"algorithm.clip is {self.clip}, but must lie in (0, 1), or be none (D3PO has 0.1)")
 
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(keep_groups_together=True, reference=self.reference == "base")
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each pair and each kept step."""
         import torch
@@ -48,18 +52,18 @@ class DPO:
         from tastemaker.algorithms.preference_pairs import pairs
         from tastemaker.types import Rows
 
-        device, kept = rollout.logp.device, rollout.logp.shape[1]
+        device, kept = rollout.device, rollout.kept
         found = pairs(rollout, self.pairs)
         better, worse = (torch.tensor(side, dtype=torch.int64, device=device) for side in found)
-        place = torch.arange(kept, device=device).repeat(len(better))
-        return Rows(rollout, better.repeat_interleave(kept), place, worse.repeat_interleave(kept))
+        step_index = torch.arange(kept, device=device).repeat(len(better))
+        return Rows(rollout, better.repeat_interleave(kept), step_index, worse.repeat_interleave(kept))
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N pairs' steps, unreduced, and metrics [N]. Both sides go through the network at once."""
-        from tastemaker.algorithms.preference_pairs import joined
         from tastemaker.diffusion import losses
+        from tastemaker.tree import concat
 
-        both = joined(rows.transitions(), rows.others().transitions())
+        both = concat([rows.transitions(), rows.others().transitions()])
         logp = task.log_prob(both)
         reference = task.reference(both).logp if self.reference == "base" else both.logp
         better, worse = (logp - reference).chunk(2)

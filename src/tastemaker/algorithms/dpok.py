@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements, ValueTraining
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tastemaker.algorithms.base import Task
-    from tastemaker.diffusion.model import Model
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -66,13 +66,19 @@ class DPOK:
         if self.kl < 0:
             raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (the public code has 0.01)")
 
-    def extras(self, model: Model) -> nn.Module | None:
-        """The value network, if there is to be one."""
-        if self.value == "none":
-            return None
-        from tastemaker.models.value import value_network
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(
+            reference=self.kl > 0,
+            kl=self.kl,
+            value=None if self.value == "none" else self._value_training(self.value),
+        )
 
-        return value_network("mlp", model)
+    def _value_training(self, kind: Literal["mlp"]) -> ValueTraining:
+        return ValueTraining(
+            kind, self.value_lr, states="pooled" if self.value_text == "pooled" else "text", batch=self.value_batch,
+            updates=self.value_updates, clip_norm=self.value_clip_norm,
+        )  # fmt: skip
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step; with a value network A = r - V(x_t, c, t)."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tastemaker.algorithms import reward_backprop
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,9 +73,13 @@ class DRaFT:
             )
 
     @property
-    def queries(self) -> int:
-        """Images scored for each one sampled."""
-        return max(1, self.noises + self.ordinary)
+    def requirements(self) -> Requirements:
+        return Requirements(
+            reference=self.kl > 0,
+            kl=self.kl,
+            gradient_checkpointing=self.checkpointing == "block",
+            queries=max(1, self.noises + self.ordinary),
+        )
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
         """The steps of an update that learn, out of the window's; at least one."""
@@ -95,18 +100,18 @@ class DRaFT:
 
         from tastemaker.diffusion.backprop import chain, renoised
 
-        draw, cond = reward_backprop.told(task, rows)
+        draw, cond = reward_backprop.conditioned(rows)
         steps, recompute = reward_backprop.learning(rows), self.checkpointing != "none"
         direct = not self.noises or self.ordinary
         with torch.set_grad_enabled(direct):
             made = chain(
-                task.model, cond, draw, task.grid, task.eta, steps, recompute=recompute, compare=self.kl > 0
+                task.model, cond, draw, task.sde, steps, recompute=recompute, compare=self.kl > 0
             )  # fmt: skip
         images = [made.x0] if direct else []
         for number in range(self.noises):
             noise = draw.noise(_LV + number, made.x0.shape[1:], made.x0.device)
             images.append(
-                renoised(task.model, cond, made.x0, noise, task.grid, steps[-1], len(task.grid), recompute=recompute)
+                renoised(task.model, cond, made.x0, noise, task.sde, steps[-1], len(task.sde), recompute=recompute)
             )
         rewards = torch.stack([reward_backprop.rewarded(task, rows, x0, recompute) for x0 in images])
         losses, metrics = reward_backprop.losses_of(

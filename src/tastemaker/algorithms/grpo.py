@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class GRPO:
             raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (Flow-GRPO has 1e-4)")
         if self.kl < 0:
             raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (Flow-GRPO has 0.04 or 0.01)")
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(reference=self.kl > 0, kl=self.kl)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ class NFT:
         if self.kl < 0:
             raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative")
 
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(reference=self.kl > 0, kl=self.kl, guided=self.guided)
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each selected image, with the sampling policy's residuals."""
         import torch
@@ -75,7 +80,7 @@ class NFT:
         if old is None:
             raise ValueError("rows of NFT come from its prepare")
         # Epoch 0 has the noise that `before` was made with.
-        noised = replace(rows, epoch=0).noised(task.times(rows.rollout.steps))
+        noised = replace(rows, epoch=None).noised(task.times(rows.rollout.steps))
         residual = self._residual(task, noised)
         moved = residual - old
         good = 0.5 + 0.5 * (noised.weight / self.span).clamp(-1, 1)
@@ -83,7 +88,7 @@ class NFT:
         loss = self.span / self.beta * policy
         metrics = {"good": good, "moved": losses.mean_square(moved).detach()}
         if self.kl > 0:
-            with torch.no_grad(), task.model.reference():
+            with torch.no_grad(), task.model.weights.reference():
                 reference = self._residual(task, noised)
             distance = losses.mean_square(residual - reference)
             if self.weighting == "adaptive":  # residuals of x_0, and the divergence is one of the network's output
@@ -92,4 +97,4 @@ class NFT:
         return loss, metrics
 
     def _residual(self, task: Task, noised: Noised) -> Tensor:
-        return task.residual(noised, None if self.guided else 1.0, "x0" if self.weighting == "adaptive" else "output")
+        return task.residual(noised, guided=self.guided, of="x0" if self.weighting == "adaptive" else "output")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,6 +23,10 @@ class PG:
 
     name: ClassVar[str] = "pg"
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements()
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import KlControl, Requirements, ValueTraining
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from tastemaker.algorithms.base import Task
-    from tastemaker.diffusion.model import Model
     from tastemaker.types import Metrics, Rollout, Rows
 
 
@@ -78,11 +78,15 @@ class PPO:
         if self.kl_target is not None and (self.kl_target <= 0 or self.kl == 0):
             raise ConfigError("algorithm.kl_target needs to be greater than 0, and algorithm.kl too, which it moves")
 
-    def extras(self, model: Model) -> nn.Module:
-        """The value network."""
-        from tastemaker.models.value import value_network
-
-        return value_network(self.value, model)
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(
+            standardise_advantages=self.normalise == "minibatch",
+            reference=self.kl > 0,
+            kl=self.kl,
+            kl_control=None if self.kl_target is None else KlControl(self.kl_target, self.kl_horizon),
+            value=ValueTraining(self.value, self.value_lr, self.value_warmup),
+        )
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step, with advantage, old value and return of its own."""
@@ -93,7 +97,7 @@ class PPO:
         rows = all_rows(rollout)
         if rollout.advantage is None:
             raise ValueError("the rollout has no advantages yet")
-        shape = (-1, rollout.logp.shape[1])
+        shape = (-1, rollout.kept)
         value = estimate(task, rows)
         kl = self._divergence(task, rows) if task.kl > 0 else value.new_zeros(value.shape)
         reward = -task.kl * kl.reshape(shape)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tastemaker.algorithms import reward_backprop
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,6 +56,16 @@ class ReFL:
         if not 0 <= self.earliest < 1:
             raise ConfigError(f"algorithm.earliest is {self.earliest:g}, but must lie in [0, 1)")
 
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(
+            reference=self.kl > 0,
+            kl=self.kl,
+            gradient_checkpointing=self.checkpointing == "block",
+            guided=self.guided,
+            images_per_draw=self.images_per_draw,
+        )
+
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
         """The step that learns, out of the window's."""
         return reward_backprop.one(list(candidates)[int(self.earliest * len(candidates)) :], generator)
@@ -69,15 +80,13 @@ class ReFL:
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
-        from dataclasses import replace
-
         from tastemaker.diffusion.backprop import chain
 
-        draw, cond = reward_backprop.told(task, rows)
+        draw, cond = reward_backprop.conditioned(rows)
         (step,), recompute = reward_backprop.learning(rows), self.checkpointing != "none"
-        told = cond if self.guided else replace(cond, guidance=1.0)
+        cond = cond if self.guided else cond.unguided()
         made = chain(
-            task.model, told, draw, task.grid, task.eta, [step], until=step, recompute=recompute, compare=self.kl > 0
+            task.model, cond, draw, task.sde, [step], until=step, recompute=recompute, compare=self.kl > 0
         )  # fmt: skip
         reward = reward_backprop.rewarded(task, rows, made.x0, recompute)
         return reward_backprop.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)

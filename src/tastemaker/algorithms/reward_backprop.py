@@ -59,7 +59,7 @@ def rows(rollout: Rollout) -> Rows:
     """One row for each image."""
     from tastemaker.types import all_rows
 
-    return all_rows(rollout, places=1)
+    return all_rows(rollout, count=1)
 
 
 def learning(rows: Rows) -> list[int]:
@@ -71,14 +71,9 @@ def learning(rows: Rows) -> list[int]:
     return rows.grad_steps[0].nonzero().flatten().tolist()
 
 
-def told(task: Task, rows: Rows) -> tuple[Draw, Cond]:
-    """The rows' places and what the network is told. Raises ValueError for a rollout without its draw."""
-    from tastemaker.types import Cond
-
-    if rows.rollout.draw is None:
-        raise ValueError("the rollout does not say which images it holds")
-    draw = rows.rollout.draw.select(rows.image.tolist())
-    return draw, Cond(rows.rollout.text[rows.image], task.empty, task.guidance)
+def conditioned(rows: Rows) -> tuple[Draw, Cond]:
+    """Which images the rows are, and their conditioning."""
+    return rows.rollout.draw.select(rows.image.tolist()), rows.rollout.cond.select(rows.image)
 
 
 def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:
@@ -91,11 +86,11 @@ def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:
 
     if task.reward is None:
         raise ValueError("the task has no reward")
-    draw, _ = told(task, rows)
+    draw, _ = conditioned(rows)
     images = shown(task.model, x0, recompute=recompute)
     found = graded_parts(task.reward, images, draw.prompts)
     parts = {name: values.detach() for name, values in found.parts.items()}
-    task.seen(rows.image, images.detach(), found.total.detach(), parts)
+    task.on_images(rows.image, images.detach(), found.total.detach(), parts)
     return found.total
 
 

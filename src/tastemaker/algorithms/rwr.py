@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ class RWR:
 
     name: ClassVar[str] = "rwr"
     needs: ClassVar[Literal["samples"]] = "samples"
-    weights: ClassVar[Literal["positive"]] = "positive"
 
     noises: int = 1
     """Times and noises drawn for each image in each inner epoch."""
@@ -37,6 +37,10 @@ class RWR:
         if self.noises < 1:
             raise ConfigError(f"algorithm.noises is {self.noises}, but must be at least 1")
 
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(positive_weights=True, guided=self.guided)
+
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each selected image."""
         from tastemaker.types import all_rows
@@ -44,7 +48,7 @@ class RWR:
         if self.latents == "vae":
             from tastemaker.algorithms.reencode import reencoded
 
-            rollout = replace(rollout, x0=reencoded(task, rollout))
+            rollout = replace(rollout, final=reencoded(task, rollout))
         return all_rows(rollout, self.noises)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
@@ -52,5 +56,5 @@ class RWR:
         from tastemaker.diffusion import losses
 
         noised = rows.noised(task.times(rows.rollout.steps))
-        error = losses.mean_square(task.residual(noised, None if self.guided else 1.0))
+        error = losses.mean_square(task.residual(noised, guided=self.guided))
         return noised.weight * error, {"denoising_loss": error.detach(), "weight": noised.weight}

@@ -14,17 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from tastemaker.algorithms.base import RewardGradientAlgorithm
 from tastemaker.benchmarking.trace import FORWARD, OTHER, PARTS, TRAIN, clock, traced_round
 from tastemaker.config.schema import Config
 from tastemaker.diffusion.sampler import batches
 from tastemaker.errors import ConfigError
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
-from tastemaker.training.backprop_round import learning_steps
+from tastemaker.training.backprop_round import gradient_steps
+from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
@@ -92,7 +94,7 @@ def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text
     with isolated(), tempfile.TemporaryDirectory() as folder:
         session = start(replace(config, trackers=()), Path(folder), State())
         if any(reward.unmeasured for reward in session.combinations.values()):
-            rounds.evaluate(session)
+            evaluate_run(session)
         rounds.one_round(session)
         device = session.accelerator.device
         walls, floors, phases, parts, memory = [], [], [], [], 0.0
@@ -118,8 +120,8 @@ def needed_calls(session: Session) -> Calls:
     s, o = session.config.sampling, session.config.optimizer
     double = 1 if s.guidance == 1 else 2
     if session.config.pathwise:
-        return _pathwise_calls(session, double)
-    kept = len(session.window.steps(session.task.grid.stochastic(s.eta), session.state.round + 1))
+        return _backprop_calls(session, double)
+    kept = len(session.window.steps(session.task.sde.stochastic(), session.state.round + 1))
     trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
     forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
     rows = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
@@ -140,14 +142,14 @@ def _updates(config: Config) -> int:
     return config.sampling.samples * o.inner_epochs // o.images_per_update
 
 
-def _pathwise_calls(session: Session, double: int) -> Calls:
+def _backprop_calls(session: Session, double: int) -> Calls:
     """Of the next round, whose steps that learn counters settle. What is made again to save memory is not needed."""
-    algorithm: Any = session.config.algorithm
+    algorithm = cast(RewardGradientAlgorithm, session.config.algorithm)
     s, o = session.config.sampling, session.config.optimizer
-    if getattr(algorithm, "guided", True) is False:
+    if not algorithm.requirements.guided:
         double = 1
     forward, backward = Counter(), Counter()
-    draws = learning_steps(session, session.state.round + 1)
+    draws = gradient_steps(session, algorithm, session.state.round + 1)
     images, per_update = s.samples // len(draws), len(draws) // o.updates
     for update in range(o.updates):
         # Draws that follow each other with the same steps go through the network together.
@@ -171,14 +173,14 @@ def _bare_seconds(session: Session, rows: int, grad: bool) -> float:
     """Mean seconds of a network call [rows,*D], with its backward pass where `grad`."""
     model, device = session.model, session.accelerator.device
     x = torch.randn(rows, *model.latent_shape, device=device)
-    t = session.task.grid.times.to(device)[torch.arange(rows, device=device) % len(session.task.grid)]
-    text = session.task.empty.repeat(rows, 1, 1)
+    t = session.task.sde.grid.times.to(device)[torch.arange(rows, device=device) % len(session.task.sde)]
+    cond = model.encode([""] * rows, 1.0)
     begin = 0.0
     for number in range(CALLS + 1):
         if number == 1:  # the one before finds the memory and is not counted
             begin = clock(device)
         with session.inference(), torch.set_grad_enabled(grad):
-            out = model._predict(x, t, text)
+            out = model.predict(x, t, cond)
             if grad:
                 out.sum().backward()
     return (clock(device) - begin) / CALLS

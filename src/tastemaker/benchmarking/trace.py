@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from tastemaker.training import measurements, rounds
+from tastemaker.diffusion import sampler
+from tastemaker.evaluation import metrics
+from tastemaker.training import rounds
 from tastemaker.training.session import Session
 from tastemaker.types import Draw
 
@@ -73,7 +75,7 @@ class Trace:
 def tracing(session: Session, trace: Trace) -> Iterator[None]:
     """Inside it, what a round calls is counted to its part."""
     # Around the network, not in it: a compiled one would be compiled again for what is in it.
-    predict = session.model._predict
+    predict = session.model.predict
 
     def traced_predict(*args: Any) -> Any:
         grad = torch.is_grad_enabled()
@@ -84,16 +86,16 @@ def tracing(session: Session, trace: Trace) -> Iterator[None]:
             out.register_hook(lambda _: trace.become(TRAIN))
         return out
 
-    places: list[tuple[Any, str, str]] = [
-        (rounds, "sample", MATHS), (type(session.config.algorithm), "loss", MATHS), (Draw, "noise", NOISE),
+    timed: list[tuple[Any, str, str]] = [
+        (sampler, "sample", MATHS), (type(session.config.algorithm), "loss", MATHS), (Draw, "noise", NOISE),
         (session.accelerator, "backward", MATHS), (session.model, "decode", DECODE), (session.model, "encode", TEXT),
-        (measurements, "judge", JUDGE), (session.accelerator, "clip_grad_norm_", STEP),
+        (metrics, "judge", JUDGE), (session.accelerator, "clip_grad_norm_", STEP),
         (session.optimizer, "step", STEP), (session.optimizer, "zero_grad", STEP),
     ]  # fmt: skip
     with ExitStack() as stack:
-        for owner, name, part in places:
+        for owner, name, part in timed:
             stack.enter_context(replaced(owner, name, _counted(getattr(owner, name), trace, part)))
-        stack.enter_context(replaced(session.model, "_predict", traced_predict))
+        stack.enter_context(replaced(session.model, "predict", traced_predict))
         yield
 
 

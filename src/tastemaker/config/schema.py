@@ -266,7 +266,7 @@ class Config:
                 f"an update has {s.samples // self.slices} images (sampling.samples / optimizer.updates), but must "
                 f"have a multiple of {self.group_size}, which are compared with each other"
             )
-        if getattr(self.algorithm, "keep_groups_together", False) and self.group_size < 2:
+        if self.algorithm.requirements.keep_groups_together and self.group_size < 2:
             raise ConfigError(
                 f"the algorithm {self.algorithm.name} learns from pairs of images of one prompt, but "
                 "sampling.per_prompt is 1: give at least 2"
@@ -286,7 +286,7 @@ class Config:
                 else f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} samples its own "
                 "images: leave it out, or use diffusion-dpo"
             )
-        if self.reference.every and not self.compares:
+        if self.reference.every and not self.algorithm.requirements.reference:
             raise ConfigError(
                 f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
                 "with no reference under these settings: leave it at 0"
@@ -322,19 +322,13 @@ class Config:
     @property
     def group_size(self) -> int:
         """Images that stay in one update and process: the branches of a root, or a prompt's where they pair up."""
-        branches, pairs = self.sampling.branches, getattr(self.algorithm, "keep_groups_together", False)
+        branches, pairs = self.sampling.branches, self.algorithm.requirements.keep_groups_together
         return self.sampling.per_prompt if pairs and branches == 1 else branches
 
     @property
     def pathwise(self) -> bool:
         """Whether the algorithm follows the reward's own gradient."""
         return self.algorithm.needs == "prompts"
-
-    @property
-    def compares(self) -> bool:
-        """Whether the algorithm asks for the reference model."""
-        kind = getattr(self.algorithm, "reference", None)
-        return self.algorithm.needs == "pairs" or kind == "base" or getattr(self.algorithm, "kl", 0.0) > 0
 
     def _check_updates(self) -> None:
         """What `images_per_update` and the learning rate's schedule ask for. Raises ConfigError."""
@@ -378,7 +372,7 @@ class Config:
                 f"optimizer.inner_epochs is {o.inner_epochs}, but the algorithm {name} makes its images anew in each "
                 "update: leave it at 1, and raise optimizer.updates or rounds"
             )
-        count, images = getattr(self.algorithm, "images_per_draw", None), self.sampling.samples // o.updates
+        count, images = self.algorithm.requirements.images_per_draw, self.sampling.samples // o.updates
         if count is not None and images % count:
             raise ConfigError(
                 f"algorithm.images_per_draw is {count}, which does not divide the {images} images of an update "
@@ -391,7 +385,7 @@ class Config:
             )
 
     def _check_advantage(self) -> None:
-        a, regression = self.advantage, getattr(self.algorithm, "weights", "signed") == "positive"
+        a, regression = self.advantage, self.algorithm.requirements.positive_weights
         if regression != (a.normalise in ("softmax", "percentile")):
             right = "softmax or percentile" if regression else "another one: those are weights of a regression (rwr)"
             raise ConfigError(

@@ -16,8 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tastemaker.diffusion.losses import mean_square
 from tastemaker.diffusion.model import Model
-from tastemaker.diffusion.process import Grid, transition
-from tastemaker.diffusion.sampler import times
+from tastemaker.diffusion.sde import Sde, times
 from tastemaker.types import Cond, Draw
 
 
@@ -36,8 +35,7 @@ def chain(
     model: Model,
     cond: Cond,
     draw: Draw,
-    grid: Grid,
-    eta: float,
+    sde: Sde,
     grad_steps: Sequence[int],
     *,
     until: int | None = None,
@@ -54,27 +52,27 @@ def chain(
     pass; values and gradients are the same without. `compare` measures the distance from the reference. Noise is
     `sample`'s own, in float32; `dtype` is that of the latents.
     """
-    steps, noisy = set(grad_steps), set(grid.stochastic(eta))
-    last = len(grid) - 1 if until is None else until
+    steps, noisy = set(grad_steps), set(sde.stochastic())
+    last = len(sde) - 1 if until is None else until
     x = draw.noise(0, model.latent_shape, model.device).to(dtype)
     gaps: list[Tensor] = []
     for step in range(last + 1):
         noise = draw.noise(step + 1, model.latent_shape, model.device).to(dtype) if step in noisy else None
-        after = _estimate if step == until else partial(_after, grid, step, eta, noise)
-        move = _moving(model, cond, grid, step, after)
+        after = _estimate if step == until else partial(_after, sde, step, noise)
+        move = _moving(model, cond, sde, step, after)
         if step in steps:
             far = None
             if compare:
-                with torch.no_grad(), model.reference():
-                    far = model.denoise(x.detach(), times(grid, step, x), cond)
+                with torch.no_grad(), model.weights.reference():
+                    far = model.denoise(x.detach(), times(sde, step, x), cond)
             x, x0 = _recomputed(move, x) if recompute else move(x)
             if far is not None:
-                gaps.append(mean_square(x0 - far) * model.process.output_scale(times(grid, step, x)).square())
+                gaps.append(mean_square(x0 - far) * model.process.output_scale(times(sde, step, x)).square())
             continue
         with torch.no_grad():
-            x0 = model.denoise(x.detach(), times(grid, step, x), cond)
+            x0 = model.denoise(x.detach(), times(sde, step, x), cond)
         # Where no step has learned yet x has no graph, and so nothing behind it has one.
-        x = after(x, _held(model, grid, step, x, x0))
+        x = after(x, _held(model, sde, step, x, x0))
     return Chain(x, torch.stack(gaps).mean(dim=0) if gaps else None)
 
 
@@ -95,17 +93,17 @@ Move = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From a latent to the next one and the estimate of x_0 behind it, both [N,*D]."""
 
 
-def _moving(model: Model, cond: Cond, grid: Grid, step: int, after: Callable[[Tensor, Tensor], Tensor]) -> Move:
+def _moving(model: Model, cond: Cond, sde: Sde, step: int, after: Callable[[Tensor, Tensor], Tensor]) -> Move:
     def move(x: Tensor) -> tuple[Tensor, Tensor]:
-        x0 = model.denoise(x, times(grid, step, x), cond)
+        x0 = model.denoise(x, times(sde, step, x), cond)
         return after(x, x0), x0
 
     return move
 
 
-def _after(grid: Grid, step: int, eta: float, noise: Tensor | None, x: Tensor, x0: Tensor) -> Tensor:
+def _after(sde: Sde, step: int, noise: Tensor | None, x: Tensor, x0: Tensor) -> Tensor:
     """The next latent."""
-    mean, std = transition(x.to(x0.dtype), x0, grid, step, eta)
+    mean, std = sde.step(x.to(x0.dtype), x0, step)
     return (mean if noise is None else mean + std * noise).to(x.dtype)
 
 
@@ -114,7 +112,7 @@ def _estimate(x: Tensor, x0: Tensor) -> Tensor:
     return x0.to(x.dtype)
 
 
-def _held(model: Model, grid: Grid, step: int, x: Tensor, x0: Tensor) -> Tensor:
+def _held(model: Model, sde: Sde, step: int, x: Tensor, x0: Tensor) -> Tensor:
     """x0 [N,*D], an estimate without a graph, with its derivative by x [N,*D] for a constant output of the network.
 
     An estimate of x_0 is linear in the output and in x, so that an output of 0 leaves the part that x has in it:
@@ -123,27 +121,28 @@ def _held(model: Model, grid: Grid, step: int, x: Tensor, x0: Tensor) -> Tensor:
     if not x.requires_grad:
         return x0
     change = (x - x.detach()).to(x0.dtype)
-    return x0 + model.process.x0(torch.zeros_like(change), change, times(grid, step, x))
+    return x0 + model.process.x0(torch.zeros_like(change), change, times(sde, step, x))
 
 
 def renoised(
-    model: Model, cond: Cond, x0: Tensor, noise: Tensor, grid: Grid, step: int, then: int, *, recompute: bool = True
+    model: Model, cond: Cond, x0: Tensor, noise: Tensor, sde: Sde, step: int, then: int, *, recompute: bool = True
 ) -> Tensor:
     """Finished latents [N,*D] seen again through the network: noised to `step`, denoised to step `then`, and back.
 
     From step `then` the known noise is taken away again, not the network's, so that what hangs on the network is
     w x_0_theta + (1 - w) x_0 with w = 1 - (alpha_t sigma_s) / (alpha_s sigma_t) for a move from t to s. A short move
     leaves most of an image as it is, so that even early times give images that a reward can read (SRPO's Direct-Align,
-    arXiv 2509.06942 §3.1). From then = len(grid) on, s is the finished latent, which is noised here as an x_0 and so
+    arXiv 2509.06942 §3.1). From then = len(sde) on, s is the finished latent, which is noised here as an x_0 and so
     has alpha_s = 1 and sigma_s = 0 also where the schedule leaves a little noise in it (`set_alpha_to_one` = false,
     as Stable Diffusion has): w = 1, and what is returned is the network's own estimate x_0_theta (DRaFT-LV). x0 and
     noise are constants.
     """
+    grid = sde.grid
     alpha, sigma = grid.alpha[step].item(), grid.sigma[step].item()
     kept = (grid.sigma[then] / grid.alpha[then]).item() if then < len(grid) else 0.0
     weight = 1 - kept * alpha / sigma
     x = alpha * x0.detach() + sigma * noise
-    move = lambda x: model.denoise(x, times(grid, step, x), cond)  # noqa: E731
+    move = lambda x: model.denoise(x, times(sde, step, x), cond)  # noqa: E731
     seen = checkpoint(move, x, use_reentrant=False, preserve_rng_state=False) if recompute else move(x)
     assert isinstance(seen, Tensor)
     return (weight * seen + (1 - weight) * x0.detach()).to(x0.dtype)

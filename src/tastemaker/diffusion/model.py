@@ -1,9 +1,8 @@
-"""The protocol of every model: what sampling, training and evaluation use of one. Letters in shapes: types.py."""
+"""The protocols of models: what sampling, training and evaluation use of one. Letters in shapes: types.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -13,39 +12,21 @@ from tastemaker.diffusion.process import Process
 from tastemaker.types import Cond
 
 if TYPE_CHECKING:
-    from tastemaker.models.weight_copy import WeightCopy
+    from tastemaker.models.network_weights import NetworkWeights
+    from tastemaker.models.tuning import Tuning
 
 
-class Model(Protocol):
-    """A narrow door to a text-to-image model; keep it narrow."""
-
-    network: nn.Module
-    """What is trained. The loop puts the wrapped (distributed) module here, and only it is ever called."""
-    latent_shape: tuple[int, ...]
-    device: torch.device
-    held: WeightCopy | None
-    """The reference's weights, where they are not those without adapters."""
+class Denoiser(Protocol):
+    """What sampling needs of a model."""
 
     @property
-    def scale(self) -> int:
-        """Pixels to a side of one latent element."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """D, channels first; its last two are height and width, which may differ."""
         ...
 
     @property
-    def process(self) -> Process:
-        """The noising process that the network was trained on."""
-        ...
-
-    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
-        """Text states, cached by prompt."""
-        ...
-
-    def pooled(self, prompts: Sequence[str]) -> Tensor:
-        """[B,C] one state for each prompt: the text encoder's pooled output, or what there is one of anyway."""
-        ...
-
-    def clear_prompt_cache(self) -> None:
-        """Drops the text states that `encode` has kept."""
+    def device(self) -> torch.device:
+        """Where latents and states are."""
         ...
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -56,6 +37,55 @@ class Model(Protocol):
         """
         ...
 
+
+class Model(Denoiser, Protocol):
+    """A text-to-image model. This is all that the package uses of one, so a family of models is a class with these."""
+
+    network: nn.Module
+    """What is trained. The loop puts the wrapped (distributed) module here, and only it is ever called."""
+
+    @property
+    def weights(self) -> NetworkWeights:
+        """The network's weights: what is trained of them, the reference, loading and saving."""
+        ...
+
+    @property
+    def process(self) -> Process:
+        """The noising process that the network was trained on."""
+        ...
+
+    @property
+    def scale(self) -> int:
+        """Pixels to a side of one latent element."""
+        ...
+
+    def resize(self, pixels: int) -> None:
+        """Makes images of pixels x pixels from now on. Raises ModelError where the latents would not fit."""
+        ...
+
+    def tune(self, tuning: Tuning, seed: int = 0) -> None:
+        """Makes the network trainable, by adapters (drawn from `seed`) or in full."""
+        ...
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises PromptError where a prompt is none that the model can be conditioned on."""
+        ...
+
+    def encode(self, prompts: Sequence[str], guidance: float, *, pooled: bool = False) -> Cond:
+        """The conditioning of N = len(prompts) rows; states are computed once for each different prompt, and cached.
+
+        With `pooled` the states have `pooled` [P,C], one state for each prompt.
+        """
+        ...
+
+    def clear_prompt_cache(self) -> None:
+        """Drops the states that `encode` has cached, hundreds of kB for each prompt."""
+        ...
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's own output [N,*D] for the rows' prompts, without guidance: one call of it."""
+        ...
+
     def decode(self, x0: Tensor) -> Tensor:
         """Images [N,3,H,W] in [0,1], differentiable."""
         ...
@@ -64,6 +94,6 @@ class Model(Protocol):
         """Latents [N,*D] of images [N,3,H,W] in [0,1], without gradient: what `decode` would show again."""
         ...
 
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it, the model is the one that was held last, or that training started from."""
+    def usage(self, base: str) -> str:
+        """Python code that loads, with diffusers alone, what `weights.save` wrote into `adapter` or `model`."""
         ...

@@ -1,7 +1,8 @@
-"""Diffusion processes: x_t = alpha_t x_0 + sigma_t eps, and the one Gaussian step between two of their times."""
+"""Diffusion processes: x_t = alpha_t x_0 + sigma_t eps, and the times at which a sampler visits them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -16,7 +17,7 @@ class Grid:
     """The T steps of a sampling run, from noise (index 0) to image (index T-1). Tensors [T]."""
 
     times: Tensor
-    """int64 training times at which the network is asked."""
+    """Training times at which the network is asked: int64, or float64 for processes in continuous time."""
     alpha: Tensor
     """Scale of x_0 at `times`, float64."""
     sigma: Tensor
@@ -31,25 +32,15 @@ class Grid:
     def __len__(self) -> int:
         return len(self.times)
 
-    def std(self, eta: float) -> Tensor:
-        """Standard deviation [T] of each step's noise; 0 where a step is deterministic.
-
-        std = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2) for a step from t to s, which for
-        variance-preserving processes is DDIM's sigma (DDIM paper, Eq. 16).
-        """
-        ratio = (self.alpha * self.sigma_next) / (self.alpha_next * self.sigma)
-        return eta * self.sigma_next * (1 - ratio**2).clamp(min=0).sqrt()
-
-    def stochastic(self, eta: float) -> list[int]:
-        """Indices of the steps that have a likelihood; the others are left out of likelihood windows."""
-        return [index for index, std in enumerate(self.std(eta).tolist()) if std > 0]
-
 
 class Process(Protocol):
     """A noising process x_t = alpha_t x_0 + sigma_t eps, and how the network's output reads in it."""
 
-    def grid(self, steps: int) -> Grid:
-        """The times at which a run of `steps` steps asks the network."""
+    def grid(self, steps: int, latent_shape: Sequence[int] = ()) -> Grid:
+        """The times at which `steps` sampler steps ask the network about latents of this shape.
+
+        Some flow models shift their times by the resolution; others do not look at the shape.
+        """
         ...
 
     def x0(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -96,22 +87,6 @@ def output_scale(alpha: Tensor, sigma: Tensor, kind: Prediction) -> Tensor:
     if kind == "epsilon":
         return alpha / sigma
     return torch.ones_like(sigma) if kind == "sample" else 1 / sigma
-
-
-def transition(x: Tensor, x0: Tensor, grid: Grid, step: Tensor | int, eta: float) -> tuple[Tensor, Tensor]:
-    """Mean [N,*D] and standard deviation [N,1,..] of the policy p(x_next | x) at a sampler step.
-
-    DDIM with noise (Eq. 12 and 16 of its paper): mean = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps, with eps
-    the noise that x and the estimate x_0 imply. `step` is one index for all rows, or [N] indices.
-    """
-    alpha, sigma = rows(grid.alpha, step, x), rows(grid.sigma, step, x)
-    alpha_next, sigma_next = rows(grid.alpha_next, step, x), rows(grid.sigma_next, step, x)
-    std = rows(grid.std(eta), step, x)
-    eps = (x - alpha * x0) / sigma
-    if grid.clip is not None:
-        x0 = x0.clamp(-grid.clip, grid.clip)
-    mean = alpha_next * x0 + (sigma_next**2 - std**2).clamp(min=0).sqrt() * eps
-    return mean, std
 
 
 def variance_preserving(times: Tensor, cumulative: Tensor, cumulative_next: Tensor, clip: float | None = None) -> Grid:

@@ -1,37 +1,72 @@
-"""The one sampler: images with the likelihood of every step that made them."""
+"""Samplers: images with the likelihood of every kept step that made them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tastemaker.diffusion.losses import Reduction, gaussian_logp
-from tastemaker.diffusion.model import Model
-from tastemaker.diffusion.process import Grid, transition
-from tastemaker.types import Cond, Draw, Rollout
+from tastemaker.diffusion.model import Denoiser
+from tastemaker.diffusion.sde import Sde, times
+from tastemaker.types import Cond, Draw, Rollout, Trajectory
+
+
+def _nothing() -> None:
+    """Called after each step where nobody wants to know."""
+
+
+class Sampler(Protocol):
+    """Where images come from: the model in this process, or another engine."""
+
+    def __call__(
+        self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: Callable[[], None] = _nothing
+    ) -> Rollout:
+        """The B images of a draw, conditioned on `cond` [B], with the transitions of the steps `keep`.
+
+        Calls `on_step` as sampling goes on, once for each of the steps.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalSampler:
+    """The model in this process, step by step."""
+
+    model: Denoiser
+    sde: Sde
+    reduction: Reduction = "mean"
+    """Whether log-probabilities are means or sums over the elements of a latent."""
+    noise_outside: bool = True
+    """Whether steps that are not kept have noise too, where any are kept; MixGRPO's have none."""
+
+    def __call__(
+        self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: Callable[[], None] = _nothing
+    ) -> Rollout:
+        sde = self.sde if self.noise_outside or not keep else self.sde.noise_only_at(keep)
+        return sample(self.model, cond, draw, sde, keep, on_step, self.reduction)
 
 
 @torch.no_grad()
 def sample(
-    model: Model,
+    model: Denoiser,
     cond: Cond,
     draw: Draw,
-    grid: Grid,
-    eta: float,
+    sde: Sde,
     keep: Sequence[int] = (),
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[], None] = _nothing,
     reduction: Reduction = "mean",
-    quiet_outside: bool = False,
 ) -> Rollout:
     """Samples B = len(draw) images' latents, and keeps the transitions of the contiguous steps `keep`.
 
     x_T is standard normal, as all diffusers' DDIM pipelines start. The noise comes from the draw's own counters.
-    A kept step must have noise (Grid.stochastic), since a deterministic one has no likelihood; with
-    `quiet_outside` no other step has noise (MixGRPO). Latents are stored in float32 whatever the network runs in, and
-    the log-probability is that of the latent as stored, so that the ratio right after sampling is 1. It is stored in
-    float64: as a sum over 16384 elements it is so large that float32 would move the ratio by a thousandth.
+    A kept step must have noise (Sde.stochastic), since a deterministic one has no likelihood. Latents are stored in
+    float32 whatever the network runs in, and the log-probability is that of the latent as stored, so that the ratio
+    right after sampling is 1. It is stored in float64: as a sum over 16384 elements it is so large that float32 would
+    move the ratio by a thousandth.
 
     Images that share a root are one until the first kept step, where they branch: the network is asked once for each
     root before it (B2-DiffuRL §3.3). Without kept steps they never branch.
@@ -39,18 +74,17 @@ def sample(
     device = model.device
     roots, root = draw.roots()
     branches = bool(draw.root_index)
-    whole, now, told = draw, roots, cond.select(_first(root, device)) if branches else cond
+    now, now_cond = roots, cond.select(_first(root, device)) if branches else cond
     x = now.noise(0, model.latent_shape, device)
-    latents, logp = [], []
-    noisy = set(grid.stochastic(eta))
-    for step in range(len(grid)):
+    latents: list[Tensor] = []
+    logp: list[Tensor] = []
+    noisy = set(sde.stochastic())
+    for step in range(len(sde)):
         if branches and keep and step == keep[0]:
-            x, now, told = x[torch.tensor(root, device=device)], whole, cond
-        x0 = model.denoise(x, times(grid, step, x), told)
-        quiet = quiet_outside and step not in keep
-        mean, std = transition(x.to(x0.dtype), x0, grid, step, 0.0 if quiet else eta)
-        random = step in noisy and not quiet
-        x_next = mean + std * now.noise(step + 1, model.latent_shape, device) if random else mean
+            x, now, now_cond = x[torch.tensor(root, device=device)], draw, cond
+        x0 = model.denoise(x, times(sde, step, x), now_cond)
+        mean, std = sde.step(x.to(x0.dtype), x0, step)
+        x_next = mean + std * now.noise(step + 1, model.latent_shape, device) if step in noisy else mean
         x_next = x_next.to(x.dtype)
         if step in keep:
             latents.append(x)
@@ -61,19 +95,10 @@ def sample(
         on_step()
     if branches and not keep:
         x = x[torch.tensor(root, device=device)]
-    empty = x.new_empty(len(draw), 0)
-    return Rollout(
-        latents=torch.stack(latents, dim=1) if latents else empty,
-        steps=torch.tensor(list(keep), dtype=torch.int64, device=device),
-        logp=torch.stack(logp, dim=1) if logp else empty,
-        x0=x,
-        text=cond.text,
-    )
-
-
-def times(grid: Grid, step: int, x: Tensor) -> Tensor:
-    """[N] the training time at which a sampler step asks the network about x [N,*D]."""
-    return grid.times[step].to(x.device).expand(len(x))
+    if not keep:
+        return Rollout(cond, draw, x)
+    steps = torch.tensor(list(keep), dtype=torch.int64, device=device)
+    return Rollout(cond, draw, x, Trajectory(torch.stack(latents, dim=1), steps, torch.stack(logp, dim=1)))
 
 
 def _first(root: Sequence[int], device: torch.device) -> Tensor:

@@ -5,42 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from tastemaker.diffusion.model import Model
-from tastemaker.diffusion.process import Grid
-from tastemaker.diffusion.sampler import batches, sample
+from tastemaker.diffusion.sampler import LocalSampler
+from tastemaker.diffusion.sde import DDIM, Sde
+from tastemaker.evaluation.evaluate import generate
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.types import Draw
 
-if TYPE_CHECKING:
-    from tastemaker.models.pixel import PixelUNet
-    from tastemaker.models.stable_diffusion import LatentUNet
 
-
-@torch.no_grad()
-def images(
-    model: Model,
-    draw: Draw,
-    grid: Grid,
-    guidance: float,
-    eta: float,
-    batch: int,
-    on_step: Callable[[], None] = lambda: None,
-) -> Tensor:
+def images(model: Model, draw: Draw, sde: Sde, guidance: float, batch: int) -> Tensor:
     """Images [B,3,H,W] in [0,1] on the CPU for a draw."""
-    parts = []
-    for part in batches(len(draw), batch):
-        chosen = draw.select(part)
-        rollout = sample(model, model.encode(chosen.prompts, guidance), chosen, grid, eta, on_step=on_step)
-        parts.append(model.decode(rollout.x0).float().cpu())
-    return torch.cat(parts)
+    return generate(model, LocalSampler(model, sde), draw, guidance=guidance, batch=batch).images
 
 
 def to_pil(x: Tensor) -> list[Image.Image]:
@@ -88,7 +70,7 @@ def save_grid(
     os.replace(temporary, final)
 
 
-def load_here(model: str) -> LatentUNet | PixelUNet:
+def load_here(model: str) -> Model:
     """The model on this machine's accelerator in half precision, or on the CPU. Raises ModelError."""
     from tastemaker.models import load_model
 
@@ -98,14 +80,8 @@ def load_here(model: str) -> LatentUNet | PixelUNet:
 
 def fixed_draw(prompts: Sequence[str], n: int, seed: int) -> Draw:
     """`n` images of each prompt, one prompt after another."""
-    rows = [(place, index) for place in range(len(prompts)) for index in range(n)]
-    return Draw(
-        seed,
-        0,
-        tuple(prompts[place] for place, _ in rows),
-        tuple(place for place, _ in rows),
-        tuple(i for _, i in rows),
-    )
+    rows = [(prompt, index) for prompt in range(len(prompts)) for index in range(n)]
+    return Draw(seed, 0, tuple(prompts[p] for p, _ in rows), tuple(p for p, _ in rows), tuple(i for _, i in rows))
 
 
 def write_samples(
@@ -128,16 +104,16 @@ def write_samples(
     from tastemaker.runs.folders import new_folder
 
     found = find_adapter(adapter) if adapter else None
-    door = load_here(model)
+    loaded = load_here(model)
     if found:
-        door.apply(found)
+        loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
     rows = list(zip(draw.prompt_index, draw.sample_index, strict=True))
-    x = images(door, draw, door.process.grid(steps), guidance, eta, batch=16)
+    x = images(loaded, draw, DDIM(loaded.process.grid(steps, loaded.latent_shape), eta), guidance, batch=16)
     with new_folder(out) as folder:
         image_list = to_pil(x)
-        for (place, index), image in zip(rows, image_list, strict=True):
-            image.save(folder / f"{place:03d}-{index:02d}.png")
+        for (prompt, index), image in zip(rows, image_list, strict=True):
+            image.save(folder / f"{prompt:03d}-{index:02d}.png")
         contact_sheet(image_list, columns=n).save(folder / "sheet.png")
         listing = [{"file": f"{p:03d}-{i:02d}.png", "prompt": prompts[p], "seed": i} for p, i in rows]
         (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")

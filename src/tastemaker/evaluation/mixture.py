@@ -11,16 +11,17 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tastemaker.diffusion.sampler import batches
+from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sampler import LocalSampler, batches
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import RewardError
+from tastemaker.evaluation.evaluate import evaluate
 from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.image_grid import labelled_grid
-from tastemaker.evaluation.images import fixed_draw, images, load_here, to_pil
-from tastemaker.models import adapter_files, lora
+from tastemaker.evaluation.images import fixed_draw, load_here, to_pil
+from tastemaker.models import adapter_files
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
 from tastemaker.printing import readable
-from tastemaker.rewards.base import score
-from tastemaker.rewards.combination import Combination, score_together
 from tastemaker.rewards.registry import load_reward
 from tastemaker.spread import moments
 
@@ -59,31 +60,31 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     """
     sources = [adapter_files.require_adapter(adapter_files.find_adapter(adapter)) for adapter in plan.adapters]
     names = [str(adapter) for adapter in plan.adapters]
-    door = load_here(plan.model)
-    unet = door.pipeline.unet
+    model = load_here(plan.model)
+    unet = model.weights.network
     parts = [adapter_files.read(source, unet) for source in sources]
     ranks = {}
     for name, weights in plan.points.items():
         mixture = _mixture(plan, parts, weights)
-        adapter_files.write(mixture, unet, folder / place(name))
+        adapter_files.write(mixture, unet, folder / adapter_path(name))
         ranks[name] = max(factors.rank for factors in mixture.values())
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
         "seed": plan.seed, "steps": plan.sampling.steps, "guidance": plan.sampling.guidance, "eta": plan.sampling.eta,
         "rewards": plan.rewards, "base": {}, "mixtures": [
-            {"name": name, "weights": weights, "rank": ranks[name], "adapter": str(place(name))}
+            {"name": name, "weights": weights, "rank": ranks[name], "adapter": str(adapter_path(name))}
             for name, weights in plan.points.items()
         ],
     }  # fmt: skip
     if plan.rewards:
-        _measure(plan, door, folder, found, advance)
+        _measure(plan, model, folder, found, advance)
         draw_plot(found, folder)
     (folder / "mix.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
-def place(name: str) -> Path:
-    """Of a mixture's adapter in the folder."""
+def adapter_path(name: str) -> Path:
+    """Where a mixture's adapter lies in the folder."""
     return Path("adapters") / name.replace(" ", "-").replace(",", "_")
 
 
@@ -97,28 +98,29 @@ def _mixture(plan: Plan, parts: Sequence[Adapter], weights: Sequence[float]) -> 
     return compress(made, plan.rank) if plan.rank else made
 
 
-def _measure(plan: Plan, door: Any, folder: Path, found: dict[str, Any], advance: Callable[[], None]) -> None:
+def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], advance: Callable[[], None]) -> None:
     """Puts the rewards of the base model and of every mixture into `found`, and draws the grid."""
     rewards = {name: load_reward(name) for name in plan.rewards}
-    door.check(plan.prompts)
+    model.check(plan.prompts)
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
     if sampling.size is not None:
-        door.resize(sampling.size)
-    grid = door.process.grid(sampling.steps)
+        model.resize(sampling.size)
+    sampler = LocalSampler(model, DDIM(model.process.grid(sampling.steps, model.latent_shape), sampling.eta))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:
-        x = images(door, draw, grid, sampling.guidance, sampling.eta, BATCH, advance)
-        first = x[:: plan.n][:ROWS]
-        for reward in rewards.values():
-            if isinstance(reward, Combination) and reward.unmeasured:  # so these are the base model's
-                reward.measure(score_together(reward.rewards, x, draw.prompts))
-        return {name: score(reward, x, draw.prompts) for name, reward in rewards.items()}, to_pil(first)
+        # The first images are the base model's, of which combinations take their statistics.
+        found = evaluate(
+            model, sampler, draw, rewards, guidance=sampling.guidance, batch=BATCH, judged=False,
+            advance=lambda count: advance(),
+        )  # fmt: skip
+        first = found.images[:: plan.n][:ROWS]
+        return {name: scores.total for name, scores in found.scores.items()}, to_pil(first)
 
     base, shown = look()
     columns = [shown]
     found["base"] = {name: standing(values, values, name) for name, values in base.items()}
     for mixture in found["mixtures"]:
-        with lora.applied(door, folder / mixture["adapter"]):
+        with model.weights.loaded(folder / mixture["adapter"]):
             values, shown = look()
         columns.append(shown)
         mixture["rewards"] = {name: standing(values[name], base[name], name) for name in rewards}

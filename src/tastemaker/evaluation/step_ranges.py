@@ -9,8 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sampler import LocalSampler
+from tastemaker.diffusion.sde import DDIM
+from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.image_grid import labelled_grid
-from tastemaker.evaluation.images import contact_sheet, fixed_draw, images, load_here, to_pil
+from tastemaker.evaluation.images import contact_sheet, fixed_draw, load_here, to_pil
 from tastemaker.models.adapter_files import find_adapter, require_adapter
 from tastemaker.models.step_adapters import switched
 from tastemaker.types import Draw
@@ -34,15 +37,15 @@ def write_ranges(
     model, each mask, and the adapter at all steps; its columns are the images.
     """
     found = require_adapter(find_adapter(adapter))
-    door = load_here(model)
-    door.apply(found)
+    loaded = load_here(model)
+    loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
     several = len(masks) > 1
-    rows = {name: _masked(door, draw, mask, guidance, eta) for name, mask in masks.items()}
+    rows = {name: _masked(loaded, draw, mask, guidance, eta) for name, mask in masks.items()}
     if several:
         steps = len(next(iter(masks.values())))
         whole = {"base": (False,) * steps, "all steps": (True,) * steps}
-        base, full = (_masked(door, draw, mask, guidance, eta) for mask in whole.values())
+        base, full = (_masked(loaded, draw, mask, guidance, eta) for mask in whole.values())
         rows = {"base": base, **{f"steps {name}": x for name, x in rows.items()}, "all steps": full}
     listing = []
     for name, x in rows.items():
@@ -59,7 +62,8 @@ def write_ranges(
     (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
 
 
-def _masked(door: Model, draw: Draw, mask: Sequence[bool], guidance: float, eta: float) -> Tensor:
+def _masked(model: Model, draw: Draw, mask: Sequence[bool], guidance: float, eta: float) -> Tensor:
     """[B,3,H,W]"""
-    grid = door.process.grid(len(mask))
-    return images(switched(door, grid, mask), draw, grid, guidance, eta, batch=16)
+    sde = DDIM(model.process.grid(len(mask), model.latent_shape), eta)
+    sampler = LocalSampler(switched(model, sde, mask), sde)
+    return generate(model, sampler, draw, guidance=guidance, batch=16).images

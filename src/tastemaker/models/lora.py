@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,7 +107,7 @@ def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None
         return nullcontext()
     if tuned.mode == "full":
         raise ModelError(
-            "the whole U-Net was tuned and no copy of the base model is held: set model.held before training"
+            "the whole U-Net was tuned and no copy of the base model is held: set weights.held before training"
         )
     return adapters_off(network)
 
@@ -137,13 +136,3 @@ def remove(network: Any) -> None:
     for mark in ("peft_config", "_hf_peft_config_loaded"):
         if mark in vars(network):
             delattr(network, mark)
-
-
-@contextmanager
-def applied(model: Any, folder: Path) -> Iterator[None]:
-    """Inside it a model that has no adapter has the folder's."""
-    model.apply(folder)
-    try:
-        yield
-    finally:
-        remove(model.pipeline.unet)

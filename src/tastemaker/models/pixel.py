@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError, PromptError, nearest
-from tastemaker.models import adapter_files, lora
 from tastemaker.models.checks import image_side, require_pixels
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
+from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.schedulers import SchedulerProcess, ddim
 from tastemaker.models.stable_diffusion import DTYPES
 from tastemaker.models.tuning import Tuning
-from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.types import Cond
 
 
 class PixelUNet:
-    """A pipeline of a UNet2DModel and a scheduler behind the narrow door of `protocols.Model`.
+    """A pipeline of a UNet2DModel and a scheduler as a `diffusion.model.Model`.
 
-    A model with `num_class_embeds` is told a class, whose name is the prompt. The names are `id2label` in
+    A model with `num_class_embeds` is conditioned on a class, whose name is the prompt. The names are `id2label` in
     model_index.json, an index to a name or several with commas in between, as for DiTPipeline; without them they are
     "0", "1", ... A model that has one class more than the highest index there was trained with a null class, the last
     one, and can be guided. A model without classes takes any prompt, and ignores it.
@@ -49,9 +47,7 @@ class PixelUNet:
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
         side = image_side(unet.config)
         self.latent_shape = (unet.config.in_channels, side, side)
-        self.tuned: Tuning | None = None
-        self.held: WeightCopy | None = None
-        """The reference's weights, where they are not those without adapters (training/reference.py)."""
+        self.weights = NetworkWeights(unet)
         self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
         """Class indices by name; empty for a model without classes."""
         highest = max(self.classes.values(), default=0)
@@ -72,12 +68,7 @@ class PixelUNet:
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
-        lora.tune(self.pipeline.unet, tuning, seed)
-        self.tuned = tuning
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by name."""
-        return {name: p for name, p in self.pipeline.unet.named_parameters() if p.requires_grad}
+        self.weights.tune(tuning, seed)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raises PromptError where a prompt is no class of the model."""
@@ -90,12 +81,12 @@ class PixelUNet:
                     f"{nearest(prompt, list(self.classes))}"
                 )
 
-    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
-        """The prompts' classes, one-hot, as text states [B,1,K] of all K of the network's; zeros [B,1,1] without.
+    def encode(self, prompts: Sequence[str], guidance: float, *, pooled: bool = False) -> Cond:
+        """The prompts' classes, one-hot, as `text` [P,1,K] of all K of the network's; zeros [P,1,1] without classes.
 
-        The empty prompt is the null class, or none at all where there is none, which is good for asking for a shape
-        but not for sampling. Raises PromptError where a prompt is no class, and ModelError for guidance other than 1
-        where there is no null class.
+        With `pooled` also [P,K]. The empty prompt is the null class, or none at all where there is none, which is good
+        for asking for a shape but not for sampling. Raises PromptError where a prompt is no class, and ModelError for
+        guidance other than 1 where there is no null class.
         """
         if guidance != 1 and self.null is None:
             lack = "null class" if self.classes else "classes"
@@ -103,12 +94,10 @@ class PixelUNet:
                 f"sampling.guidance is {guidance}, but this model has no {lack} and cannot be guided: set it to 1"
             )
         self.check([prompt for prompt in prompts if prompt])
-        text = torch.stack([self._one_hot(prompt) for prompt in prompts])
-        return Cond(text, self._one_hot("").unsqueeze(0), guidance)
-
-    def pooled(self, prompts: Sequence[str]) -> Tensor:
-        """[B,K] the prompts' classes, one-hot."""
-        return torch.stack([self._one_hot(prompt)[0] for prompt in prompts])
+        rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", *prompts]))}
+        text = torch.stack([self._one_hot(prompt) for prompt in rows])
+        states = {"text": text, "pooled": text[:, 0]} if pooled else {"text": text}
+        return Cond(states, torch.tensor([rows[prompt] for prompt in prompts], device=self.device), guidance)
 
     def _one_hot(self, prompt: str) -> Tensor:
         """[1,K]"""
@@ -120,11 +109,12 @@ class PixelUNet:
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
-        return guided_x0(self._predict, self.process, x, t, cond)
+        return guided_x0(self.predict, self.process, x, t, cond)
 
-    def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's own output [N,*D] for the rows' prompts, without guidance."""
         half = self.dtype != torch.float32
-        labels = text[:, 0].argmax(dim=1) if self.classes else None
+        labels = cond["text"][:, 0].argmax(dim=1) if self.classes else None
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
             return self.network(x, t, class_labels=labels, return_dict=False)[0].to(x.dtype)
 
@@ -137,32 +127,14 @@ class PixelUNet:
         x = 2 * images.to(self.device) - 1
         return x.mean(dim=1, keepdim=True) if self.latent_shape[0] == 1 else x
 
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it the model has the weights that were held, or else its adapters off.
-
-        Raises ModelError for a fully tuned model that holds none.
-        """
-        return self.held.swapped_in() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
-
     def clear_prompt_cache(self) -> None:
         """Nothing is kept of prompts, which are classes."""
-
-    def apply(self, folder: Path) -> None:
-        """Puts on what `save` wrote: an adapter, or the whole U-Net. Raises a TastemakerError where it does not fit."""
-        adapter_files.apply(self.pipeline.unet, folder)
-
-    def save(self, folder: Path) -> None:
-        """Writes what was trained: an adapter for `PeftModel.from_pretrained`, or the U-Net for its own."""
-        if self.tuned is not None and self.tuned.mode == "full":
-            self.pipeline.unet.save_pretrained(folder / "unet")
-        else:
-            adapter_files.save(self.pipeline.unet, folder)
 
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
         kind = type(self.pipeline).__name__
         pipe = f"pipe = {kind}.from_pretrained({base})"
-        if self.tuned is not None and self.tuned.mode == "full":
+        if self.weights.full:
             return (
                 f"from diffusers import {kind}, UNet2DModel\n\n{pipe}\n"
                 "pipe.unet = UNet2DModel.from_pretrained('model/unet')\n"

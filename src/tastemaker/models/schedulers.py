@@ -7,7 +7,7 @@ lacks, so a config is read by the class that wrote it, and every key of the DDIM
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -144,7 +144,7 @@ class SchedulerProcess:
     def prediction(self) -> Prediction:
         return self.scheduler.config["prediction_type"]
 
-    def grid(self, steps: int) -> Grid:
+    def grid(self, steps: int, latent_shape: Sequence[int] = ()) -> Grid:
         """DDIM's steps, as diffusers spaces them: from t to t - 1000 // steps, the last to the final alpha.
 
         Raises ConfigError for more steps than there are training times.

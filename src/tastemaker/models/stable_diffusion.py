@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
-from tastemaker.models import adapter_files, lora, prompt_length
+from tastemaker.models import prompt_length
 from tastemaker.models.checks import image_side, require_latent
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
+from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.schedulers import SchedulerProcess, ddim
 from tastemaker.models.tuning import Tuning
-from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.types import Cond
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LatentUNet:
-    """A StableDiffusionPipeline behind the narrow door of `protocols.Model`."""
+    """A StableDiffusionPipeline as a `diffusion.model.Model`."""
 
     def __init__(
         self,
@@ -49,12 +48,10 @@ class LatentUNet:
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=True))
         side = image_side(pipeline.unet.config)
         self.latent_shape = (pipeline.unet.config.in_channels, side, side)
-        self.tuned: Tuning | None = None
-        self.held: WeightCopy | None = None
-        """The reference's weights, where they are not those without adapters (training/reference.py)."""
+        self.weights = NetworkWeights(pipeline.unet)
         self._text: dict[str, Tensor] = {}
         self._pooled: dict[str, Tensor] = {}
-        self._said_long = False
+        self._warned_long = False
 
     @property
     def scale(self) -> int:
@@ -71,49 +68,56 @@ class LatentUNet:
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
-        lora.tune(self.pipeline.unet, tuning, seed)
+        self.weights.tune(tuning, seed)
         if tuning.gradient_checkpointing:  # of use where a reward's gradient comes through the decoder
             self.pipeline.vae.enable_gradient_checkpointing()
-        self.tuned = tuning
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by name."""
-        return {name: p for name, p in self.pipeline.unet.named_parameters() if p.requires_grad}
 
     def check(self, prompts: Sequence[str]) -> None:
         """Any text will do."""
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
-        """Text states [B,L,C] of the prompts, computed once for each different prompt."""
-        missing = [prompt for prompt in dict.fromkeys([*prompts, ""]) if prompt not in self._text]
-        for start in range(0, len(missing), 64):
-            part = missing[start : start + 64]
-            with quiet():
-                states, _ = self.pipeline.encode_prompt(part, self.device, 1, do_classifier_free_guidance=False)
-                long = prompt_length.longer(self.pipeline.tokenizer, part)
-            if long and not self._said_long:
-                self._said_long = True
-                prompt_length.warn(long, self.pipeline.tokenizer.model_max_length)
-            self._text.update(zip(part, states.float(), strict=True))
-        text = torch.stack([self._text[prompt] for prompt in prompts])
-        return Cond(text, self._text[""].unsqueeze(0), guidance)
+    def encode(self, prompts: Sequence[str], guidance: float, *, pooled: bool = False) -> Cond:
+        """Text states `text` [P,L,C] of the prompts, computed once for each different prompt.
 
-    @torch.no_grad()
-    def pooled(self, prompts: Sequence[str]) -> Tensor:
-        """Pooled text states [B,C]: the text encoder's last state at the end of each prompt (CLIP)."""
+        With `pooled` also `pooled` [P,C], the text encoder's last state at the end of each prompt (CLIP).
+        """
+        rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", *prompts]))}
+        states = {"text": self._cached(self._text, rows, self._encode)}
+        if pooled:
+            states["pooled"] = self._cached(self._pooled, rows, self._pool)
+        return Cond(states, torch.tensor([rows[prompt] for prompt in prompts], device=self.device), guidance)
+
+    def _cached(
+        self, cache: dict[str, Tensor], prompts: Iterable[str], compute: Callable[[list[str]], Tensor]
+    ) -> Tensor:
+        """[P,...] float32 states of the prompts, of which those that are missing in the cache are computed."""
+        missing = [prompt for prompt in prompts if prompt not in cache]
+        # The empty prompt alone: which prompts are encoded together changes the last bits of their states, and those
+        # of the empty one are to be the same whatever else is encoded.
+        others = [prompt for prompt in missing if prompt]
+        for part in [[""]] * ("" in missing) + [others[start : start + 64] for start in range(0, len(others), 64)]:
+            cache.update(zip(part, compute(part).float(), strict=True))
+        return torch.stack([cache[prompt] for prompt in prompts])
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        """[P,L,C]"""
+        with quiet():
+            states, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
+            long = prompt_length.longer(self.pipeline.tokenizer, prompts)
+        if long and not self._warned_long:
+            self._warned_long = True
+            prompt_length.warn(long, self.pipeline.tokenizer.model_max_length)
+        return states
+
+    def _pool(self, prompts: list[str]) -> Tensor:
+        """[P,C]"""
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._pooled]
-        for start in range(0, len(missing), 64):
-            part = missing[start : start + 64]
-            tokens = tokenizer(part, padding="max_length", truncation=True, return_tensors="pt",
-                               max_length=tokenizer.model_max_length)  # fmt: skip
-            # As diffusers' encode_prompt asks the encoder for the states themselves.
-            masked = getattr(encoder.config, "use_attention_mask", None)
-            mask = tokens.attention_mask.to(self.device) if masked else None
-            states = encoder(tokens.input_ids.to(self.device), attention_mask=mask).pooler_output
-            self._pooled.update(zip(part, states.float(), strict=True))
-        return torch.stack([self._pooled[prompt] for prompt in prompts])
+        tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt",
+                           max_length=tokenizer.model_max_length)  # fmt: skip
+        # As diffusers' encode_prompt asks the encoder for the states themselves.
+        masked = getattr(encoder.config, "use_attention_mask", None)
+        mask = tokens.attention_mask.to(self.device) if masked else None
+        return encoder(tokens.input_ids.to(self.device), attention_mask=mask).pooler_output
 
     def clear_prompt_cache(self) -> None:
         """Drops the text states that are kept: hundreds of kB for each prompt, which data sets have by the million."""
@@ -122,12 +126,13 @@ class LatentUNet:
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Guided estimate of x_0 [N,*D] in float64, from one pass over both halves of the guidance."""
-        return guided_x0(self._predict, self.process, x, t, cond)
+        return guided_x0(self.predict, self.process, x, t, cond)
 
-    def _predict(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """The network's own output [N,*D] for the rows' prompts, without guidance."""
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
-            return self.network(x, t, encoder_hidden_states=text, return_dict=False)[0].to(x.dtype)
+            return self.network(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0].to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [N,3,H,W] in [0,1]."""
@@ -140,29 +145,11 @@ class LatentUNet:
         vae = self.pipeline.vae
         return vae.encode(2 * images.to(self.device) - 1).latent_dist.mean * vae.config.scaling_factor
 
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it the model has the weights that were held, or else its adapters off.
-
-        Raises ModelError for a fully tuned model that holds none.
-        """
-        return self.held.swapped_in() if self.held is not None else lora.reference(self.pipeline.unet, self.tuned)
-
-    def apply(self, folder: Path) -> None:
-        """Puts on what `save` wrote: an adapter, or the whole U-Net. Raises a TastemakerError where it does not fit."""
-        adapter_files.apply(self.pipeline.unet, folder)
-
-    def save(self, folder: Path) -> None:
-        """Writes what was trained: an adapter for `load_lora_weights`, or the U-Net for `from_pretrained`."""
-        if self.tuned is not None and self.tuned.mode == "full":
-            self.pipeline.unet.save_pretrained(folder / "unet")
-        else:
-            adapter_files.save(self.pipeline.unet, folder)
-
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
         # transformers keeps the text encoder in the precision of its file, diffusers makes the U-Net float32.
         pipe = f"pipe = StableDiffusionPipeline.from_pretrained({base})\npipe.to(torch.float32)"
-        if self.tuned is not None and self.tuned.mode == "full":
+        if self.weights.full:
             return (
                 f"import torch\nfrom diffusers import StableDiffusionPipeline, UNet2DConditionModel\n\n{pipe}\n"
                 "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')\n"

@@ -4,37 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, cast
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from tastemaker.diffusion.model import Model
-from tastemaker.diffusion.process import Grid
+from tastemaker.diffusion.model import Denoiser, Model
+from tastemaker.diffusion.sde import Sde
 from tastemaker.models.lora import adapters_off
 from tastemaker.types import Cond
 
 
-def switched(model: Model, grid: Grid, mask: Sequence[bool]) -> Model:
-    """`model` with its adapters on at the steps of `grid` that `mask` [T] says, and off at the others.
+def switched(model: Model, sde: Sde, mask: Sequence[bool]) -> Denoiser:
+    """`model` with its adapters on at the steps of `sde` that `mask` [T] says, and off at the others.
 
     It tells steps by their times, which are all different in a grid; it is asked for rows of one time, as `sample`
     does.
     """
-    assert len(mask) == len(grid)
-    times = {int(time) for time, on in zip(grid.times.tolist(), mask, strict=True) if on}
-    return cast(Model, _Switched(model, frozenset(times)))
+    assert len(mask) == len(sde)
+    times = {float(time) for time, on in zip(sde.grid.times.tolist(), mask, strict=True) if on}
+    return _Switched(model, frozenset(times))
 
 
+@dataclass(frozen=True)
 class _Switched:
-    """Everything is the inner model's, but for `denoise`."""
+    model: Model
+    times: frozenset[float]
+    """At which the adapters are on."""
 
-    def __init__(self, inner: Model, times: frozenset[int]) -> None:
-        self._inner = inner
-        self._times = times
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.model.latent_shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        with nullcontext() if int(t[0]) in self._times else adapters_off(self._inner.network):
-            return self._inner.denoise(x, t, cond)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        with nullcontext() if float(t[0]) in self.times else adapters_off(self.model.network):
+            return self.model.denoise(x, t, cond)

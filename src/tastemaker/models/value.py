@@ -20,7 +20,7 @@ def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> 
 
     Call it before the model gets its adapters, which `unet` would copy.
     """
-    channels = model.encode([""], 1.0).text.shape[-1]
+    channels = model.encode([""], 1.0).states["text"].shape[-1]
     if kind == "unet":
         made: nn.Module = UNetValue(model.network, channels)
     elif kind == "cnn":

@@ -33,12 +33,12 @@ def check(config: Config, accelerator: Accelerator) -> None:
     for name, on in (("optimizer.eight_bit", config.optimizer.eight_bit), ("speed.compile", config.speed.compile)):
         if on:
             raise ConfigError(f"{name} does not work with a sharded network: leave it off, or leave --use_fsdp out")
-    if hasattr(config.algorithm, "extras"):
+    if config.algorithm.requirements.value is not None:
         raise ConfigError(
-            f"the algorithm {config.algorithm.name} may have a value network, which does not work with a sharded one: "
+            f"the algorithm {config.algorithm.name} has a value network, which does not work with a sharded one: "
             "leave --use_fsdp out"
         )
-    if config.compares and (config.tuning.mode == "full" or config.reference.every):
+    if config.algorithm.requirements.reference and (config.tuning.mode == "full" or config.reference.every):
         raise ConfigError(
             "a copy of the weights for the reference does not work with a sharded network: use tuning.mode = lora and "
             "reference.every = 0, or leave --use_fsdp out"

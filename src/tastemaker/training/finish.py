@@ -23,7 +23,7 @@ def write_adapter(session: Session, folder: Path) -> None:
     config = session.config
     target = folder / ("adapter" if config.tuning.mode == "lora" else "model")
     with session.averaged() if session.kept is None else session.kept.swapped_in():
-        session.model.save(target)
+        session.model.weights.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
     session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
     atomic.replace_atomic(folder / "README.md", readable(_card(session, len(grids))).encode())

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from tastemaker.drawings.judge import judge
+from tastemaker.evaluation.metrics import Reduce, diversity, share_correct, verdicts
 from tastemaker.rewards.expression import labels
 from tastemaker.runs.checkpoint import State
 from tastemaker.spread import moments
-from tastemaker.training.draws import share
+from tastemaker.training.draws import RoundPart, share
 from tastemaker.training.session import Session
 from tastemaker.training.update import tensor
 
@@ -39,44 +39,52 @@ def parts_means(parts: Mapping[str, Tensor]) -> dict[str, float]:
     }
 
 
-def diversity(
-    x: Tensor, prompts: Sequence[str], everyone: Sequence[str] | None = None, accelerator: Accelerator | None = None
-) -> float:
-    """Mean standard deviation of a pixel over the images of a prompt, in [0, 0.5]; 0 when they are all the same.
+def everywhere(accelerator: Accelerator) -> Reduce:
+    """The sum of a tensor over all processes, on the CPU."""
 
-    Of the images [B,3,H,W] of all processes, where `everyone` are the prompts of them all.
-    """
-    several = [prompt for prompt, count in Counter(everyone or prompts).items() if count > 1]
-    spreads = []
-    for prompt in several:
-        own = x[[place for place, other in enumerate(prompts) if other == prompt]].double()
-        count, total = _everywhere(accelerator, torch.tensor(float(len(own)))), _everywhere(accelerator, own.sum(dim=0))
-        square = _everywhere(accelerator, (own - total / count).square().sum(dim=0))
-        spreads.append((square / count).sqrt().mean().item())
-    return math.fsum(spreads) / len(spreads) if spreads else 0.0
+    def reduce(values: Tensor) -> Tensor:
+        if accelerator.num_processes == 1:
+            return values
+        return tensor(accelerator.reduce(values.to(accelerator.device), "sum")).cpu()
+
+    return reduce
 
 
-def _everywhere(accelerator: Accelerator | None, values: Tensor) -> Tensor:
-    """The sum over all processes, on the CPU."""
-    if accelerator is None or accelerator.num_processes == 1:
-        return values
-    return tensor(accelerator.reduce(values.to(accelerator.device), "sum")).cpu()
+@dataclass(frozen=True)
+class RoundImages:
+    """The images of a round with their rewards."""
+
+    part: RoundPart
+    images: Tensor
+    """[b,3,H,W] of this process' images, on the CPU."""
+    reward: Tensor
+    """[B] of all processes' images."""
+    parts: dict[str, Tensor]
+    """[B] each, of a combined reward's parts by name."""
 
 
-def verdicts(session: Session, images: Tensor, prompts: Sequence[str]) -> list[bool | None]:
-    """Whether each image shows its prompt, by the judge; None where model or prompt are not of its world."""
-    if session.config.model != "bundled":
-        return [None] * len(prompts)
-    return [None if verdict is None else verdict.correct for verdict in judge(images, prompts)]
+def image_figures(session: Session, made: RoundImages) -> dict[str, float]:
+    """What a round's record says of its images."""
+    own, reduce = made.part.own, everywhere(session.accelerator)
+    correct = verdicts(made.images, own.prompts, judged=session.config.model == "bundled")
+    return {
+        **reward_figures(made.reward, session.state),
+        "reward/min": made.reward.min().item(),
+        "reward/max": made.reward.max().item(),
+        **parts_means(made.parts),
+        **share_correct(correct, reduce),
+        "diversity": diversity(made.images, own.prompts, made.part.draw.prompts, reduce),
+    }
 
 
-def share_correct(
-    correct: Sequence[bool | None], name: str, accelerator: Accelerator | None = None
-) -> dict[str, float]:
-    """The share of all processes' images found right under `name`; nothing where none could be judged."""
-    known = [verdict for verdict in correct if verdict is not None]
-    right, judged = _everywhere(accelerator, torch.tensor([float(sum(known)), float(len(known))])).tolist()
-    return {name: right / judged} if judged else {}
+def finished_round(session: Session, queries: int, *figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts the round and its reward queries; returns its record for metrics.jsonl."""
+    session.state.round += 1
+    session.state.reward_queries += queries
+    record: dict[str, Any] = {"round": session.state.round}
+    for found in figures:
+        record |= found
+    return record | ({"reward_queries": session.state.reward_queries} if queries else {})
 
 
 def gathered(accelerator: Accelerator, own: Tensor, samples: int, slices: int) -> Tensor:
@@ -85,5 +93,5 @@ def gathered(accelerator: Accelerator, own: Tensor, samples: int, slices: int) -
     if world == 1:
         return own
     everyone = tensor(accelerator.gather(own.to(accelerator.device))).cpu()
-    order = torch.tensor([place for rank in range(world) for place in share(samples, slices, rank, world)])
+    order = torch.tensor([index for rank in range(world) for index in share(samples, slices, rank, world)])
     return torch.empty(samples).index_copy_(0, order, everyone)

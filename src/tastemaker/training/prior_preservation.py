@@ -18,7 +18,8 @@ from tastemaker.diffusion import losses
 from tastemaker.diffusion.sampler import batches, sample
 from tastemaker.training.draws import draw_round, in_turn
 from tastemaker.training.lr_schedule import updates_before
-from tastemaker.types import Noised
+from tastemaker.tree import to
+from tastemaker.types import Cond, Noised
 
 if TYPE_CHECKING:
     from tastemaker.training.session import Session
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 ROUND = 2**40 + 1
 """The round number of the prior images: their noise is that of no training round and no evaluation."""
 _CHOSEN, _TURNS = 3, 4
-_PLACES = 2**62
+_INDICES = 2**62
 """Counters of the prior images begin here, apart from those of prompts and pairs."""
 
 
@@ -36,8 +37,8 @@ class PriorImages:
 
     x0: Tensor
     """[P,*D]"""
-    text: Tensor
-    """[P,L,C]"""
+    cond: Cond
+    """Of the P images."""
     digest: str | None
     """SHA-256 of the captions of given images."""
 
@@ -71,15 +72,13 @@ def load_prior_images(session: Session, given: Captioned | None) -> PriorImages 
 def _sampled(session: Session) -> PriorImages:
     config, model = session.config, session.model
     draw = draw_round(session.prompts, config.seed, ROUND, config.prior_preservation.images, 1)
-    parts = []
-    for places in batches(len(draw), config.sampling.batch):
-        chosen = draw.select(places)
+    x0 = []
+    for part in batches(len(draw), config.sampling.batch):
+        chosen = draw.select(part)
         cond = model.encode(chosen.prompts, config.sampling.guidance)
-        parts.append(sample(model, cond, chosen, session.task.grid, config.sampling.eta))
-        session.display.advance(len(places))
-    return PriorImages(
-        torch.cat([part.x0.cpu() for part in parts]), torch.cat([part.text.cpu() for part in parts]), None
-    )
+        x0.append(sample(model, cond, chosen, session.task.sde).x0.cpu())
+        session.display.advance(len(part))
+    return PriorImages(torch.cat(x0), to(model.encode(draw.prompts, config.sampling.guidance), "cpu"), None)
 
 
 @torch.no_grad()
@@ -87,14 +86,15 @@ def _read(session: Session, given: Captioned, count: int) -> PriorImages:
     config, model = session.config, session.model
     side = model.latent_shape[-1] * model.scale
     chosen = in_turn(len(given), config.seed, 0, count, _CHOSEN)
-    x0, text = [], []
-    for places in batches(count, config.sampling.batch):
-        indices = [chosen[place] for place in places]
-        images = [given.image(index, side) for index in indices]
+    captions, x0 = [given.captions[index] for index in chosen], []
+    for part in batches(count, config.sampling.batch):
+        images = [given.image(chosen[index], side) for index in part]
         x0.append(model.encode_images(torch.stack(images)).cpu())
-        text.append(model.encode([given.captions[index] for index in indices], 1.0).text.cpu())
-        session.display.advance(len(indices))
-    return PriorImages(torch.cat(x0), torch.cat(text), digest(list(given.captions)))
+        model.encode([captions[index] for index in part], 1.0)
+        session.display.advance(len(part))
+    # The weight of guidance with which the model is asked, where `guided` says so.
+    cond = to(model.encode(captions, config.sampling.guidance), "cpu")
+    return PriorImages(torch.cat(x0), cond, digest(list(given.captions)))
 
 
 def add_prior_loss(session: Session, prior: PriorImages, done: int) -> Tensor:
@@ -110,10 +110,10 @@ def add_prior_loss(session: Session, prior: PriorImages, done: int) -> Tensor:
     mine = range(accelerator.process_index, options.rows, world)
     total = torch.zeros((), device=accelerator.device)
     for part in batches(len(mine), config.optimizer.rows):
-        places = [mine[place] for place in part]
+        chosen = [mine[index] for index in part]
         with accelerator.no_sync(session.model.network):
-            rows = _noised(session, prior, [(turns[place], done * options.rows + place) for place in places])
-            error = losses.mean_square(session.task.residual(rows, None if options.guided else 1.0))
+            rows = _noised(session, prior, [(turns[row], done * options.rows + row) for row in chosen])
+            error = losses.mean_square(session.task.residual(rows, guided=options.guided))
             accelerator.backward(options.weight * error.sum() * world / options.rows)
         total += error.detach().sum()
     return total / options.rows
@@ -123,15 +123,14 @@ def _noised(session: Session, prior: PriorImages, keys: list[tuple[int, int]]) -
     """Rows of the images in `keys`, each with a count of its own in the round; times from all of the chain."""
     seed, number, device = session.config.seed, session.state.round + 1, session.accelerator.device
     times, shape = range(session.model.process.length), prior.x0.shape[1:]
-    drawn = [noise.diffused(shape, times, seed, number, _PLACES + image, row, 0, 0) for image, row in keys]
+    drawn = [noise.diffused(shape, times, seed, number, _INDICES + image, row, 0, 0) for image, row in keys]
     share = session.config.prior_preservation.drop_captions
-    gone = torch.tensor([noise.drop(share, seed, number, _PLACES + image, row) for image, row in keys])
-    images = [image for image, _ in keys]
-    text = prior.text[images].to(device)
+    gone = torch.tensor([noise.drop(share, seed, number, _INDICES + image, row) for image, row in keys])
+    images = torch.tensor([image for image, _ in keys])
     return Noised(
         x0=prior.x0[images].to(device),
         noise=torch.stack([values for _, values in drawn]).to(device),
         t=torch.tensor([time for time, _ in drawn], device=device),
         weight=torch.ones(len(keys), device=device),
-        text=text.where(~gone.reshape(-1, 1, 1).to(device), session.task.empty),
+        cond=to(prior.cond.select(images).dropped(gone).compact(), device),
     )

@@ -26,10 +26,11 @@ from tastemaker.runs.metrics import append_metrics, environment, read_metrics, t
 from tastemaker.spread import moments
 from tastemaker.training.distributed import first_process_path, process_group
 from tastemaker.training.early_stopping import any_process, should_stop
+from tastemaker.training.evaluations import RunEvaluation, evaluate_run
 from tastemaker.training.finish import summary, write_adapter
 from tastemaker.training.isolation import isolated
 from tastemaker.training.progress import Display, plain
-from tastemaker.training.rounds import Evaluation, evaluate, one_round
+from tastemaker.training.rounds import one_round
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.signals import Interrupted, Preempted, StopNow, listening
@@ -70,11 +71,12 @@ def _begin(config: Config, out: Path, command: str) -> None:
     out = first_process_path(accelerator, out)
     with _tracked(session, out, 0), session.display:
         # Every process evaluates the base model: each needs its rewards' mean and deviation.
-        base = evaluate(session)
-        session.state.base_mean, session.state.base_std = moments(base.reward)
+        base = evaluate_run(session)
+        rewards = base.reward(base.seen)
+        session.state.base_mean, session.state.base_std = moments(rewards)
         if not session.state.base_std:
             session.display.say(
-                f"the rewards of the base model's {len(base.reward)} images do not differ "
+                f"the rewards of the base model's {len(rewards)} images do not differ "
                 f"({plain(session.state.base_mean)}): figures are in the reward's own unit, not in standard deviations"
             )
         session.seconds.clear()
@@ -198,10 +200,10 @@ def _due(session: Session) -> bool:
     return here and (number == config.rounds or number % config.evaluation.every == 0)
 
 
-def _evaluated(session: Session) -> tuple[Evaluation | None, RewardError | None]:
+def _evaluated(session: Session) -> tuple[RunEvaluation | None, RewardError | None]:
     """The evaluation, or why there is none: the round before it is whole, and is kept."""
     try:
-        return evaluate(session), None
+        return evaluate_run(session), None
     except RewardError as error:
         return None, error
 
@@ -210,7 +212,7 @@ def _evaluate_again(session: Session, folder: Path) -> bool:
     """Of a resumed run: the evaluation that its last round lacks, because the reward failed in it; whether it ends."""
     stopped_early, records = False, read_metrics(folder / "metrics.jsonl")
     if _due(session) and not any(record.get("evaluation") == session.state.round for record in records):
-        evaluation = evaluate(session)
+        evaluation = evaluate_run(session)
         stopped_early = should_stop(session, evaluation.record(session.state))
         if session.accelerator.is_main_process:
             with _storing(folder):
@@ -247,7 +249,7 @@ def timings(session: Session, began: float) -> dict[str, float]:
     return {"seconds/round": time.perf_counter() - began, **parts}
 
 
-def _record_round(session: Session, folder: Path, record: dict, evaluation: Evaluation | None) -> None:
+def _record_round(session: Session, folder: Path, record: dict, evaluation: RunEvaluation | None) -> None:
     append_metrics(folder / "metrics.jsonl", record)
     session.trackers.log({k: v for k, v in record.items() if k != "round"}, session.state.round)
     if evaluation is not None:
@@ -255,23 +257,24 @@ def _record_round(session: Session, folder: Path, record: dict, evaluation: Eval
         _track_evaluation(session, evaluation)
 
 
-def _record_evaluation(session: Session, folder: Path, evaluation: Evaluation) -> None:
+def _record_evaluation(session: Session, folder: Path, evaluation: RunEvaluation) -> None:
     append_metrics(folder / "metrics.jsonl", evaluation.record(session.state))
-    for kind, shown in {"round": evaluation, "unseen": evaluation.unseen}.items():
+    for kind, shown in {"round": evaluation.seen, "unseen": evaluation.unseen}.items():
         if shown is not None:
-            save_grid(folder, session.state.round, shown.images, shown.draw, shown.reward, shown.correct, kind)
+            reward = evaluation.reward(shown)
+            save_grid(folder, session.state.round, shown.images, shown.draw, reward, shown.correct, kind)
 
 
-def _track_evaluation(session: Session, evaluation: Evaluation, *, late: bool = False) -> None:
+def _track_evaluation(session: Session, evaluation: RunEvaluation, *, late: bool = False) -> None:
     """Sends an evaluation's figures and images to the trackers, at the step of its round."""
     trackers, number = session.trackers, session.state.round
     if not trackers.active:
         return
     record = evaluation.record(session.state)
     trackers.log({name: value for name, value in record.items() if name != "evaluation"}, number, late=late)
-    for name, shown in {"eval/images": evaluation, "eval/unseen/images": evaluation.unseen}.items():
+    for name, shown in {"eval/images": evaluation.seen, "eval/unseen/images": evaluation.unseen}.items():
         if shown is not None:
-            rewards = zip(shown.draw.prompts, shown.reward.tolist(), strict=True)
+            rewards = zip(shown.draw.prompts, evaluation.reward(shown).tolist(), strict=True)
             captions = [f"{prompt} ({reward:.3g})" for prompt, reward in rewards]
             images = Images(to_pil(shown.images), captions, session.config.evaluation.per_prompt)
             trackers.log_images(name, images, number, late=late)
@@ -326,13 +329,14 @@ def _looking(session: Session) -> dict[str, Any]:
 
 def _training(session: Session) -> Training:
     optimizer: Any = session.optimizer
-    weights = session.model.trainable()
+    weights = session.model.weights.trainable()
     if session.task.value is not None:
         value = session.accelerator.unwrap_model(session.task.value)
         weights |= {f"value.{name}": parameter for name, parameter in value.named_parameters()}
     copies: dict[str, Any] = {}
-    if session.config.reference.every:
-        copies |= {f"reference.{name}": value for name, value in session.model.held.copies.items()}
+    held = session.model.weights.held
+    if session.config.reference.every and held is not None:
+        copies |= {f"reference.{name}": value for name, value in held.copies.items()}
     if session.average is not None:
         copies |= {f"average.{name}": value for name, value in session.average.copies.items()}
     if session.kept is not None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.windows import Whole, Window
 from tastemaker.config.schema import Config
 from tastemaker.data.pairs import PairSet
 from tastemaker.data.prompts import PromptSet
+from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sampler import Sampler
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import Reward
 from tastemaker.rewards.combination import Combination
@@ -34,11 +34,12 @@ class Session:
 
     config: Config
     accelerator: Accelerator
-    model: Any
+    model: Model
     optimizer: torch.optim.Optimizer
     reward: Reward
     prompts: PromptSet
     task: Task
+    sampler: Sampler
     state: State
     display: Display
     stop: Stop
@@ -69,16 +70,14 @@ class Session:
     @property
     def combinations(self) -> dict[str, Combination]:
         """Those of its rewards that are made of others, by the setting that names them."""
-        others = {f"evaluation.rewards[{place}]": reward for place, reward in enumerate(self.others.values())}
+        others = {f"evaluation.rewards[{index}]": reward for index, reward in enumerate(self.others.values())}
         named = {"reward": self.reward, **others}
         return {name: reward for name, reward in named.items() if isinstance(reward, Combination)}
 
-    def measure(self, found: Mapping[str, Tensor]) -> None:
-        """Takes the combinations' statistics from the base model's rewards [B] by name, where they have none yet."""
+    def remember_statistics(self) -> None:
+        """Keeps in the state what combinations have measured on the base model's images."""
         for name, combination in self.combinations.items():
-            if not combination.statistics:
-                combination.measure(found)
-                self.state.base_parts[name] = {key: list(pair) for key, pair in combination.statistics.items()}
+            self.state.base_parts[name] = {key: list(pair) for key, pair in combination.statistics.items()}
 
     def recall(self) -> None:
         """Gives the combinations the statistics of a run that goes on."""

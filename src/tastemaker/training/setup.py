@@ -16,8 +16,11 @@ from tastemaker.algorithms.windows import Both, First
 from tastemaker.config.schema import Config, Speed
 from tastemaker.data.pairs import load_pairs
 from tastemaker.data.prompts import PromptSet, load_prompts
+from tastemaker.diffusion.sampler import LocalSampler
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
+from tastemaker.models.value import value_network
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import Reward
 from tastemaker.rewards.combination import leaves
@@ -95,18 +98,20 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
             model.check(given.prompts)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
-    algorithm: Any = config.algorithm
+    # Raises here where the model cannot be guided.
+    model.encode([""], config.sampling.guidance)
+    requirements = config.algorithm.requirements
     # Before the network gets adapters: a value network may be a copy of it.
-    value = algorithm.extras(model) if hasattr(algorithm, "extras") else None
-    blocks = getattr(algorithm, "checkpointing", "none") == "block"
-    model.tune(replace(config.tuning, gradient_checkpointing=True) if blocks else config.tuning, config.seed)
+    value = None if requirements.value is None else value_network(requirements.value.kind, model)
+    checkpointing = requirements.gradient_checkpointing or config.tuning.gradient_checkpointing
+    model.tune(replace(config.tuning, gradient_checkpointing=checkpointing), config.seed)
     start_reference(config, model)
-    groups: list[dict[str, Any]] = [{"params": list(model.trainable().values())}]
+    groups: list[dict[str, Any]] = [{"params": list(model.weights.trainable().values())}]
     rates = [(config.optimizer.lr, config.optimizer.warmup)]
-    if value is not None:
+    if value is not None and requirements.value is not None:
         value.to(accelerator.device)
         groups.append({"params": list(value.parameters())})
-        rates.append((algorithm.value_lr, getattr(algorithm, "value_warmup", 0)))
+        rates.append((requirements.value.lr, requirements.value.warmup))
     optimizer = _optimizer(config, groups)
     for line in _speed(config.speed, model.network, accelerator.device):
         display.say(line)
@@ -116,14 +121,14 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     else:
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
+    sde = DDIM(model.process.grid(config.sampling.steps, model.latent_shape), config.sampling.eta)
+    sampler = LocalSampler(model, sde, config.sampling.log_prob, config.sampling.noise_outside)
     task = Task(
         model=model,
-        grid=model.process.grid(config.sampling.steps),
-        eta=config.sampling.eta,
-        empty=model.encode([""], config.sampling.guidance).empty,
-        guidance=config.sampling.guidance,
+        sde=sde,
         reduction=config.sampling.log_prob,
         value=value,
+        value_states="text" if requirements.value is None else requirements.value.states,
         rows=config.optimizer.rows,
         reward=reward if config.pathwise else None,
     )
@@ -131,14 +136,27 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     window = config.window if share == 1 else Both(First(share), config.window)
     stop = Stop(accelerator)
     session = Session(
-        config, accelerator, model, optimizer, reward, prompts, task, state, display, stop, window, rates, pairs
+        config,
+        accelerator,
+        model,
+        optimizer,
+        reward,
+        prompts,
+        task,
+        sampler,
+        state,
+        display,
+        stop,
+        window,
+        rates,
+        pairs,
     )
     session.others, session.unseen = others, unseen
     session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
-        session.average = WeightCopy(model.trainable())
+        session.average = WeightCopy(model.weights.trainable())
     if config.early_stop.metric is not None:
-        session.kept = WeightCopy(model.trainable())
+        session.kept = WeightCopy(model.weights.trainable())
     return session
 
 

@@ -13,50 +13,47 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tastemaker.algorithms.preference_pairs import joined
 from tastemaker.diffusion.sampler import batches
 from tastemaker.errors import DivergedError
 from tastemaker.spread import differ
-from tastemaker.training.draws import assigned, planned_updates
+from tastemaker.training.draws import RoundPart, assigned, planned_updates
 from tastemaker.training.lr_schedule import multiple, updates_before, warmed
 from tastemaker.training.prior_preservation import add_prior_loss
 from tastemaker.training.session import Session
-from tastemaker.types import Draw, Rows
+from tastemaker.tree import concat, zeros
+from tastemaker.types import Rows
 
 
-def update(
-    session: Session, rows: Rows, mine: Sequence[int], draw: Draw, samples: int, selected: Tensor | None = None
-) -> dict[str, float]:
+def update(session: Session, rows: Rows, part: RoundPart, selected: Tensor | None = None) -> dict[str, float]:
     """The optimizer steps of a round on this process' rows. Returns means of the metrics, and the last learning rate.
 
-    `mine` are the round's places of this process' images, `draw` those images, `samples` all of the round,
-    `selected` [samples] bool which of them are learned from (all where it is None). An update for which no process has
-    rows is left out. Raises DivergedError before a loss or gradient that is not finite reaches the weights.
+    `selected` [B] bool says which images of the round are learned from (all where it is None). An update for which no
+    process has rows is left out. Raises DivergedError before a loss or gradient that is not finite reaches the weights.
     """
     options, accelerator = session.config.optimizer, session.accelerator
-    kept, tally, count = max(1, rows.rollout.logp.shape[1]), MetricAccumulator(), max(1, len(rows))
-    passes = range(options.inner_epochs)
-    number = torch.cat([assigned(rows, mine, draw, samples, kept, options, epoch, selected) for epoch in passes])
-    chosen = rows.image.new_ones(samples).bool() if selected is None else selected
+    accumulator, count = MetricAccumulator(), max(1, len(rows))
+    number = torch.cat([assigned(rows, part, options, epoch, selected) for epoch in range(options.inner_epochs)])
+    chosen = torch.ones(len(part.draw), dtype=torch.bool) if selected is None else selected
     planned = planned_updates(options, chosen)
     if not planned:
-        return tally.means(accelerator)
+        return accumulator.means(accelerator)
     if session.config.sampling.recompute_log_prob:
         rows = recomputed(session, rows, number[: len(rows)])
     counts = torch.bincount(number[number >= 0], minlength=planned)
     for done, total in enumerate(tensor(accelerator.reduce(counts, "sum")).tolist()):
         if total:
             found = (number == done).nonzero().flatten()
-            part = replace(rows.select(found % count), epoch=found // count)
-            if getattr(session.config.algorithm, "normalise", None) == "minibatch":
-                part = standardised(accelerator, part, total)
+            own = replace(rows.select(found % count), epoch=found // count)
+            if session.config.algorithm.requirements.standardise_advantages:
+                own = standardised(accelerator, own, total)
             set_rate(session, done)
-            tally.norms.append(accumulate(session, part, total, tally, done))
+            accumulator.norms.append(accumulate(session, own, total, accumulator, done))
             session.optimizer.step()
             session.optimizer.zero_grad()
             if session.average is not None:
                 session.average.ema_update(options.ema)
-    return tally.means(accelerator) | ({"lr": session.optimizer.param_groups[0]["lr"]} if tally.norms else {})
+    lr = {"lr": session.optimizer.param_groups[0]["lr"]} if accumulator.norms else {}
+    return accumulator.means(accelerator) | lr
 
 
 @torch.no_grad()
@@ -66,7 +63,10 @@ def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
     `number` [N] is the update of each row, -1 for none. A network's output depends in its last digit on the number of
     rows that are computed together, so that the sampler's log-probabilities are those of other batches.
     """
-    options, logp = session.config.optimizer, rows.rollout.logp.clone()
+    options, trajectory = session.config.optimizer, rows.rollout.trajectory
+    if trajectory is None:
+        raise ValueError("the rollout has kept no steps")
+    logp = trajectory.logp.clone()
     with session.inference():
         for update in range(int(number.max()) + 1 if len(number) else 0):
             own = rows.select((number == update).nonzero().flatten())
@@ -74,10 +74,10 @@ def recomputed(session: Session, rows: Rows, number: Tensor) -> Rows:
                 some = own.select(slice(part.start, part.stop))
                 sides = [some] if some.other is None else [some, some.others()]
                 steps = [side.transitions() for side in sides]
-                found = session.task.log_prob(steps[0] if len(steps) == 1 else joined(*steps))
+                found = session.task.log_prob(concat(steps))
                 for side, values in zip(sides, found.chunk(len(sides)), strict=True):
-                    logp[side.image, side.place] = values
-    return replace(rows, rollout=replace(rows.rollout, logp=logp))
+                    logp[side.image, side.step_index] = values
+    return replace(rows, rollout=replace(rows.rollout, trajectory=replace(trajectory, logp=logp)))
 
 
 def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
@@ -104,19 +104,20 @@ def set_rate(session: Session, done: int) -> None:
     Each group of parameters has its own rate and warm-up. The schedule is the model's, which is the first group.
     """
     count = updates_before(session) + done
-    for place, (group, (rate, warmup)) in enumerate(zip(session.optimizer.param_groups, session.rates, strict=True)):
-        group["lr"] = rate * (warmed(count, warmup) if place else multiple(session.config, count))
+    for number, (group, (rate, warmup)) in enumerate(zip(session.optimizer.param_groups, session.rates, strict=True)):
+        group["lr"] = rate * (warmed(count, warmup) if number else multiple(session.config, count))
 
 
-def accumulate(session: Session, rows: Rows, total: int, tally: MetricAccumulator, done: int) -> float:
+def accumulate(session: Session, rows: Rows, total: int, accumulator: MetricAccumulator, done: int) -> float:
     """Gradients of one update, in micro-batches, divided by the `total` number of all processes' rows.
 
     `done` updates of the round came before it. Returns the norm of the model's gradient. A process without rows takes
     part with a row that weighs nothing, since wrapped networks wait for each other.
     """
     config, accelerator = session.config, session.accelerator
-    apart = getattr(config.algorithm, "value_batch", None) is not None  # the value network has had its steps
-    value = None if apart else session.task.value
+    training = config.algorithm.requirements.value
+    # With a batch of its own the value network has had its steps.
+    value = session.task.value if training is not None and training.batch is None else None
     networks = [session.model.network, *([] if value is None else [value])]
     parts = micro_batches(rows, config.optimizer.rows)
     spare = not parts
@@ -125,7 +126,7 @@ def accumulate(session: Session, rows: Rows, total: int, tally: MetricAccumulato
     sums = torch.zeros((), device=accelerator.device)
     if session.prior_images is not None:
         prior_loss = add_prior_loss(session, session.prior_images, done)
-        tally.prior_losses.append(prior_loss)
+        accumulator.prior_losses.append(prior_loss)
         sums += prior_loss
     pathwise = config.pathwise
     for number, part in enumerate(parts):
@@ -142,15 +143,15 @@ def accumulate(session: Session, rows: Rows, total: int, tally: MetricAccumulato
         if spare:
             loss, metrics = loss[:0], {name: values[:0] for name, values in metrics.items()}
         sums += loss.detach().sum()
-        tally.add(loss, metrics)
+        accumulator.add(loss, metrics)
         session.display.advance(len(loss))
     if pathwise:
-        average_gradients(accelerator, list(session.model.trainable().values()))
+        average_gradients(accelerator, list(session.model.weights.trainable().values()))
     limit = config.optimizer.clip_norm
-    limits = [limit, getattr(config.algorithm, "value_clip_norm", limit)]
+    limits = [limit, limit if training is None or training.clip_norm == "model" else training.clip_norm]
     norms = [clip(session, network, most) for network, most in zip(networks, limits, strict=False)]
     check_finite(session, sums, norms)
-    tally.first = False
+    accumulator.first = False
     return norms[0] if math.isfinite(norms[0]) else 0.0
 
 
@@ -199,14 +200,7 @@ def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) ->
 
 def placeholder(rows: Rows) -> Rows:
     """One row of the same kind as `rows`, for a process that has none."""
-    zero = rows.image.new_zeros(1)
-    filled = {
-        name: values.new_zeros(1, *values.shape[1:])
-        for name in ("advantage", "value", "target", "kl", "unit", "before", "grad_steps")
-        if (values := getattr(rows, name)) is not None
-    }
-    other = None if rows.other is None else zero
-    return Rows(rows.rollout, zero, zero, other, **filled)
+    return zeros(rows, 1)
 
 
 class MetricAccumulator:

@@ -1,0 +1,64 @@
+"""What an algorithm needs of training besides its rows. Free of torch: the command line reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ValueTraining:
+    """A value network that is trained beside the model."""
+
+    kind: Literal["unet", "cnn", "conv", "mlp"]
+    """Which one (models/value.py)."""
+    lr: float
+    """Learning rate."""
+    warmup: int = 0
+    """Updates over which it rises from 0."""
+    states: Literal["text", "pooled"] = "text"
+    """Which states of a prompt it is given: those of all tokens, or the text encoder's pooled one."""
+    batch: int | None = None
+    """Rows in each step of its own, before the policy's updates; None: it learns in those, from their rows."""
+    updates: int = 1
+    """With `batch`: its own steps a round."""
+    clip_norm: float | Literal["model"] | None = "model"
+    """Largest norm of its gradient: a number, the model's limit (`optimizer.clip_norm`), or None for no limit."""
+
+
+@dataclass(frozen=True)
+class KlControl:
+    """A controller that moves the weight of the KL penalty (Ziegler et al. 2019)."""
+
+    target: float
+    """Divergence of a whole trajectory that it aims for."""
+    horizon: int
+    """Trajectories over which it works."""
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What training has to provide for an algorithm. The defaults are those of a plain policy gradient."""
+
+    keep_groups_together: bool = False
+    """The images of a group must be on one process, since they are compared with each other."""
+    positive_weights: bool = False
+    """It takes weights of a regression, which are not negative, and not advantages."""
+    standardise_advantages: bool = False
+    """Advantages are standardised over the rows of each update."""
+    reference: bool = False
+    """It asks for the reference model."""
+    kl: float = 0.0
+    """Weight of the divergence from the reference; the first one where `kl_control` moves it."""
+    kl_control: KlControl | None = None
+    """A controller of that weight."""
+    value: ValueTraining | None = None
+    """A value network to be trained."""
+    gradient_checkpointing: bool = False
+    """The network's blocks are recomputed in the backward pass, whatever `tuning.gradient_checkpointing` says."""
+    guided: bool = True
+    """Whether its training passes use classifier-free guidance."""
+    queries: int = 1
+    """Images that are scored for each one sampled."""
+    images_per_draw: int | None = None
+    """Reward backpropagation: images for which the steps with a gradient are drawn together; None: an update's."""

@@ -1,0 +1,132 @@
+"""Images of a model with their rewards: what rounds learn from, and what evaluations measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tastemaker import tree
+from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sampler import Sampler, batches
+from tastemaker.evaluation.metrics import verdicts
+from tastemaker.evaluation.scoring import background_scorer
+from tastemaker.rewards.base import Reward, Scores
+from tastemaker.rewards.combination import Combination, leaves, total
+from tastemaker.types import Draw, Rollout
+
+
+def _nothing() -> None:
+    """Where nobody wants to be called."""
+
+
+def _no_progress(count: int) -> None:
+    """Where nobody looks at the progress."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """B sampled images with the rewards that were asked for. Images and rewards are on the CPU."""
+
+    rollout: Rollout
+    images: Tensor
+    """[B,3,H,W] in [0,1]"""
+    found: dict[str, Tensor]
+    """[B] by name: rewards, and in place of a combination its parts."""
+    waited: float
+    """Seconds for which sampling was over and rewards were still being computed."""
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    sampler: Sampler,
+    draw: Draw,
+    *,
+    guidance: float,
+    batch: int,
+    keep: Sequence[int] = (),
+    rewards: Mapping[str, Reward] | None = None,
+    pooled: bool = False,
+    advance: Callable[[int], None] = _no_progress,
+    before_batch: Callable[[], None] = _nothing,
+    while_waiting: Callable[[], None] = _nothing,
+) -> Generated:
+    """Samples a draw in batches of `batch` images; a batch is scored while the next one is sampled.
+
+    `keep` are the sampler steps whose transitions are kept, `pooled` asks for pooled states of the prompts too.
+    Calls `before_batch` before each batch, `while_waiting` again and again while rewards are waited for, and `advance`
+    with the number of images after each sampler step. Raises RewardError soon after a reward fails, without sampling
+    the rest.
+    """
+    rollouts, images = [], []
+    with background_scorer(leaves(rewards or {})) as scorer:
+        for part in batches(len(draw), batch):
+            before_batch()
+            scorer.check()
+            chosen = draw.select(part)
+            cond = model.encode(chosen.prompts, guidance, pooled=pooled)
+            rollout = sampler(chosen, cond, keep, lambda: advance(len(part)))  # noqa: B023
+            x = model.decode(rollout.x0).float().cpu()
+            rollouts.append(rollout)
+            images.append(x)
+            if scorer.rewards:
+                scorer.submit(x, chosen.prompts)
+        start = time.perf_counter()
+        answers = list(scorer.finished(while_waiting))
+        waited = time.perf_counter() - start
+    trajectories = [rollout.trajectory for rollout in rollouts if rollout.trajectory is not None]
+    whole = Rollout(
+        model.encode(draw.prompts, guidance, pooled=pooled), draw, torch.cat([rollout.x0 for rollout in rollouts]),
+        tree.concat(trajectories) if trajectories else None,
+    )  # fmt: skip
+    found = {name: torch.cat([answer[name] for answer in answers]) for name in scorer.rewards}
+    return Generated(whole, torch.cat(images), found, waited)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Images with what was measured on them."""
+
+    draw: Draw
+    images: Tensor
+    """[B,3,H,W] in [0,1]"""
+    scores: dict[str, Scores]
+    """[B] by the names of the rewards."""
+    correct: list[bool | None]
+    """The judge's verdicts; None for what it cannot judge."""
+
+
+def evaluate(
+    model: Model,
+    sampler: Sampler,
+    draw: Draw,
+    rewards: Mapping[str, Reward],
+    *,
+    guidance: float,
+    batch: int,
+    judged: bool,
+    advance: Callable[[int], None] = _no_progress,
+) -> Evaluation:
+    """Samples and scores the images of a draw, which settles prompts and seeds.
+
+    A combination of rewards that has not been measured takes its statistics from these images, so the base model's
+    come first. `judged` says whether the bundled world's judge looks at the images. Raises RewardError.
+    """
+    made = generate(model, sampler, draw, guidance=guidance, batch=batch, rewards=rewards, advance=advance)
+    return scored(made, rewards, judged=judged)
+
+
+def scored(made: Generated, rewards: Mapping[str, Reward], *, judged: bool) -> Evaluation:
+    """The evaluation of images whose rewards, or their parts, are known. Raises RewardError as `evaluate` does."""
+    prompts, scores = made.rollout.draw.prompts, {}
+    for name, reward in rewards.items():
+        combined = isinstance(reward, Combination)
+        if combined and not reward.statistics:
+            reward.measure(made.found)
+        parts = {part: made.found[part] for part in reward.rewards} if combined else {}
+        scores[name] = Scores(total(name, reward, made.found, prompts), parts)
+    return Evaluation(made.rollout.draw, made.images, scores, verdicts(made.images, prompts, judged=judged))

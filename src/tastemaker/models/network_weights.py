@@ -1,0 +1,67 @@
+"""What is trained of a diffusers network: adapters or all of it, the reference it is compared with, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tastemaker.models import adapter_files, lora
+from tastemaker.models.tuning import Tuning
+from tastemaker.models.weight_copy import WeightCopy
+
+
+class NetworkWeights:
+    """The weights of a network, which every family of models has in the same way."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        """A diffusers network, without the wrapper of several processes."""
+        self.tuning: Tuning | None = None
+        """How it is trained; None before `tune`."""
+        self.held: WeightCopy | None = None
+        """The reference's weights, where they are not those without adapters (training/reference.py)."""
+
+    def tune(self, tuning: Tuning, seed: int = 0) -> None:
+        """Makes the network trainable, by adapters (drawn from `seed`) or in full."""
+        lora.tune(self.network, tuning, seed)
+        self.tuning = tuning
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the network has the weights that were held, or else its adapters off.
+
+        Raises ModelError for a fully tuned network that holds none.
+        """
+        return self.held.swapped_in() if self.held is not None else lora.reference(self.network, self.tuning)
+
+    def load(self, folder: Path) -> None:
+        """Loads what `save` wrote: an adapter, or the whole network. Raises a TastemakerError where it does not fit."""
+        adapter_files.apply(self.network, folder)
+
+    @contextmanager
+    def loaded(self, folder: Path) -> Iterator[None]:
+        """Inside it a network without adapters has the folder's adapter."""
+        self.load(folder)
+        try:
+            yield
+        finally:
+            lora.remove(self.network)
+
+    def save(self, folder: Path) -> None:
+        """Writes what was trained: an adapter, or the whole network into `unet`, for `from_pretrained`."""
+        if self.full:
+            self.network.save_pretrained(folder / "unet")
+        else:
+            adapter_files.save(self.network, folder)
+
+    @property
+    def full(self) -> bool:
+        """Whether the whole network is trained."""
+        return self.tuning is not None and self.tuning.mode == "full"
