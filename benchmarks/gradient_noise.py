@@ -27,7 +27,7 @@ from tastemaker.config.presets import PRESETS
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import setup
 from tastemaker.training.draws import draw_round
-from tastemaker.training.rounds import collect
+from tastemaker.training.rounds import sampled
 from tastemaker.training.session import Session
 
 SIZE, PER_PROMPT = 32, 8
@@ -50,18 +50,18 @@ def block(session: Session, number: int) -> Tensor:
     config = session.config
     draw = draw_round(session.prompts, config.seed, number, SIZE, PER_PROMPT, 1, 1)
     with session.inference():
-        rollout, _, found = collect(session, draw, session.task.grid.stochastic(config.sampling.eta))
-    reward = found[config.reward]
+        made = sampled(session, draw, session.task.sde.stochastic())
+    reward = made.found[config.reward]
     advantage = group_relative(reward, draw.groups(), "round")
     rollout = replace(
-        rollout, reward=reward, advantage=advantage, draw=draw, group=torch.tensor(draw.groups()),
+        made.rollout, reward=reward, advantage=advantage, group=torch.tensor(draw.groups()),
         selected=torch.ones(SIZE, dtype=torch.bool),
     )  # fmt: skip
     rows = config.algorithm.prepare(session.task, rollout)
-    parameters = session.model.trainable()
+    parameters = session.model.weights.trainable()
     steps = []
     for place in range(rollout.logp.shape[1]):
-        loss, _ = config.algorithm.loss(session.task, rows.select((rows.place == place).nonzero().flatten()))
+        loss, _ = config.algorithm.loss(session.task, rows.select((rows.step_index == place).nonzero().flatten()))
         gradients = torch.autograd.grad(loss.mean(), list(parameters.values()))
         steps.append(torch.cat([gradient.flatten() for gradient in gradients]))
     return torch.stack(steps)
@@ -84,7 +84,7 @@ def layers(session: Session) -> dict[str, Tensor]:
     """Places of the weights by kind of layer."""
     found: dict[str, list[Tensor]] = {}
     start = 0
-    for name, parameter in session.model.trainable().items():
+    for name, parameter in session.model.weights.trainable().items():
         places = torch.arange(start, start + parameter.numel())
         start += parameter.numel()
         kind = "attn2" if "attn2" in name else "attn1"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.drawings.judge import Verdict, judge
 from tastemaker.evaluation.images import contact_sheet, images, to_pil
 from tastemaker.models import load_model
@@ -57,7 +58,7 @@ def main() -> None:
     grid, result = model.process.grid(STEPS), {}
     for name in LISTS:
         chosen = draw(list(load_prompts(name).prompts), arguments.each)
-        x = images(model, chosen, grid, GUIDANCE, ETA, batch=64)
+        x = images(model, chosen, DDIM(grid, ETA), GUIDANCE, batch=64)
         verdicts = [verdict for verdict in judge(x, chosen.prompts) if verdict is not None]
         result[name] = {"images": len(verdicts), **table(verdicts)}
         print(name, json.dumps(result[name]), flush=True)
@@ -65,7 +66,7 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     torch.manual_seed(0)
     shown = draw(SHOWN, 8, seed=1)
-    image_list = to_pil(images(model, shown, grid, GUIDANCE, ETA, batch=80))
+    image_list = to_pil(images(model, shown, DDIM(grid, ETA), GUIDANCE, batch=80))
     contact_sheet(image_list, columns=16, cell=64).save(arguments.out.with_suffix(".png"))
 
 

@@ -34,8 +34,8 @@ def asking_the_reference():
 
     def loss(algorithm, task, rows):
         losses, metrics = plain(algorithm, task, rows)
-        if task.model.tuned.mode == "lora":
-            with torch.no_grad(), task.model.reference():
+        if task.model.weights.tuning.mode == "lora":
+            with torch.no_grad(), task.model.weights.reference():
                 metrics["reference"] = task.log_prob(rows.transitions())
         return losses, metrics
 

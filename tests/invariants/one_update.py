@@ -18,7 +18,8 @@ from tastemaker.models import load_model
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup, update
 from tastemaker.training.distributed import process_group
-from tastemaker.types import Rows
+from tastemaker.training.evaluations import evaluate_run
+from tastemaker.types import Cond, Rows
 
 
 def double(*arguments: Any) -> Any:
@@ -26,10 +27,10 @@ def double(*arguments: Any) -> Any:
     model = load_model(*arguments)
     model.pipeline.unet.double()
 
-    def predict(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return model.network(x.double(), t, encoder_hidden_states=text.double(), return_dict=False)[0]
+    def predict(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return model.network(x.double(), t, encoder_hidden_states=cond["text"].double(), return_dict=False)[0]
 
-    model._predict = predict  # type: ignore[method-assign]
+    model.predict = predict  # type: ignore[method-assign]
     return model
 
 
@@ -43,10 +44,10 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
         session = setup.start(config, folder, State())
     session.display.interactive = False
     if "standardise" in config.reward:
-        rounds.evaluate(session)  # which measures the scale
+        evaluate_run(session)  # which measures the scale
     # Adapters start with B = 0, where A has no gradient: give B values so that every gradient is tested.
     random = torch.Generator().manual_seed(7)
-    for name, parameter in sorted(session.model.trainable().items()):
+    for name, parameter in sorted(session.model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
     captured: dict[str, Tensor] = {}
@@ -57,7 +58,7 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     def capture(own: Any, rows: Rows, *arguments: Any) -> float:
         norm = accumulate(own, rows, *arguments)
         if not captured:
-            captured.update({name: p.grad.clone() for name, p in session.model.trainable().items()})
+            captured.update({name: p.grad.clone() for name, p in session.model.weights.trainable().items()})
             if session.task.value is not None:
                 value = session.accelerator.unwrap_model(session.task.value)
                 own = {name: p.grad for name, p in value.named_parameters() if p.grad is not None}

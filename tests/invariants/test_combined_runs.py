@@ -19,7 +19,7 @@ from tastemaker.rewards.registry import load_reward
 from tastemaker.runs import checkpoint
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import setup
-from tastemaker.training.rounds import evaluate
+from tastemaker.training.evaluations import evaluate_run
 
 SETTINGS = [
     "--prompts", "b2-template2-train", "--rounds", "2", "--checkpoint.every", "1", "sampling.steps=4",
@@ -90,7 +90,7 @@ def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
         config = replace(config, reward=mixed(server.url))
         session = setup.start(config, tmp_path, State())
         with session.display:
-            found = evaluate(session)
+            found = evaluate_run(session)
     recorded = metrics(finished)[0]
     assert (
         found.record(session.state).items()

@@ -25,7 +25,7 @@ from tastemaker.training.measurements import reward_figures
 from tastemaker.training.progress import COLUMNS, plain
 from tastemaker.training.rounds import one_round
 from tastemaker.training.update import standardised
-from tastemaker.types import Rollout, Rows
+from tastemaker.types import Cond, Draw, Rollout, Rows
 
 METHODS = [
     *((DDPO(), how) for how in ("per-prompt", "windowed", "group", "round", "base")),
@@ -96,7 +96,8 @@ def test_figures_are_shown_with_decimals_or_digits(value, shown):
 
 def test_advantages_of_an_update_that_do_not_differ_are_0_and_divide_nothing():
     """PPO divides its divergence by the unit: of one row it would be 1e8 times what it is."""
-    rollout = Rollout(*(torch.zeros(3, 2) for _ in range(5)))
+    draw = Draw(0, 1, ("a",) * 3, (0,) * 3, (0, 1, 2))
+    rollout = Rollout(Cond({}, torch.zeros(3, dtype=torch.int64), 1.0), draw)
     places = torch.arange(3)
     for values in (torch.full((3,), 123456.7), torch.tensor([1.0, 1 + 1e-7, 1.0])):
         rows = Rows(rollout, places, places, advantage=values)

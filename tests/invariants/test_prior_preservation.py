@@ -46,9 +46,9 @@ def test_the_gradient_is_the_policys_plus_that_of_the_prior_images_computed_apar
     made, model, pipe = config(checkpoint), session.model, session.model.pipeline
     draw = prior_preservation.draw_round(session.prompts, made.seed, prior_preservation.ROUND, 5, 1)
     cond = model.encode(draw.prompts, made.sampling.guidance)
-    x0 = sample(model, cond, draw, session.task.grid, 1.0).x0
+    x0 = sample(model, cond, draw, session.task.sde.grid, 1.0).x0
     random = torch.Generator().manual_seed(7)
-    for name, parameter in sorted(model.trainable().items()):
+    for name, parameter in sorted(model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
     turns = prior_preservation.in_turn(5, made.seed, 0, 6, 4)
@@ -59,7 +59,7 @@ def test_the_gradient_is_the_policys_plus_that_of_the_prior_images_computed_apar
         noisy = pipe.scheduler.add_noise(x0[[image]].double(), eps[None].double(), torch.tensor([time]))
         text = pipe.encode_prompt([draw.prompts[image]], "cpu", 1, False)[0].double()
         losses.append((pipe.unet(noisy, time, text).sample - eps).square().mean())
-    parameters = model.trainable()
+    parameters = model.weights.trainable()
     alone = torch.autograd.grad(0.7 * torch.stack(losses).mean(), list(parameters.values()))
     for (name, got), extra in zip(whole[0].items(), alone, strict=True):
         torch.testing.assert_close(got, policy[name] + extra, rtol=1e-4, atol=1e-6)
@@ -97,7 +97,7 @@ def test_a_weight_of_zero_changes_nothing_bit_for_bit(tmp_path, checkpoint):
         session = setup.start(replace(a_config(checkpoint), prior_preservation=options), tmp_path, State())
         assert session.prior_images is None
         assert "prior_loss" not in rounds.one_round(session)
-        weights.append({name: p.detach() for name, p in session.model.trainable().items()})
+        weights.append({name: p.detach() for name, p in session.model.weights.trainable().items()})
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 

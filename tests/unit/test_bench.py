@@ -149,9 +149,9 @@ def test_the_floor_is_the_bare_call_times_its_count(session: Session, clock: Clo
 
 
 def test_the_floor_leaves_weights_gradients_and_the_round_alone(session: Session):
-    before = {name: p.detach().clone() for name, p in session.model.trainable().items()}
+    before = {name: p.detach().clone() for name, p in session.model.weights.trainable().items()}
     bench.measure_floor(session, bench.needed_calls(session))
-    for name, parameter in session.model.trainable().items():
+    for name, parameter in session.model.weights.trainable().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
     assert session.state.round == 0
@@ -255,7 +255,7 @@ def test_tracing_puts_everything_back(session: Session):
     trace.traced_round(session)
     for owner, old in zip(owners, before, strict=True):
         changed = {key for key in vars(owner) | old if vars(owner).get(key) is not old.get(key)}
-        names = {"sample", "judge", "decode", "encode", "_predict", "step", "zero_grad", "backward", "noise", "loss"}
+        names = {"sample", "judge", "decode", "encode", "predict", "step", "zero_grad", "backward", "noise", "loss"}
         assert not changed & names
 
 
