@@ -40,9 +40,11 @@ import tiny
 from tastemaker.cli import resume as _resume  # noqa: F401
 from tastemaker.cli import train as _train  # noqa: F401
 from tastemaker.cli.main import main as command
+from tastemaker.diffusion import sampler
+from tastemaker.evaluation import scoring
 from tastemaker.report import page as _report  # noqa: F401
 from tastemaker.runs import atomic
-from tastemaker.training import progress, rounds, run, update
+from tastemaker.training import progress, run, update
 
 SETTINGS = [
     "--prompts", "ddpo-animals", "--rounds", "4", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=2",
@@ -50,7 +52,7 @@ SETTINGS = [
     "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2", "advantage.min_count=2",
 ]  # fmt: skip
 PHASES = [
-    (rounds, "sample", "sample"), (rounds, "score_together", "score"), (update, "accumulate", "update"),
+    (sampler, "sample", "sample"), (scoring, "score_together", "score"), (update, "accumulate", "update"),
     (run, "_save", "save"), (atomic, "remove", "prune"), (run, "append_metrics", "metrics"),
     (run, "save_grid", "images"),
     (run, "write_adapter", "adapter"), (run, "write_report", "report"), (run, "truncate_metrics", "resume"),

@@ -130,7 +130,7 @@ def test_diffusers_and_our_reader_load_all_of_what_was_saved(tmp_path, targets, 
     pipe.load_lora_weights(tmp_path)
     assert_same(on(pipe.unet), trained)
     other = LatentUNet(latent(linear))
-    other.apply(tmp_path)
+    other.weights.load(tmp_path)
     assert_same(on(other.network), trained)
     assert not other.weights.trainable()
 
@@ -156,7 +156,7 @@ def test_all_layers_of_a_pixel_model_are_saved_for_peft(tmp_path):
     saved(model, tmp_path)
     fresh, other = PixelUNet(tiny.pixels(classes=3)), PixelUNet(tiny.pixels(classes=3))
     PeftModel.from_pretrained(fresh.network, str(tmp_path))
-    other.apply(tmp_path)
+    other.weights.load(tmp_path)
     for network in (fresh.network, other.network):
         assert_same(on(network), trained)
 
@@ -175,7 +175,7 @@ def test_saving_is_an_error_where_diffusers_would_load_a_part(tmp_path, monkeypa
     with pytest.raises(ModelError, match=r"of the adapter's \d+ layers would not be loaded as they are"):
         model.weights.save(tmp_path)
     fresh = LatentUNet(latent())
-    fresh.apply(tmp_path)  # as earlier versions have written it
+    fresh.weights.load(tmp_path)  # as earlier versions have written it
     assert_same(on(fresh.network), on(model.network))
 
 
@@ -501,17 +501,17 @@ def test_a_whole_network_that_does_not_fit_is_refused(tmp_path, plain, case):
     make(tmp_path / "model")
     before = {name: value.clone() for name, value in plain.network.state_dict().items()}
     with pytest.raises(ModelError, match=message):
-        plain.apply(tmp_path)
+        plain.weights.load(tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in plain.network.state_dict().items())
 
 
 def test_a_whole_network_that_fits_is_put_on(tmp_path, plain):
     model = LatentUNet(latent())
     model.tune(Tuning(mode="full"))
-    perturbed(model).save(tmp_path / "model")
+    perturbed(model).weights.save(tmp_path / "model")
     other = LatentUNet(latent())
     for given in (tmp_path, tmp_path / "model", tmp_path / "model/unet"):
-        other.apply(given)
+        other.weights.load(given)
         trained = model.network.state_dict()
         assert all(torch.equal(value, trained[name]) for name, value in other.network.state_dict().items())
         other.network.load_state_dict(plain.network.state_dict())

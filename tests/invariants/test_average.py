@@ -75,11 +75,11 @@ def test_it_moves_after_every_update_and_evaluations_show_it(checkpoint, tmp_pat
     assert session.average is not None
     for name, value in session.average.copies.items():
         torch.testing.assert_close(value, by_hand[name])
-    shown = evaluate_run(session).images
+    shown = evaluate_run(session).seen.images
     with torch.no_grad():
         for name, p in weights.items():
             p.copy_(session.average.copies[name])
-    assert evaluate_run(session).images.equal(shown)
+    assert evaluate_run(session).seen.images.equal(shown)
     assert not any(session.average.copies[name].data_ptr() == p.data_ptr() for name, p in weights.items())
 
 

@@ -98,15 +98,15 @@ def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
     )
     assert found.unseen is not None
     assert not set(found.unseen.draw.prompts) & set(session.prompts.prompts)
-    for under, seen in (("eval/", found), ("eval/unseen/", found.unseen)):
+    for under, seen in (("eval/", found.seen), ("eval/unseen/", found.unseen)):
         for name in LOOKING:
             by_hand = score(load_reward(name), seen.images, seen.draw.prompts).mean().item()
             assert recorded[f"{under}rewards/{name}"] == pytest.approx(by_hand, abs=1e-6)
         own = score(redness, seen.images, seen.draw.prompts).mean().item()
         assert recorded[f"{under}reward/parts/remote"] == pytest.approx(own, abs=1e-6)
     # Their noise is not that of the images beside them, though their places in the lists are.
-    assert found.draw.prompt_index == found.unseen.draw.prompt_index
-    assert not torch.equal(found.draw.noise(0, (4,)), found.unseen.draw.noise(0, (4,)))
+    assert found.seen.draw.prompt_index == found.unseen.draw.prompt_index
+    assert not torch.equal(found.seen.draw.noise(0, (4,)), found.unseen.draw.noise(0, (4,)))
     assert sorted(path.name for path in (finished / "samples").iterdir()) == [
         "round-0000", "round-0002", "unseen-0000", "unseen-0002"
     ]  # fmt: skip

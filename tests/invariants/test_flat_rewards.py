@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,14 +111,14 @@ def test_advantages_of_an_update_that_do_not_differ_are_0_and_divide_nothing():
 
 def test_images_that_differ_by_rounding_are_no_pair():
     near = torch.nextafter(torch.tensor(0.3), torch.tensor(1.0)).item()
-    one = SimpleNamespace(
+    one = Rollout(
+        Cond({}, torch.zeros(4, dtype=torch.int64), 1.0),
+        Draw(0, 1, ("a",) * 4, (0,) * 4, (0, 1, 2, 3)),
         reward=torch.tensor([0.3, near, 0.5, 0.3]),
         group=torch.tensor([0, 0, 0, 0]),
-        selected=None,
-        x0=torch.zeros(4, 1),
     )
     assert pairs(one, "all") == ([2, 2, 2], [1, 0, 3])
-    assert pairs(SimpleNamespace(**{**vars(one), "group": torch.tensor([0, 0, 1, 2])}), "best-worst") == ([], [])
+    assert pairs(replace(one, group=torch.tensor([0, 0, 1, 2])), "best-worst") == ([], [])
 
 
 def test_what_is_standardised_needs_a_spread_and_may_have_any_unit():

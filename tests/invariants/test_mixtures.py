@@ -105,7 +105,7 @@ def test_a_delta_mixture_is_the_dense_merge(world):
             for weight, part in zip(weights, parts, strict=True):
                 dense.get_submodule(layer).weight += weight * product(part[layer])
     mixed = make()
-    mixed.apply(root / "out/adapters/m")
+    mixed.weights.load(root / "out/adapters/m")
     mixed.pipeline.unet.double()
     assert {f.rank for f in adapter_files.read(root / "out/adapters/m", mixed.pipeline.unet).values()} == {8}
     plain = make().pipeline.unet.double()

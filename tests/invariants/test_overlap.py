@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tastemaker.config.schema import Config, Evaluation, Optimizer, Sampling
+from tastemaker.diffusion import sampler
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup
 
@@ -30,7 +31,7 @@ def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
         return x.mean((1, 2, 3))
 
     session = replace(session, reward=slow)
-    original = rounds.sample
+    original = sampler.sample
 
     def sampled(*arguments, **named):
         begin = time.perf_counter()
@@ -39,7 +40,7 @@ def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
         return rollout
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "sample", sampled)
+        patch.setattr(sampler, "sample", sampled)
         begin = time.perf_counter()
         rounds.one_round(session)
         return time.perf_counter() - begin, session.seconds["score"]

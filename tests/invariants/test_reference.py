@@ -72,7 +72,7 @@ def test_the_gradient_of_a_divergence_is_that_with_a_second_network(model, check
     x, t, text = (
         torch.randn(3, *model.latent_shape),
         torch.tensor([5, 400, 800]),
-        model.encode(["a", "b", "c"], 1.0).text,
+        model.encode(["a", "b", "c"], 1.0)["text"],
     )
     parameters = list(model.weights.trainable().values())
 
@@ -108,7 +108,7 @@ def test_right_after_a_move_the_divergence_is_exactly_zero(checkpoint, tmp_path,
         size = (2, *session.model.latent_shape)
         rows = Transitions(
             torch.randn(size), torch.randn(size), torch.tensor([0, 2]), torch.zeros(2), torch.zeros(2),
-            session.model.encode(["cat", "dog"], 5.0).text,
+            session.model.encode(["cat", "dog"], 5.0),
         )  # fmt: skip
         policy, reference = session.task.policy(rows), session.task.reference(rows)
         kl.append(losses.gaussian_kl(policy.mean, reference.mean, policy.std).sum().item())

@@ -44,7 +44,7 @@ def test_the_steps_are_adamws_on_the_mean_squared_error(algorithm, checkpoint, t
     monkeypatch.setattr(rounds, "train_value", watched)
     record = rounds.one_round(session)
     ((theirs, before, rollout, own, after),) = seen
-    text = session.model.encode(rollout.draw.prompts, 1.0).text.mean(dim=1)
+    text = session.model.encode(rollout.draw.prompts, 1.0)["text"].mean(dim=1)
     if algorithm.value_text == "pooled":
         pipe = session.model.pipeline
         tokens = pipe.tokenizer(

@@ -50,7 +50,7 @@ def test_without_branches_every_image_is_its_own_root_and_prompts_are_the_groups
 @pytest.mark.parametrize("together", [3, 6])
 def test_a_round_of_branches_keeps_them_together(together):
     """24 images, 12 of a prompt: 2 prompts with 4 roots of 3 branches each."""
-    draw = draw_round(PROMPTS, 0, 1, 24, 12, branches=3, together=together)
+    draw = draw_round(PROMPTS, 0, 1, 24, 12, branches=3, group_size=together)
     assert sorted(Counter(draw.prompt_index).values()) == [12, 12]
     places = list(zip(draw.prompt_index, draw.sample_index, strict=True))
     assert len(set(places)) == 24
