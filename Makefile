@@ -69,7 +69,7 @@ clip: install ## makes the bundled CLIP and its aesthetic head again, and measur
 surrogate: install ## trains the differentiable JPEG size again (about 15 minutes), on runs in build/*/* too if there are any
 	$(BIN)/python scripts/bundled/jpeg_surrogate.py --work build/jpeg_surrogate
 
-curves: install ## the figures of docs/ddpo.md: two estimators, two rewards, three seeds
+curves: install ## the figures of docs/results/ddpo.md: two estimators, two rewards, three seeds
 	$(BIN)/python benchmarks/curves.py --rounds 6
 
 clean: ## removes what the build made
