@@ -5,7 +5,7 @@
     python scripts/bundled/clip.py measure
 
 `train` makes a transformers CLIPModel and CLIPProcessor; a build that was interrupted goes on from its last checkpoint.
-`taste` fits the aesthetic head on it. `measure` writes docs/results/clip.json. Times are in docs/results/bundled-clip.md.
+`taste` fits the aesthetic head on it. `measure` writes docs/results/clip.json. Times: docs/results/bundled-clip.md.
 
 Half of the drawings pass through the bundled VAE first, so that the model's images are in distribution. Beside each
 caption stands one that is false of the drawing by a single change. A head that is thrown away afterwards has to find

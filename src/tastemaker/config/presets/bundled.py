@@ -51,8 +51,8 @@ def _numbers(config: Config) -> Config:
 
     Alignment has far more noise in its gradient than compressibility. What leaves most of it out: few steps, so that
     each decides much, and the first half of them, which settles what will be there; the layers that look at the prompt;
-    and prompts that count for as much as their rewards differ (docs/results/bundled-clip.md). The run leaves the average
-    of its weights, as the noise moves them about.
+    and prompts that count for as much as their rewards differ (docs/results/bundled-clip.md). The run leaves the
+    average of its weights, as the noise moves them about.
     """
     return replace(
         config,
