@@ -29,8 +29,8 @@ HEAD = """\
 <!-- Written by scripts/docs_settings.py; do not edit. -->
 
 Every setting of a run, with its type, its default and what it does. `tastemaker train PRESET --help` shows the same
-with the values of a preset. A setting is given as a flag (`--optimizer.lr 1e-4` or `optimizer.lr=1e-4`) or as a key of a
-YAML file; see [Configuration](../guides/configuration.md).
+with the values of a preset. A setting is given as a flag (`--optimizer.lr 1e-4` or `optimizer.lr=1e-4`) or as a key of
+a YAML file; see [Configuration](../guides/configuration.md).
 """
 
 
