@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -92,7 +93,7 @@ def test_lists_and_tables_follow_a_blank_line():
     """Python-Markdown, unlike GitHub, takes a list or table directly below a paragraph for more of its text."""
     for page in PAGES[1:]:
         lines = prose(page).splitlines()
-        for above, line in zip(lines, lines[1:], strict=False):
+        for above, line in pairwise(lines):
             starts = re.match(r"(- |\* |1\. |\|)", line)
             if starts and above.strip() and not re.match(r"(\s|- |\* |\d+\. |\|)", above):
                 pytest.fail(f"{page.relative_to(ROOT)}: no blank line above {line!r}")
