@@ -22,15 +22,19 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-@pytest.fixture(scope="module")
-def docs_settings() -> ModuleType:
-    """scripts/docs_settings.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("docs_settings", ROOT / "scripts/docs_settings.py")
+def script(name: str) -> ModuleType:
+    """A module of scripts/, which is not a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def docs_settings() -> ModuleType:
+    return script("docs_settings")
 
 
 def prose(page: Path) -> str:
@@ -148,3 +152,28 @@ def test_types_are_written_out(docs_settings, hint, text):
 def test_a_type_without_a_text_is_an_error(docs_settings):
     with pytest.raises(TypeError, match="bytes"):
         docs_settings.type_text(bytes)
+
+
+# ---- docstrings of public names
+
+LONG = "\n    a = 1\n    b = 2\n    c = 3\n    return a + b + c\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("a = 1\n", ["module"]),
+        (f'"""Text."""\ndef public():{LONG}', ["public"]),
+        (f'"""Text."""\ndef public():\n    """Text."""{LONG}', []),
+        (f'"""Text."""\ndef _private():{LONG}', []),
+        ('"""Text."""\ndef short():\n    return 1\n', []),
+        (
+            f'"""Text."""\nclass Public:\n    """Text."""\n    def method(self):{LONG.replace("    ", "        ")}',
+            ["method"],
+        ),
+        (f'"""Text."""\nclass _Private:\n    """Text."""\n    def method(self):{LONG.replace("    ", "        ")}', []),
+        (f'"""Text."""\ndef outer():\n    """Text."""\n    def inner():{LONG.replace("    ", "        ")}', []),
+    ],
+)
+def test_public_names_need_docstrings(source, names):
+    assert [gap.split(": ")[-1] for gap in script("docs_coverage").missing(source, "file.py")] == names
