@@ -5,7 +5,7 @@
 `block`, `step` and `none` are ours. `public` does what the public code does: every step with a graph, the prediction
 detached before the first step that learns, a checkpoint around the whole network, the decoder's graph kept. Peak memory
 is that of the process (of the tensors on a GPU), with what it had before the update beside it. Writes
-docs/backprop-memory.json.
+docs/results/backprop-memory.json.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--last", default="1,5,10,20,50", help="comma-separated numbers of steps that learn")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("docs/backprop-memory.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/backprop-memory.json"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

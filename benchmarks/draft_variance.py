@@ -1,4 +1,4 @@
-"""Variance of one image's gradient in DRaFT-1 and DRaFT-LV: the table of docs/methods/draft.md.
+"""Variance of one image's gradient in DRaFT-1 and DRaFT-LV: the table of docs/results/draft.md.
 
     python benchmarks/draft_variance.py [--images 32]
 
@@ -8,7 +8,7 @@ variances, and the squared mean M = |mean g|^2 - V / n, which has no bias but a 
 DRaFT-1's gradient is smaller by the weight w that the last step gives to the network's estimate, so V / w^2 is what
 compares with DRaFT-LV's V.
 DRaFT-LV's gradient is the mean of those of its noises, and that of n noises the mean of the first n of 8.
-Writes docs/draft-variance.json.
+Writes docs/results/draft-variance.json.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def summary(found: Tensor) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=Path("docs/draft-variance.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/draft-variance.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model("bundled", "fp32", torch.device("cpu"))

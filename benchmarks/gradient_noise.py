@@ -8,7 +8,7 @@ Each weight is divided by the root of its mean square, as Adam does. With g_i th
 g_i . g_j over pairs of different blocks is an estimate of the squared length of what they have in common, S, without
 bias; the mean of g_i . g_i is S + N. S/N is what one block tells: N/S blocks together make a gradient half of which is
 signal.
-The standard error of S takes the pairs for independent. Writes docs/gradient-noise.json.
+The standard error of S takes the pairs for independent. Writes docs/results/gradient-noise.json.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="ddpo-clip")
     parser.add_argument("--blocks", type=int, default=48)
-    parser.add_argument("--out", type=Path, default=Path("docs/gradient-noise.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/gradient-noise.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {"preset": arguments.preset, "blocks": arguments.blocks, "images a block": SIZE}

@@ -1,4 +1,4 @@
-"""How far log-probabilities are off before the first update, by the number of rows in a micro-batch: docs/ddpo.md.
+"""How far log-probabilities are off before the first update, by rows in a micro-batch: docs/results/ddpo.md.
 
     python benchmarks/ratio.py [--precision bf16]
 

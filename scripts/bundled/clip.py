@@ -5,7 +5,7 @@
     python scripts/bundled/clip.py measure
 
 `train` makes a transformers CLIPModel and CLIPProcessor; a build that was interrupted goes on from its last checkpoint.
-`taste` fits the aesthetic head on it. `measure` writes docs/clip.json. Times are in docs/bundled-clip.md.
+`taste` fits the aesthetic head on it. `measure` writes docs/results/clip.json. Times: docs/results/bundled-clip.md.
 
 Half of the drawings pass through the bundled VAE first, so that the model's images are in distribution. Beside each
 caption stands one that is false of the drawing by a single change. A head that is thrown away afterwards has to find
@@ -515,7 +515,7 @@ def clip_score(clip: Clip, x: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def measure(_: Path) -> None:
-    """Everything that docs/bundled-clip.md says, into docs/clip.json."""
+    """Everything that docs/results/bundled-clip.md says, into docs/results/clip.json."""
     torch.manual_seed(8)
     clip, (drawn, scenes) = load_clip(str(FOLDER), "measure"), drawings(HELD_OUT, START + SCENES)
     layers = head(load_file(FOLDER / HEAD)) if (FOLDER / HEAD).is_file() else None
@@ -534,7 +534,7 @@ def measure(_: Path) -> None:
         print(name, json.dumps(result[name]), flush=True)
     result["samples"] = on_samples(clip)
     print(json.dumps(result["samples"], indent=1), flush=True)
-    (ASSETS.parents[2] / "docs/clip.json").write_text(json.dumps(result, indent=1) + "\n")
+    (ASSETS.parents[2] / "docs/results/clip.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 STAGES = {"train": train, "taste": fit_taste, "measure": measure}

@@ -1,6 +1,6 @@
-"""How well the bundled model follows prompts, by the judge: docs/bundled-model.md's table and images.
+"""How well the bundled model follows prompts, by the judge: docs/results/bundled-model.md's table and images.
 
-python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/bundled-model.json]
+python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/results/bundled-model.json]
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--each", type=int, default=1, help="images of each prompt")
-    parser.add_argument("--out", type=Path, default=Path("docs/bundled-model.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bundled-model.json"))
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     grid, result = model.process.grid(STEPS), {}

@@ -1,6 +1,6 @@
-"""Draws docs/pixel-models.png: 32 images of each of the two small models.
+"""Draws docs/results/pixel-models.png: 32 images of each of the two small models.
 
-python scripts/digits/show.py [--work benchmarks/models] [--out docs/pixel-models.png]
+python scripts/digits/show.py [--work benchmarks/models] [--out docs/results/pixel-models.png]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COUNT, STEPS = 32, 25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("benchmarks/models"))
-    parser.add_argument("--out", type=Path, default=Path("docs/pixel-models.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/pixel-models.png"))
     arguments = parser.parse_args()
     shown = []
     for name, prompts in (("digits", "none"), ("drawn32", "bundled-kinds")):
