@@ -444,7 +444,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_network_alone(tmp_path, pla
     names = [name for name, _ in plain.network.named_parameters()]
     good = {key: value.contiguous() for key, value in peft_names(made(plain.network, ("attn1.to_q",))).items()}
     given = make(tmp_path / "x", good)
-    for call in (plain.apply, lambda folder: adapter_files.read(folder, plain.network)):
+    for call in (plain.weights.load, lambda folder: adapter_files.read(folder, plain.network)):
         with pytest.raises(TastemakerError, match=message) as error:
             call(given)
         assert "\n" not in str(error.value)
