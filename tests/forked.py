@@ -6,6 +6,7 @@ of `tastemaker`. This module imports neither, so that a child that runs `run_scr
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -38,8 +39,10 @@ class Child:
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
             forkserver.ensure_running()
         given = dict(os.environ) | {"OMP_NUM_THREADS": "1"} | (environment or {})
-        self.process = made.Process(target=_begin, args=(function, arguments, str(log), given), daemon=True)
+        self.process = made.Process(target=_begin, args=(function, arguments, str(log), given))
         self.process.start()
+        # Not a daemon, since it may start processes itself; so that one which a failed test left ends with the tests:
+        atexit.register(self.process.kill)
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -134,3 +137,17 @@ class Group:
             c.output()[-3000:] for c in self.children
         )
         return "".join(child.output() for child in self.children)
+
+
+def under_torchrun(count: int, function: Callable[..., Any], *arguments: Any) -> None:
+    """What torchrun's command does, with a function in the place of a script: its agent and its handling of signals.
+
+    Its processes are forked, so it is for a `Child`, which has nothing but imported libraries.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, start_method="fork", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0,
+    )  # fmt: skip
+    elastic_launch(config, function)(*arguments)

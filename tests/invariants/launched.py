@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+from drawing import undrawn
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.cli.main import main
 from tastemaker.training import rounds, run, setup
@@ -78,7 +79,7 @@ def run_lines(*words: str) -> int:
     """Does what the words say (see above); returns the exit code."""
     torch.set_num_threads(1)
     words = list(words)
-    patches = []
+    patches = [undrawn()]
     if words[0] == "--sharded":
         # accelerate shards on accelerators only, but what it calls works with gloo on a CPU as well.
         words = words[1:]
@@ -107,5 +108,10 @@ def run_lines(*words: str) -> int:
     return main(words)
 
 
+def run_and_exit(*words: str) -> None:
+    """As a script."""
+    sys.exit(run_lines(*words))
+
+
 if __name__ == "__main__":
-    sys.exit(run_lines(*sys.argv[1:]))
+    run_and_exit(*sys.argv[1:])

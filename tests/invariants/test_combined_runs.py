@@ -49,7 +49,7 @@ def mixed(url):
 @pytest.fixture(scope="module")
 def finished(checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("combined") / "whole"
-    with Scripted([]) as server:
+    with Scripted([]) as server, drawn():
         assert main(words(checkpoint, run, mixed(server.url))) == 0
     return run
 

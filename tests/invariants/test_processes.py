@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import run_lines
+from launched import run_and_exit, run_lines
 from safetensors.torch import load_file
 
-from forked import Child, Group, finish
+from forked import Child, Group, finish, under_torchrun
 from tastemaker.cli.main import main
 
 SCRIPT = Path(__file__).parent / "launched.py"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+CPU = {"ACCELERATE_USE_CPU": "true"}
+ENVIRONMENT = os.environ | CPU | {"OMP_NUM_THREADS": "1"}
 SETTINGS = [
     "--reward", "smooth:redness", "--prompts", "ddpo-animals", "--rounds", "3", "sampling.steps=4",
     "sampling.samples=16", "sampling.per_prompt=4", "sampling.batch=2", "optimizer.updates=2", "optimizer.rows=8",
@@ -92,9 +93,8 @@ def test_gradients_that_are_not_synchronised_would_be_noticed(alone, checkpoint,
 
 def test_a_process_that_dies_ends_the_others_with_the_reason(checkpoint, tmp_path):
     run = tmp_path / "run"
-    child = torchrun(2, ["--die-in-round", "2", *words(checkpoint, run, "--rounds", "1000")])
-    _, errors = child.communicate(timeout=240)
-    assert child.returncode != 0
+    arguments = ["--die-in-round", "2", *words(checkpoint, run, "--rounds", "1000")]
+    errors = finish(Child(under_torchrun, 2, run_and_exit, *arguments, log=tmp_path / "log", environment=CPU), 1)
     assert "Signal 9 (SIGKILL)" in errors, errors[-3000:]
     assert (run / "checkpoints/step-000001").is_dir()
 
@@ -114,13 +114,11 @@ def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(alone, checkpo
     run = tmp_path / "run"
     arguments = words(checkpoint, run, "--rounds", "500", "checkpoint.every=1000")
     arguments = ["--sigterm-in-round", "2", str(tmp_path), *arguments]
-    child = torchrun(count, arguments) if count > 1 else Child(run_lines, *arguments, log=tmp_path / "log")
+    how = (under_torchrun, count, run_and_exit) if count > 1 else (run_lines,)
+    child = Child(*how, *arguments, log=tmp_path / "log", environment=CPU)
     wait_until_here(tmp_path, count, child)
     child.send_signal(signal.SIGTERM)
-    if count == 1:
-        errors = finish(child, 75)
-    else:
-        _, errors = child.communicate(timeout=240)
+    errors = finish(child, 1 if count > 1 else 75)  # torchrun has an exit code of its own
     assert "stopped by SIGTERM after round 2 of 500; saved up to round 2; go on with: " in errors
     assert max(record["round"] for record in metrics(run) if "round" in record) == 2
     assert (run / "checkpoints/step-000002").is_dir()

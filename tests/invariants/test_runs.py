@@ -12,6 +12,7 @@ import time
 import pytest
 from safetensors.torch import load_file
 
+from drawing import drawn
 from tastemaker.cli.main import main
 
 SETTINGS = [
@@ -33,7 +34,8 @@ def metrics(run):
 @pytest.fixture(scope="module")
 def finished(checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(words(checkpoint, run)) == 0
+    with drawn():
+        assert main(words(checkpoint, run)) == 0
     return run
 
 
