@@ -66,9 +66,9 @@ class Child:
         return self.log.read_text() if self.log.exists() else ""
 
 
-def finish(child: Child, code: int = 0) -> str:
+def finish(child: Child, code: int = 0, seconds: float = SECONDS) -> str:
     """Waits for a child, which must end with this exit code, and returns what it wrote."""
-    found = child.wait()
+    found = child.wait(seconds)
     assert found == code, f"exit code {found}\n{child.output()[-3000:]}"
     return child.output()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from drawing import drawn
 from serving import Scripted, redness
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config
