@@ -18,6 +18,8 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it has only its own folder
+
 from drawing import undrawn
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.cli.main import main
