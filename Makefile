@@ -28,13 +28,11 @@ demo: install ## DDPO on the bundled model, in minutes on a CPU: simple images
 demo-incompressibility: install ## the same with the opposite reward: busy images
 	$(BIN)/tastemaker train ddpo-incompressibility
 
-# Two at a time, as they run on one thread each; then those that measure time, or take both processors, by themselves.
+# Two at a time, as they run on one thread each.
 WORKERS ?= 2
-QUICK = not slow and not gpu
 
 test: install ## all tests that need no GPU and no long time
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "$(QUICK) and not alone"
-	$(BIN)/python -m pytest -q -m "$(QUICK) and alone"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: install ## the longer tests: full-size Stable Diffusion, the judge's validation
 	$(BIN)/python -m pytest -q -m slow

@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,12 +191,12 @@ def trial(number: int, work: Path, start: list[str], undisturbed: list[str], len
     raise SystemExit(f"trial {number} does not end:\n{log.read_text()[-3000:]}")
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     work = arguments.work or Path(tempfile.mkdtemp())
     start = ["train", "ddpo-compressibility", "--model", str(tiny.folder(work / "sd")), *SETTINGS]

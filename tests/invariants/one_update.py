@@ -1,9 +1,8 @@
-"""One round in float64, and the gradients of its first update. As a script: `one_update.py config.yaml out ...`."""
+"""One round in float64, and the gradients of its first update."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,16 +70,11 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     return captured, record | {"images": images}
 
 
-def main(*files: str) -> None:
-    """Saves the gradients and the record from the first process, of each config."""
-    torch.set_num_threads(1)
-    for file, out in zip(files[::2], files[1::2], strict=True):
-        gradients, metrics = first_gradients(load_config(Path(file), Config()), Path(out))
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            save_file(gradients, f"{out}.safetensors")
-            Path(f"{out}.json").write_text(json.dumps(metrics))
-
-
-if __name__ == "__main__":
+def in_a_group(*files: str) -> None:
+    """Saves the gradients and the record from the first of several processes, of each `config.yaml out`."""
     with process_group():
-        main(*sys.argv[1:])
+        for file, out in zip(files[::2], files[1::2], strict=True):
+            gradients, metrics = first_gradients(load_config(Path(file), Config()), Path(out))
+            if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+                save_file(gradients, f"{out}.safetensors")
+                Path(f"{out}.json").write_text(json.dumps(metrics))

@@ -1,7 +1,5 @@
 """Adapters: off is the base model, at first they change nothing, and diffusers loads what was saved."""
 
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -10,6 +8,7 @@ import torch
 from PIL import Image
 
 import tiny
+from forked import Child, finish, run_script
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.images import images
@@ -115,8 +114,7 @@ def test_a_fresh_process_with_diffusers_alone_gives_the_same_images(tmp_path, tu
             image.save(f"{{root}}/{{i}}.png")
         assert "tastemaker" not in __import__("sys").modules
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish(Child(run_script, script, log=tmp_path / "log"))
     for index in range(2):
         theirs = np.asarray(Image.open(tmp_path / f"{index}.png")).astype(int)
         ours = (expected[index].permute(1, 2, 0) * 255).round().numpy().astype(int)

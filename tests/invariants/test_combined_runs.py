@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from drawing import drawn
 from serving import Scripted, redness
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config
@@ -49,7 +50,7 @@ def mixed(url):
 @pytest.fixture(scope="module")
 def finished(checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("combined") / "whole"
-    with Scripted([]) as server:
+    with Scripted([]) as server, drawn():
         assert main(words(checkpoint, run, mixed(server.url))) == 0
     return run
 

@@ -1,8 +1,6 @@
 """Mixed adapters through the real sampler, files and libraries: ends are exact, the middle is the dense merge."""
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 import tiny
+from forked import Child, finish, run_script
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.config.yaml_file import dump_config
@@ -189,8 +188,7 @@ def test_diffusers_and_peft_alone_load_a_mixture(world):
             torch.save(pipe.unet(x, 500, **given).sample, f"{{root}}/theirs.pt")
         assert "tastemaker" not in __import__("sys").modules
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish(Child(run_script, script, log=root / "log"))
     # Not bit for bit: where the weights lie in memory decides how they are added up.
     torch.testing.assert_close(torch.load(root / "theirs.pt", weights_only=True), expected, rtol=1e-5, atol=2e-6)
 

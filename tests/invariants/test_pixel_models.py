@@ -1,7 +1,5 @@
 """Pixel-space models: the images of diffusers' own pipeline, classes as prompts, and adapters."""
 
-import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 
 import tiny
+from forked import Child, finish, run_script
 from tastemaker.algorithms.base import Task
 from tastemaker.cli.main import main
 from tastemaker.diffusion.sampler import sample
@@ -295,8 +294,7 @@ def test_a_fresh_process_without_tastemaker_gives_the_same_images(tmp_path, tuni
         numpy.save("images.npy", pipe(batch_size=2, num_inference_steps=5, eta=0.0, output_type="np").images)
         assert "tastemaker" not in sys.modules
     """)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish(Child(run_script, script, tmp_path, log=tmp_path / "log"))
     ours = shown(model, chosen, eta=0.0).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - np.load(tmp_path / "images.npy")).max() < 1e-4
 

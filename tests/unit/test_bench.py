@@ -30,8 +30,6 @@ from tastemaker.training import rounds, setup
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 
-pytestmark = pytest.mark.alone
-
 PRESET = "ddpo-compressibility"
 # Batches that do not divide: 6 images by 4, and 3 of each update with 3 of 4 steps trained, 9 rows by 4.
 SMALL = (

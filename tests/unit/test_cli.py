@@ -61,7 +61,6 @@ def make_run(folder: Path, config: Config | None = None) -> Path:
 # ---------------------------------------------------------------- help
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["ls"], ["train", "nothing"]])
 def test_torch_stays_out_of_help_lists_and_mistakes(words: list[str]):
     code = "assert 'torch' not in sys.modules, 'torch'; assert 'diffusers' not in sys.modules"
@@ -69,7 +68,6 @@ def test_torch_stays_out_of_help_lists_and_mistakes(words: list[str]):
     assert done.returncode == (2 if "nothing" in words else 0), done.stderr
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["train", PRESET, "--help"]])
 def test_help_takes_less_than_three_tenths_of_a_second(words: list[str]):
     """On a machine that reads four of Python's own modules in 0.12 s: a slow one, or a slow hour, is slow at both."""
