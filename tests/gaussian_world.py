@@ -21,6 +21,7 @@ from tastemaker.algorithms.base import Task
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import PromptSet
 from tastemaker.diffusion.process import Grid, output_scale, x0_from
+from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
@@ -202,6 +203,6 @@ def session(config: Config, world: World, prompts: Sequence[str], optimizer: Any
     )  # fmt: skip
     display = Display(config.rounds, enabled=False)
     return Session(
-        config, accelerator, world, optimizer(groups), taste, PromptSet(tuple(prompts), (1.0,) * len(prompts)), task,
-        State(), display, Stop(accelerator), config.window, rates,
+        config, accelerator, world, optimizer(groups), as_reward(taste),
+        PromptSet(tuple(prompts), (1.0,) * len(prompts)), task, State(), display, Stop(accelerator), config.window, rates,
     )  # fmt: skip

@@ -24,6 +24,7 @@ from tastemaker.diffusion.sampler import sample
 from tastemaker.errors import ConfigError
 from tastemaker.models.stable_diffusion import LatentUNet, SchedulerProcess
 from tastemaker.models.tuning import Tuning
+from tastemaker.rewards.base import as_reward
 from tastemaker.training.backprop_round import learning_steps
 from tastemaker.training.update import micro_batches
 from tastemaker.types import Cond, Draw, Rollout, Rows
@@ -312,7 +313,7 @@ def test_a_image_noised_and_seen_again():
 
 def task(model, eta=0.0, guidance=3.0, seen=None):
     cond = told(model, guidance)
-    made = Task(model, model.process.grid(T), eta, cond.empty, guidance, reward=warmth)
+    made = Task(model, model.process.grid(T), eta, cond.empty, guidance, reward=as_reward(warmth))
     return made if seen is None else replace(made, seen=seen)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tastemaker.config.schema import Config, Evaluation, Optimizer, Sampling
+from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup
 
@@ -29,7 +30,7 @@ def seconds_of_a_round(checkpoint, tmp_path, monkeypatch, wait):
         time.sleep(wait)
         return x.mean((1, 2, 3))
 
-    session = replace(session, reward=slow)
+    session = replace(session, reward=as_reward(slow))
     original = rounds.sample
 
     def sampled(*arguments, **named):

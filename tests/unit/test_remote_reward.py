@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import serving
+from scoring import total
 from serving import GOOD, Scripted, changed, cut, drip, good, hang_up, raw, redness, served, slow
 from tastemaker.errors import ConfigError, RewardError, RewardUnavailable
-from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving import client as client_module
 from tastemaker.rewards.serving import retry
@@ -46,7 +46,7 @@ def client(name, **settings):
 def test_a_batch_is_cut_asked_and_put_together_in_order():
     with Scripted(lambda n: slow(0.05 * (3 - n))) as server:  # the first asked answers last
         ask, _ = client(server.url)
-        assert score(ask, X, PROMPTS).equal(EXACT)
+        assert total(ask, X, PROMPTS).equal(EXACT)
         assert sorted(len(asked.prompts) for asked in server.asked) == [1, 2, 2]
         assert (ask.differentiable, ask.space) == (False, "image")
 
@@ -65,7 +65,7 @@ def test_requests_run_side_by_side_and_not_more_than_so_many():
 
     with Scripted(lambda n: count) as server:
         ask, _ = client(server.url, batch=1, in_flight=2)
-        assert score(ask, X, PROMPTS).equal(EXACT)
+        assert total(ask, X, PROMPTS).equal(EXACT)
     assert most[0] == 2
 
 
@@ -105,7 +105,7 @@ PASSING = {
 def test_what_passes_is_tried_again(what):
     with Scripted([PASSING[what]]) as server:
         ask, said = client(server.url, timeout=2.0 if what in SILENT else 60.0, wait=60)
-        assert score(ask, X, PROMPTS).equal(EXACT)
+        assert total(ask, X, PROMPTS).equal(EXACT)
         assert len(server.asked) == 4
     assert len(said) == 2
     assert "trying again, for up to 60 s" in said[0]
@@ -118,7 +118,7 @@ def test_what_does_not_pass_ends_in_an_error_in_time(what):
         ask, _ = client(server.url, timeout=0.3 if what in SILENT else 60.0, wait=0.3, tries=3)
         began = time.monotonic()
         with pytest.raises(RewardError, match="gave no numbers after") as caught:
-            score(ask, X, PROMPTS)
+            total(ask, X, PROMPTS)
         assert time.monotonic() - began < 30
         assert "\n" not in str(caught.value)
         nonsense = not isinstance(caught.value, RewardUnavailable)
@@ -153,7 +153,7 @@ def test_nobody_there():
     ask, said = client("http://127.0.0.1:9", wait=0.3)
     began = time.monotonic()
     with pytest.raises(RewardUnavailable, match=r"gave no numbers after \d+ tries in \d+ s: .*ConnectError"):
-        score(ask, X, PROMPTS)
+        total(ask, X, PROMPTS)
     assert 0.1 < time.monotonic() - began < 30
     assert len(said) == 1
 
@@ -162,12 +162,12 @@ def test_a_server_that_comes_back_is_found():
     first = Scripted([])
     port = first.port
     ask, said = client(first.url, wait=20)
-    score(ask, X, PROMPTS)
+    total(ask, X, PROMPTS)
     first.close()
     second = []
     timer = threading.Timer(0.4, lambda: second.append(Scripted([], port)))
     timer.start()
-    assert score(ask, 1 - X, PROMPTS).equal(redness(1 - X, PROMPTS))
+    assert total(ask, 1 - X, PROMPTS).equal(redness(1 - X, PROMPTS))
     timer.join()
     second[0].close()
     assert "answers again" in said[-1]
@@ -199,7 +199,7 @@ def test_another_server_takes_over():
         ask, said = client(f"remote:http://127.0.0.1:9,{bad.url},{fine.url}/", wait=20)
         for turn in range(4):
             x = (X + turn) / 4
-            assert score(ask, x, PROMPTS).equal(redness(x, PROMPTS))
+            assert total(ask, x, PROMPTS).equal(redness(x, PROMPTS))
         # Once it has failed, the others are preferred for a while.
         assert len(bad.asked) <= 3
         assert len(fine.asked) == 12
@@ -209,7 +209,7 @@ def test_another_server_takes_over():
 def test_two_servers_share_the_work():
     with Scripted([]) as one, Scripted([]) as other:
         ask, _ = client(f"{one.url},{other.url}", batch=1)
-        score(ask, X, PROMPTS)
+        total(ask, X, PROMPTS)
         assert sorted((len(one.asked), len(other.asked))) == [2, 3]
 
 
@@ -246,7 +246,7 @@ def test_a_call_can_be_ended_from_another_thread():
         threading.Timer(0.3, ask.cancel).start()
         began = time.monotonic()
         with pytest.raises(RewardUnavailable, match="not waited for any longer"):
-            score(ask, X, PROMPTS)
+            total(ask, X, PROMPTS)
         assert time.monotonic() - began < 20
         ask.cancel()  # nothing is under way: nothing happens
 
@@ -280,7 +280,7 @@ def test_inside_an_event_loop():
     import asyncio
 
     async def notebook():
-        return score(ask, X, PROMPTS)
+        return total(ask, X, PROMPTS)
 
     with Scripted([]) as server:
         ask, _ = client(server.url)
@@ -340,4 +340,4 @@ def test_no_proxy_of_the_environment_sees_the_images(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with served(serving.redness) as url:
         ask, _ = client(url)
-        assert score(ask, X, PROMPTS).equal(EXACT)
+        assert total(ask, X, PROMPTS).equal(EXACT)

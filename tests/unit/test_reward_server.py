@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
+from scoring import total
 from serving import port_of, redness, served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.protocol import (
     JSON,
@@ -217,9 +217,9 @@ def test_only_with_the_token_and_before_anything_is_read(monkeypatch):
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
         with pytest.raises(RewardError, match=r"refuses: status 401: a token is needed.*TASTEMAKER_REWARD_TOKEN"):
-            score(load_reward(url), X, "abc")
+            total(load_reward(url), X, "abc")
         monkeypatch.setenv("TASTEMAKER_REWARD_TOKEN", "right")
-        assert score(load_reward(url, Remote(format="safetensors")), X, "abc").equal(redness(X, "abc"))
+        assert total(load_reward(url, Remote(format="safetensors")), X, "abc").equal(redness(X, "abc"))
 
 
 def test_a_server_of_this_machine_answers_to_its_own_names_only(url):
@@ -264,7 +264,7 @@ def test_requests_that_wait_are_joined_up_to_a_limit_and_by_size():
         return redness(x, prompts)
 
     def ask(x):
-        return score(load_reward(url, Remote(format="safetensors", batch=64)), x, ["a"] * len(x))
+        return total(load_reward(url, Remote(format="safetensors", batch=64)), x, ["a"] * len(x))
 
     wide, many = torch.rand(2, 3, 8, 9), torch.rand(9, 3, 8, 8)
     with served(watched, join=0.05, max_batch=6) as url, ThreadPoolExecutor(8) as threads:
@@ -299,7 +299,7 @@ def test_joining_can_be_turned_off():
 
     with served(watched, join=0.0) as url:
         ask = load_reward(url, Remote(format="safetensors", batch=1, in_flight=3))
-        assert score(ask, X, "abc").equal(redness(X, "abc"))
+        assert total(ask, X, "abc").equal(redness(X, "abc"))
     assert calls == [1, 1, 1]
 
 

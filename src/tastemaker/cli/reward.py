@@ -86,12 +86,12 @@ def _serve(args: ServeArgs) -> int:
             "--without-token where everybody who reaches it may ask"
         )
     reward = load_reward(name, vlm=args.vlm)
-    if unmeasured := getattr(reward, "unmeasured", []):
+    if unmeasured := reward.unmeasured:
         raise ConfigError(
             f"{unmeasured[0]} is measured on a run's base model, which a server does not have: serve what is in the "
             f"brackets, and let the run standardise it: --reward 'standardise(http://{args.host}:{args.port})'"
         )
-    if getattr(reward, "space", "image") != "image":
+    if reward.space != "image":
         raise ConfigError(f"the reward {name} is on latents, and only rewards on images can be served")
     limits = Limits(int(args.max_body_mib * 2**20), args.max_images, int(args.max_megapixels * 1e6))
     service = Service(

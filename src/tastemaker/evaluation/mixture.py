@@ -19,8 +19,8 @@ from tastemaker.evaluation.images import fixed_draw, images, load_here, to_pil
 from tastemaker.models import adapter_files, lora
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
 from tastemaker.printing import readable
-from tastemaker.rewards.base import score
-from tastemaker.rewards.combination import Combination, score_together
+from tastemaker.rewards.base import combined, leaf_scores
+from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.registry import load_reward
 from tastemaker.spread import moments
 
@@ -109,10 +109,12 @@ def _measure(plan: Plan, door: Any, folder: Path, found: dict[str, Any], advance
     def look() -> tuple[dict[str, Tensor], list[Any]]:
         x = images(door, draw, grid, sampling.guidance, sampling.eta, BATCH, advance)
         first = x[:: plan.n][:ROWS]
+        answers = leaf_scores(rewards, x, draw.prompts)
         for reward in rewards.values():
             if isinstance(reward, Combination) and reward.unmeasured:  # so these are the base model's
-                reward.measure(score_together(reward.rewards, x, draw.prompts))
-        return {name: score(reward, x, draw.prompts) for name, reward in rewards.items()}, to_pil(first)
+                reward.measure(answers)
+        scores = combined(rewards, answers, draw.prompts)
+        return {name: one.total for name, one in scores.items()}, to_pil(first)
 
     base, shown = look()
     columns = [shown]

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from tastemaker.drawings.scene import KINDS, NUMBERS, Request, Scene, Thing, Wanted, relation_of
 from tastemaker.errors import RewardError, nearest
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import RewardFunction, reward
 
 _STOP = frozenset(("a", "an", "the", "of", "on", "and", "with", "background"))
 """Words that say nothing, or that every caption has."""
 _SINGULAR = {kind + "s": kind for kind in KINDS}
 
 
-def caption_score(how: str) -> Reward:
+def caption_score(how: str) -> RewardFunction:
     """The reward `caption-score:HOW`, at most 1: recall of the prompt in the judge's caption of the image.
 
     `words`: the share of the prompt's words that are in the caption (`word_recall`), in [0,1]. `embeddings`: BERTScore

@@ -123,7 +123,7 @@ def children(node: Node) -> tuple[Node, ...]:
             return ()
 
 
-def written(node: Node, rename: Callable[[str], str] = lambda name: name) -> str:
+def to_text(node: Node, rename: Callable[[str], str] = lambda name: name) -> str:
     """A tree as text, which `parse` reads as an equal tree; its parts under other names where `rename` gives them."""
     match node:
         case Part(name):
@@ -131,15 +131,15 @@ def written(node: Node, rename: Callable[[str], str] = lambda name: name) -> str
         case Constant(value):
             return f"{value:g}" if float(f"{value:g}") == value else repr(value)
         case Sum(terms):
-            return f"({' + '.join(written(term, rename) for term in terms)})"
+            return f"({' + '.join(to_text(term, rename) for term in terms)})"
         case Product(factors):
-            return f"({' * '.join(written(factor, rename) for factor in factors)})"
+            return f"({' * '.join(to_text(factor, rename) for factor in factors)})"
         case Minimum(of):
-            return f"min({', '.join(written(one, rename) for one in of)})"
+            return f"min({', '.join(to_text(one, rename) for one in of)})"
         case Clip(of, low, high):
-            return f"clip({written(of, rename)}, {written(Constant(low))}, {written(Constant(high))})"
+            return f"clip({to_text(of, rename)}, {to_text(Constant(low))}, {to_text(Constant(high))})"
         case Standardise(of):
-            return f"standardise({written(of, rename)})"
+            return f"standardise({to_text(of, rename)})"
 
 
 def without_addresses(name: str) -> str:
@@ -148,7 +148,7 @@ def without_addresses(name: str) -> str:
     if not any(is_remote(part) or is_vlm(part) for part in parts(tree)):
         return name
     without = lambda part: "remote" if is_remote(part) else without_servers(part)  # noqa: E731
-    return without(name) if isinstance(tree, Part) else written(tree, without)
+    return without(name) if isinstance(tree, Part) else to_text(tree, without)
 
 
 def labels(names: Sequence[str]) -> list[str]:
@@ -156,7 +156,7 @@ def labels(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         tree = parse(name)
-        text = written(tree, _short) if any(_short(part) != part for part in parts(tree)) else name
+        text = to_text(tree, _short) if any(_short(part) != part for part in parts(tree)) else name
         count = 1
         while (label := text if count == 1 else f"{text}-{count}") in found:
             count += 1

@@ -23,8 +23,7 @@ from tastemaker.algorithms.advantage import (
 )
 from tastemaker.diffusion.losses import adaptive_kl
 from tastemaker.diffusion.sampler import batches, sample
-from tastemaker.rewards.base import Reward
-from tastemaker.rewards.combination import leaves, score_together, total
+from tastemaker.rewards.base import Reward, combined, leaf_scores
 from tastemaker.rewards.expression import labels
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.backprop_round import pathwise_round
@@ -93,15 +92,15 @@ def _evaluated(session: Session, draw: Draw) -> Evaluation:
     ):  # fmt: skip
         _, images, found = collect(session, draw, keep=(), rewards=every)
     session.measure(found)
-    totals = {name: total(name, reward, found, draw.prompts) for name, reward in every.items()}
-    parts = {name: found[name] for name in leaves({session.config.reward: session.reward})}
+    scores = combined(every, found, draw.prompts)
+    own = scores[session.config.reward]
     return Evaluation(
         draw,
         images,
-        totals[session.config.reward],
+        own.total,
         verdicts(session, images, draw.prompts),
-        parts if parts.keys() != {session.config.reward} else {},
-        {name: totals[name] for name in session.others},
+        own.parts,
+        {name: scores[name].total for name in session.others},
     )
 
 
@@ -119,7 +118,7 @@ def collect(
     """
     sampling, model = session.config.sampling, session.model
     parts, images = [], []
-    with _scorer(leaves(rewards or {session.config.reward: session.reward})) as scorer:
+    with _scorer(rewards or {session.config.reward: session.reward}) as scorer:
         # The branches of a root are sampled together.
         size = max(1, sampling.batch // sampling.branches) * sampling.branches
         for places in batches(len(draw), size):
@@ -141,7 +140,7 @@ def collect(
         alone = session.accelerator.num_processes == 1
         answers = [answer.result() for answer in scorer.finished(between if alone else lambda: None)]
         session.seconds["score"] += time.perf_counter() - start
-    found = {name: torch.cat([answer[name] for answer in answers]) for name in scorer.rewards}
+    found = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
     return concat(parts), torch.cat(images), found
 
 
@@ -169,12 +168,12 @@ class _Scorer:
 
     def cancel(self) -> None:
         for reward in self.rewards.values():
-            getattr(reward, "cancel", lambda: None)()
+            reward.cancel()
 
     def _score(self, x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         self.check()
         try:
-            return score_together(self.rewards, x, prompts)
+            return leaf_scores(self.rewards, x, prompts)
         except BaseException as error:  # a reward may raise KeyboardInterrupt
             self.failed = error
             raise
@@ -226,10 +225,10 @@ def sampled_round(session: Session) -> dict[str, Any]:
     with session.phase("sample", len(mine) * sampling.steps), session.inference():
         rollout, images, found = collect(session, own, keep, session.stop.check)
     session.stop.check()
-    own_reward = total(config.reward, session.reward, found, own.prompts)
+    scores = combined({config.reward: session.reward}, found, own.prompts)[config.reward]
+    own_reward = scores.total
     reward = gathered(accelerator, own_reward, len(draw), config.slices)
-    parts = {} if config.reward in found else found
-    parts = {name: gathered(accelerator, values, len(draw), config.slices) for name, values in parts.items()}
+    parts = {name: gathered(accelerator, values, len(draw), config.slices) for name, values in scores.parts.items()}
     advantage = advantages(session, draw, reward)
     # Pairs must not depend on which images a process has, so that they stay within what it surely has together.
     paired = getattr(config.algorithm, "keep_groups_together", False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import RewardFunction, reward
 from tastemaker.rewards.learned.clip_model import BUNDLED, load_clip
 from tastemaker.rewards.learned.weights import downloaded, read_weights
 
@@ -24,7 +24,7 @@ _LAYER = re.compile(r"^(?:layers\.)?(\d+)\.(weight|bias)$")
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
 
-def aesthetic(source: str) -> Reward:
+def aesthetic(source: str) -> RewardFunction:
     """The reward `aesthetic:WEIGHTS`: a score [B] of images, of a head on a CLIP's image feature of length 1.
 
     WEIGHTS is `bundled`, a file of LAION's form (`sac+logos+ava1-l14-linearMSE.pth`, or safetensors), a hub name of a

@@ -16,7 +16,7 @@ from torch import Tensor
 from tastemaker.drawings.scene import KINDS, Wanted, parse
 from tastemaker.errors import RewardError
 from tastemaker.hub import hub_cause
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import RewardFunction, reward
 from tastemaker.rewards.judge import look, present
 from tastemaker.rewards.learned.device import place_for
 from tastemaker.rewards.learned.preprocess import Preprocess
@@ -26,7 +26,7 @@ NAMED = {"first-named": 0, "last-named": 1}
 """Objects that each prompt names itself, by their place in it."""
 
 
-def concept_removal(argument: str) -> Reward:
+def concept_removal(argument: str) -> RewardFunction:
     """The reward `concept-removal:CONCEPT[@MODEL]`: 1 - c [B] in [0,1], c the confidence in the surest of all boxes.
 
     CONCEPT is what the detector is asked for ("books"), MODEL an OwlViT or OWLv2 checkpoint of the Hugging Face hub or
@@ -91,7 +91,7 @@ def _pixels(x: Tensor, config: Any) -> Tensor:
     return Preprocess((side, side), fit="stretch", resampling="bilinear")(square)
 
 
-def judge_removal(argument: str) -> Reward:
+def judge_removal(argument: str) -> RewardFunction:
     """The reward `judge-removal:OBJECT`: 1 - c [B] in [0,1], c the judge's confidence in its surest such object.
 
     OBJECT is of the bundled model's world: a kind of object ("circle"), or one with a colour or texture ("blue

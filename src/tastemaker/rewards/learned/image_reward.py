@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import RewardFunction, reward
 from tastemaker.rewards.learned.device import place_for
 from tastemaker.rewards.learned.preprocess import Preprocess
 from tastemaker.rewards.learned.weights import downloaded, missing, read_weights
@@ -67,7 +67,7 @@ class ImageReward:
         return ((self.head(read[:, 0]).squeeze(1) - MEAN) / STD).to(x.device)
 
 
-def image_reward(source: str) -> Reward:
+def image_reward(source: str) -> RewardFunction:
     """The reward `image-reward[:WEIGHTS]`: ImageReward's score [B], about N(0,1) over its training images.
 
     WEIGHTS is a repository of the Hugging Face hub with ImageReward.pt in it (THUDM/ImageReward where it is left out),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import hmac
 import inspect
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,16 +18,17 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from torch import Tensor
 
 import tastemaker
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.rewards.base import Reward, score
+from tastemaker.rewards.base import FunctionReward, Reward, score
 from tastemaker.rewards.combination import Combination
-from tastemaker.rewards.expression import written
+from tastemaker.rewards.expression import to_text
 from tastemaker.rewards.serving.batching import Batcher
 from tastemaker.rewards.serving.protocol import PROTOCOL, READ, Identity, Limits, RequestError, ScoreRequest, answer
 from tastemaker.rewards.serving.settings import Token
-from tastemaker.rewards.vlm.settings import is_vlm, without_servers
+from tastemaker.rewards.vlm.settings import without_servers
 
 BODY_SECONDS = 60.0
 """A request's body must have come by then."""
@@ -54,33 +54,31 @@ class Service:
 
 
 def identify(name: str, reward: Reward) -> Identity:
-    """Name and version of a reward: tastemaker's own, with a hash of the source it is written in, and of its file.
+    """Name and version of a reward: tastemaker's own, with a hash of its source file and of a file that it reads.
 
     Those of a combination are made of its parts'.
     """
     digest = hashlib.sha256()
     if isinstance(reward, Combination):
-        parts = {part: identify(part, function) for part, function in reward.rewards.items()}
+        parts = {part: identify(part, function) for part, function in reward.parts.items()}
         digest.update(Path(inspect.getfile(Combination)).read_bytes())
         digest.update(" ".join(one.version for one in parts.values()).encode())
-        shown = written(reward.tree, lambda part: parts[part].reward)
+        shown = to_text(reward.tree, lambda part: parts[part].reward)
         return Identity(shown, f"{tastemaker.__version__}+{digest.hexdigest()[:12]}")
-    with suppress(TypeError, OSError):  # a callable without a source of its own
-        digest.update(Path(inspect.getsourcefile(_function(reward)) or "").read_bytes())
-    if is_vlm(name):
-        # Where it is asked is nobody's business, and may change.
-        name = without_servers(name)
-        digest.update(json.dumps(getattr(reward, "figures", {}), sort_keys=True).encode())
+    if isinstance(reward, FunctionReward):
+        function: Any = reward.function
+        defined = inspect.unwrap(function) if inspect.isroutine(function) else type(function)
+        with suppress(TypeError, OSError):  # a callable without a source file
+            digest.update(Path(inspect.getsourcefile(defined) or "").read_bytes())
+        if reward.settings:
+            digest.update(json.dumps(dict(reward.settings), sort_keys=True).encode())
+    # Where a model or a file is may change, and is not shown to other machines.
+    name = without_servers(name)
     first, _, argument = name.partition(":")
     with suppress(OSError, ValueError):
         digest.update(Path(argument).expanduser().read_bytes())
-    # Not the argument itself: it may be a path, which is nobody's business.
     shown = f"{first}:{Path(argument).name}" if "/" in argument else name
     return Identity(shown, f"{tastemaker.__version__}+{digest.hexdigest()[:12]}")
-
-
-def _function(reward: Any) -> Any:
-    return inspect.unwrap(reward) if inspect.isroutine(reward) else type(reward)
 
 
 def known_hosts(host: str) -> frozenset[str] | None:
@@ -101,8 +99,15 @@ def is_loopback(host: str) -> bool:
 
 def make_app(service: Service) -> FastAPI:
     """The ASGI application: GET /health, GET /info, POST /score."""
-    reward_score = functools.partial(score, service.reward)
-    batcher = Batcher(reward_score, service.max_batch, service.join, room=4 * service.limits.pixels)
+    def call(images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return score(service.reward, images, prompts).total
+
+    batcher = Batcher(call, service.max_batch, service.join, room=4 * service.limits.pixels)
+        lambda images, prompts: score(service.reward, images, prompts).total,
+        service.max_batch,
+        service.join,
+        room=4 * service.limits.pixels,
+    )
     reading = _Reading(service.limits.body)
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tastemaker.data.tables import checked_text, read_records, tidy
 from tastemaker.errors import DataError, RewardError
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import FunctionReward, RewardFunction
 from tastemaker.rewards.jpeg import jpeg_files
 from tastemaker.rewards.vlm.answers import Asker, Query, contains, is_number, rating, said, yes
 from tastemaker.rewards.vlm.settings import PROMPT, Vlm, where
@@ -33,7 +33,7 @@ RATING = f'On a scale from {{low}} to {{high}}, how well does this image show "{
 Say = Callable[[str], None]
 
 
-def vlm_bertscore(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+def vlm_bertscore(argument: str, settings: Vlm | None = None, say: Say | None = None) -> FunctionReward:
     """The reward `vlm-bertscore:MODEL`: BERTScore recall, at most 1, of what the model says that is going on.
 
     The candidate is the answer, the reference "The image contains {prompt}" (DDPO §5.1; ddpo-pytorch, rewards.py).
@@ -45,15 +45,14 @@ def vlm_bertscore(argument: str, settings: Vlm | None = None, say: Say | None = 
     recall = load_recall(settings.text_model, settings.text_layer)
     question = settings.question or CAPTION
 
-    @reward()
     def vlm_bertscore(x: Tensor, prompts: Sequence[str]) -> Tensor:
         answers = ask(_queries(x, prompts, question), said)
         return recall(answers, [_filled(REFERENCE, prompt) for prompt in prompts])
 
-    return _marked(vlm_bertscore, ask, settings)
+    return _declared(vlm_bertscore, "vlm-bertscore", argument, ask, settings)
 
 
-def vlm_yes_no(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+def vlm_yes_no(argument: str, settings: Vlm | None = None, say: Say | None = None) -> FunctionReward:
     """The reward `vlm-yes-no:MODEL`: the chance in [0,1] that the model says yes and not no to `vlm.question`.
 
     As VQAScore (Lin et al. 2024), but of yes against no. 1 or 0 where the model gives no chances.
@@ -62,14 +61,13 @@ def vlm_yes_no(argument: str, settings: Vlm | None = None, say: Say | None = Non
     ask = _asker("vlm-yes-no", argument, settings, say, settings.logprobs)
     question = settings.question or YES_NO
 
-    @reward()
     def vlm_yes_no(x: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.tensor(ask(_queries(x, prompts, question), yes))
 
-    return _marked(vlm_yes_no, ask, settings)
+    return _declared(vlm_yes_no, "vlm-yes-no", argument, ask, settings)
 
 
-def vlm_rating(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+def vlm_rating(argument: str, settings: Vlm | None = None, say: Say | None = None) -> FunctionReward:
     """The reward `vlm-rating:MODEL`: a number on `vlm.scale`, its mean over the chances where the model gives them."""
     settings = settings or Vlm()
     ask = _asker("vlm-rating", argument, settings, say, settings.logprobs)
@@ -77,14 +75,13 @@ def vlm_rating(argument: str, settings: Vlm | None = None, say: Say | None = Non
     question = settings.question or RATING.replace("{low}", str(low)).replace("{high}", str(high))
     read = functools.partial(rating, low=low, high=high)
 
-    @reward()
     def vlm_rating(x: Tensor, prompts: Sequence[str]) -> Tensor:
         return torch.tensor(ask(_queries(x, prompts, question), read))
 
-    return _marked(vlm_rating, ask, settings)
+    return _declared(vlm_rating, "vlm-rating", argument, ask, settings)
 
 
-def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = None) -> FunctionReward:
     """The reward `vlm-strict:MODEL`: the share in [0,1] of a prompt's questions whose answer contains what is expected.
 
     Contained to the letter: `two` is in "twofold", and not in "Two". Questions are those of `vlm.questions`, or for a
@@ -95,7 +92,6 @@ def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = Non
     ask = _asker("vlm-strict", argument, settings, say)
     given = None if settings.questions is None else read_questions(settings.questions)
 
-    @reward()
     def vlm_strict(x: Tensor, prompts: Sequence[str]) -> Tensor:
         wanted = [counted(prompt) if given is None else _given(given, prompt) for prompt in prompts]
         files = jpeg_files(x, QUALITY)
@@ -105,7 +101,7 @@ def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = Non
         shares = [[contains(next(answers), next(expected)) for _ in asked] for asked in wanted]
         return torch.tensor([sum(right) / len(right) for right in shares])
 
-    return _marked(vlm_strict, ask, settings)
+    return _declared(vlm_strict, "vlm-strict", argument, ask, settings)
 
 
 @dataclass(frozen=True)
@@ -202,8 +198,12 @@ def _filled(template: str, prompt: str) -> str:
     return re.sub(re.escape(PROMPT), lambda _: prompt, template)
 
 
-def _marked(function: Any, ask: Asker, settings: Vlm) -> Reward:
-    """The reward with the way to end a call of it, and what its figures depend on beside its name."""
-    function.cancel = ask.cancel
-    function.figures = settings.figures
-    return function
+def _declared(function: RewardFunction, name: str, argument: str, model: Asker, settings: Vlm) -> FunctionReward:
+    """The reward, whose calls can be cancelled, and whose answers depend on these settings."""
+    return FunctionReward(
+        function,
+        f"{name}:{where(argument).model}",
+        cancel=model.cancel,
+        concurrent=True,
+        settings=settings.figures,
+    )
