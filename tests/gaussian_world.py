@@ -204,5 +204,6 @@ def session(config: Config, world: World, prompts: Sequence[str], optimizer: Any
     display = Display(config.rounds, enabled=False)
     return Session(
         config, accelerator, world, optimizer(groups), as_reward(taste),
-        PromptSet(tuple(prompts), (1.0,) * len(prompts)), task, State(), display, Stop(accelerator), config.window, rates,
+        PromptSet(tuple(prompts), (1.0,) * len(prompts)), task, State(), display,
+        Stop(accelerator), config.window, rates,
     )  # fmt: skip

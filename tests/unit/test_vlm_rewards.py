@@ -46,7 +46,7 @@ def speaking():
 def load(name, server, **settings):
     said = []
     settings = {"wait": 0.5, "timeout": 2.0} | settings
-    return load_reward(f"{name}:{server.name}", vlm=Vlm(**settings), say=said.append), said
+    return load_reward(f"{name}:{server.name}", vlm=Vlm(**settings), log=said.append), said
 
 
 def ask(name, server, x=X, prompts=(RIGHT,), **settings):

@@ -43,7 +43,7 @@ class Combination:
         # Statistics are stored without addresses, since a server may have moved when a run is resumed.
         elsewhere = [part for part in parts if is_remote(part) or is_vlm(part)]
         self._keys = {part: part for part in parts} | dict(zip(elsewhere, labels(elsewhere), strict=True))
-        spaces = {part: reward.space for part, reward in parts.items()}
+        spaces: dict[str, Space] = {part: reward.space for part, reward in parts.items()}
         if len(set(spaces.values())) > 1:
             wanted = ", ".join(f"{part} takes {space}s" for part, space in spaces.items())
             raise RewardError(f"the reward {name!r} combines rewards on images with rewards on latents: {wanted}")

@@ -179,7 +179,7 @@ def load_reward(
     name: str,
     remote: Remote | None = None,
     log: Callable[[str], None] | None = None,
-    loaded: dict[str, Reward] | None = None,
+    loaded: dict[str, FunctionReward] | None = None,
     vlm: Vlm | None = None,
 ) -> Reward:
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.

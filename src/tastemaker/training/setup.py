@@ -19,7 +19,7 @@ from tastemaker.data.prompts import PromptSet, load_prompts
 from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
 from tastemaker.models.weight_copy import WeightCopy
-from tastemaker.rewards.base import Reward
+from tastemaker.rewards.base import FunctionReward, Reward
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
@@ -62,7 +62,7 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
-    known: dict[str, Reward] = {}
+    known: dict[str, FunctionReward] = {}
     prompts, reward = (
         load_prompts(config.prompts),
         load_reward(config.reward, config.remote, display.say, known, config.vlm),

@@ -99,15 +99,11 @@ def is_loopback(host: str) -> bool:
 
 def make_app(service: Service) -> FastAPI:
     """The ASGI application: GET /health, GET /info, POST /score."""
+
     def call(images: Tensor, prompts: Sequence[str]) -> Tensor:
         return score(service.reward, images, prompts).total
 
     batcher = Batcher(call, service.max_batch, service.join, room=4 * service.limits.pixels)
-        lambda images, prompts: score(service.reward, images, prompts).total,
-        service.max_batch,
-        service.join,
-        room=4 * service.limits.pixels,
-    )
     reading = _Reading(service.limits.body)
 
     @asynccontextmanager
