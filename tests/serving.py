@@ -13,7 +13,7 @@ from typing import Any
 
 from tastemaker.rewards.base import as_reward
 from tastemaker.rewards.registry import load_reward
-from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, answer
+from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, response
 from tastemaker.rewards.serving.server import Service, identify, known_hosts, listen, server
 from tastemaker.rewards.vlm.settings import Vlm
 
@@ -139,7 +139,7 @@ class Scripted:
                 self.close_connection = True
                 # Who asked may be gone by now.
                 with suppress(OSError):
-                    outer.script(number)(self, answer(redness(asked.x, asked.prompts), GOOD))
+                    outer.script(number)(self, response(redness(asked.x, asked.prompts), GOOD))
 
             def log_message(self, *_: object) -> None:
                 return

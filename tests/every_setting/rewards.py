@@ -211,7 +211,10 @@ def vlm_batch(lab: Lab) -> None:
         sizes.append(len(queries))
         return [Answer("Yes.")] * len(queries)
 
-    with mock.patch.object(local.Local, "__init__", init), mock.patch.object(local.Local, "_answers", answers):
+    with (
+        mock.patch.object(local.LocalModel, "__init__", init),
+        mock.patch.object(local.LocalModel, "_answers", answers),
+    ):
         reward = lab.session(reward="vlm-yes-no:some/model", vlm={"batch": 3}).reward
         assert total(reward, X, PROMPTS).tolist() == [1.0] * 5
     assert sizes == [3, 2]

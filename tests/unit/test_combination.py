@@ -57,7 +57,7 @@ def minus(node):
         ("min(a, 2*b, c)", Minimum((A, Product((Constant(2.0), B)), C))),
         ("clip(a, -inf, .3)", Clip(A, -math.inf, 0.3)),
         ("standardise(a) + standardise(a + b)", Sum((Standardise(A), Standardise(Sum((A, B)))))),
-        # Names keep what is in them: it is the blanks around an operator that make it one.
+        # Names keep what is in them: it is the spaces around an operator that make it one.
         ("clip-score + x:f", Sum((Part("clip-score"), Part("x:f")))),
         ("target-image:/p/four+one.png + a", Sum((Part("target-image:/p/four+one.png"), A))),
         ("2*http://host:1/ - a", Sum((Product((Constant(2.0), Part("http://host:1/"))), minus(A)))),
@@ -96,16 +96,16 @@ def test_a_file_whose_path_looks_like_a_difference_is_a_file(tmp_path):
         ("a + * b", r"expected a reward or a number where there is '\* b'"),
         ("(a + b", r"expected \) where it ends"),
         ("a + b)", r"expected \+, -, \* or the end where there is '\)'"),
-        ("a + my images", "put a name with blanks in quotes"),
+        ("a + my images", "put a name with spaces in quotes"),
         ("2 * 3", "names no reward"),
         ("inf*a", "only a clip's bounds may be inf"),
         ("clip(a, 1, 1)", r"clips to \[1, 1\]: the first must be the smaller"),
-        ("clip(a, 1)", "a comma, a blank and a bound"),
+        ("clip(a, 1)", "a comma, a space and a bound"),
         ("clip(a, b, 1)", "expected a number where there is 'b, 1"),
         ("min(a, b", r"or \), where it ends"),
         ("a + 'b", 'no end to the name that begins at "\'b"'),
-        ("(" * 60 + "a", "more than 50 brackets"),
-        ("- " * 60 + "a", "more than 50 brackets"),
+        ("(" * 60 + "a", "more than 50 nested brackets"),
+        ("- " * 60 + "a", "more than 50 nested brackets"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(text, message):
@@ -300,7 +300,7 @@ def test_built_in_rewards_by_name(tmp_path):
     size, colour, likeness = (total(load_reward(name), x, "abc") for name in names)
     function = load_reward(f"0.5*{names[0]} + {names[1]} * {names[2]}")
     torch.testing.assert_close(total(function, x, "abc"), 0.5 * size + colour * likeness)
-    with pytest.raises(RewardError, match=r"unknown reward 'colourfulness\+judge-score'.*blanks around \+ and \*"):
+    with pytest.raises(RewardError, match=r"unknown reward 'colourfulness\+judge-score'.*spaces around \+ and \*"):
         load_reward("colourfulness+judge-score")
     with pytest.raises(RewardError, match="unknown reward 'colourfullness': did you mean 'colourfulness'"):
         load_reward("judge-score + colourfullness")
@@ -365,7 +365,7 @@ def test_what_a_server_does_not_offer(capsys):
     assert main(["reward", "serve", "standardise(colourfulness) + judge-score"]) == 2
     assert "standardise(http://127.0.0.1:8000)" in capsys.readouterr().err
     assert main(["reward", "serve", "http://127.0.0.1:9 + judge-score"]) == 2
-    assert "http://127.0.0.1:9 is served already" in capsys.readouterr().err
+    assert "http://127.0.0.1:9 is already on a server" in capsys.readouterr().err
 
 
 def test_doctor_measures_on_its_own_images_and_bears_a_clip(capsys):

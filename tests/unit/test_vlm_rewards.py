@@ -93,7 +93,7 @@ def test_answers_with_and_without_chances_are_not_mixed():
     with Speaking(logprobs=False) as server:
         reward, said = load("vlm-yes-no", server, cache=0)
         assert total(reward, X, [RIGHT]).tolist() == [1]
-        assert said == ["judge gives no log-probabilities: its answers count as they are written"]
+        assert said == ["judge gives no log-probabilities: answers are used as they are written"]
         server.logprobs = True
         with pytest.raises(RewardError, match=r"some answers only: give vlm.logprobs=false"):
             total(reward, X, [RIGHT])
@@ -196,11 +196,11 @@ def test_a_fault_that_passes_leaves_no_trace(fault, speaking):
 LASTING = {
     "500": (RewardUnavailable, "status 500: out of memory"),
     "503": (RewardUnavailable, "status 503: busy"),
-    "slow": (RewardUnavailable, "no whole answer within 0.3 s"),
-    "not JSON": (RewardError, "an answer that is not JSON"),
-    "null": (RewardError, "the model said nothing .it ended by 'length'; `vlm.tokens`"),
+    "slow": (RewardUnavailable, "no complete response within 0.3 s"),
+    "not JSON": (RewardError, "a response that is not JSON"),
+    "null": (RewardError, "the model gave an empty answer .finish reason 'length'; `vlm.tokens`"),
     "a refusal": (RewardError, "the model refuses: no"),
-    "neither": (RewardError, "begins with yes or no, but the model said 'Perhaps.'"),
+    "neither": (RewardError, "begins with yes or no, but the model answered 'Perhaps.'"),
     "too likely": (RewardError, "log-probabilities cannot be read"),
 }
 
@@ -270,7 +270,7 @@ def test_a_call_that_nobody_waits_for_ends():
         reward, _ = load("vlm-yes-no", server, timeout=60)
         began = time.monotonic()
         threading.Timer(0.3, reward.cancel).start()
-        with pytest.raises(RewardUnavailable, match="was not waited for"):
+        with pytest.raises(RewardUnavailable, match="was cancelled"):
             total(reward, X, [RIGHT])
         assert time.monotonic() - began < 20
 

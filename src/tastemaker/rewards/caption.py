@@ -19,7 +19,7 @@ from tastemaker.errors import RewardError, nearest
 from tastemaker.rewards.base import RewardFunction, reward
 
 _STOP = frozenset(("a", "an", "the", "of", "on", "and", "with", "background"))
-"""Words that say nothing, or that every caption has."""
+"""Words without content, or that every caption has."""
 _SINGULAR = {kind + "s": kind for kind in KINDS}
 
 
@@ -38,19 +38,19 @@ def caption_score(how: str) -> RewardFunction:
     def caption_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
         from tastemaker.drawings.judge import see
 
-        told = [captions(scene) for scene in see(x)]
-        pairs = [(caption, prompt) for one, prompt in zip(told, prompts, strict=True) for caption in one]
+        seen = [captions(scene) for scene in see(x)]
+        pairs = [(caption, prompt) for one, prompt in zip(seen, prompts, strict=True) for caption in one]
         values = recall([caption for caption, _ in pairs], [prompt for _, prompt in pairs])
-        # Of captions that say the same, the one nearest to the prompt's way of saying it.
-        return torch.stack([part.max() for part in values.split([len(one) for one in told])])
+        # Of equivalent captions, the one closest to the prompt's wording.
+        return torch.stack([part.max() for part in values.split([len(one) for one in seen])])
 
     return caption_score
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """All that can be said of a scene in one sentence, in the ways that are equally right.
+    """Descriptions of a scene in one sentence, all of them equally right.
 
-    Two things are told from either side. Others are listed, those of one kind, colour and texture together.
+    Two things are described from either side. Others are listed, those of one kind, colour and texture together.
     """
     ground = f" on a {scene.pattern} {scene.ground} background"
     if not scene.things:
@@ -92,7 +92,7 @@ def _counted(wanted: Wanted, count: int) -> str:
 
 
 def _by_words() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
-    return lambda told, prompts: torch.tensor([word_recall(*pair) for pair in zip(told, prompts, strict=True)])
+    return lambda texts, prompts: torch.tensor([word_recall(*pair) for pair in zip(texts, prompts, strict=True)])
 
 
 @cache
@@ -113,8 +113,8 @@ def _by_embeddings() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
         return encoder(given.input_ids).last_hidden_state, given.attention_mask.bool(), ~special
 
     @torch.no_grad()
-    def score(told: Sequence[str], prompts: Sequence[str]) -> Tensor:
-        candidate, seen, _ = embedded(told)
+    def score(texts: Sequence[str], prompts: Sequence[str]) -> Tensor:
+        candidate, seen, _ = embedded(texts)
         reference, _, words = embedded(prompts)
         return recall(candidate, seen, reference, words.float())
 

@@ -1,4 +1,4 @@
-"""Whether a reward keeps its contract: what `tastemaker doctor --reward NAME` runs it through."""
+"""Whether a reward meets its contract: the checks of `tastemaker doctor --reward NAME`."""
 
 from __future__ import annotations
 

@@ -101,8 +101,8 @@ def _placed(first: Tensor, second: Tensor, relation: Relation | None) -> tuple[T
     both = first.flatten()[:, None] * second.flatten()[None, :] * ((dx != 0) | (dy != 0))
     # As drawings.scene.relation_of: along the axis on which they are further apart.
     along = dx.abs() >= dy.abs()
-    place = {
+    relations = {
         "on the left of": along & (dx > 0), "on the right of": along & (dx <= 0),
         "above": ~along & (dy > 0), "below": ~along & (dy <= 0),
     }  # fmt: skip
-    return both.max(), (both * place[relation]).max() if relation else both.max()
+    return both.max(), (both * relations[relation]).max() if relation else both.max()

@@ -31,11 +31,11 @@ class RewardEntry:
     target: str
     summary: str
     argument: str | None = None
-    """What follows the name after a colon, where anything does; the target then makes the reward from it."""
+    """Placeholder of the argument after a colon, where there is one; the target is then a factory that takes it."""
     differentiable: bool = False
-    """The function's own mark, known without importing it: whether methods that need a gradient can use it."""
+    """As the function declares it, known without importing it: whether methods that need a gradient can use it."""
     default: str | None = None
-    """What `argument` is where nothing follows the name. Without one, something must."""
+    """The argument where none is given. Without a default one is required."""
     uses_vlm: bool = False
     """Whether it calls a vision-language model: the target is then also given the settings `vlm` and `log`."""
 
@@ -111,7 +111,7 @@ BUILTIN = {
     ),
     "vlm-yes-no": RewardEntry(
         "tastemaker.rewards.vlm.rewards:vlm_yes_no",
-        "the chance that a vision-language model answers a question with yes",
+        "the probability that a vision-language model answers a question with yes",
         "MODEL@URL",
         uses_vlm=True,
     ),
@@ -231,7 +231,7 @@ def _load_one(name: str, remote: Remote | None, log: Callable[[str], None] | Non
     if ":" not in target:
         raise RewardError(
             f"unknown reward {name!r}: {nearest(name, [*BUILTIN, *installed()])} (or give `module:function`)"
-            + ("; several rewards are combined with blanks around + and *" if set(name) & set("+*") else "")
+            + ("; several rewards are combined with spaces around + and *" if set(name) & set("+*") else "")
         )
     return wrap(_import(target, name), shown)
 
@@ -260,10 +260,10 @@ def _attribute(of: Any, name: str) -> Any:
 
 @contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """Inside it, modules of the folder that the command runs in come first, where a user's own lie.
+    """A context in which modules of the working directory are imported first; a user's own are there.
 
-    A console script does not look there by itself. Afterwards they come last: a file there may have the name of a
-    module that has not been imported yet.
+    Console scripts do not search it. Afterwards it comes last in the search path, since a file there may have the name
+    of a module that has not been imported yet.
     """
     folder = str(Path.cwd())
     if folder in sys.path or "" in sys.path:

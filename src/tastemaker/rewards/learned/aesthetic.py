@@ -72,21 +72,23 @@ def apply(layers: Layers, features: Tensor) -> Tensor:
 def head(state: Mapping[str, Tensor], name: str = "aesthetic") -> Layers:
     """The layers of a state dict `layers.N.weight`, `layers.N.bias`, by rising N. Raises RewardError."""
     found: dict[tuple[int, str], Tensor] = {}
-    foreign = []
+    unexpected = []
     for key, value in state.items():
         match = _LAYER.match(key)
         if match:
             found[int(match[1]), match[2]] = value.float()
         else:
-            foreign.append(key)
+            unexpected.append(key)
     numbers = sorted({number for number, _ in found})
-    lacking = [f"layers.{n}.{kind}" for n in numbers for kind in ("weight", "bias") if (n, kind) not in found]
+    absent = [f"layers.{n}.{kind}" for n in numbers for kind in ("weight", "bias") if (n, kind) not in found]
     wide = [tuple(found[n, "weight"].shape) for n in numbers if (n, "weight") in found]
     joined = bool(wide) and wide[-1][0] == 1 and all(after[1] == before[0] for before, after in pairwise(wide))
-    if foreign or lacking or not joined:
-        said = f"{foreign[0]} is there" if foreign else f"{lacking[0]} is missing" if lacking else f"they are {wide}"
+    if unexpected or absent or not joined:
+        found_instead = (
+            f"there is {unexpected[0]}" if unexpected else f"{absent[0]} is missing" if absent else f"shapes are {wide}"
+        )
         raise RewardError(
             f"the reward {name} needs a head of linear layers `layers.N.weight` and `layers.N.bias`, each as wide as "
-            f"the one before it and the last of one number; in its file {said}"
+            f"the one before it and the last of one number; in its file {found_instead}"
         )
     return tuple((found[n, "weight"], found[n, "bias"]) for n in numbers)

@@ -136,9 +136,9 @@ def _from_file(path: Path, name: str, processor: str) -> Clip:
     here = str(path.parent)
     tokenizer = _tokenizer(here if _has(here, "tokenizer.json", "vocab.json") else processor, name)
     settings = path.parent / "open_clip_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    model = clip_from_open_clip(read_weights(path, name), tokenizer.eos_token_id, _heads(said.get("model_cfg", {})))
-    side, normal = _config(model).vision_config.image_size, said.get("preprocess_cfg", {})
+    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    model = clip_from_open_clip(read_weights(path, name), tokenizer.eos_token_id, _heads(config.get("model_cfg", {})))
+    side, normal = _config(model).vision_config.image_size, config.get("preprocess_cfg", {})
     preprocess = Preprocess(
         (side, side), side, mean=tuple(normal.get("mean", OPENAI_MEAN)), std=tuple(normal.get("std", OPENAI_STD))
     )

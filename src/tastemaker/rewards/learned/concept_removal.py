@@ -18,12 +18,12 @@ from tastemaker.errors import RewardError
 from tastemaker.hub import hub_cause
 from tastemaker.rewards.base import RewardFunction, reward
 from tastemaker.rewards.judge import look, present
-from tastemaker.rewards.learned.device import place_for
+from tastemaker.rewards.learned.device import device_for
 from tastemaker.rewards.learned.preprocess import Preprocess
 
 DETECTOR = "google/owlvit-base-patch32"
 NAMED = {"first-named": 0, "last-named": 1}
-"""Objects that each prompt names itself, by their place in it."""
+"""Objects that each prompt names itself, by their position in it."""
 
 
 def concept_removal(argument: str) -> RewardFunction:
@@ -42,10 +42,10 @@ def concept_removal(argument: str) -> RewardFunction:
 
     @reward(differentiable=True)
     def concept_removal(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        place = place_for(x)
-        network.to(place)
-        ids = tokens.to(place).expand(len(x), -1)
-        logits = network(pixel_values=_pixels(x.to(place).float(), network.config), input_ids=ids).logits
+        device = device_for(x)
+        network.to(device)
+        ids = tokens.to(device).expand(len(x), -1)
+        logits = network(pixel_values=_pixels(x.to(device).float(), network.config), input_ids=ids).logits
         return (1 - logits[..., 0].amax(dim=1).sigmoid()).to(x.device)
 
     return concept_removal

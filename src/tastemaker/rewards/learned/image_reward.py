@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tastemaker.errors import RewardError
 from tastemaker.rewards.base import RewardFunction, reward
-from tastemaker.rewards.learned.device import place_for
+from tastemaker.rewards.learned.device import device_for
 from tastemaker.rewards.learned.preprocess import Preprocess
 from tastemaker.rewards.learned.weights import downloaded, missing, read_weights
 
@@ -53,16 +53,16 @@ class ImageReward:
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B] of images [B,3,H,W] in [0,1], differentiable, on the images' device."""
-        place = place_for(x)
+        device = device_for(x)
         for network in (self.vision, self.text, self.head):
-            network.to(place)
+            network.to(device)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
-        ).to(place)
-        seen = self.vision(pixel_values=self.preprocess(x.to(place).float())).last_hidden_state
+        ).to(device)
+        seen = self.vision(pixel_values=self.preprocess(x.to(device).float())).last_hidden_state
         read = self.text(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=place),
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=device),
         ).last_hidden_state  # fmt: skip
         return ((self.head(read[:, 0]).squeeze(1) - MEAN) / STD).to(x.device)
 
