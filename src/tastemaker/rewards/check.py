@@ -61,7 +61,7 @@ def require_contract(
     findings = check_reward(as_reward(reward), prompts, size, seed)
     failed = [finding.what for finding in findings if finding.state == "failed"]
     if failed:
-        raise RewardError(f"the reward {as_reward(reward).name} breaks its contract: it {'; it '.join(failed)}")
+        raise RewardError(f"the reward {as_reward(reward).name} breaks its contract: {'; '.join(failed)}")
     return findings
 
 
