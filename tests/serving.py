@@ -12,9 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tastemaker.rewards.base import as_reward
+from tastemaker.rewards.identity import identify
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, response
-from tastemaker.rewards.serving.server import Service, identify, known_hosts, listen, server
+from tastemaker.rewards.serving.server import Service, known_hosts, listen, server
 from tastemaker.rewards.vlm.settings import Vlm
 
 GOOD = Identity("redness", "1")

@@ -76,9 +76,10 @@ def _serve(args: ServeArgs) -> int:
             raise ConfigError(f"{part} is already on a server: name a reward of this machine")
     _check(args)
     token = read_token(args.token_env)
+    from tastemaker.rewards.identity import identify
     from tastemaker.rewards.registry import load_reward
     from tastemaker.rewards.serving.protocol import Limits
-    from tastemaker.rewards.serving.server import Service, identify, is_loopback, known_hosts, listen, server
+    from tastemaker.rewards.serving.server import Service, is_loopback, known_hosts, listen, server
 
     if token is None and not is_loopback(args.host) and not args.without_token:
         raise ConfigError(

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
-import inspect
 import ipaddress
-import json
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -20,15 +16,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from torch import Tensor
 
-import tastemaker
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.rewards.base import FunctionReward, Reward, score
-from tastemaker.rewards.combination import Combination
-from tastemaker.rewards.expression import to_text
+from tastemaker.rewards.base import Reward, score
 from tastemaker.rewards.serving.batching import Batcher
 from tastemaker.rewards.serving.protocol import PROTOCOL, READ, Identity, Limits, RequestError, ScoreRequest, response
 from tastemaker.rewards.serving.settings import Token
-from tastemaker.rewards.vlm.settings import without_servers
 
 BODY_SECONDS = 60.0
 """Seconds in which a request's body must arrive."""
@@ -51,34 +43,6 @@ class Service:
     join: float = 0.005
     """Seconds for which a request waits for others to be joined with; 0 joins none."""
     limits: Limits = field(default_factory=Limits)
-
-
-def identify(name: str, reward: Reward) -> Identity:
-    """Name and version of a reward: tastemaker's own, with a hash of its source file and of a file that it reads.
-
-    Those of a combination are made of its parts'.
-    """
-    digest = hashlib.sha256()
-    if isinstance(reward, Combination):
-        parts = {part: identify(part, function) for part, function in reward.parts.items()}
-        digest.update(Path(inspect.getfile(Combination)).read_bytes())
-        digest.update(" ".join(one.version for one in parts.values()).encode())
-        shown = to_text(reward.tree, lambda part: parts[part].reward)
-        return Identity(shown, f"{tastemaker.__version__}+{digest.hexdigest()[:12]}")
-    if isinstance(reward, FunctionReward):
-        function: Any = reward.function
-        defined = inspect.unwrap(function) if inspect.isroutine(function) else type(function)
-        with suppress(TypeError, OSError):  # a callable without a source file
-            digest.update(Path(inspect.getsourcefile(defined) or "").read_bytes())
-        if reward.settings:
-            digest.update(json.dumps(dict(reward.settings), sort_keys=True).encode())
-    # Where a model or a file is may change, and is not shown to other machines.
-    name = without_servers(name)
-    first, _, argument = name.partition(":")
-    with suppress(OSError, ValueError):
-        digest.update(Path(argument).expanduser().read_bytes())
-    shown = f"{first}:{Path(argument).name}" if "/" in argument else name
-    return Identity(shown, f"{tastemaker.__version__}+{digest.hexdigest()[:12]}")
 
 
 def known_hosts(host: str) -> frozenset[str] | None:
