@@ -26,8 +26,8 @@ from tastemaker.cli.main import main
 from tastemaker.errors import RewardError, RewardUnavailable
 from tastemaker.rewards.base import as_reward, leaf_scores, reward
 from tastemaker.rewards.check import check_reward
-from tastemaker.rewards.foreign import NO_ARGUMENTS, described
 from tastemaker.rewards.registry import load_reward
+from tastemaker.rewards.user_code import NO_ARGUMENTS, described
 
 X = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c"]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.foreign import call, one_line
 from tastemaker.rewards.numbers import numbers
+from tastemaker.rewards.user_code import call, one_line
 
 Space = Literal["image", "latent"]
 """What a reward is given: images [B,3,H,W] with values in [0,1], or latents [B,C,H,W]."""
@@ -89,7 +89,7 @@ class Reward(Protocol):
     def identity(self) -> str | None:
         """Which reward and version answers, for one that is elsewhere; compared when a run is resumed.
 
-        Raises RewardError where it cannot be asked.
+        Raises RewardError where it cannot be reached.
         """
         ...
 
@@ -152,8 +152,8 @@ def wrap(function: RewardFunction, name: str | None = None) -> FunctionReward:
     """A user's function as a `FunctionReward`, with `name` (by default its own) for messages.
 
     Attributes of the function are read here and nowhere else: `differentiable` and `space`, as `@reward` sets them;
-    and of an object that asks something elsewhere, the methods `identity()` (which reward answers, compared when a run
-    is resumed) and `cancel()` (called from another thread, ends a call under way). A function without them takes
+    and of an object that calls something elsewhere, the methods `identity()` (which reward answers, compared when a
+    run is resumed) and `cancel()` (called from another thread, ends a call under way). A function without them takes
     images and has no gradient. A FunctionReward is returned unchanged.
 
     Raises RewardError for what cannot be called, for a class, and for attributes with other values.

@@ -1,7 +1,7 @@
-"""A caption as a reward, all offline: the judge says what an image of the bundled model's world shows.
+"""A caption as a reward, all offline: the judge describes an image of the bundled model's world.
 
 The mechanism of DDPO's reward (a model describes the image, and the description is compared with the prompt) where
-nothing can be downloaded. As with judge-score, a run on it has no independent witness left.
+nothing can be downloaded. As with judge-score, the judge is then no independent measure of the run.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ def caption_score(how: str) -> RewardFunction:
     recall with the bundled model's text encoder. Any prompt can be scored, but only the bundled model's words can be
     in a caption. Raises RewardError for another `how`.
     """
-    if how not in WAYS:
-        raise RewardError(f"caption-score can compare by words or embeddings, not {how!r}: {nearest(how, list(WAYS))}")
-    recall = WAYS[how]()
+    if how not in COMPARISONS:
+        raise RewardError(
+            f"caption-score can compare by words or embeddings, not {how!r}: {nearest(how, list(COMPARISONS))}"
+        )
+    recall = COMPARISONS[how]()
 
     @reward()
     def caption_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -61,7 +63,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
             Request((_looks(a), _looks(b)), relation=relation_of(a, b)).caption() + ground
             for a, b in ((one, other), (other, one))
         )
-    # A size says something of a thing that stands alone.
+    # A size is only informative for a thing that is alone.
     alone = len(scene.things) == 1
     counts = Counter(_looks(thing, size=alone) for thing in scene.things)
     return (" and ".join(_counted(wanted, count) for wanted, count in counts.items()) + ground,)
@@ -121,7 +123,7 @@ def _by_embeddings() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
     return score
 
 
-WAYS: dict[str, Callable[[], Callable[[Sequence[str], Sequence[str]], Tensor]]] = {
+COMPARISONS: dict[str, Callable[[], Callable[[Sequence[str], Sequence[str]], Tensor]]] = {
     "words": _by_words,
     "embeddings": _by_embeddings,
 }

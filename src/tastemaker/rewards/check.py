@@ -37,15 +37,15 @@ class Finding:
 
 
 def images(count: int, size: int, seed: int = 0) -> Tensor:
-    """[count,3,size,size] in [0,1], all different: noise, a smooth blot, stripes, nearly black, nearly white, ..."""
+    """[count,3,size,size] in [0,1], all different: noise, a smooth spot, stripes, nearly black, nearly white, ..."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.rand(count, 3, size, size, generator=generator)
     colour = torch.rand(count, 3, 1, 1, generator=generator)
     line = torch.linspace(0, 1, size)
-    blot = torch.exp(-8 * ((line[:, None] - 0.5) ** 2 + (line[None, :] - 0.4) ** 2))
+    spot = torch.exp(-8 * ((line[:, None] - 0.5) ** 2 + (line[None, :] - 0.4) ** 2))
     stripes = (8 * torch.pi * line).sin().mul(0.5).add(0.5).expand(size, size)
     kinds = [
-        noise, blot * colour + 0.1 * noise * blot, stripes * colour + 0.2 * noise,
+        noise, spot * colour + 0.1 * noise * spot, stripes * colour + 0.2 * noise,
         0.02 * noise, 1 - 0.02 * noise, 0.8 * colour + 0.2 * noise,
     ]  # fmt: skip
     return torch.stack([kinds[index % len(kinds)][index] for index in range(count)]).clamp(0, 1)
@@ -129,7 +129,7 @@ def _again_in_place(reward: Reward, x: Tensor, prompts: Sequence[str]) -> tuple[
 
 def _order(reward: Reward, x: Tensor, prompts: Sequence[str], batch: Tensor) -> list[Finding]:
     if len(x) < 2 or _difference(batch, batch.flip(0)) <= 10 * TOLERANCE:
-        return [Finding("note", "answers the same for all: whether it keeps the order cannot be seen")]
+        return [Finding("note", "answers the same for all: whether it keeps the order cannot be checked")]
     reversed_batch = score(reward, x.flip(0), list(prompts)[::-1]).total.flip(0)
     difference = _difference(batch, reversed_batch)
     if difference <= TOLERANCE:
@@ -206,14 +206,14 @@ def _gradient(reward: Reward, x: Tensor, prompts: Sequence[str]) -> list[Finding
         return [
             Finding(
                 "ok",
-                f"has the gradient it declares: along it, answers rise as it says, to {error[error <= 0.1].max():.1g}"
+                f"has the gradient it declares: along it, answers rise as expected, to {error[error <= 0.1].max():.1g}"
                 + others,
             )
         ]
     return [
         Finding(
             "failed",
-            f"has a gradient that is not its own: for {wrong} of {len(x)}, answers do not rise along it as it says "
+            f"has a gradient that is not its own: for {wrong} of {len(x)}, answers do not rise along it as expected "
             f"(off by {error.max():.2g} of it)",
         )
     ]

@@ -185,8 +185,8 @@ def load_reward(
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
 
     Several are combined as in `clip-score + 0.5*jpeg-compressibility` (rewards/expression.py). A URL, or several after
-    `remote:`, is a reward on servers, which are called as `remote` says; `log` is given a line when they have to be
-    waited for. A reward that calls a vision-language model does so as `vlm` says. What is in `loaded` is not loaded
+    `remote:`, is a reward on servers, which are called as `remote` says; `log` is called with a line when they have to
+    be waited for. A reward that calls a vision-language model does so as `vlm` says. What is in `loaded` is not loaded
     again, and what is loaded is added to it.
 
     Raises RewardError where there is none of this name, its module does not import, the argument is missing or wrong,
@@ -237,7 +237,7 @@ def _load_one(name: str, remote: Remote | None, log: Callable[[str], None] | Non
 
 
 def _import(target: str, name: str) -> Any:
-    from tastemaker.rewards.foreign import call
+    from tastemaker.rewards.user_code import call
 
     module_name, _, attribute = target.partition(":")
     what = f"the reward {name!r} cannot be imported: module {module_name!r}"

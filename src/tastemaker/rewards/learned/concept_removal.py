@@ -17,7 +17,7 @@ from tastemaker.drawings.scene import KINDS, Wanted, parse
 from tastemaker.errors import RewardError
 from tastemaker.hub import hub_cause
 from tastemaker.rewards.base import RewardFunction, reward
-from tastemaker.rewards.judge import look, present
+from tastemaker.rewards.judge import present, probabilities
 from tastemaker.rewards.learned.device import device_for
 from tastemaker.rewards.learned.preprocess import Preprocess
 
@@ -103,9 +103,9 @@ def judge_removal(argument: str) -> RewardFunction:
     @reward(differentiable=True)
     def judge_removal(x: Tensor, prompts: Sequence[str]) -> Tensor:
         wanted = [fixed or _named(prompt, argument) for prompt in prompts]
-        chances = look(x)
+        probs = probabilities(x)
         parts = [
-            present(one, {name: values[index] for name, values in chances.items()}).amax()
+            present(one, {name: values[index] for name, values in probs.items()}).amax()
             for index, one in enumerate(wanted)
         ]
         return (1 - torch.stack(parts)).to(x.device)
@@ -118,7 +118,7 @@ def _object(argument: str) -> Wanted:
     plain = request is not None and request.template == "single" and not (request.ground or request.pattern)
     if request is None or not plain or request.things[0].size:
         raise RewardError(
-            f"the reward judge-removal:{argument} names no object that the judge could look for: give a kind "
+            f"the reward judge-removal:{argument} names no object that the judge could probabilities for: give a kind "
             f"({', '.join(KINDS)}), with a colour or texture if it matters, or {' or '.join(NAMED)}"
         )
     return request.things[0]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.foreign import described
 from tastemaker.rewards.serving.protocol import RequestError, ScoreRequest
+from tastemaker.rewards.user_code import described
 
 ScoreFunction = Callable[[Tensor, Sequence[str]], Tensor]
 

@@ -152,7 +152,7 @@ def _inflect() -> Any:
 def read_questions(source: str) -> dict[str, tuple[Expected, ...]]:
     """Questions by prompt, of a file with `{"prompt": "...", "questions": ["..."], "answers": ["..."]}` a line.
 
-    An answer may be a list of ways to say it. Raises RewardError.
+    An answer may be a list of alternatives. Raises RewardError.
     """
     path, found = Path(source).expanduser(), {}
     try:

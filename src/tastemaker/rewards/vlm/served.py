@@ -140,7 +140,7 @@ class ServedModel:
         self, server: str, client: openai.AsyncOpenAI, query: Query, read: Callable[[Answer], Any]
     ) -> Answer:
         """One answer that `read` can use. Raises TransientError or RewardError."""
-        wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self.logprobs else {}
+        options: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self.logprobs else {}
         try:
             with anyio.fail_after(self.settings.timeout):
                 completion = await client.chat.completions.create(
@@ -148,7 +148,7 @@ class ServedModel:
                     messages=_messages(query),
                     temperature=0.0,
                     max_tokens=self.settings.tokens,
-                    **wanted,
+                    **options,
                 )
             answer = _answer(completion)
             read(answer)
