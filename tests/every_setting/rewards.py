@@ -79,7 +79,7 @@ def remote_in_flight(lab: Lab) -> None:
 
 @acts("remote.timeout")
 def remote_timeout(lab: Lab) -> None:
-    with Scripted([slow(0.6)]) as server, pytest.raises(RewardUnavailable, match=r"no whole answer within 0\.2 s"):
+    with Scripted([slow(0.6)]) as server, pytest.raises(RewardUnavailable, match=r"no complete response within 0\.2 s"):
         total(remote(lab, server, timeout=0.2, wait=0), X, PROMPTS)
 
 
@@ -229,7 +229,7 @@ def vlm_in_flight(lab: Lab) -> None:
 
 @acts("vlm.timeout")
 def vlm_timeout(lab: Lab) -> None:
-    with Speaking([0.6]) as server, pytest.raises(RewardUnavailable, match=r"no whole answer within 0\.2 s"):
+    with Speaking([0.6]) as server, pytest.raises(RewardUnavailable, match=r"no complete response within 0\.2 s"):
         vlm(lab, "vlm-yes-no", server, [DRAWN], timeout=0.2, wait=0)
 
 

@@ -24,6 +24,7 @@ from tastemaker.cli import bench as verb
 from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
 from tastemaker.diffusion import losses, sampler
+from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import measurements, rounds, setup
 from tastemaker.training.session import Session
@@ -269,7 +270,7 @@ def test_json_is_one_object_with_medians_of_what_it_lists(
         print("scoring!")
         return x.mean(dim=(1, 2, 3))
 
-    monkeypatch.setattr(setup, "load_reward", lambda *_, **__: talkative)
+    monkeypatch.setattr(setup, "load_reward", lambda *_, **__: as_reward(talkative))
     monkeypatch.setattr(bench, "CALLS", 1)
     assert main(["bench", *words, "--json", "--repeats", "3"]) == 0
     out, err = capsys.readouterr()
