@@ -123,6 +123,16 @@ def test_what_cannot_be_a_reward_is_refused(function, message):
         as_reward(function)
 
 
+def test_attributes_that_cannot_be_read_are_one_sentence():
+    class Odd(Brightness):
+        @property
+        def space(self):
+            raise SystemExit(4)
+
+    with pytest.raises(RewardError, match=r"^reading the attributes of the reward 'Odd' called sys.exit\(4\)"):
+        wrap(Odd())
+
+
 def counted(values):
     """A reward that gives each image one value, and the sizes of its calls."""
     calls = []

@@ -171,12 +171,15 @@ def wrap(function: RewardFunction, name: str | None = None) -> FunctionReward:
         raise RewardError(
             f"the reward {shown} is no function, but {type(function).__name__}: give one that takes images and prompts"
         )
-    differentiable, space = getattr(function, "differentiable", False), getattr(function, "space", "image")
+    attributes = {"differentiable": False, "space": "image", "identity": None, "cancel": None}
+    differentiable, space, identity, cancel = call(
+        lambda: [getattr(function, attribute, default) for attribute, default in attributes.items()],
+        f"reading the attributes of the reward {shown}",
+    )
     if not isinstance(differentiable, bool):
         raise RewardError(f"the reward {shown} has differentiable = {differentiable!r}, but it must be True or False")
     if space not in ("image", "latent"):
         raise RewardError(f"the reward {shown} has space = {space!r}, but it must be 'image' or 'latent'")
-    identity, cancel = getattr(function, "identity", None), getattr(function, "cancel", None)
     return FunctionReward(
         function,
         name or own_name,
