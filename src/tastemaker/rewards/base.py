@@ -56,7 +56,9 @@ class Reward(Protocol):
         ...
 
     @property
-    def space(self) -> Space: ...
+    def space(self) -> Space:
+        """Whether it is given images or latents."""
+        ...
 
     @property
     def parts(self) -> Mapping[str, FunctionReward]:
@@ -124,14 +126,17 @@ class FunctionReward:
 
     @property
     def parts(self) -> Mapping[str, FunctionReward]:
+        """None: see `Reward`."""
         return {}
 
     @property
     def without_gradient(self) -> list[str]:
+        """Its own name, where it has no gradient."""
         return [] if self.differentiable else [self.name]
 
     @property
     def unmeasured(self) -> list[str]:
+        """None: see `Reward`."""
         return []
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -139,6 +144,7 @@ class FunctionReward:
         return score(self, images, prompts).total
 
     def combine(self, found: Mapping[str, Tensor]) -> Tensor:
+        """Its own answer, which is the only one in `found`."""
         (answer,) = found.values()
         return answer
 

@@ -252,6 +252,7 @@ class _Parser:
         self.text, self.tokens, self.at, self.depth = text, tokens, 0, 0
 
     def fail(self, expected: str) -> NoReturn:
+        """Raises RewardError: what was expected, and what is there instead."""
         token = self.tokens[self.at] if self.at < len(self.tokens) else None
         found = "it ends" if token is None else f"there is {self.text[token.index :][:40]!r}"
         quotes = ""
@@ -268,6 +269,7 @@ class _Parser:
         return True
 
     def whole(self) -> Node:
+        """The tree of all tokens."""
         found = self.sum()
         if self.at < len(self.tokens):
             self.fail("+, -, * or the end")
@@ -276,6 +278,7 @@ class _Parser:
         return found
 
     def sum(self) -> Node:
+        """Terms with + and - between them."""
         terms = [self.product()]
         while True:
             if self.sign("+"):
@@ -286,12 +289,14 @@ class _Parser:
                 return Sum(tuple(terms)) if len(terms) > 1 else terms[0]
 
     def product(self) -> Node:
+        """Factors with * between them."""
         factors = [self.operand()]
         while self.sign("*"):
             factors.append(self.operand())
         return Product(tuple(factors)) if len(factors) > 1 else factors[0]
 
     def operand(self) -> Node:
+        """A number, a reward, a call or a bracket, with its sign."""
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise RewardError(f"the reward {self.text[:60]!r}... has more than {_MAX_DEPTH} nested brackets")
@@ -315,12 +320,14 @@ class _Parser:
         return self.call(token.text) if token.kind == "call" else Part(token.text)
 
     def finite(self, token: _Token) -> float:
+        """The value of a number."""
         value = float(token.text)
         if not math.isfinite(value):
             raise RewardError(f"the reward {self.text!r} has the number {token.text}: only a clip's bounds may be inf")
         return value
 
     def call(self, name: str) -> Node:
+        """The arguments of `min`, `clip` or `standardise`, and the closing bracket."""
         if name == "min":
             several = [self.sum()]
             while self.sign(","):
@@ -338,6 +345,7 @@ class _Parser:
         return Clip(inner, low, high)
 
     def bound(self) -> float:
+        """A comma and a bound of `clip`, which may be infinite."""
         if not self.sign(","):
             self.fail("a comma, a space and a bound, as in clip(clip-score, 0, 0.3),")
         token = self.tokens[self.at] if self.at < len(self.tokens) else None

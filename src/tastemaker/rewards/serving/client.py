@@ -161,14 +161,14 @@ class RemoteReward:
         return dict(chain.from_iterable(found))
 
     async def _request_identity(self, client: httpx.AsyncClient) -> Identity:
-        def read(content: bytes) -> tuple[None, Identity]:
+        def _read(content: bytes) -> tuple[None, Identity]:
             info = json.loads(content)
             found = read_identity(info)
             if info.get("protocol") != PROTOCOL:
                 raise ValueError(f"it has version {info.get('protocol')} of the protocol, and this client {PROTOCOL}")
             return None, found
 
-        await self._retried(lambda server: client.build_request("GET", f"{server}/info"), client, read)
+        await self._retried(lambda server: client.build_request("GET", f"{server}/info"), client, _read)
         assert self._identity is not None
         return self._identity
 

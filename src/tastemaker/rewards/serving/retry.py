@@ -82,7 +82,7 @@ class RetryPolicy:
         """
         start, responses, tries = time.monotonic(), 0, 0
 
-        def should_stop(state: RetryCallState) -> bool:
+        def _should_stop(state: RetryCallState) -> bool:
             nonlocal responses
             error = state.outcome.exception() if state.outcome else None
             responses += isinstance(error, TransientError) and error.kind != "unreachable"
@@ -93,7 +93,7 @@ class RetryPolicy:
             async for trial in AsyncRetrying(
                 retry=retry_if_exception_type(TransientError),
                 wait=self._pause,
-                stop=should_stop,
+                stop=_should_stop,
                 before_sleep=self._log_outage,
                 reraise=True,
             ):
