@@ -23,6 +23,7 @@ from tastemaker.data.prompts import PromptSet
 from tastemaker.diffusion.process import Grid, output_scale, x0_from
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import DDIM
+from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
@@ -213,7 +214,7 @@ def session(config: Config, world: World, prompts: Sequence[str], optimizer: Any
         config.optimizer.rows,
     )  # fmt: skip
     display = Display(config.rounds, enabled=False)
-    reward: Any = taste
+    reward = as_reward(taste)
     return Session(
         config, accelerator, world_model, optimizer(groups), reward, PromptSet(tuple(prompts), (1.0,) * len(prompts)),
         task, sampler, State(), display, Stop(accelerator), config.window, rates,

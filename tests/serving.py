@@ -11,9 +11,11 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tastemaker.rewards.base import as_reward
+from tastemaker.rewards.identity import identify
 from tastemaker.rewards.registry import load_reward
-from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, answer
-from tastemaker.rewards.serving.server import Service, identify, known_hosts, listen, server
+from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, response
+from tastemaker.rewards.serving.server import Service, known_hosts, listen, server
 from tastemaker.rewards.vlm.settings import Vlm
 
 GOOD = Identity("redness", "1")
@@ -23,7 +25,7 @@ GOOD = Identity("redness", "1")
 def served(name_or_reward: Any, port: int = 0, vlm: Vlm | None = None, **options: Any) -> Iterator[str]:
     """The address of a real server of this reward."""
     named = isinstance(name_or_reward, str)
-    reward = load_reward(name_or_reward, vlm=vlm) if named else name_or_reward
+    reward = load_reward(name_or_reward, vlm=vlm) if named else as_reward(name_or_reward)
     identity = identify(name_or_reward, reward) if named else GOOD
     listener = listen("127.0.0.1", port)
     running = server(Service(reward, identity, **({"hosts": known_hosts("127.0.0.1")} | options)))
@@ -138,7 +140,7 @@ class Scripted:
                 self.close_connection = True
                 # Who asked may be gone by now.
                 with suppress(OSError):
-                    outer.script(number)(self, answer(redness(asked.x, asked.prompts), GOOD))
+                    outer.script(number)(self, response(redness(asked.x, asked.prompts), GOOD))
 
             def log_message(self, *_: object) -> None:
                 return

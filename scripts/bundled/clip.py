@@ -487,7 +487,7 @@ def on_samples(clip: Clip) -> dict[str, dict[str, float]]:
     for seed, guidance in enumerate(GUIDANCES):
         chosen = fixed_draw([prompt for _, prompt in prompts], 1, seed)
         x = images(model, chosen, DDIM(model.process.grid(20), 1.0), guidance, batch=64)
-        cosines, beauty = clip_score(clip, x, chosen.prompts), score(aesthetic, x, chosen.prompts)
+        cosines, beauty = clip_score(clip, x, chosen.prompts), score(aesthetic, x, chosen.prompts).total
         for n, (verdict, scene) in enumerate(zip(judge(x, chosen.prompts), see(x), strict=True)):
             assert verdict is not None
             rows.append({"list": prompts[n][0], "guidance": guidance, "clip": cosines[n].item(), "scene": scene,

@@ -10,11 +10,12 @@ from PIL import Image
 
 import tiny_language
 from naming import asked, named
+from scoring import total
 from serving import served
 from speaking import Speaking
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardUnavailable
-from tastemaker.rewards.base import reward, score
+from tastemaker.rewards.base import as_reward, reward
 from tastemaker.rewards.check import check_reward, images
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.registry import BUILTIN, load_reward
@@ -66,8 +67,8 @@ def test_built_in_rewards_keep_the_contract_on_a_server(name, tmp_path, speaking
         findings = check_reward(load_reward(url, Remote(cache=0, batch=2)), prompts)
         assert "failed" not in states(findings), findings
         exact = load_reward(url, Remote(format="safetensors"))
-        assert score(exact, X, prompts).equal(score(here, X, prompts))
-        assert score(load_reward(url), X, prompts).equal(score(here, rounded, prompts))
+        assert total(exact, X, prompts).equal(total(here, X, prompts))
+        assert total(load_reward(url), X, prompts).equal(total(here, rounded, prompts))
         assert str(tmp_path) not in str(exact.identity())
         assert speaking[0] not in str(exact.identity())
 
@@ -95,7 +96,7 @@ def test_combinations_keep_the_contract_on_a_server(tmp_path):
     with served(name, join=0.0) as url:
         remote = load_reward(url, Remote(format="safetensors", cache=0))
         assert "failed" not in states(check_reward(remote, PROMPTS))
-        assert score(remote, X, PROMPTS).equal(score(load_reward(name), X, PROMPTS))
+        assert total(remote, X, PROMPTS).equal(total(load_reward(name), X, PROMPTS))
         assert str(remote.identity()).startswith("((0.5 * target-image:four+one.png) + judge-score) (")
         first = str(remote.identity())
     # Another image is another reward.
@@ -159,18 +160,18 @@ def broken(findings):
     ],
 )
 def test_what_breaks_the_contract_is_found(function, said):
-    found = broken(check_reward(function, PROMPTS, size=16))
+    found = broken(check_reward(as_reward(function), PROMPTS, size=16))
     assert any(said in what for what in found), found
 
 
 def test_a_gradient_is_looked_at_along_itself():
-    assert "failed" not in states(check_reward(brightness, PROMPTS, size=16))
+    assert "failed" not in states(check_reward(as_reward(brightness), PROMPTS, size=16))
 
 
 def test_answers_that_are_all_the_same_hide_the_order():
-    findings = check_reward(lambda x, p: torch.ones(len(x)), PROMPTS, size=16)
+    findings = check_reward(as_reward(lambda x, p: torch.ones(len(x))), PROMPTS, size=16)
     assert broken(findings) == []
-    assert any("cannot be seen" in finding.what for finding in findings)
+    assert any("cannot be checked" in finding.what for finding in findings)
 
 
 def test_a_server_that_is_down_is_no_finding():

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import tiny_language
 from every_setting import Lab, acts, close
+from scoring import total
 from serving import Scripted, good, raw, redness, slow
 from speaking import Speaking, failing
 from tastemaker.errors import RewardError, RewardUnavailable
-from tastemaker.rewards.base import score
 from tastemaker.rewards.learned.bertscore import load_recall
 from tastemaker.rewards.serving import retry
 from tastemaker.rewards.vlm.answers import Answer
@@ -46,7 +46,7 @@ def remote(lab: Lab, server: Scripted, **settings: Any) -> Any:
 def remote_format(lab: Lab) -> None:
     """Exactly, where PNG rounds to 8 bits."""
     with Scripted([]) as server:
-        values = score(remote(lab, server, format="safetensors"), X, PROMPTS)
+        values = total(remote(lab, server, format="safetensors"), X, PROMPTS)
         sent = torch.cat([asked.x for asked in server.asked])
     assert torch.equal(values, redness(X, PROMPTS))
     assert torch.equal(sent, X)
@@ -55,7 +55,7 @@ def remote_format(lab: Lab) -> None:
 @acts("remote.batch")
 def remote_batch(lab: Lab) -> None:
     with Scripted([]) as server:
-        score(remote(lab, server, batch=2), X, PROMPTS)
+        total(remote(lab, server, batch=2), X, PROMPTS)
         assert sorted(len(asked.prompts) for asked in server.asked) == [1, 2, 2]
 
 
@@ -73,14 +73,14 @@ def remote_in_flight(lab: Lab) -> None:
         good(handler, content)
 
     with Scripted(lambda n: count) as server:
-        score(remote(lab, server, batch=1, in_flight=2), X, PROMPTS)
+        total(remote(lab, server, batch=1, in_flight=2), X, PROMPTS)
     assert most[0] == 2
 
 
 @acts("remote.timeout")
 def remote_timeout(lab: Lab) -> None:
-    with Scripted([slow(0.6)]) as server, pytest.raises(RewardUnavailable, match=r"no whole answer within 0\.2 s"):
-        score(remote(lab, server, timeout=0.2, wait=0), X, PROMPTS)
+    with Scripted([slow(0.6)]) as server, pytest.raises(RewardUnavailable, match=r"no complete response within 0\.2 s"):
+        total(remote(lab, server, timeout=0.2, wait=0), X, PROMPTS)
 
 
 @acts("remote.wait")
@@ -88,7 +88,7 @@ def remote_wait(lab: Lab) -> None:
     """A busy server is asked again for as long as that; with 0 it is not."""
     with impatient(), Scripted([BUSY]) as server:
         with pytest.raises(RewardUnavailable, match="after 1 try"):
-            score(remote(lab, server, wait=0), X, PROMPTS)
+            total(remote(lab, server, wait=0), X, PROMPTS)
         assert len(server.asked) == 1
 
 
@@ -96,7 +96,7 @@ def remote_wait(lab: Lab) -> None:
 def remote_tries(lab: Lab) -> None:
     with impatient(), Scripted([FAILED] * 3) as server:
         with pytest.raises(RewardUnavailable, match="after 3 tries"):
-            score(remote(lab, server, tries=3), X, PROMPTS)
+            total(remote(lab, server, tries=3), X, PROMPTS)
         assert len(server.asked) == 3
 
 
@@ -105,17 +105,17 @@ def remote_cache(lab: Lab) -> None:
     """The last two answers are kept."""
     with Scripted([]) as server:
         reward = remote(lab, server, cache=2, batch=1, in_flight=1)
-        score(reward, X[:3], PROMPTS[:3])
-        score(reward, X[1:3], PROMPTS[1:3])
+        total(reward, X[:3], PROMPTS[:3])
+        total(reward, X[1:3], PROMPTS[1:3])
         assert len(server.asked) == 3
-        score(reward, X[:1], PROMPTS[:1])
+        total(reward, X[:1], PROMPTS[:1])
         assert len(server.asked) == 4
 
 
 @acts("remote.token_env")
 def remote_token_env(lab: Lab) -> None:
     with Scripted([]) as server, mock.patch.dict(os.environ, {"MY_TOKEN": "open-sesame"}):
-        score(remote(lab, server, token_env="MY_TOKEN"), X, PROMPTS)
+        total(remote(lab, server, token_env="MY_TOKEN"), X, PROMPTS)
         assert server.seen[0]["Authorization"] == "Bearer open-sesame"
 
 
@@ -137,7 +137,7 @@ def drawing() -> Tensor:
 def vlm(lab: Lab, name: str, server: Speaking, prompts: Sequence[str], **settings: Any) -> list[float]:
     """The rewards of the drawing for each prompt, by a run with these settings."""
     reward = lab.session(reward=f"{name}:{server.name}", vlm=settings).reward
-    return score(reward, drawing().repeat(len(prompts), 1, 1, 1), list(prompts)).tolist()
+    return total(reward, drawing().repeat(len(prompts), 1, 1, 1), list(prompts)).tolist()
 
 
 def questions(server: Speaking) -> set[str]:
@@ -211,9 +211,12 @@ def vlm_batch(lab: Lab) -> None:
         sizes.append(len(queries))
         return [Answer("Yes.")] * len(queries)
 
-    with mock.patch.object(local.Local, "__init__", init), mock.patch.object(local.Local, "_answers", answers):
+    with (
+        mock.patch.object(local.LocalModel, "__init__", init),
+        mock.patch.object(local.LocalModel, "_answers", answers),
+    ):
         reward = lab.session(reward="vlm-yes-no:some/model", vlm={"batch": 3}).reward
-        assert score(reward, X, PROMPTS).tolist() == [1.0] * 5
+        assert total(reward, X, PROMPTS).tolist() == [1.0] * 5
     assert sizes == [3, 2]
 
 
@@ -226,7 +229,7 @@ def vlm_in_flight(lab: Lab) -> None:
 
 @acts("vlm.timeout")
 def vlm_timeout(lab: Lab) -> None:
-    with Speaking([0.6]) as server, pytest.raises(RewardUnavailable, match=r"no whole answer within 0\.2 s"):
+    with Speaking([0.6]) as server, pytest.raises(RewardUnavailable, match=r"no complete response within 0\.2 s"):
         vlm(lab, "vlm-yes-no", server, [DRAWN], timeout=0.2, wait=0)
 
 
@@ -252,7 +255,7 @@ def vlm_cache(lab: Lab) -> None:
     with Speaking() as server:
         reward = lab.session(reward=f"vlm-yes-no:{server.name}", vlm={"cache": 1}).reward
         for prompts in (["a red star", "a blue fish"], ["a blue fish"], ["a red star"]):
-            score(reward, drawing().repeat(len(prompts), 1, 1, 1), prompts)
+            total(reward, drawing().repeat(len(prompts), 1, 1, 1), prompts)
         assert len(server.asked) == 3
 
 

@@ -52,7 +52,7 @@ SETTINGS = [
     "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2", "advantage.min_count=2",
 ]  # fmt: skip
 PHASES = [
-    (sampler, "sample", "sample"), (scoring, "score_together", "score"), (update, "accumulate", "update"),
+    (sampler, "sample", "sample"), (scoring, "leaf_scores", "score"), (update, "accumulate", "update"),
     (run, "_save", "save"), (atomic, "remove", "prune"), (run, "append_metrics", "metrics"),
     (run, "save_grid", "images"),
     (run, "write_adapter", "adapter"), (run, "write_report", "report"), (run, "truncate_metrics", "resume"),

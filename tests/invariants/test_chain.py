@@ -25,6 +25,7 @@ from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
 from tastemaker.models.stable_diffusion import LatentUNet, SchedulerProcess
 from tastemaker.models.tuning import Tuning
+from tastemaker.rewards.base import as_reward
 from tastemaker.training.backprop_round import gradient_steps
 from tastemaker.training.update import micro_batches
 from tastemaker.types import Draw, Rollout, Rows
@@ -312,7 +313,7 @@ def test_a_image_noised_and_seen_again():
 
 
 def task(model, eta=0.0, on_images=None):
-    made = Task(model, DDIM(model.process.grid(T), eta), reward=warmth)
+    made = Task(model, DDIM(model.process.grid(T), eta), reward=as_reward(warmth))
     return made if on_images is None else replace(made, on_images=on_images)
 
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from drawing import drawn
+from scoring import total
 from serving import Scripted, redness
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import load_config
-from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
 from tastemaker.runs import checkpoint
 from tastemaker.runs.checkpoint import State
@@ -101,9 +101,9 @@ def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
     assert not set(found.unseen.draw.prompts) & set(session.prompts.prompts)
     for under, seen in (("eval/", found.seen), ("eval/unseen/", found.unseen)):
         for name in LOOKING:
-            by_hand = score(load_reward(name), seen.images, seen.draw.prompts).mean().item()
+            by_hand = total(load_reward(name), seen.images, seen.draw.prompts).mean().item()
             assert recorded[f"{under}rewards/{name}"] == pytest.approx(by_hand, abs=1e-6)
-        own = score(redness, seen.images, seen.draw.prompts).mean().item()
+        own = total(redness, seen.images, seen.draw.prompts).mean().item()
         assert recorded[f"{under}reward/parts/remote"] == pytest.approx(own, abs=1e-6)
     # Their noise is not that of the images beside them, though their places in the lists are.
     assert found.seen.draw.prompt_index == found.unseen.draw.prompt_index

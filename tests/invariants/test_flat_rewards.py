@@ -16,6 +16,7 @@ from tastemaker.algorithms.preference_pairs import pairs
 from tastemaker.config.schema import Advantage, Config, Optimizer, Sampling
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.mixture import standing
+from tastemaker.rewards.base import as_reward, wrap
 from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.expression import parse
 from tastemaker.runs.checkpoint import State
@@ -45,7 +46,7 @@ def test_a_round_of_equal_rewards_moves_nothing(algorithm, how):
     )  # fmt: skip
     world = World("vp")
     run = session(config, world, ["left", "right"], lambda groups: torch.optim.SGD(groups, lr=1.0))
-    run.reward = lambda x, prompts: [123456.7] * len(prompts)
+    run.reward = as_reward(lambda x, prompts: [123456.7] * len(prompts))
     run.state = State(base_mean=torch.tensor(123456.7).item(), base_std=0.0)
     record = one_round(run)
     # NFT: two equal squares pull in opposite directions, and float32 rounds their sum (times span = 5).
@@ -126,7 +127,7 @@ def test_what_is_standardised_needs_a_spread_and_may_have_any_unit():
         return {"a": torch.tensor(values)}
 
     def made():
-        return Combination("standardise(a)", parse("standardise(a)"), {"a": lambda x, p: x})
+        return Combination("standardise(a)", parse("standardise(a)"), {"a": wrap(lambda x, p: x)})
 
     for values in ([0.3] * 7, [123456.7] * 3, [1e30] * 2, [1e-30] * 5, [123456.7, 123456.71], [5.0]):
         with pytest.raises(RewardError, match="leave standardise out"):

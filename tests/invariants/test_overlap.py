@@ -10,6 +10,7 @@ import pytest
 
 from tastemaker.config.schema import Config, Evaluation, Optimizer, Sampling
 from tastemaker.diffusion import sampler
+from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup
 
@@ -23,7 +24,7 @@ def session_of(checkpoint, tmp_path, reward):
         sampling=Sampling(steps=3, samples=2 * BATCHES, per_prompt=2, batch=2),
         optimizer=Optimizer(updates=2, rows=24), evaluation=Evaluation(prompts=1, per_prompt=2),
     )  # fmt: skip
-    return replace(setup.start(config, tmp_path, State()), reward=reward)
+    return replace(setup.start(config, tmp_path, State()), reward=as_reward(reward))
 
 
 def test_a_batch_is_rewarded_while_the_next_is_sampled(checkpoint, tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ def test_faults_that_pass_leave_no_trace(whole, checkpoint, tmp_path):
 LASTING = [
     (raw(b'{"detail": "no memory"}', 500), 69, "status 500: no memory"),
     (cut, 69, "RemoteProtocolError"),
-    (slow(5), 69, "no whole answer within 2 s"),
+    (slow(5), 69, "no complete response within 2 s"),
     (changed(rewards=lambda values: values[1:]), 2, "it has 3 rewards for 4 images"),
     (changed(rewards=lambda values: [math.nan, *values[1:]]), 2, "nan, which is not finite"),
     (changed(version="2"), 2, "cannot be mixed"),

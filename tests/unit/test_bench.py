@@ -25,6 +25,7 @@ from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
 from tastemaker.diffusion import losses, sampler, sde
 from tastemaker.evaluation import metrics, scoring
+from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup
 from tastemaker.training.session import Session
@@ -268,7 +269,7 @@ def test_json_is_one_object_with_medians_of_what_it_lists(
         print("scoring!")
         return x.mean(dim=(1, 2, 3))
 
-    monkeypatch.setattr(setup, "load_reward", lambda *_, **__: talkative)
+    monkeypatch.setattr(setup, "load_reward", lambda *_, **__: as_reward(talkative))
     monkeypatch.setattr(bench, "CALLS", 1)
     assert main(["bench", *words, "--json", "--repeats", "3"]) == 0
     out, err = capsys.readouterr()

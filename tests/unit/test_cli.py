@@ -202,7 +202,7 @@ MISTAKES = [
     (["doctor", "--reward", "jpeg-compressibility", "--bacth", "4"], "unknown flag --bacth; did you mean --batch?"),
     (["reward", "sevre"], "unknown `tastemaker reward sevre`; did you mean 'serve'?"),
     (["reward", "serve"], "give a reward, as in `tastemaker reward serve jpeg-compressibility`"),
-    (["reward", "serve", "http://127.0.0.1:1"], "is served already"),
+    (["reward", "serve", "http://127.0.0.1:1"], "is already on a server"),
     (["reward", "serve", "x", "--port", "70000"], "--port is 70000"),
     (["reward", "serve", "x", "--token-env", "a secret"], "--token-env is not the name of an environment variable"),
     (

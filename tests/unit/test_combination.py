@@ -11,10 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from scoring import total
 from serving import Scripted, served
 from tastemaker.cli.main import main
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.rewards.base import graded, graded_parts, reward, score
+from tastemaker.rewards.base import leaf_scores, reward, wrap
 from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.expression import (
     Clip,
@@ -27,8 +28,8 @@ from tastemaker.rewards.expression import (
     labels,
     parse,
     parts,
+    to_text,
     without_addresses,
-    written,
 )
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.settings import Remote
@@ -56,7 +57,7 @@ def minus(node):
         ("min(a, 2*b, c)", Minimum((A, Product((Constant(2.0), B)), C))),
         ("clip(a, -inf, .3)", Clip(A, -math.inf, 0.3)),
         ("standardise(a) + standardise(a + b)", Sum((Standardise(A), Standardise(Sum((A, B)))))),
-        # Names keep what is in them: it is the blanks around an operator that make it one.
+        # Names keep what is in them: it is the spaces around an operator that make it one.
         ("clip-score + x:f", Sum((Part("clip-score"), Part("x:f")))),
         ("target-image:/p/four+one.png + a", Sum((Part("target-image:/p/four+one.png"), A))),
         ("2*http://host:1/ - a", Sum((Product((Constant(2.0), Part("http://host:1/"))), minus(A)))),
@@ -77,7 +78,7 @@ def minus(node):
 )
 def test_what_a_name_says(text, tree):
     assert parse(text) == tree
-    assert parse(written(tree)) == tree
+    assert parse(to_text(tree)) == tree
 
 
 def test_a_file_whose_path_looks_like_a_difference_is_a_file(tmp_path):
@@ -85,7 +86,7 @@ def test_a_file_whose_path_looks_like_a_difference_is_a_file(tmp_path):
     assert isinstance(parse(f"target-image:{path}"), Sum)
     Image.new("RGB", (4, 4), "white").save(path)
     assert parse(f"target-image:{path}") == Part(f"target-image:{path}")
-    assert score(load_reward(f"target-image:{path}"), torch.ones(1, 3, 4, 4), ["x"]).item() == pytest.approx(0)
+    assert total(load_reward(f"target-image:{path}"), torch.ones(1, 3, 4, 4), ["x"]).item() == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +96,16 @@ def test_a_file_whose_path_looks_like_a_difference_is_a_file(tmp_path):
         ("a + * b", r"expected a reward or a number where there is '\* b'"),
         ("(a + b", r"expected \) where it ends"),
         ("a + b)", r"expected \+, -, \* or the end where there is '\)'"),
-        ("a + my images", "put a name with blanks in quotes"),
+        ("a + my images", "put a name with spaces in quotes"),
         ("2 * 3", "names no reward"),
         ("inf*a", "only a clip's bounds may be inf"),
         ("clip(a, 1, 1)", r"clips to \[1, 1\]: the first must be the smaller"),
-        ("clip(a, 1)", "a comma, a blank and a bound"),
+        ("clip(a, 1)", "a comma, a space and a bound"),
         ("clip(a, b, 1)", "expected a number where there is 'b, 1"),
         ("min(a, b", r"or \), where it ends"),
         ("a + 'b", 'no end to the name that begins at "\'b"'),
-        ("(" * 60 + "a", "more than 50 brackets"),
-        ("- " * 60 + "a", "more than 50 brackets"),
+        ("(" * 60 + "a", "more than 50 nested brackets"),
+        ("- " * 60 + "a", "more than 50 nested brackets"),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(text, message):
@@ -124,7 +125,7 @@ def test_any_text_is_a_tree_or_refused(text):
     except RewardError:
         return
     if not isinstance(tree, Part):
-        assert parse(written(tree)) == tree
+        assert parse(to_text(tree)) == tree
 
 
 def test_labels_tell_parts_apart_without_paths_and_addresses():
@@ -169,7 +170,12 @@ FUNCTIONS = {"red": red, "green": green, "blue": blue, "hard": hard}
 
 def combined(text, **more):
     tree = parse(text)
-    return Combination(text, tree, {name: (FUNCTIONS | more)[name] for name in parts(tree)})
+    return Combination(text, tree, {name: wrap((FUNCTIONS | more)[name], name) for name in parts(tree)})
+
+
+def answers(function, x, prompts="abc"):
+    """Of the parts, by name."""
+    return leaf_scores({"it": function}, x, prompts)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +194,9 @@ def combined(text, **more):
 def test_values_and_gradients_by_hand(text, expected, slopes):
     function = combined(text)
     x = flat_images().requires_grad_()
-    values = graded(function, x, "abc")
+    values = total(function, x, "abc")
     torch.testing.assert_close(values.detach(), torch.tensor(expected))
-    torch.testing.assert_close(score(function, x, "abc"), torch.tensor(expected))
+    torch.testing.assert_close(total(function, x, "abc"), torch.tensor(expected))
     # Of an image's 16 pixels each has a sixteenth.
     (slope,) = torch.autograd.grad(values.sum(), x)
     torch.testing.assert_close(slope.sum(dim=(2, 3)), torch.tensor(slopes, dtype=torch.float32))
@@ -201,35 +207,35 @@ def test_standardising_uses_the_base_models_images():
     function = combined("standardise(red) + 2*green")
     assert function.unmeasured == ["standardise(red)"]
     with pytest.raises(RewardError, match=r"has standardise\(red\), which is measured on the base model's images"):
-        score(function, flat_images(), "abc")
-    function.measure(function.parts(flat_images(), "abc"))
+        total(function, flat_images(), "abc")
+    function.measure(answers(function, flat_images()))
     mean, std = 17 / 30, math.sqrt(98) / 30
     assert function.statistics["standardise(red)"] == function.statistics["red"] == pytest.approx((mean, std))
     assert function.statistics["green"][0] == pytest.approx(1.7 / 3)
     x = torch.full((2, 3, 4, 4), 0.3).requires_grad_()
-    values = graded(function, x, "ab")
+    values = total(function, x, "ab")
     torch.testing.assert_close(values.detach(), torch.full((2,), (0.3 - mean) / std + 0.6))
     (slope,) = torch.autograd.grad(values.sum(), x)
     torch.testing.assert_close(slope.sum(dim=(2, 3)), torch.tensor([[1 / std, 2.0, 0.0]] * 2))
     # A run that goes on has them from its checkpoint, which is JSON.
     again = combined("standardise(red) + 2*green")
     again.recall({name: list(pair) for name, pair in function.statistics.items()})
-    assert score(again, x, "ab").equal(score(function, x, "ab"))
+    assert total(again, x, "ab").equal(total(function, x, "ab"))
 
 
 def test_standardising_inside_of_standardising():
     """The inner values have mean 0 and deviation 1; clipped at 1 they are (-1.11, -0.20, 1) of (.., .., 1.31)."""
     function = combined("standardise(clip(standardise(red), -2, 1))")
-    function.measure(function.parts(flat_images(), "abc"))
+    function.measure(answers(function, flat_images()))
     inner = ((COLOURS[:, 0] - 17 / 30) / (math.sqrt(98) / 30)).clamp(-2, 1)
     expected = (inner - inner.mean()) / inner.std(correction=0)
-    torch.testing.assert_close(score(function, flat_images(), "abc"), expected)
+    torch.testing.assert_close(total(function, flat_images(), "abc"), expected)
 
 
 def test_base_images_that_are_all_the_same_are_no_unit():
     function = combined("standardise(red) + green")
     with pytest.raises(RewardError, match=r"all 3 of them have 0.25: leave standardise out"):
-        function.measure(function.parts(torch.full((3, 3, 4, 4), 0.25), "abc"))
+        function.measure(answers(function, torch.full((3, 3, 4, 4), 0.25)))
 
 
 def test_each_part_is_asked_once_and_seen_by_itself():
@@ -240,7 +246,7 @@ def test_each_part_is_asked_once_and_seen_by_itself():
         return red(x, prompts)
 
     function = combined("counted * counted + min(counted, green)", counted=counted)
-    found = function.parts(flat_images(), "abc")
+    found = answers(function, flat_images())
     assert calls == [3]
     assert list(found) == ["counted", "green"]
     torch.testing.assert_close(function.combine(found), COLOURS[:, 0] ** 2 + COLOURS[:, :2].amin(dim=1))
@@ -253,22 +259,22 @@ def test_a_part_that_fails_is_named():
         return 1 / 0
 
     with pytest.raises(RewardError, match="the reward broken raised ZeroDivisionError"):
-        score(combined("red + broken", broken=broken), x, "abc")
+        total(combined("red + broken", broken=broken), x, "abc")
 
     def unsure(x, prompts):
         return red(x, prompts) * torch.tensor([1, 1, float("nan")])
 
     with pytest.raises(RewardError, match="the reward unsure returned nan for 1 of 3"):
-        score(combined("min(red, unsure)", unsure=unsure), x, "abc")
+        total(combined("min(red, unsure)", unsure=unsure), x, "abc")
     with pytest.raises(RewardError, match=r"the reward big \* big returned inf"):
-        score(combined("big * big", big=lambda x, p: red(x, p) * 1e30), x, "abc")
+        total(combined("big * big", big=lambda x, p: red(x, p) * 1e30), x, "abc")
 
     @reward(differentiable=True)
     def cut(x, prompts):
         return red(x.detach(), prompts)
 
-    with pytest.raises(RewardError, match="the reward cut says that it is differentiable"):
-        graded_parts(combined("green + cut", cut=cut), x.requires_grad_(), "abc")
+    with pytest.raises(RewardError, match="the reward cut is declared differentiable, but its answer has no gradient"):
+        total(combined("green + cut", cut=cut), x.requires_grad_(), "abc")
 
 
 def test_marks_are_those_of_the_parts():
@@ -276,13 +282,13 @@ def test_marks_are_those_of_the_parts():
     assert not combined("red + hard").differentiable
     assert combined("red + hard").without_gradient == ["hard"]
     assert combined("red + green").space == "image"
-    assert not hasattr(combined("red + green"), "identity")
+    assert combined("red + green").identity() is None
 
     @reward(space="latent")
     def smooth(x, prompts):
         return x.mean(dim=(1, 2, 3))
 
-    with pytest.raises(RewardError, match="want different things: red images, smooth latents"):
+    with pytest.raises(RewardError, match="on latents: red takes images, smooth takes latents"):
         combined("red + smooth", smooth=smooth)
 
 
@@ -291,20 +297,20 @@ def test_built_in_rewards_by_name(tmp_path):
     Image.new("RGB", (8, 8), (255, 0, 0)).save(file)
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     names = ("jpeg-compressibility", "colourfulness", f"target-image:{file}")
-    size, colour, likeness = (score(load_reward(name), x, "abc") for name in names)
+    size, colour, likeness = (total(load_reward(name), x, "abc") for name in names)
     function = load_reward(f"0.5*{names[0]} + {names[1]} * {names[2]}")
-    torch.testing.assert_close(score(function, x, "abc"), 0.5 * size + colour * likeness)
-    with pytest.raises(RewardError, match=r"unknown reward 'colourfulness\+judge-score'.*blanks around \+ and \*"):
+    torch.testing.assert_close(total(function, x, "abc"), 0.5 * size + colour * likeness)
+    with pytest.raises(RewardError, match=r"unknown reward 'colourfulness\+judge-score'.*spaces around \+ and \*"):
         load_reward("colourfulness+judge-score")
     with pytest.raises(RewardError, match="unknown reward 'colourfullness': did you mean 'colourfulness'"):
         load_reward("judge-score + colourfullness")
 
 
 def test_parts_that_are_known_are_not_loaded_again():
-    known = {"colourfulness": red}
+    known = {"colourfulness": wrap(red)}
     function = load_reward("colourfulness + judge-score", None, None, known)
     assert isinstance(function, Combination)
-    assert function.rewards["colourfulness"] is red
+    assert function.parts["colourfulness"] is known["colourfulness"]
     assert list(known) == ["colourfulness", "judge-score"]
 
 
@@ -324,10 +330,10 @@ def test_servers_are_asked_at_once_and_beside_the_local_parts():
     with served(waiting) as one, served(waiting_too) as two:
         text = f"{one} + 2*{two} + local"
         tree = parse(text)
-        rewards = {one: load_reward(one, exact), two: load_reward(two, exact), "local": waiting}
+        rewards = {one: load_reward(one, exact), two: load_reward(two, exact), "local": wrap(waiting)}
         function = Combination(text, tree, rewards)
-        torch.testing.assert_close(score(function, flat_images(), "abc"), 2 * COLOURS[:, 0] + 2 * COLOURS[:, 1])
-        assert function._identity() == "('redness (1)' + (2 * 'redness (1)') + local)"
+        torch.testing.assert_close(total(function, flat_images(), "abc"), 2 * COLOURS[:, 0] + 2 * COLOURS[:, 1])
+        assert function.identity() == "('redness (1)' + (2 * 'redness (1)') + local)"
 
 
 def test_a_server_that_fails_ends_the_others_call():
@@ -339,7 +345,7 @@ def test_a_server_that_fails_ends_the_others_call():
 
         def ask():
             with pytest.raises(RewardError, match="refuses: status 400"):
-                score(function, flat_images(), "abc")
+                total(function, flat_images(), "abc")
             ended.set()
 
         threading.Thread(target=ask, daemon=True).start()
@@ -349,17 +355,17 @@ def test_a_server_that_fails_ends_the_others_call():
 def test_statistics_do_not_depend_on_where_a_server_is():
     with Scripted([]) as one, Scripted([]) as two:
         before, after = (load_reward(f"standardise({server.url}) + colourfulness") for server in (one, two))
-        before.measure(before.parts(flat_images(), "abc"))
+        before.measure(answers(before, flat_images()))
         assert list(before.statistics) == ["remote", "colourfulness", "standardise(remote)"]
         after.recall({name: list(pair) for name, pair in before.statistics.items()})
-        assert score(after, flat_images(), "abc").equal(score(before, flat_images(), "abc"))
+        assert total(after, flat_images(), "abc").equal(total(before, flat_images(), "abc"))
 
 
 def test_what_a_server_does_not_offer(capsys):
     assert main(["reward", "serve", "standardise(colourfulness) + judge-score"]) == 2
     assert "standardise(http://127.0.0.1:8000)" in capsys.readouterr().err
     assert main(["reward", "serve", "http://127.0.0.1:9 + judge-score"]) == 2
-    assert "http://127.0.0.1:9 is served already" in capsys.readouterr().err
+    assert "http://127.0.0.1:9 is already on a server" in capsys.readouterr().err
 
 
 def test_doctor_measures_on_its_own_images_and_bears_a_clip(capsys):

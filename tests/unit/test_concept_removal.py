@@ -11,11 +11,11 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 
 import learned
+from scoring import total
 from tastemaker.data.prompts import load_prompts
 from tastemaker.drawings import Scene, Thing, render
 from tastemaker.drawings.judge import load_judge
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import score
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.registry import load_reward
 
@@ -41,9 +41,9 @@ def test_the_score_of_the_surest_box_by_transformers_own_processor(kind, size, t
         found = processor.post_process_object_detection(network(pixel_values=pixels, input_ids=ids), threshold=0.0)
     expected = torch.stack([1 - one["scores"].max() for one in found])
     assert expected.std() > 0.01
-    mine = score(load_reward(f"concept-removal:books@{folder}"), x, ["fruits and books"] * 3)
+    mine = total(load_reward(f"concept-removal:books@{folder}"), x, ["fruits and books"] * 3)
     torch.testing.assert_close(mine, expected, atol=1e-3, rtol=0)
-    other = score(load_reward(f"concept-removal:fruits@{folder}"), x, ["fruits and books"] * 3)
+    other = total(load_reward(f"concept-removal:fruits@{folder}"), x, ["fruits and books"] * 3)
     assert (mine - other).abs().max() > 1e-3
 
 

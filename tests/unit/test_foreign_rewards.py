@@ -20,14 +20,14 @@ import pytest
 import torch
 from torch import nn
 
+from scoring import total
 from serving import served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardError, RewardUnavailable
-from tastemaker.rewards.base import graded, reward, score
+from tastemaker.rewards.base import as_reward, leaf_scores, reward
 from tastemaker.rewards.check import check_reward
-from tastemaker.rewards.combination import asked_together
-from tastemaker.rewards.foreign import NO_ARGUMENTS, described
 from tastemaker.rewards.registry import load_reward
+from tastemaker.rewards.user_code import NO_ARGUMENTS, described
 
 X = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a", "b", "c"]
@@ -39,13 +39,13 @@ def mean(x, prompts):
 
 
 def refused(function, match):
-    """One sentence, through `score` and, where images have a graph, through `graded`."""
+    """One sentence, without gradient, and where the images require one."""
     with pytest.raises(RewardError, match=match) as found:
-        score(function, X, PROMPTS)
+        total(function, X, PROMPTS)
     assert "\n" not in str(found.value)
     assert len(str(found.value)) < 1000
     with pytest.raises(RewardError, match=match):
-        graded(function, X.clone().requires_grad_(), PROMPTS)
+        total(function, X.clone().requires_grad_(), PROMPTS)
 
 
 # ---------------------------------------------------------------- what it raises
@@ -89,7 +89,7 @@ def test_whatever_is_raised_is_one_sentence(what):
     refused(taste, match)
     refused(taste, match)  # also the second time
     with served(taste) as url, pytest.raises(RewardError, match="taste"):
-        score(load_reward(url, remote()), X, PROMPTS)
+        total(load_reward(url, remote()), X, PROMPTS)
 
 
 def remote():
@@ -103,17 +103,17 @@ def test_ctrl_c_is_ctrl_c_and_an_error_of_ours_is_itself():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(interrupted, X, PROMPTS)
+        total(interrupted, X, PROMPTS)
     with served(interrupted) as url:  # nobody pressed it there
         for _ in range(2):
             with pytest.raises(RewardError, match="KeyboardInterrupt"):
-                score(load_reward(url, remote()), X, PROMPTS)
+                total(load_reward(url, remote()), X, PROMPTS)
 
     def away(x, prompts):
         raise RewardUnavailable("gone")
 
     with pytest.raises(RewardUnavailable, match=r"^gone$"):
-        score(away, X, PROMPTS)
+        total(away, X, PROMPTS)
 
 
 def test_real_recursion_warnings_as_errors_and_wrong_arguments():
@@ -159,11 +159,11 @@ RETURNED = {
 
 @pytest.mark.parametrize("what", RETURNED)
 def test_numbers_of_all_kinds_are_numbers(what):
-    found = score(lambda x, p: RETURNED[what], X, PROMPTS)
+    found = total(lambda x, p: RETURNED[what], X, PROMPTS)
     assert found.tolist() == NUMBERS
     assert (found.dtype, found.device.type, found.requires_grad) == (torch.float32, "cpu", False)
     found += 1  # it is the run's own
-    assert score(lambda x, p: RETURNED[what], X, PROMPTS).tolist() == NUMBERS
+    assert total(lambda x, p: RETURNED[what], X, PROMPTS).tolist() == NUMBERS
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_numbers_of_all_kinds_are_numbers(what):
     ],
 )
 def test_whole_numbers_and_truths_too(answer, expected):
-    assert score(lambda x, p: answer, X, PROMPTS).tolist() == expected
+    assert total(lambda x, p: answer, X, PROMPTS).tolist() == expected
 
 
 async def waiting(x, prompts):
@@ -236,13 +236,13 @@ def test_functions_that_are_no_plain_ones():
     refused(waiting, "waiting is an async function: make it a plain one")
     refused(yielding, "yielding returned a generator, but must return 3 numbers")
     refused(nn.Identity(), r"Identity raised TypeError|Identity returned shape")
-    assert score(functools.partial(lambda k, x, p: mean(x, p) + k, 1), X, PROMPTS).allclose(MEAN + 1)
+    assert total(functools.partial(lambda k, x, p: mean(x, p) + k, 1), X, PROMPTS).allclose(MEAN + 1)
 
 
 def test_a_list_of_tensors_keeps_its_gradient():
     leaf = X.clone().requires_grad_()
     marked = reward(differentiable=True)(lambda x, p: [image.square().sum() for image in x])
-    (slope,) = torch.autograd.grad(graded(marked, leaf, PROMPTS).sum(), leaf)
+    (slope,) = torch.autograd.grad(total(marked, leaf, PROMPTS).sum(), leaf)
     torch.testing.assert_close(slope, 2 * X)
 
 
@@ -268,12 +268,12 @@ def test_the_runs_images_and_prompts_stay(what):
         prompts.clear()
         return found
 
-    assert score(taste, x, prompts).allclose(MEAN)
-    found = asked_together({"first": taste, "second": mean}, x, prompts)
+    assert total(taste, x, prompts).allclose(MEAN)
+    found = leaf_scores({"first": as_reward(taste), "second": as_reward(mean)}, x, prompts)
     assert found["second"].equal(MEAN)
     leaf = X.clone().requires_grad_()
     with contextlib.suppress(RewardError):  # a change of what its own gradient needs
-        graded(taste, leaf * 1, prompts)
+        total(taste, leaf * 1, prompts)
     for held in (x, leaf.detach()):
         assert held.equal(X)
     assert prompts == PROMPTS
@@ -290,8 +290,8 @@ def test_what_it_keeps_changes_nothing_later():
         return answer.copy_(x.mean(dim=(1, 2, 3)))  # the same tensor each time, as with a buffer
 
     x = X.clone()
-    first = score(taste, x, PROMPTS)
-    second = score(taste, 2 * x, PROMPTS)
+    first = total(taste, x, PROMPTS)
+    second = total(taste, 2 * x, PROMPTS)
     go.set()
     done.wait(10)
     answer.fill_(9)
@@ -333,16 +333,18 @@ def test_changes_in_place_on_the_graph_have_their_gradient_or_one_sentence():
     """clamp(2x)^2 has the slope 8x below 1/2, and none above."""
     leaf = X.clone().requires_grad_()
     shown = leaf * 1
-    (slope,) = torch.autograd.grad(graded(clamping, shown, PROMPTS).sum(), leaf, retain_graph=True)
+    (slope,) = torch.autograd.grad(total(clamping, shown, PROMPTS).sum(), leaf, retain_graph=True)
     torch.testing.assert_close(slope, torch.where(X < 0.5, 8 * X, 0))
     assert shown.equal(X)
-    with pytest.raises(RewardError, match=r"on the way back, the reward spoiling raised RuntimeError: .*inplace"):
-        graded(spoiling, shown, PROMPTS).sum().backward(retain_graph=True)
+    with pytest.raises(RewardError, match=r"in its backward pass, the reward spoiling raised RuntimeError: .*inplace"):
+        total(spoiling, shown, PROMPTS).sum().backward(retain_graph=True)
     assert shown.equal(X)
-    with pytest.raises(RewardError, match=r"on the way back, the reward leaving called sys.exit\('bye'\)"):
-        graded(leaving, shown, PROMPTS).sum().backward()
-    for function, said in ((spoiling, "on the way back"), (leaving, "sys.exit")):
-        findings = [finding.what for finding in check_reward(function, PROMPTS, size=16) if finding.state == "failed"]
+    with pytest.raises(RewardError, match=r"in its backward pass, the reward leaving called sys.exit\('bye'\)"):
+        total(leaving, shown, PROMPTS).sum().backward()
+    for function, said in ((spoiling, "in its backward pass"), (leaving, "sys.exit")):
+        findings = [
+            finding.what for finding in check_reward(as_reward(function), PROMPTS, size=16) if finding.state == "failed"
+        ]
         assert any(said in what for what in findings), findings
 
 
@@ -350,7 +352,7 @@ def test_a_reward_sees_all_images_of_its_batch_on_the_way_back():
     """Weights of each image's reward go through the reward's own graph: of x_1 x_2, both have the other's value."""
     leaf = torch.tensor([2.0, 3.0, 5.0]).view(3, 1, 1, 1).requires_grad_()
     marked = reward(differentiable=True)(lambda x, p: x.flatten() * x.flatten().roll(1))
-    (slope,) = torch.autograd.grad((graded(marked, leaf, PROMPTS) * torch.tensor([1.0, 10.0, 100.0])).sum(), leaf)
+    (slope,) = torch.autograd.grad((total(marked, leaf, PROMPTS) * torch.tensor([1.0, 10.0, 100.0])).sum(), leaf)
     # r = (2*5, 3*2, 5*3): d/dx_1 = 5 + 10*3, d/dx_2 = 10*2 + 100*5, d/dx_3 = 2 + 100*3.
     assert slope.flatten().tolist() == [35, 520, 302]
 
@@ -402,10 +404,10 @@ def test_settings_of_the_process_are_put_back(what):
         assert what == "locale" or settings()[what] != inside[what]  # that may be C.UTF-8 already
         return found
 
-    assert score(taste, X, PROMPTS).equal(MEAN)
+    assert total(taste, X, PROMPTS).equal(MEAN)
     assert settings() == before
     leaf = X.clone().requires_grad_()
-    graded(taste, leaf, PROMPTS)
+    total(taste, leaf, PROMPTS)
     assert settings() == before
 
 
@@ -418,10 +420,10 @@ def test_settings_are_put_back_by_the_last_of_several_threads():
         go.wait(10)
         return mean(x, prompts)
 
-    thread = threading.Thread(target=lambda: score(slow, X, PROMPTS))
+    thread = threading.Thread(target=lambda: total(slow, X, PROMPTS))
     thread.start()
     begun.wait(10)
-    score(mean, X, PROMPTS)  # begins and ends within the other
+    total(mean, X, PROMPTS)  # begins and ends within the other
     go.set()
     thread.join()
     assert settings() == before
@@ -435,7 +437,7 @@ def test_a_folder_that_is_gone_is_left(tmp_path):
         return mean(x, prompts)
 
     before = os.getcwd()
-    assert score(taste, X, PROMPTS).equal(MEAN)
+    assert total(taste, X, PROMPTS).equal(MEAN)
     assert os.getcwd() == before
 
 
@@ -448,7 +450,7 @@ def test_output_that_was_closed_is_opened_again(capfd, monkeypatch):
         sys.stderr.close()
         return mean(x, prompts)
 
-    score(taste, X, PROMPTS)
+    total(taste, X, PROMPTS)
     print("to the one")
     print("to the other", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
@@ -462,10 +464,10 @@ def test_what_no_run_depends_on_is_the_rewards_own():
     def taste(x, prompts):
         return torch.rand(3)
 
-    assert not score(taste, X, PROMPTS).equal(score(taste, X, PROMPTS))
+    assert not total(taste, X, PROMPTS).equal(total(taste, X, PROMPTS))
     level = logging.getLogger().level
     try:
-        score(lambda x, p: (logging.getLogger().setLevel(5), mean(x, p))[1], X, PROMPTS)
+        total(lambda x, p: (logging.getLogger().setLevel(5), mean(x, p))[1], X, PROMPTS)
         assert logging.getLogger().level == 5
     finally:
         logging.getLogger().setLevel(level)
@@ -536,7 +538,7 @@ def test_a_module_does_not_read_our_command_line_nor_change_the_process(here):
     before = settings()
     taste = load_reward("options_of_its_own:taste")
     assert settings() == before
-    assert score(taste, X, PROMPTS).tolist() == [1, 1, 1]
+    assert total(taste, X, PROMPTS).tolist() == [1, 1, 1]
     assert sys.modules["options_of_its_own"].words == [NO_ARGUMENTS]
     assert sys.argv == ["tastemaker", "train", "--out", "secret"]
 
@@ -550,7 +552,7 @@ def test_names_of_other_modules(here):
         load_reward("random:taste")
     with pytest.raises(RewardError, match=r"modules are named without \.py"):
         load_reward("redness.py:taste")
-    assert score(load_reward("redness:Of.taste"), X, PROMPTS).tolist() == [2, 2, 2]
+    assert total(load_reward("redness:Of.taste"), X, PROMPTS).tolist() == [2, 2, 2]
     assert sys.path[-1] == str(here)
     kept = sys.modules.pop("wave", None)
     try:

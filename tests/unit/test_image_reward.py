@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import BertTokenizer
 
 import learned
+from scoring import total
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import score
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.learned.image_reward import assemble, image_reward
 from tastemaker.rewards.registry import load_reward
@@ -134,9 +134,9 @@ def test_torch_files_are_the_same_as_safetensors(folder, tmp_path):
     (other / "ImageReward.safetensors").unlink()
     torch.save(learned.image_reward_state(), other / "ImageReward.pt")
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    expected = score(image_reward(str(folder)), x, PROMPTS)
-    assert score(image_reward(str(other)), x, PROMPTS).equal(expected)
-    assert score(image_reward(str(other / "ImageReward.pt")), x, PROMPTS).equal(expected)
+    expected = total(image_reward(str(folder)), x, PROMPTS)
+    assert total(image_reward(str(other)), x, PROMPTS).equal(expected)
+    assert total(image_reward(str(other / "ImageReward.pt")), x, PROMPTS).equal(expected)
 
 
 class Code:

@@ -10,10 +10,10 @@ from PIL import Image
 from scipy.fft import dctn
 from scipy.stats import spearmanr
 
+from scoring import total
 from tastemaker.drawings import render, sample_scene
 from tastemaker.errors import ModelError, RewardError
 from tastemaker.rewards import jpeg_surrogate
-from tastemaker.rewards.base import score
 from tastemaker.rewards.jpeg import jpeg_kilobytes, to_bytes
 from tastemaker.rewards.jpeg_code import AC_CATEGORIES, code, coefficients, luma_order, planes
 from tastemaker.rewards.jpeg_surrogate import SizeNet, ac_bits, load_surrogate, magnitude_bits, predicted_kilobytes
@@ -217,8 +217,8 @@ def test_what_climbs_it_climbs_the_true_size(sign):
 def test_rewards_by_name():
     x = drawings(3, 32)
     down, up = (load_reward(f"jpeg-surrogate-{name}") for name in ("compressibility", "incompressibility"))
-    assert score(up, x, ["x"] * 3).tolist() == predicted_kilobytes(x).tolist()
-    assert score(down, x, ["x"] * 3).tolist() == (-predicted_kilobytes(x)).tolist()
+    assert total(up, x, ["x"] * 3).tolist() == predicted_kilobytes(x).tolist()
+    assert total(down, x, ["x"] * 3).tolist() == (-predicted_kilobytes(x)).tolist()
 
 
 def test_half_precision_is_computed_in_single():

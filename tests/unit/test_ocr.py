@@ -8,9 +8,9 @@ import torch
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
+from scoring import total
 from tastemaker.errors import RewardError
 from tastemaker.rewards import ocr as module
-from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
 
 
@@ -78,7 +78,7 @@ def test_what_is_asked_for(prompt, text):
 )
 def test_prompts_without_a_text_are_refused(prompt):
     with pytest.raises(RewardError, match="needs prompts with the text to be shown in quotation marks"):
-        score(load_reward("ocr"), torch.rand(1, 3, 32, 32), [prompt])
+        total(load_reward("ocr"), torch.rand(1, 3, 32, 32), [prompt])
 
 
 def test_drawn_text_is_read():
@@ -86,7 +86,7 @@ def test_drawn_text_is_read():
         pytest.importorskip(package)
     x = torch.stack([drawn("Hello World"), drawn("Hello\nWorld"), drawn("Help World"), drawn(""), drawn("Hello World")])
     prompts = ['a sign that says "Hello World"'] * 4 + ['a sign that says "Good Night"']
-    values = score(load_reward("ocr"), x, prompts).tolist()
+    values = total(load_reward("ocr"), x, prompts).tolist()
     assert values[:4] == pytest.approx([1.0, 1.0, 0.8, 0.0])
     assert values[4] < 0.4
 
@@ -97,7 +97,7 @@ def test_colours_are_not_swapped(monkeypatch):
     monkeypatch.setattr(module, "_reader", lambda: lambda image: seen.append(image.getpixel((0, 0))) or "hi")
     pytest.importorskip("rapidfuzz")
     x = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
-    assert score(load_reward("ocr"), x, ['"hi"']).tolist() == [1.0]
+    assert total(load_reward("ocr"), x, ['"hi"']).tolist() == [1.0]
     assert seen == [(255, 128, 0)]
 
 
@@ -112,4 +112,4 @@ def test_a_missing_extra_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     module._reader.cache_clear()
     with pytest.raises(RewardError, match=r"pip install 'tastemaker\[ocr\]'"):
-        score(load_reward("ocr"), torch.rand(1, 3, 32, 32), ['"hi"'])
+        total(load_reward("ocr"), torch.rand(1, 3, 32, 32), ['"hi"'])

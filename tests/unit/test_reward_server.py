@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
+from scoring import total
 from serving import port_of, redness, served
 from tastemaker.cli.main import main
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import score
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.protocol import (
     JSON,
@@ -36,7 +36,7 @@ from tastemaker.rewards.serving.protocol import (
     write_json,
     write_safetensors,
 )
-from tastemaker.rewards.serving.server import READING
+from tastemaker.rewards.serving.server import CONCURRENT_BODIES
 from tastemaker.rewards.serving.settings import Remote, Token
 
 X = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ WRONG = {
     "images that are none": (JSON, b'{"prompts": ["a"], "images": [null]}', 400, "must be a list of PNG files"),
     "not as many": (JSON, body(image(), prompts=["a", "b"]), 400, "2 prompts for 1 images"),
     "not base64": (JSON, b'{"prompts": ["a"], "images": ["a*b!"]}', 400, "is not base64"),
-    "no png": (JSON, body(b"GIF89a" + b"\0" * 50), 400, "image 0 is no PNG"),
+    "no png": (JSON, body(b"GIF89a" + b"\0" * 50), 400, "image 0 is not a PNG"),
     "half a png": (JSON, body(image(), image()[:45], prompts=["a", "b"]), 400, "image 1 cannot be decoded"),
     "transparent": (JSON, body(image("RGBA")), 400, "without transparency"),
     "palette": (JSON, body(image("P")), 400, "without transparency or palette"),
@@ -108,8 +108,8 @@ WRONG = {
     ),
     "bytes as floats": (SAFETENSORS, save({"images": 255 * X[:1]}, metadata={"prompts": '["a"]'}), 400, "in [0, 1]"),
     "two sizes": (JSON, body(image(), image(size=(9, 8))), 400, "several sizes"),
-    "too many": (JSON, body(*[image()] * 5), 413, "5 images, but a request may bring 4"),
-    "too many pixels": (JSON, body(*[image(size=(20, 20))] * 3), 413, "1200 pixels, but a request may bring 1024"),
+    "too many": (JSON, body(*[image()] * 5), 413, "5 images, but a request may have 4"),
+    "too many pixels": (JSON, body(*[image(size=(20, 20))] * 3), 413, "1200 pixels, but a request may have 1024"),
     "a bomb": (JSON, body(bomb(60_000, 60_000)), 413, "3600000000 pixels"),
     "a bomb of no width": (JSON, body(bomb(0, 9)), 400, "has no pixels"),
     "a long prompt": (JSON, body(image(), prompts=["a" * 21]), 413, "21 characters, but may have 20"),
@@ -216,10 +216,10 @@ def test_only_with_the_token_and_before_anything_is_read(monkeypatch):
             response = httpx.post(f"{url}/score", content=b"?" * 100, headers=headers)
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
-        with pytest.raises(RewardError, match=r"refuses: status 401: a token is needed.*TASTEMAKER_REWARD_TOKEN"):
-            score(load_reward(url), X, "abc")
+        with pytest.raises(RewardError, match=r"401: the token is missing or wrong.*TASTEMAKER_REWARD_TOKEN"):
+            total(load_reward(url), X, "abc")
         monkeypatch.setenv("TASTEMAKER_REWARD_TOKEN", "right")
-        assert score(load_reward(url, Remote(format="safetensors")), X, "abc").equal(redness(X, "abc"))
+        assert total(load_reward(url, Remote(format="safetensors")), X, "abc").equal(redness(X, "abc"))
 
 
 def test_a_server_of_this_machine_answers_to_its_own_names_only(url):
@@ -264,7 +264,7 @@ def test_requests_that_wait_are_joined_up_to_a_limit_and_by_size():
         return redness(x, prompts)
 
     def ask(x):
-        return score(load_reward(url, Remote(format="safetensors", batch=64)), x, ["a"] * len(x))
+        return total(load_reward(url, Remote(format="safetensors", batch=64)), x, ["a"] * len(x))
 
     wide, many = torch.rand(2, 3, 8, 9), torch.rand(9, 3, 8, 8)
     with served(watched, join=0.05, max_batch=6) as url, ThreadPoolExecutor(8) as threads:
@@ -299,7 +299,7 @@ def test_joining_can_be_turned_off():
 
     with served(watched, join=0.0) as url:
         ask = load_reward(url, Remote(format="safetensors", batch=1, in_flight=3))
-        assert score(ask, X, "abc").equal(redness(X, "abc"))
+        assert total(ask, X, "abc").equal(redness(X, "abc"))
     assert calls == [1, 1, 1]
 
 
@@ -333,7 +333,7 @@ def test_what_nobody_waits_for_is_not_scored_and_a_full_house_says_so():
         assert first.result().status_code == 200
         assert [request.result().status_code for request in waiting] == [200] * 3
     assert calls == [["first"], ["waits"], ["waits"], ["waits"]]
-    assert READING > 1
+    assert CONCURRENT_BODIES > 1
 
 
 # ---------------------------------------------------------------- the verb

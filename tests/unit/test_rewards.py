@@ -11,8 +11,9 @@ from skimage.color import lab2rgb, rgb2lab
 
 import tiny_language
 from naming import ARGUMENTS, asked, named
+from scoring import total
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import graded, reward, score
+from tastemaker.rewards.base import reward
 from tastemaker.rewards.colour import _ab, colourfulness, soft_colourfulness
 from tastemaker.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility, to_bytes
 from tastemaker.rewards.registry import BUILTIN, differentiable_rewards, load_reward
@@ -62,7 +63,7 @@ def test_target_image_by_hand(tmp_path):
     function = load_reward(f"target-image:{saved(target, tmp_path / 'y.png')}")
     x = torch.stack([target, torch.zeros(3, 2, 2), torch.ones(3, 2, 2), torch.full((3, 2, 2), 0.5)])
     expected = torch.tensor([0.0, -11.180340, -8.660254, -7.0710678])
-    torch.testing.assert_close(score(function, x, "abcd"), expected)
+    torch.testing.assert_close(total(function, x, "abcd"), expected)
 
 
 def test_target_image_has_a_gradient_also_at_the_target(tmp_path):
@@ -92,7 +93,7 @@ def test_a_target_that_cannot_be_one_is_refused(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     saved(torch.zeros(3, 2, 2), tmp_path / "black.png")
     for name, message in [
-        ("target-image", "needs to be told more: give `target-image:FILE`"),
+        ("target-image", "requires an argument: give `target-image:FILE`"),
         (f"target-image:{tmp_path}/none.png", r"there is no image .*none.png"),
         (f"target-image:{tmp_path}/text.png", r"text.png cannot be read: it is in no format"),
         (f"target-image:{tmp_path}", "is a folder"),
@@ -116,7 +117,7 @@ def test_a_target_with_depth_alpha_or_orientation_is_what_one_sees(tmp_path):
     corner = torch.zeros(1, 3, 2, 2)
     corner[..., 0, 0] = 1
     for path, expected in ((deep, torch.full((1, 3, 2, 2), 128 / 255)), (clear, half), (turned, corner)):
-        assert score(load_reward(f"target-image:{path}"), expected, ["x"]).item() == pytest.approx(0)
+        assert total(load_reward(f"target-image:{path}"), expected, ["x"]).item() == pytest.approx(0)
     deep.write_bytes(deep.read_bytes()[:-30])
     with pytest.raises(RewardError, match=r"the reward target-image:.*deep.png: the image .* cannot be read"):
         load_reward(f"target-image:{deep}")
@@ -188,19 +189,19 @@ def test_colourfulness_is_the_thesis_own_listing():
 def test_built_in_rewards_keep_order_and_do_not_depend_on_the_batch(name, tmp_path):
     function = load_reward(named(name, tmp_path))
     prompts = asked(name, ["a red star", "two blue fish", "a tree above a heart"])
-    together = score(function, IMAGES, prompts)
-    alone = torch.cat([score(function, IMAGES[i : i + 1], [p]) for i, p in enumerate(prompts)])
+    together = total(function, IMAGES, prompts)
+    alone = torch.cat([total(function, IMAGES[i : i + 1], [p]) for i, p in enumerate(prompts)])
     assert together.dtype == torch.float32
     # A network's sums over a larger batch may be made in another order.
     tolerance = 1e-5 if name in (*ARGUMENTS, "judge-score", "clip-score", "aesthetic") else 0.0
     torch.testing.assert_close(together, alone, atol=tolerance, rtol=0)
-    torch.testing.assert_close(score(function, IMAGES.flip(0), prompts[::-1]), together.flip(0), atol=tolerance, rtol=0)
+    torch.testing.assert_close(total(function, IMAGES.flip(0), prompts[::-1]), together.flip(0), atol=tolerance, rtol=0)
 
 
 def test_a_users_function_by_module_and_name(tmp_path, monkeypatch):
     (tmp_path / "my_taste.py").write_text("def redness(x, prompts):\n    return x[:, 0].mean(dim=(1, 2))\n")
     monkeypatch.chdir(tmp_path)
-    values = score(load_reward("my_taste:redness"), IMAGES, ["a", "b", "c"])
+    values = total(load_reward("my_taste:redness"), IMAGES, ["a", "b", "c"])
     torch.testing.assert_close(values, IMAGES[:, 0].mean(dim=(1, 2)))
     with pytest.raises(RewardError, match=r"no function 'rednes'.*'redness'"):
         load_reward("my_taste:rednes")
@@ -213,7 +214,7 @@ def test_an_entry_point_of_another_package(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-taste\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[tastemaker.rewards]\nblueness = other_taste:blueness\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    torch.testing.assert_close(score(load_reward("blueness"), IMAGES, "abc"), IMAGES[:, 2].mean(dim=(1, 2)))
+    torch.testing.assert_close(total(load_reward("blueness"), IMAGES, "abc"), IMAGES[:, 2].mean(dim=(1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_an_entry_point_of_another_package(tmp_path, monkeypatch):
 )
 def test_a_wrong_answer_is_refused_in_one_sentence(answer, message):
     with pytest.raises(RewardError, match=message) as caught:
-        score(answer, IMAGES, ["a", "b", "c"])
+        total(answer, IMAGES, ["a", "b", "c"])
     assert "\n" not in str(caught.value)
 
 
@@ -275,13 +276,13 @@ def test_soft_colourfulness_goes_with_the_hard_one_and_has_its_gradient():
 
 def test_graded_answers_keep_their_graph_and_are_checked():
     x = IMAGES.clone().requires_grad_()
-    assert graded(lambda x, prompts: x.mean((1, 2, 3)), x, ["a"] * 3).requires_grad
+    assert total(lambda x, prompts: x.mean((1, 2, 3)), x, ["a"] * 3).requires_grad
     with pytest.raises(RewardError, match="has no gradient"):
-        graded(lambda x, prompts: x.detach().mean((1, 2, 3)), x, ["a"] * 3)
+        total(lambda x, prompts: x.detach().mean((1, 2, 3)), x, ["a"] * 3)
     with pytest.raises(RewardError, match="must be finite"):
-        graded(lambda x, prompts: x.mean((1, 2, 3)) / 0, x, ["a"] * 3)
+        total(lambda x, prompts: x.mean((1, 2, 3)) / 0, x, ["a"] * 3)
     with pytest.raises(RewardError, match="raised ZeroDivisionError"):
-        graded(lambda x, prompts: 1 / 0, x, ["a"] * 3)
+        total(lambda x, prompts: 1 / 0, x, ["a"] * 3)
 
 
 def test_the_registry_knows_which_rewards_have_a_gradient(tmp_path):

@@ -9,36 +9,41 @@ import pytest
 
 from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.rewards.vlm.answers import Answer, Word, contains, rating, yes
+from tastemaker.rewards.vlm.answers import Answer, AnswerToken, contains, rating, yes_probability
 from tastemaker.rewards.vlm.rewards import Expected, counted, read_questions
-from tastemaker.rewards.vlm.settings import Vlm, Where, is_vlm, where, without_servers
+from tastemaker.rewards.vlm.settings import ModelAddress, Vlm, is_vlm, parse_address, without_servers
 
 
 def word(said, **chances):
-    return Word(said, tuple((text.replace("_", " "), math.log(chance)) for text, chance in chances.items()))
+    return AnswerToken(said, tuple((text.replace("_", " "), math.log(chance)) for text, chance in chances.items()))
 
 
 def test_the_chance_of_yes_is_against_no_over_all_spellings():
     # 0.5 + 0.1 for yes, 0.2 for no: 0.6 / 0.8
     answer = Answer(" Yes, it does.", (word("Yes", Yes=0.5, _yes=0.1, NO=0.2, Yesterday=0.1), word(",", no=1.0)))
-    assert yes(answer) == pytest.approx(0.75)
+    assert yes_probability(answer) == pytest.approx(0.75)
 
 
 def test_the_chance_is_of_the_first_word_wherever_it_stands():
     answer = Answer("**No**", (word("**", yes=0.9), word("No", No=0.7, Yes=0.3)))
-    assert yes(answer) == pytest.approx(0.3)
+    assert yes_probability(answer) == pytest.approx(0.3)
 
 
 def test_without_chances_yes_is_one_and_no_is_nothing():
-    assert [yes(Answer(text)) for text in ("yes", "YES.", '"No"', "No, there is yes written on it")] == [1, 1, 0, 0]
+    assert [yes_probability(Answer(text)) for text in ("yes", "YES.", '"No"', "No, there is yes written on it")] == [
+        1,
+        1,
+        0,
+        0,
+    ]
     # The word is cut, so that no token's chance is its own.
-    assert yes(Answer("yes", (word("y", y=0.6, n=0.4), word("es", es=1.0)))) == 1
+    assert yes_probability(Answer("yes", (word("y", y=0.6, n=0.4), word("es", es=1.0)))) == 1
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "Perhaps.", "Not at all", "yesterday", "nothing", "The answer is yes"])
 def test_what_is_neither_yes_nor_no_is_no_number(text):
-    with pytest.raises(ValueError, match="said nothing" if not text.strip() else "begins with yes or no.*" + text):
-        yes(Answer(text))
+    with pytest.raises(ValueError, match="empty answer" if not text.strip() else "begins with yes or no.*" + text):
+        yes_probability(Answer(text))
 
 
 def test_a_rating_is_the_mean_over_the_chances_of_the_numbers():
@@ -64,7 +69,7 @@ def test_ratings_as_they_are_written(text, value):
     "text", ["four", "6", "0", "-3", "3 or 4", "On a scale from 1 to 5: 4", "4/10", "B4", "", "1e3"]
 )
 def test_what_is_no_rating_is_no_number(text):
-    with pytest.raises(ValueError, match="said nothing" if not text else "expected .* from 1 to 5"):
+    with pytest.raises(ValueError, match="empty answer" if not text else "expected .* from 1 to 5"):
         rating(Answer(text), 1, 5)
 
 
@@ -116,13 +121,13 @@ def test_questions_of_ones_own(tmp_path):
 
 
 def test_a_model_and_its_servers():
-    assert where("llava-hf/llava-1.5-7b-hf") == Where("llava-hf/llava-1.5-7b-hf")
-    assert where("a@b@http://h:1/v1/") == Where("a@b", ("http://h:1/v1",))
-    assert where("m@http://h:1/v1,https://i/v1").urls == ("http://h:1/v1", "https://i/v1")
+    assert parse_address("llava-hf/llava-1.5-7b-hf") == ModelAddress("llava-hf/llava-1.5-7b-hf")
+    assert parse_address("a@b@http://h:1/v1/") == ModelAddress("a@b", ("http://h:1/v1",))
+    assert parse_address("m@http://h:1/v1,https://i/v1").urls == ("http://h:1/v1", "https://i/v1")
     with pytest.raises(RewardError, match=r"no model: give MODEL@http://h/v1"):
-        where("http://h/v1")
+        parse_address("http://h/v1")
     with pytest.raises(RewardError, match="must not hold a name or password"):
-        where("m@http://me:secret@h/v1")
+        parse_address("m@http://me:secret@h/v1")
     assert without_servers("vlm-rating:a/b@http://h:1/v1") == "vlm-rating:a/b"
     assert without_servers("target-image:a@http://h") == "target-image:a@http://h"
     assert is_vlm("vlm-strict:x")

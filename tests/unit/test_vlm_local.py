@@ -15,7 +15,7 @@ from tastemaker.rewards.check import check_reward, images
 from tastemaker.rewards.jpeg import jpeg_files
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.vlm.answers import Query
-from tastemaker.rewards.vlm.local import Local
+from tastemaker.rewards.vlm.local import LocalModel
 from tastemaker.rewards.vlm.settings import Vlm
 
 X = images(4, 24)
@@ -47,21 +47,21 @@ def by_hand(path, file, question):
 
 
 def test_answers_are_greedy_and_their_chances_the_networks(models):
-    ask = Local("vlm", models[0], Vlm(tokens=TOKENS), logprobs=True)
+    ask = LocalModel("vlm", models[0], Vlm(tokens=TOKENS), logprobs=True)
     files, questions = jpeg_files(X, 80), ["what?", "a longer question", "what?", "which colour is it?"]
     answers = ask([Query(*pair) for pair in zip(files, questions, strict=True)], lambda answer: answer)
     assert len({answer.text for answer in answers}) > 1
     for file, question, answer in zip(files, questions, answers, strict=True):
         text, ids, chances = by_hand(models[0], file, question)
         assert answer.text == text
-        assert len(answer.words) == TOKENS
-        for word, token, logits in zip(answer.words, ids, chances, strict=True):
+        assert len(answer.tokens) == TOKENS
+        for found, token, logits in zip(answer.tokens, ids, chances, strict=True):
             best = logits.topk(20)
-            assert word.text == word.chances[0][0]
-            assert [chance for _, chance in word.chances] == pytest.approx(best.values.tolist(), abs=1e-4)
+            assert found.text == found.logprobs[0][0]
+            assert [chance for _, chance in found.logprobs] == pytest.approx(best.values.tolist(), abs=1e-4)
             assert int(best.indices[0]) == token
     # Images at once are padded on the left, which changes nothing here.
-    assert [answer.text for answer in answers] == Local("vlm", models[0], Vlm(tokens=TOKENS, batch=3))(
+    assert [answer.text for answer in answers] == LocalModel("vlm", models[0], Vlm(tokens=TOKENS, batch=3))(
         [Query(*pair) for pair in zip(files, questions, strict=True)], lambda answer: answer.text
     )
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import tiny_language
+from scoring import total
 from speaking import Speaking, failing, image
 from tastemaker.drawings import Scene, Thing, render
 from tastemaker.errors import RewardError, RewardUnavailable
-from tastemaker.rewards.base import score
 from tastemaker.rewards.learned.bertscore import load_recall
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving import retry
@@ -46,11 +46,11 @@ def speaking():
 def load(name, server, **settings):
     said = []
     settings = {"wait": 0.5, "timeout": 2.0} | settings
-    return load_reward(f"{name}:{server.name}", vlm=Vlm(**settings), say=said.append), said
+    return load_reward(f"{name}:{server.name}", vlm=Vlm(**settings), log=said.append), said
 
 
 def ask(name, server, x=X, prompts=(RIGHT,), **settings):
-    return score(load(name, server, **settings)[0], x, list(prompts)).tolist()
+    return total(load(name, server, **settings)[0], x, list(prompts)).tolist()
 
 
 def asked(server, place=0):
@@ -92,11 +92,11 @@ def test_yes_is_as_sure_as_the_model(tmp_path):
 def test_answers_with_and_without_chances_are_not_mixed():
     with Speaking(logprobs=False) as server:
         reward, said = load("vlm-yes-no", server, cache=0)
-        assert score(reward, X, [RIGHT]).tolist() == [1]
-        assert said == ["judge gives no log-probabilities: its answers count as they are written"]
+        assert total(reward, X, [RIGHT]).tolist() == [1]
+        assert said == ["judge gives no log-probabilities: answers are used as they are written"]
         server.logprobs = True
         with pytest.raises(RewardError, match=r"some answers only: give vlm.logprobs=false"):
-            score(reward, X, [RIGHT])
+            total(reward, X, [RIGHT])
 
 
 def test_a_rating_is_as_sure_as_the_model():
@@ -143,14 +143,14 @@ def test_so_many_requests_side_by_side_and_in_order():
 def test_what_was_asked_is_not_asked_again():
     with Speaking() as server:
         reward, _ = load("vlm-yes-no", server)
-        first = score(reward, X, [RIGHT])
-        assert score(reward, X, [RIGHT]).equal(first)
+        first = total(reward, X, [RIGHT])
+        assert total(reward, X, [RIGHT]).equal(first)
         assert len(server.asked) == 1
-        score(reward, X, [TURNED])
+        total(reward, X, [TURNED])
         assert len(server.asked) == 2
         forgetful, _ = load("vlm-yes-no", server, cache=0)
-        score(forgetful, X, [RIGHT])
-        score(forgetful, X, [RIGHT])
+        total(forgetful, X, [RIGHT])
+        total(forgetful, X, [RIGHT])
         assert len(server.asked) == 4
 
 
@@ -185,7 +185,7 @@ PASSING = {
 def test_a_fault_that_passes_leaves_no_trace(fault, speaking):
     speaking.begin([PASSING[fault]])
     reward, said = load("vlm-yes-no", speaking, wait=60, timeout=2.0 if fault == "slow" else 60.0)
-    assert score(reward, X, [RIGHT]).tolist() == pytest.approx([GOOD])
+    assert total(reward, X, [RIGHT]).tolist() == pytest.approx([GOOD])
     assert len(speaking.asked) == 2
     assert len(said) == 2
     assert "trying again" in said[0]
@@ -195,11 +195,11 @@ def test_a_fault_that_passes_leaves_no_trace(fault, speaking):
 LASTING = {
     "500": (RewardUnavailable, "status 500: out of memory"),
     "503": (RewardUnavailable, "status 503: busy"),
-    "slow": (RewardUnavailable, "no whole answer within 0.3 s"),
-    "not JSON": (RewardError, "an answer that is not JSON"),
-    "null": (RewardError, "the model said nothing .it ended by 'length'; `vlm.tokens`"),
+    "slow": (RewardUnavailable, "no complete response within 0.3 s"),
+    "not JSON": (RewardError, "a response that is not JSON"),
+    "null": (RewardError, "the model gave an empty answer .finish reason 'length'; `vlm.tokens`"),
     "a refusal": (RewardError, "the model refuses: no"),
-    "neither": (RewardError, "begins with yes or no, but the model said 'Perhaps.'"),
+    "neither": (RewardError, "begins with yes or no, but the model answered 'Perhaps.'"),
     "too likely": (RewardError, "log-probabilities cannot be read"),
 }
 
@@ -232,13 +232,13 @@ def test_a_refusal_ends_at_once(status, hint, speaking):
 
 def test_nobody_there():
     with pytest.raises(RewardUnavailable, match=r"http://127.0.0.1:9/v1: .*is it running\? `vlm.wait`"):
-        score(load_reward("vlm-yes-no:m@http://127.0.0.1:9/v1", vlm=Vlm(wait=0.1)), X, [RIGHT])
+        total(load_reward("vlm-yes-no:m@http://127.0.0.1:9/v1", vlm=Vlm(wait=0.1)), X, [RIGHT])
 
 
 def test_a_second_server_stands_in():
     with Speaking() as server:
         name = f"vlm-yes-no:judge@http://127.0.0.1:9/v1,{server.url}"
-        assert score(load_reward(name, vlm=Vlm(wait=2)), X, [RIGHT]).tolist() == pytest.approx([GOOD])
+        assert total(load_reward(name, vlm=Vlm(wait=2)), X, [RIGHT]).tolist() == pytest.approx([GOOD])
 
 
 def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
@@ -267,8 +267,8 @@ def test_a_call_that_nobody_waits_for_ends():
         reward, _ = load("vlm-yes-no", server, timeout=60)
         began = time.monotonic()
         threading.Timer(0.3, reward.cancel).start()
-        with pytest.raises(RewardUnavailable, match="was not waited for"):
-            score(reward, X, [RIGHT])
+        with pytest.raises(RewardUnavailable, match="was cancelled"):
+            total(reward, X, [RIGHT])
         assert time.monotonic() - began < 20
 
 

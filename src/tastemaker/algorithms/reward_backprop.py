@@ -79,16 +79,16 @@ def conditioned(rows: Rows) -> tuple[Draw, Cond]:
 def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:
     """Rewards [N], with their graph, of images of the rows' prompts from latents [N,*D], which the round gets to see.
 
-    Raises RewardError as `contract.graded` does, and ValueError where the task has no reward.
+    Raises RewardError as `rewards.base.score` does, and ValueError where the task has no reward.
     """
     from tastemaker.diffusion.backprop import shown
-    from tastemaker.rewards.base import graded_parts
+    from tastemaker.rewards.base import score
 
     if task.reward is None:
         raise ValueError("the task has no reward")
     draw, _ = conditioned(rows)
     images = shown(task.model, x0, recompute=recompute)
-    found = graded_parts(task.reward, images, draw.prompts)
+    found = score(task.reward, images, draw.prompts)
     parts = {name: values.detach() for name, values in found.parts.items()}
     task.on_images(rows.image, images.detach(), found.total.detach(), parts)
     return found.total

@@ -1,4 +1,4 @@
-"""`tastemaker doctor --reward NAME`: whether a reward keeps its contract, a line for each part of it."""
+"""`tastemaker doctor --reward NAME`: whether a reward meets its contract, with a line for each part of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tastemaker.rewards.vlm.settings import Vlm
 
 @dataclass(frozen=True)
 class DoctorArgs:
-    """Runs a reward through its contract on made-up images, and says for each part what was found.
+    """Checks a reward against its contract on synthetic images, and prints a line for each part.
 
     Exit code 0, or 1 where a part is broken.
     """
@@ -30,14 +30,14 @@ class DoctorArgs:
     size: int = 64
     """Their side in pixels."""
     remote: Remote = field(default_factory=lambda: Remote(wait=10.0))
-    """How a reward on a server is asked; nothing is kept in its cache."""
+    """How a reward on a server is called; its cache is off."""
     vlm: Vlm = field(default_factory=lambda: Vlm(wait=10.0))
-    """How a vision-language model is asked; nothing is kept in its cache."""
+    """How a vision-language model is called; its cache is off."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args = parse(DoctorArgs, split_assignments(words, flag_types(DoctorArgs)), "doctor")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args = parse(DoctorArgs, split_assignments(argv, flag_types(DoctorArgs)), "doctor")
     if not 2 <= args.batch <= 1024:
         raise ConfigError(f"--batch is {args.batch}, but must lie in [2, 1024]")
     if not 8 <= args.size <= 4096:
@@ -47,7 +47,7 @@ def run(words: list[str]) -> int:
     from tastemaker.rewards.registry import load_reward
 
     known = load_prompts(as_source(args.prompts, "--prompts"))
-    prompts = [known.prompts[place] for place in known.spread(args.batch)]
+    prompts = [known.prompts[index] for index in known.spread(args.batch)]
     # A cache would make any reward deterministic.
     reward = load_reward(
         as_source(args.reward, "--reward"), replace(args.remote, cache=0), vlm=replace(args.vlm, cache=0)

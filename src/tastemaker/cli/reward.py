@@ -1,4 +1,4 @@
-"""`tastemaker reward`: what is done with rewards outside of a run. Now: `serve`."""
+"""`tastemaker reward`: commands for rewards outside of a run; so far `serve`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tastemaker.rewards.vlm.settings import Vlm
 
 _HELP = """usage: tastemaker reward serve NAME ...
 
-What is done with rewards outside of a run.
+Commands for rewards outside of a run.
 
   serve    offer a reward to training runs on other machines, over HTTP
 
@@ -29,23 +29,23 @@ What is done with rewards outside of a run.
 class ServeArgs:
     """Offers a reward over HTTP; a run uses it as `--reward http://HOST:PORT` (docs/guides/remote-rewards.md).
 
-    Stops with Ctrl-C. Requests that wait together are joined into one call of the reward.
+    Stops with Ctrl-C. Requests that are waiting at the same time are joined into one call of the reward.
     """
 
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """A reward as `--reward` takes it: built in, an entry point's, or `module:function`."""
     host: str = "127.0.0.1"
-    """Address to listen at: this machine alone, or 0.0.0.0 for all that reach it, for which a token is needed."""
+    """Address to listen at: by default this machine only; 0.0.0.0 for all that reach it, which needs a token."""
     port: int = 8000
     """Port to listen at; 0 takes a free one."""
     token_env: str = TOKEN_ENV
     """Name of the environment variable with a token that clients must have too."""
     without_token: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Listen beyond this machine without a token: whoever reaches the port may ask."""
+    """Listen to other machines without a token: whoever reaches the port may use it."""
     max_batch: int = 32
     """Most images in one call of the reward."""
     join_ms: float = 5.0
-    """Milliseconds that a request waits for others to be joined with; 0 joins none, for rewards that depend on their
+    """Milliseconds that a request waits for others to be joined with it; 0 joins none, for rewards that depend on their
     batch."""
     max_images: int = 64
     """Most images in a request."""
@@ -54,17 +54,17 @@ class ServeArgs:
     max_body_mib: float = 64.0
     """Largest body of a request."""
     vlm: Vlm = field(default_factory=Vlm)
-    """How a vision-language model is asked."""
+    """How a vision-language model is called."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    if not words or words[0] in ("-h", "--help"):
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    if not argv or argv[0] in ("-h", "--help"):
         print(_HELP)
         return 0
-    if words[0] != "serve":
-        raise ConfigError(f"unknown `tastemaker reward {words[0]}`; {nearest(words[0], ['serve'])}")
-    return _serve(parse(ServeArgs, split_assignments(words[1:], flag_types(ServeArgs)), "reward serve"))
+    if argv[0] != "serve":
+        raise ConfigError(f"unknown `tastemaker reward {argv[0]}`; {nearest(argv[0], ['serve'])}")
+    return _serve(parse(ServeArgs, split_assignments(argv[1:], flag_types(ServeArgs)), "reward serve"))
 
 
 def _serve(args: ServeArgs) -> int:
@@ -73,25 +73,26 @@ def _serve(args: ServeArgs) -> int:
     name = as_source(args.name, "the reward")
     for part in parts(parse_reward(name)):
         if is_remote(part):
-            raise ConfigError(f"{part} is served already: name a reward of this machine")
+            raise ConfigError(f"{part} is already on a server: name a reward of this machine")
     _check(args)
     token = read_token(args.token_env)
+    from tastemaker.rewards.identity import identify
     from tastemaker.rewards.registry import load_reward
     from tastemaker.rewards.serving.protocol import Limits
-    from tastemaker.rewards.serving.server import Service, identify, is_loopback, known_hosts, listen, server
+    from tastemaker.rewards.serving.server import Service, is_loopback, known_hosts, listen, server
 
     if token is None and not is_loopback(args.host) and not args.without_token:
         raise ConfigError(
             f"--host {args.host} is reached from other machines: put a token into ${args.token_env}, or give "
-            "--without-token where everybody who reaches it may ask"
+            "--without-token where everybody who reaches it may use it"
         )
     reward = load_reward(name, vlm=args.vlm)
-    if unmeasured := getattr(reward, "unmeasured", []):
+    if unmeasured := reward.unmeasured:
         raise ConfigError(
             f"{unmeasured[0]} is measured on a run's base model, which a server does not have: serve what is in the "
             f"brackets, and let the run standardise it: --reward 'standardise(http://{args.host}:{args.port})'"
         )
-    if getattr(reward, "space", "image") != "image":
+    if reward.space != "image":
         raise ConfigError(f"the reward {name} is on latents, and only rewards on images can be served")
     limits = Limits(int(args.max_body_mib * 2**20), args.max_images, int(args.max_megapixels * 1e6))
     service = Service(
@@ -100,8 +101,8 @@ def _serve(args: ServeArgs) -> int:
     with listen(args.host, args.port) as listener:
         port = listener.getsockname()[1]
         shown = f"[{args.host}]" if ":" in args.host else args.host
-        who = f"with the token in ${args.token_env}" if token else "without a token"
-        print(f"serving {service.identity} at http://{shown}:{port}, {who}; Ctrl-C stops it", flush=True)
+        access = f"with the token in ${args.token_env}" if token else "without a token"
+        print(f"serving {service.identity} at http://{shown}:{port}, {access}; Ctrl-C stops it", flush=True)
         server(service).run(sockets=[listener])
     print("tastemaker: the server has stopped", file=sys.stderr)
     return 0

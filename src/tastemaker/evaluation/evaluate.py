@@ -14,8 +14,8 @@ from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import Sampler, batches
 from tastemaker.evaluation.metrics import verdicts
 from tastemaker.evaluation.scoring import background_scorer
-from tastemaker.rewards.base import Reward, Scores
-from tastemaker.rewards.combination import Combination, leaves, total
+from tastemaker.rewards.base import Reward, Scores, combined
+from tastemaker.rewards.combination import Combination
 from tastemaker.types import Draw, Rollout
 
 
@@ -63,7 +63,7 @@ def generate(
     the rest.
     """
     rollouts, images = [], []
-    with background_scorer(leaves(rewards or {})) as scorer:
+    with background_scorer(rewards or {}) as scorer:
         for part in batches(len(draw), batch):
             before_batch()
             scorer.check()
@@ -83,7 +83,7 @@ def generate(
         model.encode(draw.prompts, guidance, pooled=pooled), draw, torch.cat([rollout.x0 for rollout in rollouts]),
         tree.concat(trajectories) if trajectories else None,
     )  # fmt: skip
-    found = {name: torch.cat([answer[name] for answer in answers]) for name in scorer.rewards}
+    found = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]} if answers else {}
     return Generated(whole, torch.cat(images), found, waited)
 
 
@@ -122,11 +122,9 @@ def evaluate(
 
 def scored(made: Generated, rewards: Mapping[str, Reward], *, judged: bool) -> Evaluation:
     """The evaluation of images whose rewards, or their parts, are known. Raises RewardError as `evaluate` does."""
-    prompts, scores = made.rollout.draw.prompts, {}
-    for name, reward in rewards.items():
-        combined = isinstance(reward, Combination)
-        if combined and not reward.statistics:
+    prompts = made.rollout.draw.prompts
+    for reward in rewards.values():
+        if isinstance(reward, Combination) and not reward.statistics:
             reward.measure(made.found)
-        parts = {part: made.found[part] for part in reward.rewards} if combined else {}
-        scores[name] = Scores(total(name, reward, made.found, prompts), parts)
+    scores = combined(rewards, made.found, prompts)
     return Evaluation(made.rollout.draw, made.images, scores, verdicts(made.images, prompts, judged=judged))

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from tastemaker.rewards.base import Reward
-from tastemaker.rewards.combination import score_together
+from tastemaker.rewards.base import Reward, leaf_scores
 
 
 class BackgroundScorer:
@@ -38,12 +37,12 @@ class BackgroundScorer:
 
     def cancel(self) -> None:
         for reward in self.rewards.values():
-            getattr(reward, "cancel", lambda: None)()
+            reward.cancel()
 
     def _score(self, x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         self.check()
         try:
-            return score_together(self.rewards, x, prompts)
+            return leaf_scores(self.rewards, x, prompts)
         except BaseException as error:  # a reward may raise KeyboardInterrupt
             self.failed = error
             raise

@@ -1,50 +1,37 @@
-"""What a reward is, and the one place where its answers are checked."""
+"""What a reward is, and the one path on which rewards are called and their answers are checked.
+
+A user writes a plain function. `wrap` turns it once into a `FunctionReward`, whose fields are all that other
+modules look at. Rewards are then called by `score` alone, or by `score_all` for several at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import isclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.foreign import call, one_line
 from tastemaker.rewards.numbers import numbers
+from tastemaker.rewards.user_code import call, one_line
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
+Space = Literal["image", "latent"]
+"""What a reward is given: images [B,3,H,W] with values in [0,1], or latents [B,C,H,W]."""
+RewardFunction = Callable[[Tensor, Sequence[str]], Any]
+"""What a user writes: a function of B images (or latents) and B prompts to B finite numbers; higher is better."""
+Function = TypeVar("Function", bound=RewardFunction)
 
 
-@runtime_checkable
-class Reward(Protocol):
-    """A plain function of images [B,3,H,W] in [0,1] and B prompts, to B finite numbers; higher is better.
+def reward(*, differentiable: bool = False, space: Space = "image") -> Callable[[Function], Function]:
+    """A decorator that declares whether a reward function has a gradient, and whether it takes images or latents.
 
-    A function without marks is taken as one on images that has no gradient. One that is elsewhere may have two methods
-    more: `identity()`, which reward answers, compared when a run is resumed; and `cancel()`, called from another
-    thread, which ends a call that nobody waits for any longer.
+    The function itself stays as it is and can be called directly.
     """
-
-    def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor: ...
-
-
-@runtime_checkable
-class Combined(Reward, Protocol):
-    """A reward made of others, whose own rewards are of interest too."""
-
-    def parts(self, x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The parts' rewards [B] by name."""
-        ...
-
-    def combine(self, found: Mapping[str, Tensor]) -> Tensor:
-        """The reward [B] from them."""
-        ...
-
-
-def reward(
-    *, differentiable: bool = False, space: Literal["image", "latent"] = "image"
-) -> Callable[[Function], Function]:
-    """Marks a function as a reward: whether it has a gradient, and whether it wants images or latents."""
 
     def mark(function: Function) -> Function:
         function.differentiable = differentiable  # type: ignore[attr-defined]
@@ -54,115 +41,313 @@ def reward(
     return mark
 
 
-def score(reward: Reward, x: Tensor, prompts: Sequence[str], *, copied: bool = True) -> Tensor:
-    """Rewards [B] of images, float32 on the CPU, without gradient.
+@runtime_checkable
+class Reward(Protocol):
+    """A loaded reward: a single function (`FunctionReward`) or several combined (`combination.Combination`)."""
 
-    Raises RewardError where the reward raises, or answers with something else than one finite number for each
-    image. A failed reward is never a number. The reward is given a copy of x unless `copied` is false.
+    @property
+    def name(self) -> str:
+        """The name used in messages."""
+        ...
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the answers have a gradient with respect to the images."""
+        ...
+
+    @property
+    def space(self) -> Space:
+        """Whether it is given images or latents."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, FunctionReward]:
+        """The rewards that a combination is made of, by name; empty for a single function."""
+        ...
+
+    @property
+    def without_gradient(self) -> list[str]:
+        """Names of the functions that have no gradient."""
+        ...
+
+    @property
+    def may_be_flat(self) -> bool:
+        """Whether a gradient of zero is expected for some images, as where a value is clipped."""
+        ...
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """What needs statistics of the base model's images that have not been measured yet."""
+        ...
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The checked rewards [B], as `score(...).total`."""
+        ...
+
+    def combine(self, found: Mapping[str, Tensor]) -> Tensor:
+        """The reward [B] from its parts' rewards [B] by name; a single function's own answer, which is the only one."""
+        ...
+
+    def identity(self) -> str | None:
+        """Which reward and version answers, for one that is elsewhere; compared when a run is resumed.
+
+        Raises RewardError where it cannot be reached.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Ends a call that is under way in another thread, where that is possible."""
+        ...
+
+
+def _no_identity() -> str | None:
+    return None
+
+
+def _cannot_cancel() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A reward function with everything that is declared about it. Made by `wrap`."""
+
+    function: RewardFunction
+    name: str
+    differentiable: bool = False
+    space: Space = "image"
+    identity: Callable[[], str | None] = _no_identity
+    cancel: Callable[[], None] = _cannot_cancel
+    concurrent: bool = False
+    """Whether it waits for something elsewhere, and is called in a thread of its own while others work."""
+    may_be_flat: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What its answers depend on beside its name and its source code."""
+
+    @property
+    def parts(self) -> Mapping[str, FunctionReward]:
+        """None: see `Reward`."""
+        return {}
+
+    @property
+    def without_gradient(self) -> list[str]:
+        """Its own name, where it has no gradient."""
+        return [] if self.differentiable else [self.name]
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """None: see `Reward`."""
+        return []
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The checked rewards [B], as `score(...).total`."""
+        return score(self, images, prompts).total
+
+    def combine(self, found: Mapping[str, Tensor]) -> Tensor:
+        """Its own answer, which is the only one in `found`."""
+        (answer,) = found.values()
+        return answer
+
+
+def as_reward(function: RewardFunction | Reward) -> Reward:
+    """A user's function as a `Reward`; what is one already is returned unchanged. Raises RewardError (`wrap`)."""
+    return function if isinstance(function, Reward) and not isclass(function) else wrap(function)
+
+
+def wrap(function: RewardFunction, name: str | None = None) -> FunctionReward:
+    """A user's function as a `FunctionReward`, with `name` (by default its own) for messages.
+
+    Attributes of the function are read here and nowhere else: `differentiable` and `space`, as `@reward` sets them;
+    and of an object that calls something elsewhere, the methods `identity()` (which reward answers, compared when a
+    run is resumed) and `cancel()` (called from another thread, ends a call under way). A function without them takes
+    images and has no gradient. A FunctionReward is returned unchanged.
+
+    Raises RewardError for what cannot be called, for a class, and for attributes with other values.
     """
-    with torch.no_grad():
-        return checked(reward, x, prompts, copied=copied).detach().cpu()
+    if isinstance(function, FunctionReward):
+        return function
+    own_name = getattr(function, "__name__", type(function).__name__)
+    shown = repr(name or own_name)
+    if isclass(function):
+        raise RewardError(
+            f"the reward {shown} is a class: give a function, or an object of the class, as in "
+            f"`my_reward = {own_name}()`"
+        )
+    if not callable(function):
+        raise RewardError(
+            f"the reward {shown} is no function, but {type(function).__name__}: give one that takes images and prompts"
+        )
+    attributes = {"differentiable": False, "space": "image", "identity": None, "cancel": None}
+    differentiable, space, identity, cancel = call(
+        lambda: [getattr(function, attribute, default) for attribute, default in attributes.items()],
+        f"reading the attributes of the reward {shown}",
+    )
+    if not isinstance(differentiable, bool):
+        raise RewardError(f"the reward {shown} has differentiable = {differentiable!r}, but it must be True or False")
+    if space not in ("image", "latent"):
+        raise RewardError(f"the reward {shown} has space = {space!r}, but it must be 'image' or 'latent'")
+    return FunctionReward(
+        function,
+        name or own_name,
+        differentiable,
+        space,
+        _no_identity if identity is None else partial(_as_text, identity),
+        _cannot_cancel if cancel is None else cancel,
+        concurrent=cancel is not None,
+    )
+
+
+def _as_text(identity: Callable[[], object]) -> str | None:
+    found = identity()
+    return None if found is None else str(found)
+
+
+# ---------------------------------------------------------------- calling rewards
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of B images, and for a combination those of its parts."""
+    """The rewards of B images, and for a combination also those of its parts."""
 
     total: Tensor
     """[B]"""
     parts: dict[str, Tensor] = field(default_factory=dict)
-    """[B] each, by name; none of a reward that is one by itself."""
+    """[B] each, by name; empty for a single function."""
 
 
-def put_together(reward: Combined, parts: Mapping[str, Tensor], prompts: Sequence[str]) -> Tensor:
-    """The checked rewards [B] of a combination, whose parts' are there. Raises RewardError."""
-    return _finite(reward, reward.combine(parts), prompts)
+def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Scores:
+    """The checked rewards of B images and their prompts.
 
+    Where gradients are enabled and the images require them, the answers are float32 on the images' device and have
+    their graph. Otherwise they are float32 on the CPU, without gradient. The reward is given copies of the images and
+    prompts, and the answers are copies too, so that nothing it does to either, now or later, changes the caller's.
 
-def graded(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Rewards [B] of images that hang on a graph, with the graph, on their device.
-
-    Raises RewardError as `score` does, and where the answer hangs on no graph though the images do.
+    Raises RewardError where the reward raises anything, answers with something else than one finite number for each
+    image, or has no gradient where the images require one. A failed reward is never a number.
     """
-    return graded_parts(reward, x, prompts).total
+    return score_all({reward.name: reward}, images, prompts)[reward.name]
 
 
-def graded_parts(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Scores:
-    """As `graded`, with a combination's parts. Raises RewardError where one of them hangs on no graph."""
-    if not isinstance(reward, Combined):
-        total = checked(reward, x, prompts)
-        _require_graph(x, total, _name(reward))
-        return Scores(total)
-    parts = reward.parts(x, prompts)
-    for name, values in parts.items():
-        _require_graph(x, values, name)
-    return Scores(put_together(reward, parts, prompts), parts)
+def score_all(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str]) -> dict[str, Scores]:
+    """As `score` for several rewards by name. A function that is part of several of them is called once."""
+    return combined(rewards, leaf_scores(rewards, images, prompts), prompts)
 
 
-def _require_graph(x: Tensor, answer: Tensor, name: str) -> None:
-    if x.requires_grad and not answer.requires_grad:
-        raise RewardError(
-            f"the reward {name} says that it is differentiable, but its answer has no gradient: take "
-            "out what leaves torch (.detach(), .numpy(), PIL), or do not mark it as differentiable"
-        )
+def leaf_scores(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """The checked answers [B] of the functions that these rewards are made of, by name; see `score`.
 
-
-def checked(reward: Reward, x: Tensor, prompts: Sequence[str], *, copied: bool = True) -> Tensor:
-    """A reward's answer as a tensor [B] of finite float32 numbers, where and with what graph it makes them.
-
-    The answer is a copy of its own, and so is what the reward is given (unless `copied` is false): what it does to
-    either, now or later, changes nothing of the run's. Raises RewardError where the reward raises or answers with
-    something else.
+    A single function's name is the one it has in `rewards`. Functions that wait for something elsewhere are called in
+    threads of their own at the same time; the others one after the other in this thread, since they need not be safe
+    to call from several. With answers of several batches concatenated, `combined` gives the rewards.
     """
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return _answer(reward, x.clone() if copied else x, prompts)
-    leaf = x.detach().requires_grad_()
-    answer = _answer(reward, leaf.clone(), prompts)
-    return _Graph.apply(x, (leaf, answer), _name(reward)) if answer.requires_grad else answer  # type: ignore[return-value]
+    leaves: dict[str, FunctionReward] = {}
+    for name, reward in rewards.items():
+        leaves |= {name: reward} if isinstance(reward, FunctionReward) else reward.parts
+    tracked = images.requires_grad and torch.is_grad_enabled()
+    ask = partial(_answer_with_graph if tracked else _answer_without_graph, images=images, prompts=prompts)
+    threaded = {name: leaf for name, leaf in leaves.items() if leaf.concurrent}
+    if not threaded or len(leaves) == 1:
+        return {name: ask(leaf) for name, leaf in leaves.items()}
+    local = {name: leaf for name, leaf in leaves.items() if not leaf.concurrent}
+    found = _concurrently(threaded, local, ask)
+    return {name: found[name] for name in leaves}
+
+
+def combined(rewards: Mapping[str, Reward], found: Mapping[str, Tensor], prompts: Sequence[str]) -> dict[str, Scores]:
+    """The rewards by name, from what `leaf_scores` found.
+
+    Raises RewardError where a combination of finite answers is not finite, or needs statistics that are not measured.
+    """
+    scores = {}
+    for name, reward in rewards.items():
+        own = {part: found[part] for part in reward.parts or (name,)}
+        total = _finite(reward.name, reward.combine(own), prompts)
+        scores[name] = Scores(total, own if reward.parts else {})
+    return scores
+
+
+def answer_in_place(reward: FunctionReward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """As `score(...).total` without gradient, but the function is given these very images, which it may change."""
+    with torch.no_grad():
+        return _answer(reward, images, prompts).detach().cpu()
+
+
+def _concurrently(
+    threaded: Mapping[str, FunctionReward],
+    local: Mapping[str, FunctionReward],
+    ask: Callable[[FunctionReward], Tensor],
+) -> dict[str, Tensor]:
+    """The answers by name: `threaded` each in a thread, `local` in this one. After a failure, calls are cancelled."""
+    with ThreadPoolExecutor(len(threaded)) as threads:
+        futures = {name: threads.submit(ask, leaf) for name, leaf in threaded.items()}
+        try:
+            found = {name: ask(leaf) for name, leaf in local.items()}
+            for future in as_completed(futures.values()):
+                future.result()
+        except BaseException:
+            # The other answers are not needed. A call that has only been submitted is cancelled once it has begun.
+            while pending := [name for name, future in futures.items() if not future.done()]:
+                for name in pending:
+                    threaded[name].cancel()
+                wait((futures[name] for name in pending), timeout=0.1)
+            raise
+        return found | {name: future.result() for name, future in futures.items()}
+
+
+def _answer_without_graph(reward: FunctionReward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    return answer_in_place(reward, images.clone(), prompts)
+
+
+def _answer_with_graph(reward: FunctionReward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    with torch.enable_grad():  # a new thread has the default mode, whatever the caller's is
+        leaf = images.detach().requires_grad_()
+        answer = _answer(reward, leaf.clone(), prompts)
+        if not answer.requires_grad:
+            claim = "is declared differentiable, but its" if reward.differentiable else "is not differentiable: its"
+            raise RewardError(
+                f"the reward {reward.name} {claim} answer has no gradient: remove what leaves torch (.detach(), "
+                ".numpy(), PIL), or do not declare it as differentiable"
+            )
+        return _Graph.apply(images, (leaf, answer), reward.name).to(images.device)  # type: ignore[union-attr]
 
 
 class _Graph(torch.autograd.Function):
-    """A reward's own graph inside the run's, so that what is raised on the way back through it is known as its."""
+    """A reward's own graph inside the caller's, so that errors in its backward pass are reported as the reward's."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, inside: tuple[Tensor, Tensor], name: str) -> Tensor:
+    def forward(ctx: Any, images: Tensor, inside: tuple[Tensor, Tensor], name: str) -> Tensor:
         ctx.inside, ctx.name = inside, name
         return inside[1].detach().clone()
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         leaf, answer = ctx.inside
-        back = lambda: torch.autograd.grad(answer, leaf, slopes[0])  # noqa: E731
-        return call(back, f"on the way back, the reward {ctx.name}")[0], None, None
+        back = lambda: torch.autograd.grad(answer, leaf, grads[0])  # noqa: E731
+        return call(back, f"in its backward pass, the reward {ctx.name}")[0], None, None
 
 
-def _answer(reward: Reward, x: Tensor, prompts: Sequence[str]) -> Tensor:
-    name = _name(reward)
-    answer = call(lambda: reward(x, list(prompts)), f"the reward {name}")
-    return call(lambda: _finite(reward, answer, prompts), f"the answer of the reward {name}").clone()
+def _answer(reward: FunctionReward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """One call of a function: its answer as a new tensor [B] of finite float32 numbers. Raises RewardError."""
+    answer = call(lambda: reward.function(images, list(prompts)), f"the reward {reward.name}")
+    return call(lambda: _finite(reward.name, answer, prompts), f"the answer of the reward {reward.name}").clone()
 
 
-def _name(reward: Reward) -> str:
-    return getattr(reward, "__name__", type(reward).__name__)
-
-
-def _finite(reward: Reward, answer: object, prompts: Sequence[str]) -> Tensor:
-    """The answer as a float32 tensor [B], once it is known to be finite there."""
-    name = _name(reward)
-    wanted = numbers(answer, name, len(prompts))
-    if wanted.shape != (len(prompts),):
+def _finite(name: str, answer: object, prompts: Sequence[str]) -> Tensor:
+    """The answer as a float32 tensor [B]. Raises RewardError where it is none, or not finite."""
+    exact = numbers(answer, name, len(prompts))
+    if exact.shape != (len(prompts),):
         raise RewardError(
-            f"the reward {name} returned shape {list(wanted.shape)} for {len(prompts)} images, "
+            f"the reward {name} returned shape {list(exact.shape)} for {len(prompts)} images, "
             f"but must return one number for each: shape [{len(prompts)}]"
         )
-    values = wanted.float()
+    values = exact.float()
     bad = (~values.isfinite()).nonzero().flatten().tolist()
     if bad:
         rule = "; rewards must be finite"
-        if wanted[bad[0]].isfinite():
+        if exact[bad[0]].isfinite():
             rule = f", which float32 cannot hold: rewards must lie within ±{torch.finfo(torch.float32).max:.2g}"
         raise RewardError(
-            f"the reward {name} returned {wanted[bad[0]].item()} for {len(bad)} of {len(prompts)} images "
+            f"the reward {name} returned {exact[bad[0]].item()} for {len(bad)} of {len(prompts)} images "
             f"(the first has the prompt {one_line(repr(prompts[bad[0]]), 200)}){rule}"
         )
     return values

@@ -1,7 +1,7 @@
-"""A caption as a reward, all offline: the judge says what an image of the bundled model's world shows.
+"""A caption as a reward, all offline: the judge describes an image of the bundled model's world.
 
 The mechanism of DDPO's reward (a model describes the image, and the description is compared with the prompt) where
-nothing can be downloaded. As with judge-score, a run on it has no independent witness left.
+nothing can be downloaded. As with judge-score, the judge is then no independent measure of the run.
 """
 
 from __future__ import annotations
@@ -16,41 +16,43 @@ from torch import Tensor
 
 from tastemaker.drawings.scene import KINDS, NUMBERS, Request, Scene, Thing, Wanted, relation_of
 from tastemaker.errors import RewardError, nearest
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import RewardFunction, reward
 
 _STOP = frozenset(("a", "an", "the", "of", "on", "and", "with", "background"))
-"""Words that say nothing, or that every caption has."""
+"""Words without content, or that every caption has."""
 _SINGULAR = {kind + "s": kind for kind in KINDS}
 
 
-def caption_score(how: str) -> Reward:
+def caption_score(how: str) -> RewardFunction:
     """The reward `caption-score:HOW`, at most 1: recall of the prompt in the judge's caption of the image.
 
     `words`: the share of the prompt's words that are in the caption (`word_recall`), in [0,1]. `embeddings`: BERTScore
     recall with the bundled model's text encoder. Any prompt can be scored, but only the bundled model's words can be
     in a caption. Raises RewardError for another `how`.
     """
-    if how not in WAYS:
-        raise RewardError(f"caption-score can compare by words or embeddings, not {how!r}: {nearest(how, list(WAYS))}")
-    recall = WAYS[how]()
+    if how not in COMPARISONS:
+        raise RewardError(
+            f"caption-score can compare by words or embeddings, not {how!r}: {nearest(how, list(COMPARISONS))}"
+        )
+    recall = COMPARISONS[how]()
 
     @reward()
     def caption_score(x: Tensor, prompts: Sequence[str]) -> Tensor:
         from tastemaker.drawings.judge import see
 
-        told = [captions(scene) for scene in see(x)]
-        pairs = [(caption, prompt) for one, prompt in zip(told, prompts, strict=True) for caption in one]
+        seen = [captions(scene) for scene in see(x)]
+        pairs = [(caption, prompt) for one, prompt in zip(seen, prompts, strict=True) for caption in one]
         values = recall([caption for caption, _ in pairs], [prompt for _, prompt in pairs])
-        # Of captions that say the same, the one nearest to the prompt's way of saying it.
-        return torch.stack([part.max() for part in values.split([len(one) for one in told])])
+        # Of equivalent captions, the one closest to the prompt's wording.
+        return torch.stack([part.max() for part in values.split([len(one) for one in seen])])
 
     return caption_score
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """All that can be said of a scene in one sentence, in the ways that are equally right.
+    """Descriptions of a scene in one sentence, all of them equally right.
 
-    Two things are told from either side. Others are listed, those of one kind, colour and texture together.
+    Two things are described from either side. Others are listed, those of one kind, colour and texture together.
     """
     ground = f" on a {scene.pattern} {scene.ground} background"
     if not scene.things:
@@ -61,7 +63,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
             Request((_looks(a), _looks(b)), relation=relation_of(a, b)).caption() + ground
             for a, b in ((one, other), (other, one))
         )
-    # A size says something of a thing that stands alone.
+    # A size is only informative for a thing that is alone.
     alone = len(scene.things) == 1
     counts = Counter(_looks(thing, size=alone) for thing in scene.things)
     return (" and ".join(_counted(wanted, count) for wanted, count in counts.items()) + ground,)
@@ -92,7 +94,7 @@ def _counted(wanted: Wanted, count: int) -> str:
 
 
 def _by_words() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
-    return lambda told, prompts: torch.tensor([word_recall(*pair) for pair in zip(told, prompts, strict=True)])
+    return lambda texts, prompts: torch.tensor([word_recall(*pair) for pair in zip(texts, prompts, strict=True)])
 
 
 @cache
@@ -113,15 +115,15 @@ def _by_embeddings() -> Callable[[Sequence[str], Sequence[str]], Tensor]:
         return encoder(given.input_ids).last_hidden_state, given.attention_mask.bool(), ~special
 
     @torch.no_grad()
-    def score(told: Sequence[str], prompts: Sequence[str]) -> Tensor:
-        candidate, seen, _ = embedded(told)
+    def score(texts: Sequence[str], prompts: Sequence[str]) -> Tensor:
+        candidate, seen, _ = embedded(texts)
         reference, _, words = embedded(prompts)
         return recall(candidate, seen, reference, words.float())
 
     return score
 
 
-WAYS: dict[str, Callable[[], Callable[[Sequence[str], Sequence[str]], Tensor]]] = {
+COMPARISONS: dict[str, Callable[[], Callable[[Sequence[str], Sequence[str]], Tensor]]] = {
     "words": _by_words,
     "embeddings": _by_embeddings,
 }

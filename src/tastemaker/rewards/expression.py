@@ -1,8 +1,7 @@
-"""What a reward's name may say: one reward, or several put together. Free of torch.
+"""Parses a reward's name: one reward, or several combined. Does not import torch.
 
 A combination is written as arithmetic, `clip-score + 0.5*jpeg-compressibility` (docs/guides/rewards.md). Names of
-rewards hold nearly any letter, +, * and commas among them, so that it is the blanks around an operator that make it
-one.
+rewards may have nearly any character, also +, * and commas, so that only spaces around an operator make it one.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from tastemaker.rewards.vlm.settings import is_vlm, without_servers
 
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|inf)(?=[\s*,)]|$)")
 _CALL = re.compile(r"(min|clip|standardise)\(")
-_DEEPEST = 50
-"""Most brackets and signs inside each other: a person writes two or three."""
+_MAX_DEPTH = 50
+"""Deepest nesting of brackets and signs; two or three are usual."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Minimum:
 
 @dataclass(frozen=True)
 class Clip:
-    """A value held within [low, high]."""
+    """A value clamped to [low, high]."""
 
     of: Node
     low: float
@@ -80,14 +79,14 @@ Node = Part | Constant | Sum | Product | Minimum | Clip | Standardise
 
 
 def parse(text: str) -> Node:
-    """What a reward's name says: `Part(text)` for what combines nothing, and a tree otherwise.
+    """The expression tree of a reward's name; `Part(text)` where nothing is combined.
 
     Raises RewardError where operators, brackets or numbers do not fit together.
     """
     if _names_file(text):
         return Part(text)
     tokens = list(_tokens(text))
-    # A lone name may have blanks, commas and brackets in it, as those of files and lists of servers do.
+    # A single name may have spaces, commas and brackets in it, as those of files and lists of servers do.
     plain = tokens[:1] == [] or (tokens[0].kind == "name" and not any(token.combines for token in tokens))
     only = len(tokens) == 1 and tokens[0].kind == "number"
     return Part(text) if plain or only else _Parser(text, tokens).whole()
@@ -107,14 +106,14 @@ def parts(node: Node) -> tuple[str, ...]:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """A tree's nodes, what is put together before what it makes."""
+    """A tree's nodes, children before their parents."""
     for child in children(node):
         yield from walk(child)
     yield node
 
 
 def children(node: Node) -> tuple[Node, ...]:
-    """What a node puts together."""
+    """The nodes that a node combines."""
     match node:
         case Sum(found) | Product(found) | Minimum(found):
             return found
@@ -124,7 +123,7 @@ def children(node: Node) -> tuple[Node, ...]:
             return ()
 
 
-def written(node: Node, rename: Callable[[str], str] = lambda name: name) -> str:
+def to_text(node: Node, rename: Callable[[str], str] = lambda name: name) -> str:
     """A tree as text, which `parse` reads as an equal tree; its parts under other names where `rename` gives them."""
     match node:
         case Part(name):
@@ -132,15 +131,15 @@ def written(node: Node, rename: Callable[[str], str] = lambda name: name) -> str
         case Constant(value):
             return f"{value:g}" if float(f"{value:g}") == value else repr(value)
         case Sum(terms):
-            return f"({' + '.join(written(term, rename) for term in terms)})"
+            return f"({' + '.join(to_text(term, rename) for term in terms)})"
         case Product(factors):
-            return f"({' * '.join(written(factor, rename) for factor in factors)})"
+            return f"({' * '.join(to_text(factor, rename) for factor in factors)})"
         case Minimum(of):
-            return f"min({', '.join(written(one, rename) for one in of)})"
+            return f"min({', '.join(to_text(one, rename) for one in of)})"
         case Clip(of, low, high):
-            return f"clip({written(of, rename)}, {written(Constant(low))}, {written(Constant(high))})"
+            return f"clip({to_text(of, rename)}, {to_text(Constant(low))}, {to_text(Constant(high))})"
         case Standardise(of):
-            return f"standardise({written(of, rename)})"
+            return f"standardise({to_text(of, rename)})"
 
 
 def without_addresses(name: str) -> str:
@@ -149,15 +148,15 @@ def without_addresses(name: str) -> str:
     if not any(is_remote(part) or is_vlm(part) for part in parts(tree)):
         return name
     without = lambda part: "remote" if is_remote(part) else without_servers(part)  # noqa: E731
-    return without(name) if isinstance(tree, Part) else written(tree, without)
+    return without(name) if isinstance(tree, Part) else to_text(tree, without)
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Short names for metrics and plots, all different: without the addresses of servers and the folders of files."""
+    """Short and unique names for metrics and plots, without the addresses of servers and the folders of files."""
     found: list[str] = []
     for name in names:
         tree = parse(name)
-        text = written(tree, _short) if any(_short(part) != part for part in parts(tree)) else name
+        text = to_text(tree, _short) if any(_short(part) != part for part in parts(tree)) else name
         count = 1
         while (label := text if count == 1 else f"{text}-{count}") in found:
             count += 1
@@ -177,7 +176,7 @@ def _short(name: str) -> str:
 
 def _quoted(name: str) -> str:
     try:
-        # With what stands behind it in a tree, which a bracket that is left open would take in.
+        # Followed by a bracket, as in a tree: a name with an open bracket would include it.
         found = [(token.kind, token.text) for token in _tokens(f"{name})")]
         alone = found == [("name", name), ("sign", ")")]
     except RewardError:
@@ -190,59 +189,59 @@ def _quoted(name: str) -> str:
 class _Token:
     kind: Literal["name", "quoted", "number", "call", "sign"]
     text: str
-    place: int
+    index: int
 
     @property
     def combines(self) -> bool:
-        """Whether it is in no lone name."""
+        """Whether it cannot be part of a single name."""
         return self.kind in ("call", "quoted") or (self.kind == "sign" and self.text in "+-*")
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """Operators, brackets, numbers, and names, which end at a blank, at a comma before one, and at a bracket too many.
+    """Operators, brackets, numbers and names; a name ends at a space, a comma before a space, or an unmatched bracket.
 
     Whether an operator or an operand is expected decides what a - is: `a -1` takes one away.
     """
-    place, operand = 0, True
-    while place < len(text):
-        letter, start = text[place], place
+    index, operand = 0, True
+    while index < len(text):
+        letter, start = text[index], index
         if letter.isspace():
-            place += 1
+            index += 1
             continue
         if letter in "'\"":
-            place = text.find(letter, start + 1) + 1
-            if not place:
+            index = text.find(letter, start + 1) + 1
+            if not index:
                 raise RewardError(f"the reward {text!r} has no end to the name that begins at {text[start:]!r}")
-            yield _Token("quoted", text[start + 1 : place - 1], start)
+            yield _Token("quoted", text[start + 1 : index - 1], start)
             operand = False
         elif operand and (call := _CALL.match(text, start)):
-            place = call.end()
+            index = call.end()
             yield _Token("call", call[1], start)
         elif operand and (number := _NUMBER.match(text, start)):
-            place = number.end()
+            index = number.end()
             yield _Token("number", number[0], start)
             operand = False
         elif letter in "+-*,()":
-            place += 1
+            index += 1
             yield _Token("sign", letter, start)
             operand = letter != ")"
         else:
-            place = _name_end(text, start)
-            yield _Token("name", text[start:place], start)
+            index = _name_end(text, start)
+            yield _Token("name", text[start:index], start)
             operand = False
 
 
 def _name_end(text: str, start: int) -> int:
     depth = 0
-    for place in range(start, len(text)):
-        letter = text[place]
+    for index in range(start, len(text)):
+        letter = text[index]
         if letter == "(":
             depth += 1
         elif letter == ")":
             depth -= 1
         # `min(a, b)`, but `remote:URL,URL`.
-        if letter.isspace() or depth < 0 or (letter == "," and text[place + 1 : place + 2].isspace()):
-            return place
+        if letter.isspace() or depth < 0 or (letter == "," and text[index + 1 : index + 2].isspace()):
+            return index
     return len(text)
 
 
@@ -253,11 +252,12 @@ class _Parser:
         self.text, self.tokens, self.at, self.depth = text, tokens, 0, 0
 
     def fail(self, expected: str) -> NoReturn:
+        """Raises RewardError: what was expected, and what is there instead."""
         token = self.tokens[self.at] if self.at < len(self.tokens) else None
-        found = "it ends" if token is None else f"there is {self.text[token.place :][:40]!r}"
+        found = "it ends" if token is None else f"there is {self.text[token.index :][:40]!r}"
         quotes = ""
         if token is not None and token.kind == "name":
-            quotes = "; put a name with blanks in quotes"
+            quotes = "; put a name with spaces in quotes"
         raise RewardError(f"the reward {self.text!r} cannot be read: expected {expected} where {found}{quotes}")
 
     def sign(self, which: str) -> bool:
@@ -269,6 +269,7 @@ class _Parser:
         return True
 
     def whole(self) -> Node:
+        """The tree of all tokens."""
         found = self.sum()
         if self.at < len(self.tokens):
             self.fail("+, -, * or the end")
@@ -277,6 +278,7 @@ class _Parser:
         return found
 
     def sum(self) -> Node:
+        """Terms with + and - between them."""
         terms = [self.product()]
         while True:
             if self.sign("+"):
@@ -287,15 +289,17 @@ class _Parser:
                 return Sum(tuple(terms)) if len(terms) > 1 else terms[0]
 
     def product(self) -> Node:
+        """Factors with * between them."""
         factors = [self.operand()]
         while self.sign("*"):
             factors.append(self.operand())
         return Product(tuple(factors)) if len(factors) > 1 else factors[0]
 
     def operand(self) -> Node:
+        """A number, a reward, a call or a bracket, with its sign."""
         self.depth += 1
-        if self.depth > _DEEPEST:
-            raise RewardError(f"the reward {self.text[:60]!r}... has more than {_DEEPEST} brackets inside each other")
+        if self.depth > _MAX_DEPTH:
+            raise RewardError(f"the reward {self.text[:60]!r}... has more than {_MAX_DEPTH} nested brackets")
         found = self._operand()
         self.depth -= 1
         return found
@@ -316,17 +320,19 @@ class _Parser:
         return self.call(token.text) if token.kind == "call" else Part(token.text)
 
     def finite(self, token: _Token) -> float:
+        """The value of a number."""
         value = float(token.text)
         if not math.isfinite(value):
             raise RewardError(f"the reward {self.text!r} has the number {token.text}: only a clip's bounds may be inf")
         return value
 
     def call(self, name: str) -> Node:
+        """The arguments of `min`, `clip` or `standardise`, and the closing bracket."""
         if name == "min":
             several = [self.sum()]
             while self.sign(","):
                 several.append(self.sum())
-            self.close("a comma and a blank, or ),")
+            self.close("a comma and a space, or ),")
             return Minimum(tuple(several))
         inner = self.sum()
         if name == "standardise":
@@ -339,8 +345,9 @@ class _Parser:
         return Clip(inner, low, high)
 
     def bound(self) -> float:
+        """A comma and a bound of `clip`, which may be infinite."""
         if not self.sign(","):
-            self.fail("a comma, a blank and a bound, as in clip(clip-score, 0, 0.3),")
+            self.fail("a comma, a space and a bound, as in clip(clip-score, 0, 0.3),")
         token = self.tokens[self.at] if self.at < len(self.tokens) else None
         if token is None or token.kind != "number":
             self.fail("a number")

@@ -1,7 +1,7 @@
 """How PIL writes a JPEG, in tensors: planes, blocks, coefficients, and what the entropy code charges for them.
 
 The order of things is that of baseline JPEG (ITU-T T.81) with chroma at half the resolution both ways, which is what
-PIL does unless told otherwise. No table is typed in: they are read from a file that PIL itself has written.
+PIL does unless told otherwise. The tables are read from a file that PIL itself has written.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ def code(quality: int = QUALITY) -> Code:
     """What PIL writes at a quality, from the tables of a file that it has just written."""
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, format="JPEG", quality=quality)
-    data, place = buffer.getvalue(), 2
+    data, offset = buffer.getvalue(), 2
     quanta, lengths = {}, {}
-    while data[place + 1] != 0xDA:  # start of scan, the last segment before the image's data
-        marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        segment = data[place + 4 : place + 2 + size]
+    while data[offset + 1] != 0xDA:  # start of scan, the last segment before the image's data
+        marker, size = data[offset + 1], int.from_bytes(data[offset + 2 : offset + 4], "big")
+        segment = data[offset + 4 : offset + 2 + size]
         if marker == 0xDB:
             quanta.update(_quanta(segment))
         elif marker == 0xC4:
             lengths.update(_lengths(segment))
-        place += 2 + size
-    place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        offset += 2 + size
+    offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
     dc = [[lengths[0, k][c] + c for c in range(DC_CATEGORIES + 1)] for k in (0, 1)]
     ac = [[[_ac_bits(lengths[1, k], r, c) for c in range(AC_CATEGORIES + 1)] for r in range(63)] for k in (0, 1)]
     return Code(
-        header=place + 2,  # the end-of-image marker
+        header=offset + 2,  # the end-of-image marker
         quantum=torch.tensor([quanta[0], quanta[1]], dtype=torch.float64),
         dc=torch.tensor(dc, dtype=torch.float64),
         ac=torch.tensor(ac, dtype=torch.float64),
@@ -80,13 +80,13 @@ def _quanta(segment: bytes) -> dict[int, list[int]]:
 
 def _lengths(segment: bytes) -> dict[tuple[int, int], dict[int, int]]:
     """Code lengths in bits by symbol, of the tables in a DHT segment by (class, number) (T.81, B.2.4.2)."""
-    tables, place = {}, 0
-    while place < len(segment):
-        key, counts = (segment[place] >> 4, segment[place] & 15), segment[place + 1 : place + 17]
+    tables, offset = {}, 0
+    while offset < len(segment):
+        key, counts = (segment[offset] >> 4, segment[offset] & 15), segment[offset + 1 : offset + 17]
         lengths = [bits for bits, count in enumerate(counts, 1) for _ in range(count)]
-        place += 17
-        tables[key] = dict(zip(segment[place : place + len(lengths)], lengths, strict=True))
-        place += len(lengths)
+        offset += 17
+        tables[key] = dict(zip(segment[offset : offset + len(lengths)], lengths, strict=True))
+        offset += len(lengths)
     return tables
 
 
@@ -139,7 +139,7 @@ def luma_order(height: int, width: int) -> Tensor:
     real one all the same (libjpeg's jccoefct.c).
     """
     rows, columns = -(-height // 16), -(-width // 16)
-    places = torch.arange(4 * rows * columns).reshape(rows, 2, columns, 2)
-    y, x = places // (2 * columns), places % (2 * columns)
+    indices = torch.arange(4 * rows * columns).reshape(rows, 2, columns, 2)
+    y, x = indices // (2 * columns), indices % (2 * columns)
     real = (y < -(-height // SIDE)) & (x < -(-width // SIDE))
-    return places.transpose(1, 2)[real.transpose(1, 2)]
+    return indices.transpose(1, 2)[real.transpose(1, 2)]

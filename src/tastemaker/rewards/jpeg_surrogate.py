@@ -1,9 +1,9 @@
-"""The JPEG size with a gradient: a stand-in for `rewards/jpeg.py`, to be climbed (docs/guides/jpeg-surrogate.md).
+"""The JPEG size with a gradient: a differentiable surrogate of `rewards/jpeg.py` (docs/guides/jpeg-surrogate.md).
 
 The bits of baseline JPEG are counted as its entropy coder counts them, with one change: how many magnitude bits a
 coefficient has is not a staircase but a smooth one. A small network corrects each block's count; it is learned from
-true sizes (scripts/bundled/jpeg_surrogate.py), and bounded, so that no image can talk it into a size that the coder
-would not come near to.
+true sizes (scripts/bundled/jpeg_surrogate.py), and bounded, so that no image
+gets a predicted size far from what the coder produces.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from tastemaker.rewards.jpeg_code import (
 
 WEIGHTS = Path(__file__).parent.parent / "assets/jpeg_surrogate/jpeg_surrogate.safetensors"
 WIDTH = 0.15
-"""Width of a step of the staircase, in bits. A sharper one would count a little better, and be flat between steps."""
+"""Width of a step of the staircase, in bits. Smaller is slightly more accurate, but flat between steps."""
 BOUND = 0.1
-"""By how much of its bits a block's count may be corrected at most."""
+"""Largest correction of a block's count, as a share of its bits."""
 ROUND = 0.05
 """Below which part of a quantisation step the size of a coefficient is a parabola: |u| itself has no gradient at 0."""
 CHUNK = 1024
@@ -126,7 +126,7 @@ def _reached(sizes: Tensor, most: int) -> Tensor:
 
 @cache
 def load_surrogate(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> SizeNet:
-    """The network that ships with the package. Raises ModelError where the installation lacks it."""
+    """The network that ships with the package. Raises ModelError where its file is missing."""
     if not WEIGHTS.is_file():
         raise ModelError(
             f"the JPEG surrogate is missing at {WEIGHTS}: install tastemaker again, or build it with `make surrogate`"

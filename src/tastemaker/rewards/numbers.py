@@ -1,4 +1,4 @@
-"""Whatever a reward answers with, as a tensor of numbers."""
+"""The answer of a reward, of any type, as a tensor of numbers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def numbers(answer: object, name: str, count: int) -> Tensor:
         if isinstance(answer, Tensor):
             return _real(answer)
         if isinstance(answer, (list, tuple)) and any(isinstance(value, Tensor) for value in answer):
-            # One by one, or their graphs would be lost.
+            # One by one, since np.asarray would lose their graphs.
             values = [_real(value) if isinstance(value, Tensor) else _array(value) for value in answer]
             return torch.stack([value.to(values[0].device, torch.float64) for value in values])
         return _array(answer)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         if inspect.iscoroutine(answer):
-            answer.close()  # or Python warns that nobody waited for it
+            answer.close()  # otherwise Python warns that it was never awaited
             raise RewardError(
-                f"the reward {name} is an async function: make it a plain one, which waits by itself (asyncio.run)"
+                f"the reward {name} is an async function: make it a plain one that waits itself (asyncio.run)"
             ) from error
         kind = "a generator" if inspect.isgenerator(answer) else type(answer).__name__
         raise RewardError(f"the reward {name} returned {kind}, but must return {count} numbers ({error})") from error

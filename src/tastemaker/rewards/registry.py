@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
-from tastemaker.rewards.expression import Part, parse, parts
+from tastemaker.rewards.expression import Part, labels, parse, parts
 from tastemaker.rewards.serving.settings import Remote, is_remote
 from tastemaker.rewards.vlm.settings import Vlm
 
 if TYPE_CHECKING:
-    from tastemaker.rewards.base import Reward
+    from tastemaker.rewards.base import FunctionReward, Reward
 
 GROUP = "tastemaker.rewards"
 """Entry-point group in which another package names its rewards."""
@@ -32,13 +31,13 @@ class RewardEntry:
     target: str
     summary: str
     argument: str | None = None
-    """What follows the name after a colon, where anything does; the target then makes the reward from it."""
+    """Placeholder of the argument after a colon, where there is one; the target is then a factory that takes it."""
     differentiable: bool = False
-    """The function's own mark, known without importing it: whether methods that need a gradient can use it."""
+    """As the function declares it, known without importing it: whether methods that need a gradient can use it."""
     default: str | None = None
-    """What `argument` is where nothing follows the name. Without one, something must."""
-    asks: bool = False
-    """Whether it asks a vision-language model: the target is then given the settings `vlm`, and by whom to tell."""
+    """The argument where none is given. Without a default one is required."""
+    uses_vlm: bool = False
+    """Whether it calls a vision-language model: the target is then also given the settings `vlm` and `log`."""
 
 
 BUILTIN = {
@@ -108,25 +107,25 @@ BUILTIN = {
         "tastemaker.rewards.vlm.rewards:vlm_bertscore",
         "how much of the prompt is in what a vision-language model sees: BERTScore recall (DDPO)",
         "MODEL@URL",
-        asks=True,
+        uses_vlm=True,
     ),
     "vlm-yes-no": RewardEntry(
         "tastemaker.rewards.vlm.rewards:vlm_yes_no",
-        "the chance that a vision-language model answers a question with yes",
+        "the probability that a vision-language model answers a question with yes",
         "MODEL@URL",
-        asks=True,
+        uses_vlm=True,
     ),
     "vlm-rating": RewardEntry(
         "tastemaker.rewards.vlm.rewards:vlm_rating",
         "a vision-language model's rating, 1 to 5 by default",
         "MODEL@URL",
-        asks=True,
+        uses_vlm=True,
     ),
     "vlm-strict": RewardEntry(
         "tastemaker.rewards.vlm.rewards:vlm_strict",
         "share of a vision-language model's answers that hold what is expected: counting (DDPO)",
         "MODEL@URL",
-        asks=True,
+        uses_vlm=True,
     ),
     "clip-score": RewardEntry(
         "tastemaker.rewards.learned.clip:clip_score",
@@ -179,24 +178,27 @@ def differentiable_rewards() -> list[str]:
 def load_reward(
     name: str,
     remote: Remote | None = None,
-    say: Callable[[str], None] | None = None,
-    known: dict[str, Reward] | None = None,
+    log: Callable[[str], None] | None = None,
+    loaded: dict[str, FunctionReward] | None = None,
     vlm: Vlm | None = None,
 ) -> Reward:
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
 
-    Several are put together as in `clip-score + 0.5*jpeg-compressibility` (rewards/expression.py).
-    A URL, or several after `remote:`, is a reward on servers, which is asked as `remote` says, and tells by `say` when
-    it waits for them; one that asks a vision-language model does so as `vlm` says. What is in `known` is not loaded
-    again, and what is loaded is added to it. Raises RewardError where there is none, its module does not import, the
-    argument is missing or wrong, or a combination cannot be read; a server is not asked before the first images are.
+    Several are combined as in `clip-score + 0.5*jpeg-compressibility` (rewards/expression.py). A URL, or several after
+    `remote:`, is a reward on servers, which are called as `remote` says; `log` is called with a line when they have to
+    be waited for. A reward that calls a vision-language model does so as `vlm` says. What is in `loaded` is not loaded
+    again, and what is loaded is added to it.
+
+    Raises RewardError where there is none of this name, its module does not import, the argument is missing or wrong,
+    or a combination cannot be read. Servers are not called before the first images are scored.
     """
     if not name:
         raise RewardError("this run names no reward: give one as in --reward jpeg-compressibility (or module:function)")
-    tree, loaded = parse(name), {} if known is None else known
+    tree = parse(name)
+    loaded = {} if loaded is None else loaded
     for part in parts(tree):
         if part not in loaded:
-            loaded[part] = _load_one(part, remote, say, vlm)
+            loaded[part] = _load_one(part, remote, log, vlm)
     if isinstance(tree, Part):
         return loaded[tree.name]
     from tastemaker.rewards.combination import Combination
@@ -204,54 +206,50 @@ def load_reward(
     return Combination(name, tree, {part: loaded[part] for part in parts(tree)})
 
 
-def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | None, vlm: Vlm | None) -> Reward:
+def _load_one(name: str, remote: Remote | None, log: Callable[[str], None] | None, vlm: Vlm | None) -> FunctionReward:
+    from tastemaker.rewards.base import wrap
+
     if is_remote(name):
         from tastemaker.rewards.serving.client import RemoteReward
 
-        return RemoteReward(name, remote) if say is None else RemoteReward(name, remote, say)
+        return wrap(RemoteReward(name, remote) if log is None else RemoteReward(name, remote, log))
+    # Messages may be sent to another machine, which paths and addresses are no business of.
+    (shown,) = labels([name])
     first, _, argument = name.partition(":")
     entry = BUILTIN.get(first)
     if entry is not None and entry.argument is not None:
         argument = argument or entry.default
         if not argument:
-            raise RewardError(f"the reward {first!r} needs to be told more: give `{first}:{entry.argument}`")
+            raise RewardError(f"the reward {first!r} requires an argument: give `{first}:{entry.argument}`")
         from tastemaker.safe_torch import require_safe_torch
 
         # The argument may name a model that transformers reads.
         require_safe_torch(f"what the reward {name} needs", RewardError)
         make = _import(entry.target, first)
-        return make(argument, vlm, say) if entry.asks else make(argument)
+        return wrap(make(argument, vlm, log) if entry.uses_vlm else make(argument), shown)
     target = BUILTIN[name].target if name in BUILTIN else installed().get(name, name)
     if ":" not in target:
         raise RewardError(
             f"unknown reward {name!r}: {nearest(name, [*BUILTIN, *installed()])} (or give `module:function`)"
-            + ("; several rewards are put together with blanks around + and *" if set(name) & set("+*") else "")
+            + ("; several rewards are combined with spaces around + and *" if set(name) & set("+*") else "")
         )
-    return _import(target, name)
+    return wrap(_import(target, name), shown)
 
 
 def _import(target: str, name: str) -> Any:
-    from tastemaker.rewards.foreign import call
+    from tastemaker.rewards.user_code import call
 
     module_name, _, attribute = target.partition(":")
     what = f"the reward {name!r} cannot be imported: module {module_name!r}"
     if module_name.endswith(".py"):
         raise RewardError(f"{what} is a file's name: modules are named without .py, as in `taste:redness`")
-    with _own_folder():
+    with _working_directory_first():
         module = call(lambda: importlib.import_module(module_name), what)
         function = call(lambda: functools.reduce(_attribute, attribute.split("."), module), what)
     if function is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise RewardError(
             f"module {module_name!r} has no function {attribute!r}; {nearest(attribute, known)}{_shadowed(module)}"
-        )
-    if inspect.isclass(function):
-        raise RewardError(
-            f"the reward {name!r} is a class: give a function, or an object of the class, as in `taste = {attribute}()`"
-        )
-    if not callable(function):
-        raise RewardError(
-            f"the reward {name!r} is no function, but {type(function).__name__}: give one that takes images and prompts"
         )
     return function
 
@@ -261,11 +259,11 @@ def _attribute(of: Any, name: str) -> Any:
 
 
 @contextmanager
-def _own_folder() -> Iterator[None]:
-    """Inside it, modules of the folder that the command runs in come first, where a user's own lie.
+def _working_directory_first() -> Iterator[None]:
+    """A context in which modules of the working directory are imported first; a user's own are there.
 
-    A console script does not look there by itself. Afterwards they come last: a file there may have the name of a
-    module that has not been imported yet.
+    Console scripts do not search it. Afterwards it comes last in the search path, since a file there may have the name
+    of a module that has not been imported yet.
     """
     folder = str(Path.cwd())
     if folder in sys.path or "" in sys.path:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tastemaker.data.images import read_image, to_tensor
 from tastemaker.errors import DataError, RewardError
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import RewardFunction, reward
 
 
-def target_image(path: str) -> Reward:
+def target_image(path: str) -> RewardFunction:
     """The reward `target-image:PATH`: -10 sqrt(mean(e)) with e = (x - y)^2 (1 + y / mean(y)), at most 0.
 
     y is the image at `path` with values in [0,1], resized to x where their sizes differ. Its bright pixels count for

@@ -21,7 +21,7 @@ from tastemaker.algorithms.advantage import (
 from tastemaker.algorithms.base import RewardGradientAlgorithm
 from tastemaker.diffusion.losses import adaptive_kl
 from tastemaker.evaluation.evaluate import Generated, generate
-from tastemaker.rewards.combination import total
+from tastemaker.rewards.base import combined
 from tastemaker.training.backprop_round import backprop_round
 from tastemaker.training.draws import RoundPart, draw_round, share
 from tastemaker.training.measurements import RoundImages, finished_round, gathered, image_figures
@@ -58,11 +58,11 @@ def sampled_round(session: Session) -> dict[str, Any]:
     with session.phase("sample", len(part.indices) * sampling.steps), session.inference():
         made = sampled(session, part.own, keep)
     session.stop.check()
-    own_reward = total(config.reward, session.reward, made.found, part.own.prompts)
+    scores = combined({config.reward: session.reward}, made.found, part.own.prompts)[config.reward]
     everyone = lambda values: gathered(accelerator, values, len(draw), config.slices)  # noqa: E731
-    reward = everyone(own_reward)
-    parts = {} if config.reward in made.found else {name: everyone(values) for name, values in made.found.items()}
-    rollout, advantage, selected = learned_from(session, part, made.rollout, own_reward, reward)
+    reward = everyone(scores.total)
+    parts = {name: everyone(values) for name, values in scores.parts.items()}
+    rollout, advantage, selected = learned_from(session, part, made.rollout, scores.total, reward)
     session.task = replace(session.task, kl=kl_weight(session))
     value, value_figures = config.algorithm.requirements.value, {}
     if value is not None and value.batch is not None:

@@ -317,8 +317,8 @@ def _circumstances(session: Session) -> dict[str, Any]:
         if found is not None and source not in BUILTIN:
             digests[f"what {name} holds"] = digest([found.prompts, found.weights])
     for what, reward in {"the server's reward": session.reward, **_looking(session)}.items():
-        if (identity := getattr(reward, "identity", None)) is not None:
-            digests[what] = str(identity())
+        if (identity := reward.identity()) is not None:
+            digests[what] = identity
     return facts(session.config, session.accelerator) | digests
 
 

@@ -22,8 +22,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.models import load_model
 from tastemaker.models.value import value_network
 from tastemaker.models.weight_copy import WeightCopy
-from tastemaker.rewards.base import Reward
-from tastemaker.rewards.combination import leaves
+from tastemaker.rewards.base import FunctionReward, Reward
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
@@ -66,13 +65,13 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
 
 def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
+    known: dict[str, FunctionReward] = {}
     prompts, reward = (
         load_prompts(config.prompts),
-        load_reward(config.reward, config.remote, display.say, vlm=config.vlm),
+        load_reward(config.reward, config.remote, display.say, known, config.vlm),
     )
     if config.pathwise:
         _require_gradient(config, reward, accelerator)
-    known = leaves({config.reward: reward})
     others = {
         name: load_reward(name, config.remote, display.say, known, config.vlm) for name in config.evaluation.rewards
     }
@@ -185,8 +184,7 @@ def _split(config: Config, prompts: PromptSet) -> tuple[PromptSet, PromptSet | N
 
 def _require_gradient(config: Config, reward: Reward, accelerator: Accelerator) -> None:
     """Raises ConfigError where the reward's gradient cannot be followed, before any weights are loaded."""
-    if not getattr(reward, "differentiable", False):
-        lacking = getattr(reward, "without_gradient", [config.reward])
+    if lacking := reward.without_gradient:
         which = f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} none"
         raise ConfigError(
             f"the algorithm {config.algorithm.name} follows the reward's gradient, but {which}: take "

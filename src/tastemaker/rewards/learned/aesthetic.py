@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import RewardFunction, reward
 from tastemaker.rewards.learned.clip_model import BUNDLED, load_clip
 from tastemaker.rewards.learned.weights import downloaded, read_weights
 
@@ -24,7 +24,7 @@ _LAYER = re.compile(r"^(?:layers\.)?(\d+)\.(weight|bias)$")
 Layers = tuple[tuple[Tensor, Tensor], ...]
 
 
-def aesthetic(source: str) -> Reward:
+def aesthetic(source: str) -> RewardFunction:
     """The reward `aesthetic:WEIGHTS`: a score [B] of images, of a head on a CLIP's image feature of length 1.
 
     WEIGHTS is `bundled`, a file of LAION's form (`sac+logos+ava1-l14-linearMSE.pth`, or safetensors), a hub name of a
@@ -72,21 +72,23 @@ def apply(layers: Layers, features: Tensor) -> Tensor:
 def head(state: Mapping[str, Tensor], name: str = "aesthetic") -> Layers:
     """The layers of a state dict `layers.N.weight`, `layers.N.bias`, by rising N. Raises RewardError."""
     found: dict[tuple[int, str], Tensor] = {}
-    foreign = []
+    unexpected = []
     for key, value in state.items():
         match = _LAYER.match(key)
         if match:
             found[int(match[1]), match[2]] = value.float()
         else:
-            foreign.append(key)
+            unexpected.append(key)
     numbers = sorted({number for number, _ in found})
-    lacking = [f"layers.{n}.{kind}" for n in numbers for kind in ("weight", "bias") if (n, kind) not in found]
+    absent = [f"layers.{n}.{kind}" for n in numbers for kind in ("weight", "bias") if (n, kind) not in found]
     wide = [tuple(found[n, "weight"].shape) for n in numbers if (n, "weight") in found]
     joined = bool(wide) and wide[-1][0] == 1 and all(after[1] == before[0] for before, after in pairwise(wide))
-    if foreign or lacking or not joined:
-        said = f"{foreign[0]} is there" if foreign else f"{lacking[0]} is missing" if lacking else f"they are {wide}"
+    if unexpected or absent or not joined:
+        found_instead = (
+            f"there is {unexpected[0]}" if unexpected else f"{absent[0]} is missing" if absent else f"shapes are {wide}"
+        )
         raise RewardError(
             f"the reward {name} needs a head of linear layers `layers.N.weight` and `layers.N.bias`, each as wide as "
-            f"the one before it and the last of one number; in its file {said}"
+            f"the one before it and the last of one number; in its file {found_instead}"
         )
     return tuple((found[n, "weight"], found[n, "bias"]) for n in numbers)

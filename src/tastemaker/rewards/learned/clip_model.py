@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).parents[2] / "assets/clip"
 VOCABULARY = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-"""Where tokens are from for weights that come without: those of all OpenAI's and LAION's CLIPs are the same."""
+"""Source of the tokenizer for weights without one: all CLIPs of OpenAI and LAION have the same."""
 _WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 _REPOSITORY = re.compile(r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$")
@@ -34,7 +34,7 @@ _PROCESSOR = {
     "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "resample": 3,
     "image_mean": OPENAI_MEAN, "image_std": OPENAI_STD,
 }  # fmt: skip
-"""What transformers' CLIP image processor does where its file does not say."""
+"""The defaults of transformers' CLIP image processor."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def _from_file(path: Path, name: str, processor: str) -> Clip:
     here = str(path.parent)
     tokenizer = _tokenizer(here if _has(here, "tokenizer.json", "vocab.json") else processor, name)
     settings = path.parent / "open_clip_config.json"
-    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    model = clip_from_open_clip(read_weights(path, name), tokenizer.eos_token_id, _heads(said.get("model_cfg", {})))
-    side, normal = _config(model).vision_config.image_size, said.get("preprocess_cfg", {})
+    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    model = clip_from_open_clip(read_weights(path, name), tokenizer.eos_token_id, _heads(config.get("model_cfg", {})))
+    side, normal = _config(model).vision_config.image_size, config.get("preprocess_cfg", {})
     preprocess = Preprocess(
         (side, side), side, mean=tuple(normal.get("mean", OPENAI_MEAN)), std=tuple(normal.get("std", OPENAI_STD))
     )
@@ -146,7 +146,7 @@ def _from_file(path: Path, name: str, processor: str) -> Clip:
 
 
 def _heads(config: dict[str, Any]) -> Heads:
-    """What an open_clip_config.json says beyond the weights."""
+    """The settings of an open_clip_config.json that the weights do not determine."""
     vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
     wide = vision.get("head_width")
     return Heads(vision["width"] // wide if wide else None, text.get("heads"), bool(config.get("quick_gelu")))

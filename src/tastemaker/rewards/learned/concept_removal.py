@@ -16,17 +16,17 @@ from torch import Tensor
 from tastemaker.drawings.scene import KINDS, Wanted, parse
 from tastemaker.errors import RewardError
 from tastemaker.hub import hub_cause
-from tastemaker.rewards.base import Reward, reward
-from tastemaker.rewards.judge import look, present
-from tastemaker.rewards.learned.device import place_for
+from tastemaker.rewards.base import RewardFunction, reward
+from tastemaker.rewards.judge import present, probabilities
+from tastemaker.rewards.learned.device import device_for
 from tastemaker.rewards.learned.preprocess import Preprocess
 
 DETECTOR = "google/owlvit-base-patch32"
 NAMED = {"first-named": 0, "last-named": 1}
-"""Objects that each prompt names itself, by their place in it."""
+"""Objects that each prompt names itself, by their position in it."""
 
 
-def concept_removal(argument: str) -> Reward:
+def concept_removal(argument: str) -> RewardFunction:
     """The reward `concept-removal:CONCEPT[@MODEL]`: 1 - c [B] in [0,1], c the confidence in the surest of all boxes.
 
     CONCEPT is what the detector is asked for ("books"), MODEL an OwlViT or OWLv2 checkpoint of the Hugging Face hub or
@@ -42,10 +42,10 @@ def concept_removal(argument: str) -> Reward:
 
     @reward(differentiable=True)
     def concept_removal(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        place = place_for(x)
-        network.to(place)
-        ids = tokens.to(place).expand(len(x), -1)
-        logits = network(pixel_values=_pixels(x.to(place).float(), network.config), input_ids=ids).logits
+        device = device_for(x)
+        network.to(device)
+        ids = tokens.to(device).expand(len(x), -1)
+        logits = network(pixel_values=_pixels(x.to(device).float(), network.config), input_ids=ids).logits
         return (1 - logits[..., 0].amax(dim=1).sigmoid()).to(x.device)
 
     return concept_removal
@@ -91,7 +91,7 @@ def _pixels(x: Tensor, config: Any) -> Tensor:
     return Preprocess((side, side), fit="stretch", resampling="bilinear")(square)
 
 
-def judge_removal(argument: str) -> Reward:
+def judge_removal(argument: str) -> RewardFunction:
     """The reward `judge-removal:OBJECT`: 1 - c [B] in [0,1], c the judge's confidence in its surest such object.
 
     OBJECT is of the bundled model's world: a kind of object ("circle"), or one with a colour or texture ("blue
@@ -103,9 +103,9 @@ def judge_removal(argument: str) -> Reward:
     @reward(differentiable=True)
     def judge_removal(x: Tensor, prompts: Sequence[str]) -> Tensor:
         wanted = [fixed or _named(prompt, argument) for prompt in prompts]
-        chances = look(x)
+        probs = probabilities(x)
         parts = [
-            present(one, {name: values[index] for name, values in chances.items()}).amax()
+            present(one, {name: values[index] for name, values in probs.items()}).amax()
             for index, one in enumerate(wanted)
         ]
         return (1 - torch.stack(parts)).to(x.device)
@@ -118,7 +118,7 @@ def _object(argument: str) -> Wanted:
     plain = request is not None and request.template == "single" and not (request.ground or request.pattern)
     if request is None or not plain or request.things[0].size:
         raise RewardError(
-            f"the reward judge-removal:{argument} names no object that the judge could look for: give a kind "
+            f"the reward judge-removal:{argument} names no object that the judge could probabilities for: give a kind "
             f"({', '.join(KINDS)}), with a colour or texture if it matters, or {' or '.join(NAMED)}"
         )
     return request.things[0]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import Reward, reward
-from tastemaker.rewards.learned.device import place_for
+from tastemaker.rewards.base import RewardFunction, reward
+from tastemaker.rewards.learned.device import device_for
 from tastemaker.rewards.learned.preprocess import Preprocess
 from tastemaker.rewards.learned.weights import downloaded, missing, read_weights
 
@@ -28,7 +28,7 @@ TOKEN_FILES = ("tokenizer.json", "vocab.txt")
 LENGTH = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 HEAD = 64
-"""Width of an attention head in all of BLIP's networks, which the weights' shapes do not say."""
+"""Width of an attention head in all of BLIP's networks, which the weights' shapes do not determine."""
 _VISION = (
     (r"^cls_token$", "embeddings.class_embedding"),
     (r"^pos_embed$", "embeddings.position_embedding"),
@@ -53,21 +53,21 @@ class ImageReward:
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B] of images [B,3,H,W] in [0,1], differentiable, on the images' device."""
-        place = place_for(x)
+        device = device_for(x)
         for network in (self.vision, self.text, self.head):
-            network.to(place)
+            network.to(device)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
-        ).to(place)
-        seen = self.vision(pixel_values=self.preprocess(x.to(place).float())).last_hidden_state
+        ).to(device)
+        seen = self.vision(pixel_values=self.preprocess(x.to(device).float())).last_hidden_state
         read = self.text(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=place),
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=device),
         ).last_hidden_state  # fmt: skip
         return ((self.head(read[:, 0]).squeeze(1) - MEAN) / STD).to(x.device)
 
 
-def image_reward(source: str) -> Reward:
+def image_reward(source: str) -> RewardFunction:
     """The reward `image-reward[:WEIGHTS]`: ImageReward's score [B], about N(0,1) over its training images.
 
     WEIGHTS is a repository of the Hugging Face hub with ImageReward.pt in it (THUDM/ImageReward where it is left out),
@@ -85,7 +85,7 @@ def image_reward(source: str) -> Reward:
 
 
 def assemble(state: Mapping[str, Tensor], tokenizer: Any, source: str = "the checkpoint") -> ImageReward:
-    """The networks of the original's state dict, whose shapes say how wide and deep they are. Raises RewardError."""
+    """The networks of the original's state dict, whose shapes give their width and depth. Raises RewardError."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     from tastemaker.models.library_logging import quiet
@@ -94,10 +94,10 @@ def assemble(state: Mapping[str, Tensor], tokenizer: Any, source: str = "the che
     text = {n: value for n, value in _part(state, "blip.text_encoder.").items() if not n.endswith("position_ids")}
     head = _part(state, "mlp.layers.")
     try:
-        patch, places = vision["embeddings.patch_embedding.weight"], vision["embeddings.position_embedding"]
+        patch, patch_positions = vision["embeddings.patch_embedding.weight"], vision["embeddings.position_embedding"]
         words, positions = text["embeddings.word_embeddings.weight"], text["embeddings.position_embeddings.weight"]
         wide, narrow = patch.shape[0], words.shape[1]
-        side = int((places.shape[1] - 1) ** 0.5) * patch.shape[-1]
+        side = int((patch_positions.shape[1] - 1) ** 0.5) * patch.shape[-1]
         seeing = BlipVisionConfig(
             hidden_size=wide, intermediate_size=vision["encoder.layers.0.mlp.fc1.weight"].shape[0],
             num_hidden_layers=_depth(vision, "encoder.layers."), num_attention_heads=max(1, wide // HEAD),
@@ -152,7 +152,7 @@ def _depth(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _head(weights: Mapping[str, Tensor]) -> nn.Sequential:
-    """Linear layers at the places that have weights; the places between them are dropout, which is off."""
+    """Linear layers at the indices that have weights; between them is dropout, which is off."""
     shapes = {int(name.split(".")[0]): value.shape for name, value in weights.items() if name.endswith(".weight")}
     layers = [nn.Linear(shapes[n][1], shapes[n][0]) if n in shapes else nn.Identity() for n in range(max(shapes) + 1)]
     return nn.Sequential(*layers)

@@ -39,13 +39,13 @@ _ELSEWHERE = {
     "visual.ln_post.weight": "vision_model.post_layernorm.weight",
     "visual.ln_post.bias": "vision_model.post_layernorm.bias",
 }
-_TURNED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-"""Matrices that open_clip multiplies from the right, and a linear layer from the left."""
+_TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+"""Matrices that open_clip multiplies from the right, and a linear layer from the left: they are transposed."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What a checkpoint's shapes do not tell. open_clip's rule where nothing says otherwise."""
+    """What cannot be read from a checkpoint's shapes; by default as open_clip has it."""
 
     vision: int | None = None
     text: int | None = None
@@ -72,13 +72,13 @@ def clip_from_open_clip(state: Mapping[str, Tensor], eos_token_id: int, heads: H
     with torch.device("meta"):
         model = CLIPModel(config)
     wanted = set(model.state_dict())
-    lacking, foreign = sorted(wanted - set(renamed)), sorted(set(renamed) - wanted)
-    if lacking or foreign:
-        said = [f"{len(names)} {what} (the first is {names[0]})"
-                for names, what in ((lacking, "are missing"), (foreign, "are of no use")) if names]  # fmt: skip
-        raise RewardError(f"these weights are not all those of an open_clip ViT CLIP: {', '.join(said)}")
+    absent, unexpected = sorted(wanted - set(renamed)), sorted(set(renamed) - wanted)
+    if absent or unexpected:
+        problems = [f"{len(names)} {what} (the first is {names[0]})"
+                for names, what in ((absent, "are missing"), (unexpected, "are unexpected")) if names]  # fmt: skip
+        raise RewardError(f"these weights are not all those of an open_clip ViT CLIP: {', '.join(problems)}")
     model.load_state_dict(renamed, assign=True)
-    # What is no weight has to leave the meta device too.
+    # Buffers that are not weights have to leave the meta device too.
     for part in (model.text_model.embeddings, model.vision_model.embeddings):
         for name, buffer in list(part.named_buffers(recurse=False)):
             part.register_buffer(name, torch.arange(buffer.numel()).expand(1, -1), persistent=False)
@@ -125,8 +125,8 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         value, layer = value.float(), _LAYER.match(name)
         if layer:
             new |= _of_layer(f"{'vision' if layer[1] else 'text'}_model.encoder.layers.{layer[2]}", layer[3], value)
-        elif name in _TURNED:
-            new[_TURNED[name]] = value.T.contiguous()
+        elif name in _TRANSPOSED:
+            new[_TRANSPOSED[name]] = value.T.contiguous()
         else:
             new[_ELSEWHERE.get(name, name)] = value.reshape(()) if name == "logit_scale" else value
     return new

@@ -1,4 +1,4 @@
-"""Requests that wait together are scored together: one call of the reward for several of them."""
+"""Joins requests that are waiting at the same time into one call of the reward."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.foreign import described
 from tastemaker.rewards.serving.protocol import RequestError, ScoreRequest
+from tastemaker.rewards.user_code import described
 
-Score = Callable[[Tensor, Sequence[str]], Tensor]
+ScoreFunction = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    asked: ScoreRequest
+class _Pending:
+    request: ScoreRequest
     answer: asyncio.Future[Tensor]
 
 
 class Batcher:
-    """Joins requests into calls of `score`, which is never called twice at once, as rewards need not bear that.
+    """Joins requests into calls of `score`, one at a time, since rewards need not be thread-safe.
 
-    A call has at most `size` images, all of one size. A request that comes alone waits `join` seconds for others;
-    with 0 none are joined, and each request is a call of its own. At most `room` pixels wait.
+    A call has at most `size` images, all of one size. A request that arrives alone waits `join` seconds for others;
+    with 0 none are joined, and each request is a call of its own. At most `max_waiting` pixels are queued.
     """
 
-    def __init__(self, score: Score, size: int, join: float, room: int) -> None:
-        self.score, self.size, self.join, self.room = score, size, join, room
-        self._queue: deque[_Waiting] = deque()
+    def __init__(self, score: ScoreFunction, size: int, join: float, max_waiting: int) -> None:
+        self.score, self.size, self.join, self.max_waiting = score, size, join, max_waiting
+        self._queue: deque[_Pending] = deque()
         self._arrived = asyncio.Event()
 
     @property
     def waiting(self) -> int:
-        """Images that wait."""
-        return sum(len(entry.asked.prompts) for entry in self._queue)
+        """Images in the queue."""
+        return sum(len(entry.request.prompts) for entry in self._queue)
 
-    async def ask(self, asked: ScoreRequest) -> Tensor:
+    async def submit(self, request: ScoreRequest) -> Tensor:
         """Rewards [B] of a request's images. Raises RewardError where the reward fails, RequestError when full."""
-        pixels = sum(_pixels(entry.asked) for entry in self._queue)
-        if self._queue and pixels + _pixels(asked) > self.room:
+        pixels = sum(_pixels(entry.request) for entry in self._queue)
+        if self._queue and pixels + _pixels(request) > self.max_waiting:
             raise RequestError(503, f"{self.waiting} images are waiting already: try again later")
-        entry = _Waiting(asked, asyncio.get_running_loop().create_future())
+        entry = _Pending(request, asyncio.get_running_loop().create_future())
         self._queue.append(entry)
         self._arrived.set()
         return await entry.answer
 
     async def run(self) -> None:
-        """Serves what is asked, until it is cancelled."""
+        """Processes the queue until it is cancelled."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward") as thread:
             while True:
                 await self._arrived.wait()
                 if self.join and self.waiting < self.size:
                     await asyncio.sleep(self.join)
-                if joined := self._take():
-                    _settle(joined, await loop.run_in_executor(thread, self._scored, [e.asked for e in joined]))
+                if batch := self._take():
+                    _resolve(batch, await loop.run_in_executor(thread, self._score, [entry.request for entry in batch]))
                 if not self._queue:
                     self._arrived.clear()
 
-    def _take(self) -> list[_Waiting]:
-        """The first request that still waits, and with it later ones of its size; the rest keep their order."""
-        taken: list[_Waiting] = []
-        kept: deque[_Waiting] = deque()
+    def _take(self) -> list[_Pending]:
+        """The first request in the queue and later ones with images of its size; the rest keep their order."""
+        taken: list[_Pending] = []
+        kept: deque[_Pending] = deque()
         count = 0
         for entry in self._queue:
-            if entry.answer.done():  # who asked has left
+            if entry.answer.done():  # the client has disconnected
                 continue
-            more = len(entry.asked.prompts)
-            if not taken or (self.join and count + more <= self.size and _alike(entry, taken[0])):
+            more = len(entry.request.prompts)
+            if not taken or (self.join and count + more <= self.size and _same_size(entry, taken[0])):
                 taken.append(entry)
                 count += more
             else:
@@ -81,19 +81,19 @@ class Batcher:
         self._queue = kept
         return taken
 
-    def _scored(self, joined: Sequence[ScoreRequest]) -> list[Tensor | RewardError]:
-        """Each request's rewards, or why it has none."""
+    def _score(self, batch: Sequence[ScoreRequest]) -> list[Tensor | RewardError]:
+        """Each request's rewards, or the error."""
         try:
             values = self._call(
-                torch.cat([asked.x for asked in joined]), [p for asked in joined for p in asked.prompts]
+                torch.cat([request.x for request in batch]), [p for request in batch for p in request.prompts]
             )
-            return list(values.split([len(asked.prompts) for asked in joined]))
-        except BaseException as error:  # whatever it is, those who wait must hear of it; Ctrl-C comes to another thread
-            if len(joined) == 1:
+            return list(values.split([len(request.prompts) for request in batch]))
+        except BaseException as error:  # clients must get a response to anything; Ctrl-C is raised in another thread
+            if len(batch) == 1:
                 known = isinstance(error, RewardError)
                 return [error if known else RewardError(f"scoring failed with {described(error)}")]
-        # One of them may have spoilt it for the others.
-        return [answer for asked in joined for answer in self._scored([asked])]
+        # One of them may have made the call fail for the others.
+        return [answer for request in batch for answer in self._score([request])]
 
     def _call(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         parts = [
@@ -103,16 +103,16 @@ class Batcher:
         return torch.cat(parts)
 
 
-def _pixels(asked: ScoreRequest) -> int:
-    return asked.x.shape[0] * asked.x.shape[2] * asked.x.shape[3]
+def _pixels(request: ScoreRequest) -> int:
+    return request.x.shape[0] * request.x.shape[2] * request.x.shape[3]
 
 
-def _alike(one: _Waiting, other: _Waiting) -> bool:
-    return one.asked.x.shape[1:] == other.asked.x.shape[1:]
+def _same_size(one: _Pending, other: _Pending) -> bool:
+    return one.request.x.shape[1:] == other.request.x.shape[1:]
 
 
-def _settle(joined: Sequence[_Waiting], answers: Sequence[Tensor | RewardError]) -> None:
-    for entry, answer in zip(joined, answers, strict=True):
+def _resolve(batch: Sequence[_Pending], answers: Sequence[Tensor | RewardError]) -> None:
+    for entry, answer in zip(batch, answers, strict=True):
         if entry.answer.done():
             continue
         if isinstance(answer, RewardError):

@@ -1,6 +1,6 @@
-"""A reward on a server, as a plain reward function: retries, failover, a cache, and waiting that always ends.
+"""A reward on a server, as a plain reward function: retries, failover, a cache, and bounded waiting.
 
-Whatever goes wrong ends in a RewardError, never in a number.
+Whatever goes wrong raises a RewardError and never becomes a number.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from tastemaker.rewards.serving.protocol import (
 from tastemaker.rewards.serving.retry import (
     BUSY,
     CONNECT,
-    Calls,
+    CancellableCall,
+    RetryPolicy,
     Servers,
     TransientError,
-    Waiting,
+    gather_all,
     retry_after,
-    shown,
-    together,
+    sanitized,
 )
 from tastemaker.rewards.serving.settings import Remote, Token, endpoints, read_token
 
 T = TypeVar("T")
 
 ANSWER_BYTES = 2**20
-"""Longest answer that is read."""
+"""Longest response that is read."""
 _WRITE = {"png": (write_json, JSON), "safetensors": (write_safetensors, SAFETENSORS)}
 _HINTS = {
     401: "is the right token in ${token_env}?",
@@ -64,7 +64,7 @@ class RemoteReward:
 
     Raises RewardUnavailable where no server answers within `settings.wait` seconds (and one last `timeout`), and
     RewardError where one refuses, answers with something else than a number for each image, or with another reward
-    or version than before. `cancel` ends a call that another thread makes.
+    or version than before.
     """
 
     differentiable = False
@@ -74,43 +74,43 @@ class RemoteReward:
         self,
         name: str,
         settings: Remote | None = None,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+        log: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     ) -> None:
         self.__name__ = name
         self.settings = settings or Remote()
         self.token: Token | None = read_token(self.settings.token_env)
         servers = Servers(endpoints(name))
-        self._waiting = Waiting(name, servers, self.settings.wait, self.settings.tries, say, "remote")
+        self._retry = RetryPolicy(name, servers, self.settings.wait, self.settings.tries, log, "remote")
         secure = any(url.startswith("https:") for url in servers.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._identity: Identity | None = None
         self._cache: OrderedDict[bytes, float] = OrderedDict()
         self._one_call = threading.Lock()
-        self._calls = Calls(name)
+        self._call = CancellableCall(name)
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         x = x.detach().float().cpu().contiguous()
         keys = [_key(image, prompt) for image, prompt in zip(x, prompts, strict=True)]
         with self._one_call:
-            found = {place: self._cache[key] for place, key in enumerate(keys) if key in self._cache}
-            missing = [place for place in range(len(keys)) if place not in found]
+            found = {index: self._cache[key] for index, key in enumerate(keys) if key in self._cache}
+            missing = [index for index in range(len(keys)) if index not in found]
             size = self.settings.batch
             groups = [missing[start : start + size] for start in range(0, len(missing), size)]
             if groups:
                 found |= self._run(lambda client: self._score(client, x, prompts, groups))
-            for place, key in enumerate(keys):
-                self._keep(key, found[place])
-        return torch.tensor([found[place] for place in range(len(keys))], dtype=torch.float32)
+            for index, key in enumerate(keys):
+                self._keep(key, found[index])
+        return torch.tensor([found[index] for index in range(len(keys))], dtype=torch.float32)
 
     def identity(self) -> Identity:
-        """Which reward the servers offer; asks one where no answer has told it yet. Raises RewardError."""
+        """Which reward the servers offer; requested where no response has said so yet. Raises RewardError."""
         with self._one_call:
-            known = self._identity or self._run(self._ask_identity)
+            known = self._identity or self._run(self._request_identity)
         return known
 
     def cancel(self) -> None:
-        """Ends the call that is under way in another thread, if one is; it raises RewardUnavailable."""
-        self._calls.cancel()
+        """Ends the call under way in another thread, if there is one; that call raises RewardUnavailable."""
+        self._call.cancel()
 
     def _keep(self, key: bytes, value: float) -> None:
         if not self.settings.cache:
@@ -125,10 +125,10 @@ class RemoteReward:
             async with self._client() as client:
                 return await work(client)
 
-        return self._calls.run(main)
+        return self._call.run(main)
 
     def _client(self) -> httpx.AsyncClient:
-        """Goes nowhere but to the servers: no proxies or passwords of the environment, no redirects."""
+        """A client without the proxies and passwords of the environment, which follows no redirects."""
         limit = self.settings.timeout
         headers = {"Accept": JSON, "Accept-Encoding": "identity"}
         if self.token is not None:
@@ -141,31 +141,31 @@ class RemoteReward:
     async def _score(
         self, client: httpx.AsyncClient, x: Tensor, prompts: Sequence[str], groups: Sequence[Sequence[int]]
     ) -> dict[int, float]:
-        """Rewards by place."""
+        """Rewards by the index of their image."""
         gate = anyio.Semaphore(self.settings.in_flight)
         write, kind = _WRITE[self.settings.format]
 
-        async def one(places: Sequence[int]) -> list[tuple[int, float]]:
+        async def one(indices: Sequence[int]) -> list[tuple[int, float]]:
             async with gate:
-                asked = [prompts[place] for place in places]
-                body = await anyio.to_thread.run_sync(write, x[list(places)], asked)
+                texts = [prompts[index] for index in indices]
+                body = await anyio.to_thread.run_sync(write, x[list(indices)], texts)
                 values = await self._retried(
                     lambda server: client.build_request(
                         "POST", f"{server}/score", content=body, headers={"Content-Type": kind}
                     ),
-                    client, lambda content: read_answer(content, len(places)),
+                    client, lambda content: read_answer(content, len(indices)),
                 )  # fmt: skip
-                return list(zip(places, values, strict=True))
+                return list(zip(indices, values, strict=True))
 
-        found = await together(partial(one, places) for places in groups)
+        found = await gather_all(partial(one, indices) for indices in groups)
         return dict(chain.from_iterable(found))
 
-    async def _ask_identity(self, client: httpx.AsyncClient) -> Identity:
+    async def _request_identity(self, client: httpx.AsyncClient) -> Identity:
         def _read(content: bytes) -> tuple[None, Identity]:
-            told = json.loads(content)
-            found = read_identity(told)
-            if told.get("protocol") != PROTOCOL:
-                raise ValueError(f"it speaks protocol {told.get('protocol')}, this version {PROTOCOL}")
+            info = json.loads(content)
+            found = read_identity(info)
+            if info.get("protocol") != PROTOCOL:
+                raise ValueError(f"it has version {info.get('protocol')} of the protocol, and this client {PROTOCOL}")
             return None, found
 
         await self._retried(lambda server: client.build_request("GET", f"{server}/info"), client, _read)
@@ -174,67 +174,68 @@ class RemoteReward:
 
     async def _retried(
         self,
-        ask: Callable[[str], httpx.Request],
+        build: Callable[[str], httpx.Request],
         client: httpx.AsyncClient,
         read: Callable[[bytes], tuple[T, Identity]],
     ) -> T:
-        """What a server answers, tried again for as long as the settings say."""
-        return await self._waiting.ask(lambda server: self._once(server, ask, client, read))
+        """The value in a server's response, tried again for as long as the settings log."""
+        return await self._retry.run(lambda server: self._once(server, build, client, read))
 
     async def _once(
-        self, server: str, ask: Callable[[str], httpx.Request], client: httpx.AsyncClient,
+        self, server: str, build: Callable[[str], httpx.Request], client: httpx.AsyncClient,
         read: Callable[[bytes], tuple[T, Identity]],
     ) -> T:  # fmt: skip
         try:
             with anyio.fail_after(self.settings.timeout):
-                status, headers, content = await _exchange(client, ask(server))
-            return self._judged(server, status, headers, content, read)
+                status, headers, content = await _exchange(client, build(server))
+            return self._value_of(server, status, headers, content, read)
         except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, httpx.InvalidURL):
-                raise RewardError(f"the reward server {server} cannot be asked: {self._safe(error)}") from None
+                raise RewardError(f"the reward server {server} cannot be reached: {self._safe(error)}") from None
             reason = f"{type(error).__name__}: {self._safe(error)}".removesuffix(": ")
             if isinstance(error, (TimeoutError, httpx.TimeoutException)):
-                reason = f"no whole answer within {self.settings.timeout:g} s"
-            raise TransientError(f"{server}: {reason}", "silent") from None
+                reason = f"no complete response within {self.settings.timeout:g} s"
+            raise TransientError(f"{server}: {reason}", "unreachable") from None
 
-    def _judged(
+    def _value_of(
         self, server: str, status: int, headers: httpx.Headers, content: bytes,
         read: Callable[[bytes], tuple[T, Identity]],
     ) -> T:  # fmt: skip
-        """The value in an answer. Raises TransientError or RewardError."""
+        """The value in a response. Raises TransientError or RewardError."""
         if status in BUSY:
-            raise TransientError(f"{server}: {self._detail(status, content)}", "silent", retry_after(headers))
+            raise TransientError(f"{server}: {self._detail(status, content)}", "unreachable", retry_after(headers))
         if status >= 500:
             raise TransientError(f"{server}: {self._detail(status, content)}", "failed", retry_after(headers))
         if status != 200:
             hint = _HINTS.get(status, "")
-            mend = f"; {hint.replace('{token_env}', self.settings.token_env)}" if hint else ""
-            raise RewardError(f"the reward server {server} refuses: {self._detail(status, content)}{mend}")
+            advice = f"; {hint.replace('{token_env}', self.settings.token_env)}" if hint else ""
+            raise RewardError(f"the reward server {server} refuses: {self._detail(status, content)}{advice}")
         try:
             value, identity = read(content)
         except (ValueError, AttributeError) as error:
-            raise TransientError(f"{server} gave an answer that is none: {self._safe(error)}", "nonsense") from None
+            raise TransientError(f"{server} sent an invalid response: {self._safe(error)}", "invalid") from None
         if self._identity is not None and identity != self._identity:
             raise RewardError(
-                f"the reward server {server} offers {self._safe(identity)}, but {self._safe(self._identity)} was "
-                "answered before: rewards of several kinds cannot be mixed, let all servers offer the same"
+                f"the reward server {server} offers {self._safe(identity)}, but "
+                f"{self._safe(self._identity)} before: rewards of several kinds cannot be mixed, let all servers offer "
+                "the same"
             )
         self._identity = identity
         return value
 
     def _detail(self, status: int, content: bytes) -> str:
         try:
-            told = json.loads(content)["detail"]
+            detail = json.loads(content)["detail"]
         except (ValueError, TypeError, KeyError, RecursionError):
-            told = content[:200].decode("utf-8", "replace")
-        return f"status {status}: {self._safe(told)}".removesuffix(": ")
+            detail = content[:200].decode("utf-8", "replace")
+        return f"status {status}: {self._safe(detail)}".removesuffix(": ")
 
     def _safe(self, text: Any) -> str:
-        return shown(text, self.token)
+        return sanitized(text, self.token)
 
 
 async def _exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
-    """Status, headers and body of an answer; of an overlong one, the beginning, which is no JSON."""
+    """Status, headers and body of a response; of an overlong one the beginning, which is not valid JSON."""
     response = await client.send(request, stream=True)
     try:
         content = b""
@@ -248,7 +249,7 @@ async def _exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[
 
 
 def _key(image: Tensor, prompt: str) -> bytes:
-    """Of an image of this shape and these values, and a prompt; the reward and its version are the instance's."""
+    """The cache's key of an image and a prompt. The reward and its version are the same for the whole cache."""
     digest = hashlib.sha256(repr(tuple(image.shape)).encode())
     digest.update(image.numpy().tobytes())
     digest.update(prompt.encode("utf-8", "surrogatepass"))

@@ -1,6 +1,6 @@
-"""What a reward's client and server say to each other (docs/guides/remote-rewards.md): JSON with PNGs, or safetensors.
+"""The messages between a reward's client and server (docs/guides/remote-rewards.md): JSON with PNGs, or safetensors.
 
-Nothing here trusts what it reads: sizes are checked before anything is decoded, and nothing is unpickled.
+Nothing that is read is trusted: sizes are checked before anything is decoded, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PROTOCOL = 1
 JSON, SAFETENSORS = "application/json", "application/x-safetensors"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _KINDS = {0: "grey", 2: "RGB"}
-"""PNG's colour types that are taken; one with transparency or a palette could be read in more than one way."""
+"""PNG's colour types that are accepted; transparency or a palette could be read in more than one way."""
 
 
 class RequestError(Exception):
-    """A request that is not answered, with its HTTP status and a sentence."""
+    """A request that is refused, with its HTTP status and a sentence."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -43,7 +43,7 @@ class RequestError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may bring."""
+    """The limits of one request."""
 
     body: int = 64 * 2**20
     """Bytes of its body."""
@@ -89,7 +89,7 @@ def write_safetensors(x: Tensor, prompts: Sequence[str]) -> bytes:
 
 
 def png(image: Any) -> bytes:
-    """An image uint8 [H,W,3] as PNG, with little effort: the network is quicker than zlib's best."""
+    """An image uint8 [H,W,3] as PNG, weakly compressed: the network is faster than zlib's best level."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -178,7 +178,7 @@ def _prompts(given: Any, images: int, limits: Limits) -> list[str]:
     if not given:
         raise RequestError(400, "there are no images")
     if len(given) > limits.images:
-        raise RequestError(413, f"{len(given)} images, but a request may bring {limits.images}: send fewer at a time")
+        raise RequestError(413, f"{len(given)} images, but a request may have {limits.images}: send fewer at a time")
     for index, prompt in enumerate(given):
         try:
             checked_text(prompt, f"prompt {index}", "prompt")
@@ -194,7 +194,7 @@ def _check_sizes(sizes: Sequence[tuple[int, int]], limits: Limits) -> None:
     """Widths and heights, before a pixel is decoded."""
     pixels = sum(width * height for width, height in sizes)
     if pixels > limits.pixels:
-        raise RequestError(413, f"the images have {pixels} pixels, but a request may bring {limits.pixels}")
+        raise RequestError(413, f"the images have {pixels} pixels, but a request may have {limits.pixels}")
     if len(set(sizes)) > 1:
         raise RequestError(
             400, f"the images are of several sizes ({_short(sorted(set(sizes)))}): send one size at a time"
@@ -203,7 +203,7 @@ def _check_sizes(sizes: Sequence[tuple[int, int]], limits: Limits) -> None:
 
 def _png_size(file: bytes, index: int) -> tuple[int, int]:
     if file[:8] != _PNG or file[12:16] != b"IHDR" or len(file) < 33:
-        raise RequestError(400, f"image {index} is no PNG file")
+        raise RequestError(400, f"image {index} is not a PNG file")
     width, height = struct.unpack(">II", file[16:24])
     if not width or not height:
         raise RequestError(400, f"image {index} has no pixels ({width} x {height})")
@@ -238,8 +238,8 @@ def _short(what: Any) -> str:
 # ---------------------------------------------------------------- answers
 
 
-def answer(values: Tensor, identity: Identity) -> dict[str, Any]:
-    """What a server answers to images whose rewards are `values` [B]."""
+def response(values: Tensor, identity: Identity) -> dict[str, Any]:
+    """A server's response to images whose rewards are `values` [B]."""
     return {"rewards": values.tolist(), "reward": identity.reward, "version": identity.version}
 
 
@@ -249,7 +249,7 @@ def read_identity(content: Any) -> Identity:
         raise ValueError("expected a JSON object")
     found = content.get("reward"), content.get("version")
     if not all(isinstance(part, str) and 0 < len(part) <= 500 for part in found):
-        raise ValueError("it does not say which reward and version answers (`reward`, `version`)")
+        raise ValueError("it does not name the reward and its version (`reward`, `version`)")
     return Identity(*found)  # type: ignore[arg-type]
 
 
@@ -262,7 +262,7 @@ def read_answer(body: bytes, count: int) -> tuple[list[float], Identity]:
     identity, rewards = read_identity(content), content.get("rewards")
     # A bool is an int in Python, and no reward.
     if not isinstance(rewards, list) or not all(type(value) in (int, float) for value in rewards):
-        raise ValueError("its `rewards` are no list of numbers")
+        raise ValueError("its `rewards` are not a list of numbers")
     if len(rewards) != count:
         raise ValueError(f"it has {len(rewards)} rewards for {count} images")
     if not all(abs(value) <= _LARGEST for value in rewards):

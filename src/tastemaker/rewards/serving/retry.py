@@ -1,7 +1,7 @@
-"""Asking servers that may be down, slow or talk nonsense: tries, pauses and failover, in waiting that always ends.
+"""Requests to servers that may be down, slow or faulty: retries, pauses and failover, in bounded time.
 
-Requests are ended by anyio's cancellation alone: asyncio's own breaks into the closing of connections, which httpx
-shields from anyio's only, and leaves sockets open.
+Requests are cancelled through anyio only: asyncio's own cancellation interrupts the closing of connections, which
+httpx shields from anyio's alone, and would leave sockets open.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from tastemaker.rewards.serving.settings import Token
 T = TypeVar("T")
 
 BUSY = (408, 425, 429, 499, 502, 503, 504)
-"""Statuses that say nothing of the request, and pass."""
+"""Statuses that are temporary and not caused by the request."""
 AVOID = 15.0
 """Seconds for which other servers are preferred to one that failed."""
 CONNECT = 10.0
-"""Most seconds for a connection to come about."""
-_DICE = random.Random()
-"""Its own, so that waiting changes no random number of a run."""
+"""Most seconds for establishing a connection."""
+_JITTER = random.Random()
+"""A generator of its own, so that waiting changes no random number of a run."""
 
 
 class TransientError(Exception):
-    """What may be gone when tried again: nobody answered, the server failed, or its answer is none."""
+    """A failure that a retry may cure: no response, an error of the server, or a response that is invalid."""
 
-    def __init__(self, text: str, kind: Literal["silent", "failed", "nonsense"], after: float = 0.0) -> None:
+    def __init__(self, text: str, kind: Literal["unreachable", "failed", "invalid"], retry_after: float = 0.0) -> None:
         super().__init__(text)
-        self.kind, self.after = kind, after
+        self.kind, self.retry_after = kind, retry_after
 
 
 @dataclass
 class Servers:
-    """Which server is asked next: one that has not just failed, in turn."""
+    """Which server the next request goes to: in turn, those that have not just failed."""
 
     urls: tuple[str, ...]
     avoided: dict[str, float] = field(default_factory=dict)
@@ -51,98 +51,98 @@ class Servers:
     turn: int = 0
 
     def pick(self) -> str:
-        """The next of those that have not failed of late, or the one whose failure is longest ago."""
+        """The next server that has not failed lately, or the one whose failure is longest ago."""
         self.turn += 1
-        order = [self.urls[(self.turn + place) % len(self.urls)] for place in range(len(self.urls))]
+        order = [self.urls[(self.turn + offset) % len(self.urls)] for offset in range(len(self.urls))]
         now = time.monotonic()
         return min(order, key=lambda url: max(self.avoided.get(url, 0.0), now))
 
-    def any_fresh(self) -> bool:
+    def any_available(self) -> bool:
         return any(self.avoided.get(url, 0.0) <= time.monotonic() for url in self.urls)
 
 
 @dataclass
-class Waiting:
-    """Asks servers until one gives a value: for `wait` seconds, and `tries` times where one answers amiss."""
+class RetryPolicy:
+    """Repeats a request until it succeeds: for at most `wait` seconds, and `tries` times where servers respond."""
 
     reward: str
-    """Its name, for what is said and raised."""
+    """Its name, for messages."""
     servers: Servers
     wait: float
     tries: int
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     section: str
-    """Where `wait` is set."""
+    """The section of the config in which `wait` is set."""
     outage: bool = False
 
-    async def ask(self, once: Callable[[str], Awaitable[T]]) -> T:
-        """What `once` makes of a server's answer; it raises TransientError where it is to be tried again.
+    async def run(self, attempt: Callable[[str], Awaitable[T]]) -> T:
+        """The result of `attempt`, which is given a server's URL and raises TransientError to be tried again.
 
-        Raises RewardUnavailable where none gets well in time, RewardError where the last answer was nonsense.
+        Raises RewardUnavailable where no server recovers in time, RewardError where the last response was invalid.
         """
-        began, answered, tries = time.monotonic(), 0, 0
+        start, responses, tries = time.monotonic(), 0, 0
 
-        def _over(state: RetryCallState) -> bool:
-            nonlocal answered
+        def _should_stop(state: RetryCallState) -> bool:
+            nonlocal responses
             error = state.outcome.exception() if state.outcome else None
-            answered += isinstance(error, TransientError) and error.kind != "silent"
-            late = time.monotonic() - began + state.upcoming_sleep > self.wait
-            return late or answered >= self.tries
+            responses += isinstance(error, TransientError) and error.kind != "unreachable"
+            late = time.monotonic() - start + state.upcoming_sleep > self.wait
+            return late or responses >= self.tries
 
         try:
-            async for attempt in AsyncRetrying(
+            async for trial in AsyncRetrying(
                 retry=retry_if_exception_type(TransientError),
                 wait=self._pause,
-                stop=_over,
-                before_sleep=self._tell,
+                stop=_should_stop,
+                before_sleep=self._log_outage,
                 reraise=True,
             ):
-                with attempt:
+                with trial:
                     tries += 1
-                    return await self._at(self.servers.pick(), once)
+                    return await self._attempt_at(self.servers.pick(), attempt)
         except TransientError as error:
-            spent = f"{tries} {'try' if tries == 1 else 'tries'} in {time.monotonic() - began:.0f} s"
-            kind = RewardError if error.kind == "nonsense" else RewardUnavailable
-            how_long = f" (is it running? `{self.section}.wait` is how long it is waited for)"
-            mend = how_long if error.kind == "silent" else ""
-            raise kind(f"the reward {self.reward} gave no numbers after {spent}: {error}{mend}") from None
+            spent = f"{tries} {'try' if tries == 1 else 'tries'} in {time.monotonic() - start:.0f} s"
+            kind = RewardError if error.kind == "invalid" else RewardUnavailable
+            hint = f" (is it running? `{self.section}.wait` is how long to wait for it)"
+            hint = hint if error.kind == "unreachable" else ""
+            raise kind(f"the reward {self.reward} gave no numbers after {spent}: {error}{hint}") from None
         raise AssertionError  # the loop returns or raises
 
-    async def _at(self, server: str, once: Callable[[str], Awaitable[T]]) -> T:
+    async def _attempt_at(self, server: str, attempt: Callable[[str], Awaitable[T]]) -> T:
         try:
-            value = await once(server)
+            value = await attempt(server)
         except TransientError:
             self.servers.avoided[server] = time.monotonic() + AVOID
             raise
         self.servers.avoided.pop(server, None)
         if self.outage:
             self.outage = False
-            self.say(f"the reward server {server} answers again")
+            self.log(f"the reward server {server} answers again")
         return value
 
     def _pause(self, state: RetryCallState) -> float:
-        """Seconds before the next try: none where another server has not failed of late."""
+        """Seconds before the next try: none where another server has not failed lately."""
         error = state.outcome.exception() if state.outcome else None
-        if len(self.servers.urls) > 1 and self.servers.any_fresh():
+        if len(self.servers.urls) > 1 and self.servers.any_available():
             return 0.0
-        return max(backoff(state.attempt_number), error.after if isinstance(error, TransientError) else 0.0)
+        return max(backoff(state.attempt_number), error.retry_after if isinstance(error, TransientError) else 0.0)
 
-    def _tell(self, state: RetryCallState) -> None:
+    def _log_outage(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if not self.outage:
             self.outage = True
-            self.say(f"the reward server {error}; trying again, for up to {self.wait:g} s")
+            self.log(f"the reward server {error}; trying again, for up to {self.wait:g} s")
 
 
-class Calls:
-    """Runs coroutines for plain code, in a loop of their own; `cancel` ends the one that another thread waits for."""
+class CancellableCall:
+    """Runs a coroutine from synchronous code in a loop of its own; `cancel` ends it from another thread."""
 
     def __init__(self, reward: str) -> None:
         self.reward = reward
         self._running: tuple[asyncio.AbstractEventLoop, anyio.CancelScope] | None = None
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What the work gives. Raises RewardUnavailable where it was cancelled."""
+        """The result of the coroutine. Raises RewardUnavailable where it was cancelled."""
 
         async def main() -> T:
             with anyio.CancelScope() as scope:
@@ -151,15 +151,15 @@ class Calls:
                     return await work()
                 finally:
                     self._running = None
-            raise RewardUnavailable(f"the reward {self.reward} was not waited for any longer")
+            raise RewardUnavailable(f"the call of the reward {self.reward} was cancelled")
 
-        if not _inside_a_loop():
+        if not _event_loop_is_running():
             return anyio.run(main)
         with ThreadPoolExecutor(1) as thread:  # a notebook
             return thread.submit(anyio.run, main).result()
 
     def cancel(self) -> None:
-        """Ends the call that is under way in another thread, if one is."""
+        """Ends the call under way in another thread, if there is one."""
         running = self._running
         if running is not None:
             try:
@@ -168,52 +168,52 @@ class Calls:
                 return
 
 
-async def together(work: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
-    """What each of them gives, side by side; where one fails or this is cancelled, the others are ended first.
+async def gather_all(work: Iterable[Callable[[], Awaitable[T]]]) -> list[T]:
+    """The results of coroutines that run concurrently, in their order.
 
-    Raises what the first that failed has raised.
+    Where one fails or this is cancelled, the others are ended first. Raises what the first to fail has raised.
     """
     found: dict[int, T] = {}
     failed: list[Exception] = []
 
-    async def one(place: int, ask: Callable[[], Awaitable[T]]) -> None:
+    async def one(index: int, make: Callable[[], Awaitable[T]]) -> None:
         try:
-            found[place] = await ask()
+            found[index] = await make()
         except Exception as error:
             failed.append(error)
             group.cancel_scope.cancel()
 
     async with anyio.create_task_group() as group:
-        for place, ask in enumerate(work):
-            group.start_soon(one, place, ask)
+        for index, make in enumerate(work):
+            group.start_soon(one, index, make)
     if failed:
         raise failed[0]
-    return [found[place] for place in sorted(found)]
+    return [found[index] for index in sorted(found)]
 
 
 def backoff(tries: int) -> float:
-    """Seconds to wait after so many tries: 0.25, 0.5, 1, ... up to 10, and up to half as much again at random."""
-    return min(0.25 * 2 ** min(tries - 1, 10), 10.0) * (1 + 0.5 * _DICE.random())
+    """Seconds to wait after this many tries: 0.25, 0.5, 1, ... up to 10, and up to half as much again at random."""
+    return min(0.25 * 2 ** min(tries - 1, 10), 10.0) * (1 + 0.5 * _JITTER.random())
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that a Retry-After header asks for, as a number or a date, in [0, 60]; 0 without one."""
-    told = headers.get("retry-after", "").strip()
+    value = headers.get("retry-after", "").strip()
     try:
-        seconds = float(told) if told.isdigit() else parsedate_to_datetime(told).timestamp() - time.time()
+        seconds = float(value) if value.isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, TypeError):
         return 0.0
     return min(max(seconds, 0.0), 60.0)
 
 
-def shown(text: Any, token: Token | None) -> str:
-    """A server's words in one line, not long, and without the token."""
+def sanitized(text: Any, token: Token | None) -> str:
+    """A server's text in one line of at most 300 characters, without the token."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
     safe = line if token is None else token.hidden(line)
     return safe if len(safe) <= 300 else safe[:297] + "..."
 
 
-def _inside_a_loop() -> bool:
+def _event_loop_is_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Where a remote reward is, and how it is asked: the config's section `remote`. Free of torch and of HTTP.
+"""Where a remote reward is, and how it is called: the config's section `remote`. Free of torch and of HTTP.
 
 The token is never a setting, only the name of the environment variable that holds it: a run writes its settings down.
 """
@@ -20,7 +20,7 @@ TOKEN_ENV = "TASTEMAKER_REWARD_TOKEN"
 
 @dataclass(frozen=True)
 class Remote:
-    """How a reward on a server is asked; only for a `reward` that is a URL (docs/guides/remote-rewards.md)."""
+    """How a reward on a server is called; only for a `reward` that is a URL (docs/guides/remote-rewards.md)."""
 
     format: Literal["png", "safetensors"] = "png"
     """How images travel: `png`, rounded to 8 bits, or `safetensors`, exact float32 and many times larger."""
@@ -31,9 +31,9 @@ class Remote:
     timeout: float = 60.0
     """Seconds that one request may take, from the first byte sent to the last one read."""
     wait: float = 300.0
-    """Seconds that one waits for a server which is down, busy or silent before the run ends; 0 tries once."""
+    """Seconds to wait for a server that is down, busy or silent before the run ends; 0 tries once."""
     tries: int = 4
-    """How often a request is sent that the server fails at (status 500) or answers with nonsense."""
+    """How often a request is sent where the server fails (status 500) or its response is invalid."""
     cache: int = 4096
     """Answers kept, by image, prompt and the reward's version; 0 keeps none."""
     token_env: str = TOKEN_ENV
@@ -52,7 +52,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Token:
-    """A secret that no text of an error, a log or a dataclass shows."""
+    """A secret that appears in no error, log or representation of a dataclass."""
 
     secret: str = field(repr=False)
 
@@ -78,7 +78,7 @@ def read_token(name: str, usual: str = TOKEN_ENV, what: str = "reward server's t
             return None
         raise RewardError(f"the environment variable {name}, which should have the {what}, is not set")
     if not re.fullmatch(r"[!-~]+", secret):
-        raise RewardError(f"the token in {name} has blanks or letters beyond ASCII, which no HTTP header can carry")
+        raise RewardError(f"the token in {name} has spaces or non-ASCII characters, which an HTTP header cannot carry")
     return Token(secret)
 
 
@@ -103,13 +103,13 @@ def _check(url: str) -> None:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise RewardError(f"the reward server {url!r} is no address: {error}") from error
+        raise RewardError(f"the reward server {url!r} is not an address: {error}") from error
     if parts.username is not None or parts.password is not None:
         # Not shown: it may be a password, which also would be written to config.yaml.
         raise RewardError(
             f"a reward server's address must not hold a name or password: put a token into ${TOKEN_ENV} instead"
         )
     if parts.scheme not in ("http", "https") or not host or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise RewardError(f"the reward server {url!r} is no address: give one such as http://127.0.0.1:8000")
+        raise RewardError(f"the reward server {url!r} is not an address: give one such as http://127.0.0.1:8000")
     if parts.query or parts.fragment:
-        raise RewardError(f"the reward server {url!r} must be given without what follows its path ('?' or '#')")
+        raise RewardError(f"the reward server {url!r} must have no query or fragment ('?' or '#')")

@@ -1,1 +1,1 @@
-"""Rewards that ask a vision-language model, in the process or on any server that speaks OpenAI's protocol."""
+"""Rewards that call a vision-language model, in this process or on any server that speaks OpenAI's protocol."""

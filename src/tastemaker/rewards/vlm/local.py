@@ -14,24 +14,24 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tastemaker.errors import RewardError
 from tastemaker.hub import hub_cause
 from tastemaker.models.library_logging import quiet
-from tastemaker.rewards.vlm.answers import Answer, Query, Word
+from tastemaker.rewards.vlm.answers import Answer, AnswerToken, Query
 from tastemaker.rewards.vlm.settings import Vlm
 
 T = TypeVar("T")
 
-CHANCES = 20
-"""Likeliest tokens looked at in each place of an answer."""
+TOP_LOGPROBS = 20
+"""Likeliest tokens considered at each position of an answer."""
 
 
-class Local:
-    """Asks for answers, greedy, `settings.batch` images at once. Raises RewardError where one cannot be read."""
+class LocalModel:
+    """Greedy answers, `settings.batch` images at once. Raises RewardError where one cannot be read."""
 
     def __init__(self, reward: str, model: str, settings: Vlm, logprobs: bool = False) -> None:
         self.reward, self.settings, self.logprobs = reward, settings, logprobs
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             with quiet():
-                # torchvision resizes otherwise than Pillow does, and a reward must not depend on what is installed.
+                # torchvision and Pillow resize differently, and a reward must not depend on what is installed.
                 self.processor: Any = AutoProcessor.from_pretrained(model, backend="pil")
                 self.model: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
         except Exception as error:  # transformers raises OSError, ValueError, ImportError and others
@@ -43,8 +43,8 @@ class Local:
         self.model.requires_grad_(False).eval().to(self.device)
         if not getattr(self.processor, "chat_template", None):
             raise RewardError(
-                f"the reward {reward} cannot talk to {model!r}: it has no chat template, which says how an image and "
-                "a question are written; take a version of the model that has one"
+                f"the reward {reward} cannot use {model!r}: it has no chat template, which says how an image and a "
+                "question are written; take a version of the model that has one"
             )
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"
@@ -58,16 +58,16 @@ class Local:
                 try:
                     found.append(read(answer))
                 except ValueError as error:
-                    # ScoreRequest again it would say the same.
+                    # Asked again, the model would give the same answer.
                     raise RewardError(f"the reward {self.reward} gave no number: {error}") from None
         return found
 
     def cancel(self) -> None:
-        """A model in the process is waited for."""
+        """A call of a local model cannot be cancelled."""
 
     @torch.no_grad()
     def _answers(self, queries: Sequence[Query]) -> list[Answer]:
-        texts = [
+        chats = [
             self.processor.apply_chat_template(
                 [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": query.question}]}],
                 add_generation_prompt=True,
@@ -76,28 +76,28 @@ class Local:
         ]
         images = [[Image.open(io.BytesIO(query.image)).convert("RGB")] for query in queries]
         padding = len(queries) > 1
-        given = self.processor(images=images, text=texts, padding=padding, return_tensors="pt").to(self.device)
+        given = self.processor(images=images, text=chats, padding=padding, return_tensors="pt").to(self.device)
         for name, value in given.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 given[name] = value.to(self.model.dtype)
-        with quiet():  # it notes sampling settings of the model's that greedy answers do not use
+        with quiet():  # it warns of sampling settings of the model that greedy answers do not use
             out = self.model.generate(
                 **given, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
                 max_new_tokens=self.settings.tokens, return_dict_in_generate=True, output_logits=self.logprobs,
             )  # fmt: skip
         fresh = out.sequences[:, given["input_ids"].shape[1] :]
-        said = self.processor.batch_decode(fresh, skip_special_tokens=True)
+        texts = self.processor.batch_decode(fresh, skip_special_tokens=True)
         if not self.logprobs:
-            return [Answer(text) for text in said]
-        chances = torch.stack(out.logits, dim=1).float().log_softmax(dim=-1)
-        return [Answer(text, self._words(*one)) for text, *one in zip(said, fresh, chances, strict=True)]
+            return [Answer(text) for text in texts]
+        logprobs = torch.stack(out.logits, dim=1).float().log_softmax(dim=-1)
+        return [Answer(text, self._tokens(*one)) for text, *one in zip(texts, fresh, logprobs, strict=True)]
 
-    def _words(self, ids: Tensor, chances: Tensor) -> tuple[Word, ...]:
-        """Tokens [L] of an answer, and the logarithms of all tokens' chances [L,V]."""
-        best = chances.topk(min(CHANCES, chances.shape[-1]), dim=-1)
+    def _tokens(self, ids: Tensor, logprobs: Tensor) -> tuple[AnswerToken, ...]:
+        """From the ids [L] of an answer's tokens, and the log-probabilities [L,V] of all tokens."""
+        best = logprobs.topk(min(TOP_LOGPROBS, logprobs.shape[-1]), dim=-1)
         tokenizer = self.processor.tokenizer
-        words = []
+        tokens = []
         for token, values, others in zip(ids.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
             texts = tokenizer.batch_decode([[other] for other in others])
-            words.append(Word(tokenizer.decode([token]), tuple(zip(texts, values, strict=True))))
-        return tuple(words)
+            tokens.append(AnswerToken(tokenizer.decode([token]), tuple(zip(texts, values, strict=True))))
+        return tuple(tokens)

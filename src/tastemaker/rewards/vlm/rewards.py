@@ -1,4 +1,4 @@
-"""The rewards that ask a vision-language model: a caption compared with the prompt, a question, a rating, answers.
+"""The rewards that call a vision-language model: a caption compared with the prompt, a question, a rating, answers.
 
 Each maker takes what follows the reward's name, `MODEL` or `MODEL@URL`, and the settings `vlm`.
 """
@@ -18,10 +18,18 @@ from torch import Tensor
 
 from tastemaker.data.tables import checked_text, read_records, tidy
 from tastemaker.errors import DataError, RewardError
-from tastemaker.rewards.base import Reward, reward
+from tastemaker.rewards.base import FunctionReward, RewardFunction
 from tastemaker.rewards.jpeg import jpeg_files
-from tastemaker.rewards.vlm.answers import Asker, Query, contains, is_number, rating, said, yes
-from tastemaker.rewards.vlm.settings import PROMPT, Vlm, where
+from tastemaker.rewards.vlm.answers import (
+    Query,
+    VisionLanguageModel,
+    contains,
+    is_number,
+    rating,
+    text_of,
+    yes_probability,
+)
+from tastemaker.rewards.vlm.settings import PROMPT, Vlm, parse_address
 
 QUALITY = 80
 """Of the JPEG that a model sees (ddpo-pytorch, rewards.py)."""
@@ -30,61 +38,58 @@ REFERENCE = f"The image contains {PROMPT}"
 YES_NO = f'Does this image show "{PROMPT}"? Please answer yes or no.'
 RATING = f'On a scale from {{low}} to {{high}}, how well does this image show "{PROMPT}"? Answer with one number only.'
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def vlm_bertscore(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
-    """The reward `vlm-bertscore:MODEL`: BERTScore recall, at most 1, of what the model says that is going on.
+def vlm_bertscore(argument: str, settings: Vlm | None = None, log: Log | None = None) -> FunctionReward:
+    """The reward `vlm-bertscore:MODEL`: BERTScore recall, at most 1, of the model's description of the image.
 
     The candidate is the answer, the reference "The image contains {prompt}" (DDPO §5.1; ddpo-pytorch, rewards.py).
     """
     settings = settings or Vlm()
     from tastemaker.rewards.learned.bertscore import load_recall
 
-    ask = _asker("vlm-bertscore", argument, settings, say)
+    model = _model("vlm-bertscore", argument, settings, log)
     recall = load_recall(settings.text_model, settings.text_layer)
     question = settings.question or CAPTION
 
-    @reward()
     def vlm_bertscore(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        answers = ask(_queries(x, prompts, question), said)
+        answers = model(_queries(x, prompts, question), text_of)
         return recall(answers, [_filled(REFERENCE, prompt) for prompt in prompts])
 
-    return _marked(vlm_bertscore, ask, settings)
+    return _declared(vlm_bertscore, "vlm-bertscore", argument, model, settings)
 
 
-def vlm_yes_no(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
-    """The reward `vlm-yes-no:MODEL`: the chance in [0,1] that the model says yes and not no to `vlm.question`.
+def vlm_yes_no(argument: str, settings: Vlm | None = None, log: Log | None = None) -> FunctionReward:
+    """The reward `vlm-yes-no:MODEL`: the probability in [0,1] of yes against no as the answer to `vlm.question`.
 
-    As VQAScore (Lin et al. 2024), but of yes against no. 1 or 0 where the model gives no chances.
+    As VQAScore (Lin et al. 2024), but of yes against no. 1 or 0 where the model gives no log-probabilities.
     """
     settings = settings or Vlm()
-    ask = _asker("vlm-yes-no", argument, settings, say, settings.logprobs)
+    model = _model("vlm-yes-no", argument, settings, log, settings.logprobs)
     question = settings.question or YES_NO
 
-    @reward()
     def vlm_yes_no(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.tensor(ask(_queries(x, prompts, question), yes))
+        return torch.tensor(model(_queries(x, prompts, question), yes_probability))
 
-    return _marked(vlm_yes_no, ask, settings)
+    return _declared(vlm_yes_no, "vlm-yes-no", argument, model, settings)
 
 
-def vlm_rating(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
-    """The reward `vlm-rating:MODEL`: a number on `vlm.scale`, its mean over the chances where the model gives them."""
+def vlm_rating(argument: str, settings: Vlm | None = None, log: Log | None = None) -> FunctionReward:
+    """The reward `vlm-rating:MODEL`: a number on `vlm.scale`, its mean over the probabilities where they are known."""
     settings = settings or Vlm()
-    ask = _asker("vlm-rating", argument, settings, say, settings.logprobs)
+    model = _model("vlm-rating", argument, settings, log, settings.logprobs)
     low, high = settings.scale
     question = settings.question or RATING.replace("{low}", str(low)).replace("{high}", str(high))
     read = functools.partial(rating, low=low, high=high)
 
-    @reward()
     def vlm_rating(x: Tensor, prompts: Sequence[str]) -> Tensor:
-        return torch.tensor(ask(_queries(x, prompts, question), read))
+        return torch.tensor(model(_queries(x, prompts, question), read))
 
-    return _marked(vlm_rating, ask, settings)
+    return _declared(vlm_rating, "vlm-rating", argument, model, settings)
 
 
-def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = None) -> Reward:
+def vlm_strict(argument: str, settings: Vlm | None = None, log: Log | None = None) -> FunctionReward:
     """The reward `vlm-strict:MODEL`: the share in [0,1] of a prompt's questions whose answer contains what is expected.
 
     Contained to the letter: `two` is in "twofold", and not in "Two". Questions are those of `vlm.questions`, or for a
@@ -92,25 +97,24 @@ def vlm_strict(argument: str, settings: Vlm | None = None, say: Say | None = Non
     `llava_strict_satisfaction`, and data/prompts.py, `counting`). Raises RewardError for another prompt.
     """
     settings = settings or Vlm()
-    ask = _asker("vlm-strict", argument, settings, say)
+    model = _model("vlm-strict", argument, settings, log)
     given = None if settings.questions is None else read_questions(settings.questions)
 
-    @reward()
     def vlm_strict(x: Tensor, prompts: Sequence[str]) -> Tensor:
         wanted = [counted(prompt) if given is None else _given(given, prompt) for prompt in prompts]
         files = jpeg_files(x, QUALITY)
-        queries = [Query(file, one.question) for file, asked in zip(files, wanted, strict=True) for one in asked]
-        expected = iter([one.answers for asked in wanted for one in asked])
-        answers = iter(ask(queries, lambda answer: (said(answer), answer)[1]))
-        shares = [[contains(next(answers), next(expected)) for _ in asked] for asked in wanted]
+        queries = [Query(file, one.question) for file, several in zip(files, wanted, strict=True) for one in several]
+        expected = iter([one.answers for several in wanted for one in several])
+        answers = iter(model(queries, lambda answer: (text_of(answer), answer)[1]))
+        shares = [[contains(next(answers), next(expected)) for _ in several] for several in wanted]
         return torch.tensor([sum(right) / len(right) for right in shares])
 
-    return _marked(vlm_strict, ask, settings)
+    return _declared(vlm_strict, "vlm-strict", argument, model, settings)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A question, and the ways of answering it of which one is expected."""
+    """A question, and the texts of which one is expected in its answer."""
 
     question: str
     answers: tuple[str, ...]
@@ -124,7 +128,7 @@ def counted(prompt: str) -> tuple[Expected, ...]:
     plural = plural.strip()
     if not is_number(number) or not plural:
         raise RewardError(
-            f"vlm-strict does not know what to ask about the prompt {prompt!r}: it takes a number and a noun, as in "
+            f"vlm-strict has no questions about the prompt {prompt!r}: it takes a number and a noun, as in "
             "`two cats`, or questions and answers of your own in vlm.questions=FILE.jsonl"
         )
     return (
@@ -148,7 +152,7 @@ def _inflect() -> Any:
 def read_questions(source: str) -> dict[str, tuple[Expected, ...]]:
     """Questions by prompt, of a file with `{"prompt": "...", "questions": ["..."], "answers": ["..."]}` a line.
 
-    An answer may be a list of ways to say it. Raises RewardError.
+    An answer may be a list of alternatives. Raises RewardError.
     """
     path, found = Path(source).expanduser(), {}
     try:
@@ -180,17 +184,17 @@ def _given(given: Mapping[str, tuple[Expected, ...]], prompt: str) -> tuple[Expe
     return given[tidy(prompt)]
 
 
-def _asker(name: str, argument: str, settings: Vlm, say: Say | None, logprobs: bool = False) -> Asker:
-    place = where(argument)
-    if place.urls:
-        from tastemaker.rewards.vlm.served import Served
+def _model(name: str, argument: str, settings: Vlm, log: Log | None, logprobs: bool = False) -> VisionLanguageModel:
+    address = parse_address(argument)
+    if address.urls:
+        from tastemaker.rewards.vlm.served import ServedModel
 
-        return Served(
-            f"{name}:{argument}", place, settings, say or (lambda line: print(line, file=sys.stderr)), logprobs
+        return ServedModel(
+            f"{name}:{argument}", address, settings, log or (lambda line: print(line, file=sys.stderr)), logprobs
         )
-    from tastemaker.rewards.vlm.local import Local
+    from tastemaker.rewards.vlm.local import LocalModel
 
-    return Local(f"{name}:{argument}", place.model, settings, logprobs)
+    return LocalModel(f"{name}:{argument}", address.model, settings, logprobs)
 
 
 def _queries(x: Tensor, prompts: Sequence[str], question: str) -> list[Query]:
@@ -202,8 +206,14 @@ def _filled(template: str, prompt: str) -> str:
     return re.sub(re.escape(PROMPT), lambda _: prompt, template)
 
 
-def _marked(function: Any, ask: Asker, settings: Vlm) -> Reward:
-    """The reward with the way to end a call of it, and what its figures depend on beside its name."""
-    function.cancel = ask.cancel
-    function.figures = settings.figures
-    return function
+def _declared(
+    function: RewardFunction, name: str, argument: str, model: VisionLanguageModel, settings: Vlm
+) -> FunctionReward:
+    """The reward, whose calls can be cancelled, and whose answers depend on these settings."""
+    return FunctionReward(
+        function,
+        f"{name}:{parse_address(argument).model}",
+        cancel=model.cancel,
+        concurrent=True,
+        settings=settings.figures,
+    )

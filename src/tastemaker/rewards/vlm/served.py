@@ -21,29 +21,29 @@ from tastemaker.errors import RewardError
 from tastemaker.rewards.serving.retry import (
     BUSY,
     CONNECT,
-    Calls,
+    CancellableCall,
+    RetryPolicy,
     Servers,
     TransientError,
-    Waiting,
+    gather_all,
     retry_after,
-    shown,
-    together,
+    sanitized,
 )
-from tastemaker.rewards.vlm.answers import Answer, Query, Word
-from tastemaker.rewards.vlm.settings import Vlm, Where, read_key
+from tastemaker.rewards.vlm.answers import Answer, AnswerToken, Query
+from tastemaker.rewards.vlm.settings import ModelAddress, Vlm, read_key
 
 try:
     import openai
 except ImportError as error:
     raise RewardError(
-        "a vision-language model on a server is asked through the openai client, which is not installed: "
+        "a vision-language model on a server is called through the openai client, which is not installed: "
         "pip install 'tastemaker[vlm]'"
     ) from error
 
 T = TypeVar("T")
 
-CHANCES = 20
-"""Likeliest tokens asked for at each place of an answer: as many as OpenAI and vLLM give."""
+TOP_LOGPROBS = 20
+"""Likeliest tokens requested at each position of an answer: as many as OpenAI and vLLM give."""
 _HEADERS = {
     "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
 }  # fmt: skip
@@ -56,41 +56,41 @@ _HINTS = {
 }
 
 
-class Served:
-    """Asks for answers, greedy, one image and question a request; as many side by side as the settings allow.
+class ServedModel:
+    """Greedy answers, one image and question a request; as many requests at once as the settings allow.
 
-    Raises RewardUnavailable where no server gets well in time, and RewardError where one refuses or its answers cannot
-    be read, naming the last of them.
+    Raises RewardUnavailable where no server recovers in time, and RewardError where one refuses or its answers cannot
+    be read, with the last of them.
     """
 
     def __init__(
-        self, reward: str, where: Where, settings: Vlm, say: Callable[[str], None], logprobs: bool = False
+        self, reward: str, address: ModelAddress, settings: Vlm, log: Callable[[str], None], logprobs: bool = False
     ) -> None:
-        self.where, self.settings, self.logprobs = where, settings, logprobs
+        self.address, self.settings, self.logprobs = address, settings, logprobs
         self.key = read_key(settings.key_env)
-        self._waiting = Waiting(reward, Servers(where.urls), settings.wait, settings.tries, say, "vlm")
-        secure = any(url.startswith("https:") for url in where.urls)
+        self._retry = RetryPolicy(reward, Servers(address.urls), settings.wait, settings.tries, log, "vlm")
+        secure = any(url.startswith("https:") for url in address.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
-        self._calls, self._one_call = Calls(reward), threading.Lock()
+        self._call, self._one_call = CancellableCall(reward), threading.Lock()
         self._cache: OrderedDict[bytes, Answer] = OrderedDict()
-        self._has_chances: bool | None = None
-        """Whether answers come with the chances of their words; not known before the first."""
+        self._has_logprobs: bool | None = None
+        """Whether answers come with log-probabilities of their tokens; not known before the first."""
 
     def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
         with self._one_call:
             known = {key: self._cache[key] for query in queries if (key := _key(query)) in self._cache}
-            # The same image with the same question is asked once.
+            # The same image with the same question is sent once.
             missing = {key: query for query in queries if (key := _key(query)) not in known}
             if missing:
-                answers = self._calls.run(lambda: self._ask(list(missing.values()), read))
+                answers = self._call.run(lambda: self._ask(list(missing.values()), read))
                 known |= dict(zip(missing, answers, strict=True))
             for query in queries:
                 self._keep(_key(query), known[_key(query)])
         return [read(known[_key(query)]) for query in queries]
 
     def cancel(self) -> None:
-        """Ends the call that is under way in another thread, if one is."""
-        self._calls.cancel()
+        """Ends the call under way in another thread, if there is one."""
+        self._call.cancel()
 
     def _keep(self, key: bytes, answer: Answer) -> None:
         if not self.settings.cache:
@@ -105,23 +105,23 @@ class Served:
 
         async def one(query: Query, clients: dict[str, openai.AsyncOpenAI]) -> Answer:
             async with gate:
-                return await self._waiting.ask(lambda server: self._once(server, clients[server], query, read))
+                return await self._retry.run(lambda server: self._once(server, clients[server], query, read))
 
         async with self._clients() as clients:
-            return await together(partial(one, query, clients) for query in queries)
+            return await gather_all(partial(one, query, clients) for query in queries)
 
     @asynccontextmanager
     async def _clients(self) -> AsyncIterator[dict[str, openai.AsyncOpenAI]]:
-        """A client for each server, that goes nowhere else and takes nothing from the environment."""
+        """A client for each server, which takes nothing from the environment."""
         async with AsyncExitStack() as stack:
             yield {
                 url: await stack.enter_async_context(
                     openai.AsyncOpenAI(
                         base_url=url,
-                        # It refuses to be without one. Servers that want none do not look at it.
+                        # The client requires one. Servers that need none ignore it.
                         api_key=self.key.secret if self.key else "none",
                         admin_api_key="",
-                        # Or else one out of OPENAI_CUSTOM_HEADERS would take its place.
+                        # Otherwise one out of OPENAI_CUSTOM_HEADERS would replace it.
                         default_headers={"Authorization": f"Bearer {self.key.secret if self.key else 'none'}"},
                         max_retries=0,
                         timeout=openai.Timeout(self.settings.timeout, connect=min(self.settings.timeout, CONNECT)),
@@ -133,73 +133,74 @@ class Served:
                         ),
                     )
                 )
-                for url in self.where.urls
+                for url in self.address.urls
             }
 
     async def _once(
         self, server: str, client: openai.AsyncOpenAI, query: Query, read: Callable[[Answer], Any]
     ) -> Answer:
         """One answer that `read` can use. Raises TransientError or RewardError."""
-        wanted: dict[str, Any] = {"logprobs": True, "top_logprobs": CHANCES} if self.logprobs else {}
+        options: dict[str, Any] = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if self.logprobs else {}
         try:
             with anyio.fail_after(self.settings.timeout):
-                told = await client.chat.completions.create(
-                    model=self.where.model,
+                completion = await client.chat.completions.create(
+                    model=self.address.model,
                     messages=_messages(query),
                     temperature=0.0,
                     max_tokens=self.settings.tokens,
-                    **wanted,
+                    **options,
                 )
-            answer = _answer(told)
+            answer = _answer(completion)
             read(answer)
             self._same_kind(answer)
             return answer
         except openai.APIStatusError as error:
             raise self._refused(server, error) from None
         except (openai.APITimeoutError, TimeoutError):
-            raise TransientError(f"{server}: no whole answer within {self.settings.timeout:g} s", "silent") from None
+            reason = f"{server}: no complete response within {self.settings.timeout:g} s"
+            raise TransientError(reason, "unreachable") from None
         except (openai.APIConnectionError, OSError) as error:
             cause = error.__cause__ or error
             if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-                raise RewardError(f"the VLM server {server} cannot be asked: {self._safe(cause)}") from None
+                raise RewardError(f"the VLM server {server} cannot be reached: {self._safe(cause)}") from None
             reason = f"{type(cause).__name__}: {self._safe(cause)}".removesuffix(": ")
-            raise TransientError(f"{server}: {reason}", "silent") from None
+            raise TransientError(f"{server}: {reason}", "unreachable") from None
         except json.JSONDecodeError as error:
-            raise TransientError(f"{server} gave an answer that is not JSON: {self._safe(error)}", "nonsense") from None
+            raise TransientError(f"{server} sent a response that is not JSON: {self._safe(error)}", "invalid") from None
         except (openai.APIError, ValueError) as error:
             raise TransientError(
-                f"{server} gave an answer that cannot be used: {self._safe(error)}", "nonsense"
+                f"{server} sent a response that cannot be used: {self._safe(error)}", "invalid"
             ) from None
 
     def _same_kind(self, answer: Answer) -> None:
-        """Raises ValueError where one answer has chances and another none: they would be different rewards."""
+        """Raises ValueError where only some answers have log-probabilities: they would be different rewards."""
         if not self.logprobs:
             return
-        has = bool(answer.words)
-        if self._has_chances is None and not has:
-            self._waiting.say(f"{self.where.model} gives no log-probabilities: its answers count as they are written")
-        if self._has_chances not in (None, has):
+        has = bool(answer.tokens)
+        if self._has_logprobs is None and not has:
+            self._retry.log(f"{self.address.model} gives no log-probabilities: answers are used as they are written")
+        if self._has_logprobs not in (None, has):
             raise ValueError("log-probabilities come with some answers only: give vlm.logprobs=false to do without")
-        self._has_chances = has
+        self._has_logprobs = has
 
     def _refused(self, server: str, error: openai.APIStatusError) -> Exception:
         status = error.status_code
         body = error.body if error.body is not None else error.response.text
         detail = body.get("message") or body.get("detail") or body if isinstance(body, dict) else body
-        told = f"status {status}: {self._safe(detail)}".removesuffix(": ")
+        reason = f"status {status}: {self._safe(detail)}".removesuffix(": ")
         if status in BUSY:
-            return TransientError(f"{server}: {told}", "silent", retry_after(error.response.headers))
+            return TransientError(f"{server}: {reason}", "unreachable", retry_after(error.response.headers))
         if status >= 500:
-            return TransientError(f"{server}: {told}", "failed", retry_after(error.response.headers))
+            return TransientError(f"{server}: {reason}", "failed", retry_after(error.response.headers))
         hint = _HINTS.get(status, "").replace("{key_env}", self.settings.key_env)
-        return RewardError(f"the VLM server {server} refuses: {told}" + (f"; {hint}" if hint else ""))
+        return RewardError(f"the VLM server {server} refuses: {reason}" + (f"; {hint}" if hint else ""))
 
     def _safe(self, text: Any) -> str:
-        return shown(text, self.key)
+        return sanitized(text, self.key)
 
 
 async def _keep_own_headers(request: httpx.Request) -> None:
-    """The client takes headers out of variables of the environment, which may hold keys for somebody else."""
+    """Removes headers that the client takes from environment variables, which may hold keys for other servers."""
     for name in list(request.headers):
         if name not in _HEADERS and not name.startswith("x-stainless-"):
             del request.headers[name]
@@ -211,40 +212,40 @@ def _messages(query: Query) -> Any:
     return [{"role": "user", "content": parts}]
 
 
-def _answer(told: Any) -> Answer:
-    """What a completion says. The client does not check what it reads. Raises ValueError."""
+def _answer(completion: Any) -> Answer:
+    """The answer in a completion, which the client does not check. Raises ValueError."""
     try:
-        choice = told.choices[0]
-        text, why = choice.message.content, choice.finish_reason
+        choice = completion.choices[0]
+        text, reason = choice.message.content, choice.finish_reason
         refusal = getattr(choice.message, "refusal", None)
     except (AttributeError, TypeError, IndexError, KeyError):
-        raise ValueError(f"expected a chat completion, got {told!r}") from None
+        raise ValueError(f"expected a chat completion, got {completion!r}") from None
     if refusal:
         raise ValueError(f"the model refuses: {refusal}")
     if text is not None and not isinstance(text, str):
-        raise ValueError(f"its message is no text: {text!r}")
-    return Answer(text or "", _words(getattr(choice, "logprobs", None)), why if isinstance(why, str) else "")
+        raise ValueError(f"its message is not a text: {text!r}")
+    return Answer(text or "", _tokens(getattr(choice, "logprobs", None)), reason if isinstance(reason, str) else "")
 
 
-def _words(logprobs: Any) -> tuple[Word, ...]:
-    """The chances of an answer's tokens; none where the server gives none. Raises ValueError."""
+def _tokens(logprobs: Any) -> tuple[AnswerToken, ...]:
+    """The log-probabilities of an answer's tokens; empty where the server gives none. Raises ValueError."""
     content = getattr(logprobs, "content", None)
     if not content:
         return ()
     try:
-        return tuple(_word(token) for token in content)
+        return tuple(_token(token) for token in content)
     except (AttributeError, TypeError, ValueError):
         raise ValueError(f"its log-probabilities cannot be read: {content!r}") from None
 
 
-def _word(token: Any) -> Word:
-    chances = [(other.token, other.logprob) for other in token.top_logprobs or ()]
-    if token.token not in [text for text, _ in chances]:
-        chances.append((token.token, token.logprob))
-    for text, chance in chances:
-        if not isinstance(text, str) or not isinstance(chance, (int, float)) or math.isnan(chance) or chance > 1e-3:
+def _token(token: Any) -> AnswerToken:
+    logprobs = [(other.token, other.logprob) for other in token.top_logprobs or ()]
+    if token.token not in [text for text, _ in logprobs]:
+        logprobs.append((token.token, token.logprob))
+    for text, value in logprobs:
+        if not isinstance(text, str) or not isinstance(value, (int, float)) or math.isnan(value) or value > 1e-3:
             raise ValueError
-    return Word(token.token, tuple(chances))
+    return AnswerToken(token.token, tuple(logprobs))
 
 
 def _key(query: Query) -> bytes:

@@ -1,4 +1,4 @@
-"""Calling code that others wrote: what it raises becomes one sentence, what it changes in the process is put back."""
+"""Calls of code that users wrote: exceptions become one sentence, and settings of the process are restored."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tastemaker.errors import RewardError
 T = TypeVar("T")
 
 NO_ARGUMENTS = "--rewards-have-no-command-line-arguments"
-"""What foreign code finds in sys.argv, so that it does not take tastemaker's arguments for its own. A parser that must
+"""The only argument in sys.argv while user code runs, so that it does not parse tastemaker's own. A parser that must
 know every argument (argparse's `parse_args`) refuses it; one that looks for its own (`parse_known_args`) finds none."""
-LONGEST = 500
+MAX_CHARACTERS = 500
 """Characters of an error's text that are shown."""
 
 
 def call(function: Callable[[], T], what: str) -> T:
-    """What the function gives. Raises RewardError, which begins with `what`, where it raises anything or exits.
+    """The function's result. Raises RewardError, which begins with `what`, where it raises anything or exits.
 
-    A RewardError of its own is passed on, and so is KeyboardInterrupt: Ctrl-C ends a run wherever it comes.
+    A RewardError is passed on, and so is KeyboardInterrupt, since Ctrl-C has to end a run at any time.
     """
     try:
-        with undisturbed():
+        with process_settings_restored():
             return function()
     except (RewardError, KeyboardInterrupt):
         raise
     except SystemExit as stop:
-        code = "" if stop.code is None else one_line(repr(stop.code), LONGEST)
+        code = "" if stop.code is None else one_line(repr(stop.code), MAX_CHARACTERS)
         hint = ""
         if isinstance(stop.code, int) and stop.code == 2:  # argparse's
             hint = "; if it reads the command line, let it do so only where it is run as a program"
@@ -47,47 +47,47 @@ def call(function: Callable[[], T], what: str) -> T:
 
 
 def described(error: BaseException) -> str:
-    """An error's type and text in one line that is not too long, also where its text cannot be had."""
+    """An error's type and text in one short line, also where its text cannot be computed."""
     try:
         text = str(error)
     except Exception as another:
         text = f"(its text cannot be shown: {type(another).__name__})"
-    return f"{type(error).__name__}: {one_line(text, LONGEST)}".removesuffix(": ")
+    return f"{type(error).__name__}: {one_line(text, MAX_CHARACTERS)}".removesuffix(": ")
 
 
-def one_line(text: str, longest: int) -> str:
-    """The text without line breaks and what cannot be printed (half surrogates, control codes), and cut off."""
-    first = text[: 10 * longest]  # a text may be of any length
+def one_line(text: str, limit: int) -> str:
+    """At most `limit` characters of the text, without line breaks and unprintable characters (surrogates, controls)."""
+    first = text[: 10 * limit]  # a text may be of any length
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in first).split())
-    return line if len(line) <= longest else line[: longest - 3] + "..."
+    return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-# ---------------------------------------------------------------- what foreign code may change
+# ---------------------------------------------------------------- settings that user code may change
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Inside it foreign code runs. Afterwards those settings of the process are as before that a run depends on.
+def process_settings_restored() -> Iterator[None]:
+    """A context for running user code. Afterwards the settings of the process that a run depends on are as before.
 
     Working directory, signal handlers, standard output and error, locale, warnings made errors, numpy's errors, and
     torch's: default dtype and device, threads, determinism, precision of matrix products, gradient and inference mode.
-    Not random generators, since nothing in a run draws from the global ones, and not logging.
+    Not random generators, since a run uses none of the global ones, and not logging.
     """
     import torch
 
-    # Gradient mode, inference mode and default device are each thread's own, the others the process'.
+    # Gradient mode, inference mode and default device belong to the thread, the others to the process.
     device, inference, gradient = torch.get_default_device(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     try:
-        # Entering inference mode, or leaving it, sets the gradient mode too.
-        with _PROCESS.kept(), torch.inference_mode(inference), torch.set_grad_enabled(gradient):
+        # Entering or leaving inference mode sets the gradient mode too.
+        with _SAVED.restored(), torch.inference_mode(inference), torch.set_grad_enabled(gradient):
             yield
     finally:
         if torch.get_default_device() != device:
             torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
-class _Process:
-    """Settings of the whole process, taken when the first of several threads enters and put back by the last."""
+class _SavedSettings:
+    """Settings of the process: saved when the first of several threads enters, and restored by the last to leave."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -95,12 +95,12 @@ class _Process:
         self._before: list[Callable[[], None]] = []
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def restored(self) -> Iterator[None]:
         with self._lock:
             if not self._inside:
-                for keep in _KEPT:
-                    with suppress(Exception):  # what cannot be read cannot be put back
-                        self._before.append(keep())
+                for save in _SETTINGS:
+                    with suppress(Exception):  # what cannot be read cannot be restored
+                        self._before.append(save())
             self._inside += 1
         try:
             yield
@@ -117,16 +117,16 @@ def _arguments() -> Callable[[], None]:
     before = sys.argv
     sys.argv = [*before[:1], NO_ARGUMENTS]
 
-    def put_back() -> None:
+    def restore() -> None:
         sys.argv = before
 
-    return put_back
+    return restore
 
 
 def _folder() -> Callable[[], None]:
     before = os.getcwd()
 
-    def put_back() -> None:
+    def restore() -> None:
         try:
             moved = os.getcwd() != before
         except OSError:
@@ -134,21 +134,21 @@ def _folder() -> Callable[[], None]:
         if moved:
             os.chdir(before)
 
-    return put_back
+    return restore
 
 
 def _streams() -> Callable[[], None]:
     before = sys.stdout, sys.stderr
 
-    def put_back() -> None:
+    def restore() -> None:
         sys.stdout, sys.stderr = (_open(stream, number) for number, stream in enumerate(before, 1))
 
-    return put_back
+    return restore
 
 
 def _open(stream: TextIO, number: int) -> TextIO:
-    """The stream, or where it was closed another to the same file."""
-    if not getattr(stream, "closed", False):  # programs without a console have none
+    """The stream, or if it was closed a new one to the same file descriptor."""
+    if not getattr(stream, "closed", False):  # programs without a console have no streams
         return stream
     try:
         return os.fdopen(os.dup(number), "w", buffering=1, encoding=stream.encoding, errors="backslashreplace")
@@ -157,39 +157,39 @@ def _open(stream: TextIO, number: int) -> TextIO:
 
 
 def _signals() -> Callable[[], None]:
-    if threading.current_thread() is not threading.main_thread():  # no other thread can set them
+    if threading.current_thread() is not threading.main_thread():  # other threads cannot set them
         return lambda: None
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def put_back() -> None:
+    def restore() -> None:
         for number, handler in before.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
 
-    return put_back
+    return restore
 
 
 def _locale() -> Callable[[], None]:
     before = locale.setlocale(locale.LC_ALL)
 
-    def put_back() -> None:
+    def restore() -> None:
         if locale.setlocale(locale.LC_ALL) != before:
             locale.setlocale(locale.LC_ALL, before)
 
-    return put_back
+    return restore
 
 
 def _warnings() -> Callable[[], None]:
-    """Those that hide or show warnings stay: libraries that are imported for the first time set such."""
+    """Filters that turn warnings into errors; others stay, since libraries set them when they are first imported."""
     before = list(warnings.filters)
 
-    def put_back() -> None:
+    def restore() -> None:
         if any(entry[0] == "error" and entry not in before for entry in warnings.filters):
             warnings.filters[:] = before  # type: ignore[index]
-            with warnings.catch_warnings():  # makes Python forget which filter it chose for whom
+            with warnings.catch_warnings():  # clears Python's cache of the filters that apply
                 pass
 
-    return put_back
+    return restore
 
 
 def _numpy() -> Callable[[], None]:
@@ -197,11 +197,11 @@ def _numpy() -> Callable[[], None]:
 
     before = np.geterr()
 
-    def put_back() -> None:
+    def restore() -> None:
         if np.geterr() != before:
             np.seterr(**before)
 
-    return put_back
+    return restore
 
 
 def _torch() -> Callable[[], None]:
@@ -221,13 +221,13 @@ def _torch() -> Callable[[], None]:
     ]
     before = [read() for read, _ in settings]
 
-    def put_back() -> None:
+    def restore() -> None:
         for (read, write), value in zip(settings, before, strict=True):
             if read() != value:
                 write(value)
 
-    return put_back
+    return restore
 
 
-_KEPT = (_arguments, _folder, _streams, _signals, _locale, _warnings, _numpy, _torch)
-_PROCESS = _Process()
+_SETTINGS = (_arguments, _folder, _streams, _signals, _locale, _warnings, _numpy, _torch)
+_SAVED = _SavedSettings()
