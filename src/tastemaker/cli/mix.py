@@ -69,6 +69,8 @@ class MixArgs:
     """Weight of the noise added at each step."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/mix-<n>)")] = None
     """Folder of the mixtures."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything and print what would be mixed and measured, without doing it."""
 
 
 def run(words: list[str]) -> int:
@@ -77,6 +79,16 @@ def run(words: list[str]) -> int:
     points = _points(args)
     settings = _settings(args)
     out = require_unused(args.out or next_free("mix"))
+    if args.dry_run:
+        from tastemaker.models import load_meta_model
+
+        load_meta_model(settings["model"])
+        images = len(settings["prompts"]) * settings["n"]
+        print(
+            f"{len(points)} mixtures ({', '.join(points)}) with {images} images each of {settings['model']}, "
+            f"measured by {', '.join(settings['rewards']) or 'no reward'}, into {out}"
+        )
+        return 0
     from tastemaker.cli.mix_show import show, sweeping
     from tastemaker.evaluation.mixture import Plan, write_mix
     from tastemaker.runs.folders import new_folder
