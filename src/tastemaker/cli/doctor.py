@@ -36,6 +36,7 @@ REQUIRED = {
     "scikit-image": "0.24",
     "rich": "13.7",
     "tyro": "1.0",
+    "annotated-types": "0.6",
     "inflect": "7.0",
     "httpx": "0.27",
     "anyio": "4.4",
