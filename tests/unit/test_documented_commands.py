@@ -227,7 +227,8 @@ def test_mistakes_are_noticed(command: str, elsewhere: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "command", ["tastemaker report --ot x", "tastemaker reward serve ocr --prt 1", "tastemaker doctor --reward ocr --sze 3"]
+    "command",
+    ["tastemaker report --ot x", "tastemaker reward serve ocr --prt 1", "tastemaker doctor --reward x --sze 3"],
 )
 def test_mistakes_where_nothing_is_run(command: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ConfigError, match="unknown flag"):

@@ -40,9 +40,9 @@ class BenchArgs:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb. What the run itself says goes to stderr."""
-    args, name = read(BenchArgs, words, "bench")
+def run(argv: list[str]) -> int:
+    """Runs the command. What the run itself says goes to stderr."""
+    args, name = read(BenchArgs, argv, "bench")
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
     if processes() > 1:

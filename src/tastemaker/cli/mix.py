@@ -73,9 +73,9 @@ class MixArgs:
     """Check everything and print what would be mixed and measured, without doing it."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args = parse(MixArgs, words, "mix")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args = parse(MixArgs, argv, "mix")
     points = _points(args)
     settings = _settings(args)
     out = require_unused(args.out or next_free("mix"))
@@ -200,5 +200,5 @@ def _prompts(args: MixArgs, known: Sequence[Config]) -> tuple[str, ...]:
     found = [load_prompts(name) for name in lists]
     # As many of each list, where the runs had different ones.
     share = -(-args.take // len(found))
-    chosen = [prompts.prompts[place] for prompts in found for place in prompts.spread(share)]
+    chosen = [prompts.prompts[index] for prompts in found for index in prompts.spread(share)]
     return tuple(dict.fromkeys(chosen))[: args.take]

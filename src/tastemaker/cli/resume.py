@@ -28,9 +28,9 @@ class ResumeArgs:
     """Check everything and print what the whole run does, without going on with it."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args = parse(ResumeArgs, words, "resume")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args = parse(ResumeArgs, argv, "resume")
     if args.folder is None:
         raise ConfigError("give the folder of a run, as in `tastemaker resume runs/ddpo-compressibility-1`")
     if args.rounds is not None and args.rounds < 1:

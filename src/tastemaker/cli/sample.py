@@ -55,9 +55,9 @@ class SampleArgs:
     """Check everything and print what would be made, without making it."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args = parse(SampleArgs, words, "sample")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args = parse(SampleArgs, argv, "sample")
     prompts = _prompts(args)
     model, sampling = _settings(args)
     masks = {ranges: step_mask(ranges, sampling.steps) for ranges in args.adapter_steps}

@@ -35,15 +35,15 @@ class TrainArgs:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args, stem = read(TrainArgs, words, "train")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args, stem = read(TrainArgs, argv, "train")
     out = require_unused(args.out or next_free(stem, agreed=True))
     if args.dry_run:
         return dry_run(args.settings, out)
     from tastemaker.training.run import train
 
-    train(args.settings, out, command=shlex.join(["tastemaker", "train", *words]))
+    train(args.settings, out, command=shlex.join(["tastemaker", "train", *argv]))
     return 0
 
 

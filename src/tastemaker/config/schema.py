@@ -1,4 +1,4 @@
-"""What a run is told, as frozen dataclasses. Nothing here imports torch: the command line reads it first.
+"""The settings of a run, as frozen dataclasses. Nothing here imports torch: the command line reads it first.
 
 Order of precedence: preset < file < flags. Every field has its unit or range in the line below it, which is
 also the text that `--help` shows.

@@ -31,7 +31,7 @@ from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.hub import hub_cause, is_unreachable, told_once  # noqa: E402
+from tastemaker.hub import hub_cause, is_unreachable, quiet_client  # noqa: E402
 from tastemaker.models.checks import require_latent, require_pixels  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
 from tastemaker.models.library_logging import loading  # noqa: E402
@@ -149,7 +149,7 @@ def _fetched(source: str, *, weights: bool = True) -> Path:
     from huggingface_hub import HfApi
 
     try:
-        with told_once():
+        with quiet_client():
             return _snapshot(HfApi(), source, weights)
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
