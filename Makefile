@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 RUNS ?= runs
 
-.PHONY: install demo demo-incompressibility test test-slow check format bench docs bundled clip surrogate curves clean
+.PHONY: install demo demo-incompressibility test test-slow check format bench docs measure-bundled bundled clip surrogate curves clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,13 +28,11 @@ demo: install ## DDPO on the bundled model, in minutes on a CPU: simple images
 demo-incompressibility: install ## the same with the opposite reward: busy images
 	$(BIN)/tastemaker train ddpo-incompressibility
 
-# Two at a time, as they run on one thread each; then those that measure time, or take both processors, by themselves.
+# Two at a time, as they run on one thread each.
 WORKERS ?= 2
-QUICK = not slow and not gpu
 
 test: install ## all tests that need no GPU and no long time
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "$(QUICK) and not alone"
-	$(BIN)/python -m pytest -q -m "$(QUICK) and alone"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: install ## the longer tests: full-size Stable Diffusion, the judge's validation
 	$(BIN)/python -m pytest -q -m slow
@@ -52,9 +50,17 @@ format: install ## formats the code
 bench: install ## speed, memory and overhead of the demo, and where a round's time goes
 	$(BIN)/tastemaker bench ddpo-compressibility
 
-docs: install ## measures the bundled model by the judge, and checks that public things are documented
-	$(BIN)/python scripts/bundled/measure.py
+.venv/docs-installed: .venv/installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]" 2> >(grep -v "is ignored: it is neither" >&2)
+	@touch $@
+
+docs: install .venv/docs-installed ## the docs site in build/site, with strict links and the reference of every setting
 	$(BIN)/python scripts/docs_coverage.py
+	$(BIN)/python scripts/docs_settings.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+measure-bundled: install ## measures the bundled model by the judge, for docs/results/bundled-model.md
+	$(BIN)/python scripts/bundled/measure.py
 
 bundled: install ## makes the bundled model and its judge again, from nothing (about two hours on 2 cores)
 	$(BIN)/python scripts/bundled/build.py all --work build/bundled
@@ -69,7 +75,7 @@ clip: install ## makes the bundled CLIP and its aesthetic head again, and measur
 surrogate: install ## trains the differentiable JPEG size again (about 15 minutes), on runs in build/*/* too if there are any
 	$(BIN)/python scripts/bundled/jpeg_surrogate.py --work build/jpeg_surrogate
 
-curves: install ## the figures of docs/ddpo.md: two estimators, two rewards, three seeds
+curves: install ## the figures of docs/results/ddpo.md: two estimators, two rewards, three seeds
 	$(BIN)/python benchmarks/curves.py --rounds 6
 
 clean: ## removes what the build made

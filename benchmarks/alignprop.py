@@ -5,7 +5,8 @@
 The bundled model and the JPEG size as a network counts it. DDPO as its preset has it (6 rounds of 128 images);
 AlignProp with one image an update, at two learning rates, evaluated after each round of four updates. Then AlignProp,
 two images an update, with K drawn at random, 1, 10 and all 20 steps, for 24 updates, evaluated after every two. Two
-runs at a time, one thread each. A run that is there already is not made again. Writes docs/alignprop.{png,svg,json}.
+runs at a time, one thread each. A run that is there already is not made again. Writes
+docs/results/alignprop.{png,svg,json}.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=Path("build/alignprop"))
-    parser.add_argument("--out", type=Path, default=Path("docs/alignprop"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/alignprop"))
     arguments = parser.parse_args()
     folders = run_all(wanted(arguments.work, arguments.seeds))
     plot(folders, arguments.seeds, arguments.out)

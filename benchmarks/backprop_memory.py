@@ -5,7 +5,7 @@
 `block`, `step` and `none` are ours. `public` does what the public code does: every step with a graph, the prediction
 detached before the first step that learns, a checkpoint around the whole network, the decoder's graph kept. Peak memory
 is that of the process (of the tensors on a GPU), with what it had before the update beside it. Writes
-docs/backprop-memory.json.
+docs/results/backprop-memory.json.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def measure(model_name: str, steps: int, images: int, last: int, kind: str, guid
     from tastemaker.benchmarking.bench import peak_memory
     from tastemaker.benchmarking.trace import clock
     from tastemaker.diffusion.backprop import chain, shown
+    from tastemaker.diffusion.sde import DDIM
     from tastemaker.models import load_model
     from tastemaker.models.tuning import Tuning
     from tastemaker.rewards.colour import soft_colourfulness
@@ -43,14 +44,14 @@ def measure(model_name: str, steps: int, images: int, last: int, kind: str, guid
     cond = model.encode(prompts, guidance)
 
     def update(count: int, grad_steps: int) -> None:
-        grid = model.process.grid(count)
+        sde = DDIM(model.process.grid(count, model.latent_shape), 0.0)
         chosen = list(range(count))[-grad_steps:]
         if kind == "public":
-            x0 = public(model, cond, draw, grid, chosen[0])
+            x0 = public(model, cond, draw, sde, chosen[0])
             x = model.decode(x0)
         else:
             recompute = kind != "none"
-            x = shown(model, chain(model, cond, draw, grid, 0.0, chosen, recompute=recompute).x0, recompute=recompute)
+            x = shown(model, chain(model, cond, draw, sde, chosen, recompute=recompute).x0, recompute=recompute)
         (-soft_colourfulness(x, prompts)).sum().backward()
 
     update(2, 1)
@@ -63,20 +64,19 @@ def measure(model_name: str, steps: int, images: int, last: int, kind: str, guid
     return {"seconds": now() - start, "before": before, "peak": peak_memory(device)}
 
 
-def public(model: Any, cond: Any, draw: Any, grid: Any, first: int) -> Any:
+def public(model: Any, cond: Any, draw: Any, sde: Any, first: int) -> Any:
     """Sampling as AlignProp's public code does it, on our network and our step."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    from tastemaker.diffusion.process import transition
-    from tastemaker.diffusion.sampler import times
+    from tastemaker.diffusion.sde import times
 
     x = draw.noise(0, model.latent_shape, model.device)
-    for step in range(len(grid)):
-        x0 = checkpoint(lambda x, step=step: model.denoise(x, times(grid, step, x), cond), x, use_reentrant=False)
+    for step in range(len(sde)):
+        x0 = checkpoint(lambda x, step=step: model.denoise(x, times(sde, step, x), cond), x, use_reentrant=False)
         assert isinstance(x0, torch.Tensor)
         x0 = x0.detach() if step < first else x0
-        mean, _ = transition(x.to(x0.dtype), x0, grid, step, 0.0)
+        mean, _ = sde.step(x.to(x0.dtype), x0, step)
         x = mean.to(x.dtype)
     return x
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--last", default="1,5,10,20,50", help="comma-separated numbers of steps that learn")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("docs/backprop-memory.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/backprop-memory.json"))
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -6,7 +6,7 @@ The bundled model without guidance, on `[number] [colour] [objects]`. AlignProp 
 the made-up taste of the bundled aesthetic head together, and DDPO on CLIPScore with 20 times as many images. The
 judge has no part in any.
 Two runs at a time, one thread each. A run that is there already is not made again. Writes
-docs/clip-score.{png,svg,json}.
+docs/results/clip-score.{png,svg,json}.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default=",".join(KINDS), help="comma-separated kinds of run")
     parser.add_argument("--work", type=Path, default=Path("build/clip-score"))
-    parser.add_argument("--out", type=Path, default=Path("docs/clip-score"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/clip-score"))
     arguments = parser.parse_args()
     runs = {
         (kind, seed): (arguments.work / f"{kind}-{seed}", [*KINDS[kind][1], "--seed", str(seed)])

@@ -7,7 +7,7 @@ climbs 1 - c, with c the judge's confidence in a circle of any colour, less 1 - 
 judge finds a circle, and the other object by kind and colour, before training and at each evaluation. The judge is also
 what is climbed, so the bundled CLIP is asked as well: which of the 64 captions with two kinds in these colours it finds
 nearest. One run after the other, one thread each. A run that is there already is not made again. Writes
-docs/concept-removal.{png,svg,json}, and concept-removal-images.png to be looked at.
+docs/results/concept-removal.{png,svg,json}, and concept-removal-images.png to be looked at.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lanes", type=int, default=1, help="runs at a time")
     parser.add_argument("--work", type=Path, default=Path("build/concept-removal"))
-    parser.add_argument("--out", type=Path, default=Path("docs/concept-removal"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/concept-removal"))
     arguments = parser.parse_args()
     runs = {seed: (arguments.work / f"seed-{seed}", [PRESET, "--seed", str(seed)]) for seed in range(arguments.seeds)}
     folders = run_all(runs, arguments.lanes)

@@ -1,4 +1,4 @@
-"""Both estimators of DDPO on both JPEG rewards, three seeds each: the curves of docs/ddpo.md.
+"""Both estimators of DDPO on both JPEG rewards, three seeds each: the curves of docs/results/ddpo.md.
 
     python benchmarks/curves.py --rounds 6 [--seeds 3] [--work build/curves]
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("build/curves"))
-    parser.add_argument("--out", type=Path, default=Path("docs/ddpo-curves"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/ddpo-curves"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     keys = [(r, e, seed) for seed in range(arguments.seeds) for r in REWARDS for e in ESTIMATORS]

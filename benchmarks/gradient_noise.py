@@ -8,7 +8,7 @@ Each weight is divided by the root of its mean square, as Adam does. With g_i th
 g_i . g_j over pairs of different blocks is an estimate of the squared length of what they have in common, S, without
 bias; the mean of g_i . g_i is S + N. S/N is what one block tells: N/S blocks together make a gradient half of which is
 signal.
-The standard error of S takes the pairs for independent. Writes docs/gradient-noise.json.
+The standard error of S takes the pairs for independent. Writes docs/results/gradient-noise.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tastemaker.config.presets import PRESETS
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import setup
 from tastemaker.training.draws import draw_round
-from tastemaker.training.rounds import collect
+from tastemaker.training.rounds import sampled
 from tastemaker.training.session import Session
 
 SIZE, PER_PROMPT = 32, 8
@@ -50,18 +50,18 @@ def block(session: Session, number: int) -> Tensor:
     config = session.config
     draw = draw_round(session.prompts, config.seed, number, SIZE, PER_PROMPT, 1, 1)
     with session.inference():
-        rollout, _, found = collect(session, draw, session.task.grid.stochastic(config.sampling.eta))
-    reward = found[config.reward]
+        made = sampled(session, draw, session.task.sde.stochastic())
+    reward = made.found[config.reward]
     advantage = group_relative(reward, draw.groups(), "round")
     rollout = replace(
-        rollout, reward=reward, advantage=advantage, draw=draw, group=torch.tensor(draw.groups()),
+        made.rollout, reward=reward, advantage=advantage, group=torch.tensor(draw.groups()),
         selected=torch.ones(SIZE, dtype=torch.bool),
     )  # fmt: skip
     rows = config.algorithm.prepare(session.task, rollout)
-    parameters = session.model.trainable()
+    parameters = session.model.weights.trainable()
     steps = []
     for place in range(rollout.logp.shape[1]):
-        loss, _ = config.algorithm.loss(session.task, rows.select((rows.place == place).nonzero().flatten()))
+        loss, _ = config.algorithm.loss(session.task, rows.select((rows.step_index == place).nonzero().flatten()))
         gradients = torch.autograd.grad(loss.mean(), list(parameters.values()))
         steps.append(torch.cat([gradient.flatten() for gradient in gradients]))
     return torch.stack(steps)
@@ -84,7 +84,7 @@ def layers(session: Session) -> dict[str, Tensor]:
     """Places of the weights by kind of layer."""
     found: dict[str, list[Tensor]] = {}
     start = 0
-    for name, parameter in session.model.trainable().items():
+    for name, parameter in session.model.weights.trainable().items():
         places = torch.arange(start, start + parameter.numel())
         start += parameter.numel()
         kind = "attn2" if "attn2" in name else "attn1"
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="ddpo-clip")
     parser.add_argument("--blocks", type=int, default=48)
-    parser.add_argument("--out", type=Path, default=Path("docs/gradient-noise.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/gradient-noise.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = {"preset": arguments.preset, "blocks": arguments.blocks, "images a block": SIZE}

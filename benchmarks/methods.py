@@ -1,4 +1,4 @@
-"""Every likelihood and regression method on one reward, at equal reward queries: the figure of docs/methods/README.md.
+"""Every likelihood and regression method on one reward, at equal reward queries: the figure of docs/results/methods.md.
 
     python benchmarks/methods.py [--rounds 6] [--seeds 3] [--only ddpo-is,pg] [--work build/methods]
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default=",".join(METHODS), help="comma-separated methods")
     parser.add_argument("--work", type=Path, default=Path("build/methods"))
-    parser.add_argument("--out", type=Path, default=Path("docs/methods/curves"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/methods"))
     arguments = parser.parse_args()
     given = ["--rounds", str(arguments.rounds)]
     runs = {

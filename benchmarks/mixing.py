@@ -4,7 +4,7 @@
 
 Three rewards, 640 queries of AlignProp each, far enough for the images to have changed as much as they will. Two runs
 at a time, one thread each; then `tastemaker mix` of the pairs. What is there already is not made again. Writes
-docs/mixing-pairs.json.
+docs/results/mixing-pairs.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def mixed(work: Path, a: str, b: str, mode: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/mixing"))
-    parser.add_argument("--out", type=Path, default=Path("docs/mixing-pairs"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/mixing-pairs"))
     arguments = parser.parse_args()
     run_all({name: (arguments.work / name, [*SATURATED, *words]) for name, words in RUNS.items()})
     publish({f"{a}, {b}, {mode}": mixed(arguments.work, a, b, mode) for a, b, mode in PAIRS}, arguments.out)

@@ -5,7 +5,7 @@
 The bundled model's analogues of B2's three templates: a number of objects (3 seeds) and an object with its attributes
 by the bundled CLIP's score, two objects in a relation by the judge's soft score (a seed each), at equal reward queries:
 80 rounds of 64 images. Two runs at a time, one thread each. A run that is there already is not made again. Writes
-docs/methods/relations.{png,svg,json}.
+docs/results/relations.{png,svg,json}.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=80)
     parser.add_argument("--lists", default=",".join(LISTS), help="comma-separated")
     parser.add_argument("--work", type=Path, default=Path("build/relations"))
-    parser.add_argument("--out", type=Path, default=Path("docs/methods/relations"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/relations"))
     arguments = parser.parse_args()
     wanted = [("pair", 0), ("attributes", 0)] + [("count", seed) for seed in range(arguments.seeds)]
     runs = {

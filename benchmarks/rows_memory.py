@@ -1,6 +1,6 @@
 """Memory and speed of training Stable Diffusion 1.x, full size with random weights, by the rows of one pass.
 
-    python benchmarks/rows_memory.py [--rows 1 2 4 8] [--steps 3] [--threads 2] [--out docs/rows-memory.json]
+    python benchmarks/rows_memory.py [--rows 1 2 4 8] [--steps 3] [--threads 2] [--out docs/results/rows-memory.json]
 
 LoRA as in the preset ddpo-compressibility-sd14-lora: 512 px and all variants on a GPU, 64 px and those that a CPU has
 elsewhere. Each line is a process of its own: one round to warm up, then one that is measured. Sampling takes as many
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="rows of one pass")
     parser.add_argument("--steps", type=int, default=3, help="steps of an image, all of them trained")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/rows-memory.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/rows-memory.json")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

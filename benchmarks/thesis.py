@@ -1,6 +1,6 @@
-"""The thesis' first two experiments, scaled down to minutes on a laptop: the figure of docs/methods/ppo.md.
+"""The thesis' first two experiments, scaled down to minutes on a laptop: the figure of docs/results/thesis.md.
 
-    python benchmarks/thesis.py [--work build/thesis] [--out docs/thesis] [--only target,colour]
+    python benchmarks/thesis.py [--work build/thesis] [--out docs/results/thesis] [--only target,colour]
 
 PPO with a value network and the divergence in the reward, as in Table 6.2: a model of one digit towards one image of
 it, and a class-conditional model towards colourfulness. Learning rates are 100 to 1000 times the table's, for a
@@ -72,7 +72,7 @@ def plot(folders: dict[str, Path], out: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/thesis"))
-    parser.add_argument("--out", type=Path, default=Path("docs/thesis"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/thesis"))
     parser.add_argument("--only", default=",".join(EXPERIMENTS), help="comma-separated experiments")
     arguments = parser.parse_args()
     runs = {name: (arguments.work / name, [*EXPERIMENTS[name], *COMMON]) for name in arguments.only.split(",")}

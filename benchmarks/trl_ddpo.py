@@ -1,6 +1,6 @@
 """DDPO side by side with trl 0.23.1's, on the bundled model at the demo's settings: seconds a round of each.
 
-    python benchmarks/trl_ddpo.py [--pairs 5] [--updates 4] [--trl-batch 1] [--out docs/speed.json]
+    python benchmarks/trl_ddpo.py [--pairs 5] [--updates 4] [--trl-batch 1] [--out docs/results/speed.json]
 
 Same weights, images, steps, guidance, adapter, updates, reward and prompts, and the same number of trained rows,
 which is checked: every step is trained (optimizer.first_share = 1), since trl cannot leave out the last ones. It
@@ -171,7 +171,7 @@ def main() -> None:
         "--trl-batch", type=int, default=0, help="images trl samples and trains at once; its default is 1"
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/speed.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/speed.json")
     parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.2)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/vlm-throughput.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/vlm-throughput.json")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:

@@ -1,6 +1,6 @@
 """An image of a run for a page: the first prompts of its fixed grid, before and after.
 
-python scripts/before_after.py RUN docs/before-after.png [--prompts 6] [--each 4] [--round N]
+python scripts/before_after.py RUN docs/results/before-after.png [--prompts 6] [--each 4] [--round N]
 """
 
 from __future__ import annotations

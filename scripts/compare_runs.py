@@ -198,7 +198,7 @@ AFTER: dict[str, str] = {
 }
 """Commands on the runs of above; compared by the tensors, images and tables that they leave."""
 
-RENAMED_METRICS: dict[str, str] = {}
+RENAMED_METRICS: dict[str, str] = {"anchor_loss": "prior_loss"}
 """Old name, or old beginning that ends in `/`, -> the new one."""
 NEW_METRICS: tuple[str, ...] = ()
 """Beginnings of metrics that the baseline does not have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -17,6 +18,12 @@ import tiny  # noqa: E402
 # The same examples on every machine, with no limit on their time; `--hypothesis-profile=default` looks for others.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+def pytest_collection_finish():
+    """What was imported stays, so the garbage collector need not look through it again, as every run has it do."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,6 +21,8 @@ from tastemaker.algorithms.base import Task
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import PromptSet
 from tastemaker.diffusion.process import Grid, output_scale, x0_from
+from tastemaker.diffusion.sampler import LocalSampler
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.progress import Display
 from tastemaker.training.session import Session
@@ -51,7 +53,7 @@ class WorldProcess:
     def sigmas(self) -> Tensor:
         return (1 - self.alphas**2).sqrt() if self.kind == "vp" else 1 - self.alphas
 
-    def grid(self, steps: int) -> Grid:
+    def grid(self, steps: int, latent_shape: Sequence[int] = ()) -> Grid:
         assert steps == STEPS
         alpha, sigma = self.alphas, self.sigmas
         return Grid(torch.arange(STEPS - 1, -1, -1), alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
@@ -138,8 +140,26 @@ class Shift(nn.Module):
         return (self.theta * self.unit)[STEPS - 1 - t]  # type: ignore[operator]
 
 
+class Weights:
+    """What `models.network_weights` is for networks."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self.world.shift.named_parameters())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        self.world.trained = False
+        try:
+            yield
+        finally:
+            self.world.trained = True
+
+
 class World:
-    """The world behind the door of `protocols.Model`."""
+    """The world as a `diffusion.model.Model`, as far as rounds use one."""
 
     latent_shape = (2,)
     device = torch.device("cpu")
@@ -150,33 +170,22 @@ class World:
         self.shift = Shift(torch.from_numpy(self.closed.std / self.closed.pull))
         self.network: nn.Module = self.shift
         self.trained = True
+        self.weights = Weights(self)
 
-    def encode(self, prompts: Sequence[str], guidance: float) -> Cond:
-        states = lambda names: torch.tensor([[MEANS[name]] for name in names])  # noqa: E731
-        return Cond(states(prompts), states([""]), guidance)
-
-    def pooled(self, prompts: Sequence[str]) -> Tensor:
-        return torch.tensor([MEANS[name] for name in prompts])
+    def encode(self, prompts: Sequence[str], guidance: float, *, pooled: bool = False) -> Cond:
+        names = list(dict.fromkeys(["", *prompts]))
+        means = torch.tensor([MEANS[name] for name in names])
+        states = {"text": means.unsqueeze(1)} | ({"pooled": means} if pooled else {})
+        return Cond(states, torch.tensor([names.index(prompt) for prompt in prompts]), guidance)
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        m, i = cond.text[:, 0].double(), STEPS - 1 - t
+        m, i = cond["text"][:, 0].double(), STEPS - 1 - t
         centred = x.double() - self.process.alphas[i].unsqueeze(1) * m
         best = m + (self.denoiser[i] @ centred.unsqueeze(2)).squeeze(2)
         return best + self.network(t) if self.trained else best
 
     def decode(self, x0: Tensor) -> Tensor:
         return torch.cat([x0, torch.zeros(len(x0), 1)], dim=1).reshape(-1, 3, 1, 1)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return dict(self.shift.named_parameters())
-
-    @contextmanager
-    def reference(self) -> Iterator[None]:
-        self.trained = False
-        try:
-            yield
-        finally:
-            self.trained = True
 
     def reward(self, prompt: str = "left") -> float:
         """The expected reward of a prompt's images as the model is now, in closed form."""
@@ -194,14 +203,18 @@ def session(config: Config, world: World, prompts: Sequence[str], optimizer: Any
     groups, rates = [{"params": list(world.shift.parameters())}], [(options.lr, options.warmup)]
     if value is not None:
         groups.append({"params": list(value.parameters())})
-        rates.append((getattr(algorithm, "value_lr", 0.0), 0))
-    grid = world.process.grid(config.sampling.steps)
-    empty = world.encode([""], 1.0).empty
+        rates.append((algorithm.requirements.value.lr if algorithm.requirements.value else 0.0, 0))
+    world_model: Any = world
+    sde = DDIM(world.process.grid(config.sampling.steps), config.sampling.eta)
+    sampler = LocalSampler(world_model, sde, config.sampling.log_prob, config.sampling.noise_outside)
+    training = algorithm.requirements.value
     task = Task(
-        world, grid, config.sampling.eta, empty, 1.0, config.sampling.log_prob, value, config.optimizer.rows
+        world_model, sde, config.sampling.log_prob, value, "text" if training is None else training.states,
+        config.optimizer.rows,
     )  # fmt: skip
     display = Display(config.rounds, enabled=False)
+    reward: Any = taste
     return Session(
-        config, accelerator, world, optimizer(groups), taste, PromptSet(tuple(prompts), (1.0,) * len(prompts)), task,
-        State(), display, Stop(accelerator), config.window, rates,
+        config, accelerator, world_model, optimizer(groups), reward, PromptSet(tuple(prompts), (1.0,) * len(prompts)),
+        task, sampler, State(), display, Stop(accelerator), config.window, rates,
     )  # fmt: skip

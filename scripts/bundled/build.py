@@ -3,7 +3,7 @@
     python scripts/bundled/build.py all --work build/bundled
 
 Each stage continues from its last checkpoint in the work folder, so an interrupted build is started again
-with the same command. Cost on 2 CPU cores: see docs/bundled-model.md.
+with the same command. Cost on 2 CPU cores: see docs/results/bundled-model.md.
 """
 
 from __future__ import annotations

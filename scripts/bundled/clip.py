@@ -5,7 +5,7 @@
     python scripts/bundled/clip.py measure
 
 `train` makes a transformers CLIPModel and CLIPProcessor; a build that was interrupted goes on from its last checkpoint.
-`taste` fits the aesthetic head on it. `measure` writes docs/clip.json. Times are in docs/bundled-clip.md.
+`taste` fits the aesthetic head on it. `measure` writes docs/results/clip.json. Times: docs/results/bundled-clip.md.
 
 Half of the drawings pass through the bundled VAE first, so that the model's images are in distribution. Beside each
 caption stands one that is false of the drawing by a single change. A head that is thrown away afterwards has to find
@@ -38,6 +38,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from build import DRAWINGS, SIZE
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.drawings import Request, Scene, render, sample_scene
 from tastemaker.drawings.judge import compare, judge, see
 from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, RELATIONS, TEXTURES, Wanted, relation_of, request_for
@@ -485,7 +486,7 @@ def on_samples(clip: Clip) -> dict[str, dict[str, float]]:
     rows: list[dict[str, Any]] = []
     for seed, guidance in enumerate(GUIDANCES):
         chosen = fixed_draw([prompt for _, prompt in prompts], 1, seed)
-        x = images(model, chosen, model.process.grid(20), guidance, 1.0, batch=64)
+        x = images(model, chosen, DDIM(model.process.grid(20), 1.0), guidance, batch=64)
         cosines, beauty = clip_score(clip, x, chosen.prompts), score(aesthetic, x, chosen.prompts)
         for n, (verdict, scene) in enumerate(zip(judge(x, chosen.prompts), see(x), strict=True)):
             assert verdict is not None
@@ -514,7 +515,7 @@ def clip_score(clip: Clip, x: Tensor, prompts: Sequence[str]) -> Tensor:
 
 
 def measure(_: Path) -> None:
-    """Everything that docs/bundled-clip.md says, into docs/clip.json."""
+    """Everything that docs/results/bundled-clip.md says, into docs/results/clip.json."""
     torch.manual_seed(8)
     clip, (drawn, scenes) = load_clip(str(FOLDER), "measure"), drawings(HELD_OUT, START + SCENES)
     layers = head(load_file(FOLDER / HEAD)) if (FOLDER / HEAD).is_file() else None
@@ -533,7 +534,7 @@ def measure(_: Path) -> None:
         print(name, json.dumps(result[name]), flush=True)
     result["samples"] = on_samples(clip)
     print(json.dumps(result["samples"], indent=1), flush=True)
-    (ASSETS.parents[2] / "docs/clip.json").write_text(json.dumps(result, indent=1) + "\n")
+    (ASSETS.parents[2] / "docs/results/clip.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 STAGES = {"train": train, "taste": fit_taste, "measure": measure}

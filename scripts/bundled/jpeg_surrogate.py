@@ -33,6 +33,7 @@ from torch import Tensor
 from build import DRAWINGS, SIZE
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.drawings import render, sample_scene
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
@@ -63,7 +64,7 @@ def samples(model: Model, count: int, seed: int) -> Tensor:
     prompts = load_prompts(LIST).prompts
     places = tuple(random.Random(seed).choices(range(len(prompts)), k=count))
     draw = Draw(seed, 0, tuple(prompts[p] for p in places), places, tuple(range(count)))
-    return images(model, draw, model.process.grid(STEPS), GUIDANCE, ETA, batch=64)
+    return images(model, draw, DDIM(model.process.grid(STEPS), ETA), GUIDANCE, batch=64)
 
 
 def kept(file: Path, make: Callable[[], Tensor]) -> Tensor:
@@ -85,7 +86,7 @@ def of_runs(runs: Sequence[Path], count: int, seed: int, work: Path) -> dict[str
 
         def make(run: Path = run) -> Tensor:
             model = load_model("bundled")
-            model.apply(find_adapter(run))
+            model.weights.load(find_adapter(run))
             return samples(model, count, seed)
 
         name = f"{run.parent.name}/{run.name}"

@@ -1,6 +1,6 @@
-"""How well the bundled model follows prompts, by the judge: docs/bundled-model.md's table and images.
+"""How well the bundled model follows prompts, by the judge: docs/results/bundled-model.md's table and images.
 
-python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/bundled-model.json]
+python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/results/bundled-model.json]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.drawings.judge import Verdict, judge
 from tastemaker.evaluation.images import contact_sheet, images, to_pil
 from tastemaker.models import load_model
@@ -51,13 +52,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--each", type=int, default=1, help="images of each prompt")
-    parser.add_argument("--out", type=Path, default=Path("docs/bundled-model.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/bundled-model.json"))
     arguments = parser.parse_args()
     model = load_model(arguments.model)
     grid, result = model.process.grid(STEPS), {}
     for name in LISTS:
         chosen = draw(list(load_prompts(name).prompts), arguments.each)
-        x = images(model, chosen, grid, GUIDANCE, ETA, batch=64)
+        x = images(model, chosen, DDIM(grid, ETA), GUIDANCE, batch=64)
         verdicts = [verdict for verdict in judge(x, chosen.prompts) if verdict is not None]
         result[name] = {"images": len(verdicts), **table(verdicts)}
         print(name, json.dumps(result[name]), flush=True)
@@ -65,7 +66,7 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     torch.manual_seed(0)
     shown = draw(SHOWN, 8, seed=1)
-    image_list = to_pil(images(model, shown, grid, GUIDANCE, ETA, batch=80))
+    image_list = to_pil(images(model, shown, DDIM(grid, ETA), GUIDANCE, batch=80))
     contact_sheet(image_list, columns=16, cell=64).save(arguments.out.with_suffix(".png"))
 
 

@@ -1,4 +1,4 @@
-"""Makes the two small pixel-space models of docs/pixel-models.md: `digits` (fours) and `drawn32` (muted drawings).
+"""Makes the two small models of docs/guides/pixel-models.md: `digits` (fours) and `drawn32` (muted drawings).
 
     python scripts/digits/train.py digits    # needs scikit-learn (pip install -e ".[dev]")
     python scripts/digits/train.py drawn32

@@ -36,6 +36,7 @@ from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.pg import PG
 from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
 from tastemaker.diffusion.sampler import sample
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
@@ -151,7 +152,7 @@ class Lab:
 def drift(model: Any) -> None:
     """Adapters start with B = 0, as the reference: gives them values."""
     random = torch.Generator().manual_seed(7)
-    for name, parameter in sorted(model.trainable().items()):
+    for name, parameter in sorted(model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=random))
 
@@ -167,13 +168,13 @@ class Policy:
         model = LatentUNet(pipeline)
         model.tune(Tuning(rank=2, targets=("to_q", "to_v")))
         pipeline.unet.double()
-        model._predict = lambda x, t, text: model.network(  # type: ignore[method-assign]
-            x.double(), t, encoder_hidden_states=text.double(), return_dict=False
+        model.predict = lambda x, t, cond: model.network(  # type: ignore[method-assign]
+            x.double(), t, encoder_hidden_states=cond["text"].double(), return_dict=False
         )[0]
         drift(model)
         self.model, grid, cond = model, model.process.grid(3), model.encode(DRAW.prompts, GUIDANCE)
-        self.task = Task(model, grid, 1.0, cond.empty, GUIDANCE, rows=50, kl=0.1)
-        made = sample(model, cond, DRAW, grid, 1.0, grid.stochastic(1.0))
+        self.task = Task(model, DDIM(grid, 1.0), rows=50, kl=0.1)
+        made = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic())
         self.rollout: Rollout = replace(
             made, draw=DRAW, reward=torch.tensor([0.3, -0.6, 0.1, 2.0]),
             advantage=torch.tensor([0.5, -1.0, -0.4, 1.5]), group=torch.tensor([0, 0, 1, 1]),
@@ -181,7 +182,12 @@ class Policy:
 
     def moved(self, log_ratio: list[float]) -> Rollout:
         """The rollout as if each image's steps had had other log-probabilities, so that these are the log-ratios."""
-        return replace(self.rollout, logp=self.rollout.logp - torch.tensor(log_ratio).double()[:, None])
+        return replace(
+            self.rollout,
+            trajectory=replace(
+                self.rollout.trajectory, logp=self.rollout.logp - torch.tensor(log_ratio).double()[:, None]
+            ),
+        )
 
     @torch.no_grad()
     def loss(self, algorithm: Any, rollout: Rollout | None = None, **task: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -217,7 +223,7 @@ def updates_seen(session: Session) -> Iterator[list[tuple[Rows, dict[str, Tensor
 
     def capture(own: Session, rows: Rows, *arguments: Any) -> float:
         norm = accumulate(own, rows, *arguments)
-        seen.append((rows, {name: p.grad.clone() for name, p in own.model.trainable().items()}))
+        seen.append((rows, {name: p.grad.clone() for name, p in own.model.weights.trainable().items()}))
         return norm
 
     with mock.patch.object(update, "accumulate", capture):
@@ -238,7 +244,7 @@ def rates_seen(session: Session) -> Iterator[list[float]]:
 
 def weights(session: Session) -> dict[str, Tensor]:
     """Copies of what is trained, by name."""
-    return {name: p.detach().clone() for name, p in session.model.trainable().items()}
+    return {name: p.detach().clone() for name, p in session.model.weights.trainable().items()}
 
 
 def flat(values: dict[str, Tensor]) -> Tensor:

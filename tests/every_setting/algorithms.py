@@ -110,7 +110,7 @@ def dpok_divergence(lab: Lab) -> None:
     step = all_rows(policy.rollout).transitions()
     with torch.no_grad():
         gap = policy.task.policy(step).x0 - policy.task.reference(step).x0
-    scale = (policy.task.grid.alpha / policy.task.grid.sigma)[step.step]
+    scale = (policy.task.sde.grid.alpha / policy.task.sde.grid.sigma)[step.step]
     noise = (gap * scale[:, None, None, None]).square().flatten(1).mean(dim=1)
     loss, _ = policy.loss(DPOK(kl=3.0, reward_weight=1.0, divergence="noise"))
     close(loss, -each_step(ADVANTAGE) + 3 * noise, 1e-5)
@@ -162,7 +162,7 @@ def dpok_value_text(lab: Lab) -> None:
     """In all calls one state a prompt, which is transformers' pooled output, or those of all tokens."""
     for kind in ("pooled", "mean"):
         session = with_value(lab, DPOK(value="mlp", value_text=kind))  # type: ignore[arg-type]
-        with value_calls(session) as calls, called(rounds, "collect") as collected:
+        with value_calls(session) as calls, called(rounds, "sampled") as collected:
             one_round(session)
         prompts, pipeline = list(collected[0][0][1].prompts), session.model.pipeline
         length = pipeline.tokenizer.model_max_length
@@ -313,7 +313,7 @@ def ppo_controller(lab: Lab) -> None:
     algorithm = PPO(value="mlp", kl=0.1, kl_target=2.5, kl_horizon=100)
     config = lab.config(algorithm=algorithm, advantage={"normalise": "base"})
     session: Any = types.SimpleNamespace(config=config, state=State(), task=types.SimpleNamespace(kl=0.1))
-    assert rounds.control(session, {"kl": 0.5625}, 4) == {"kl_weight": 0.1, "kl_trajectory": 2.25}
+    assert rounds.controlled_kl(session, {"kl": 0.5625}, 4) == {"kl_weight": 0.1, "kl_trajectory": 2.25}
     close(session.state.kl, 0.0996, 1e-12)
     # In a round it is given the divergence of a whole trajectory, and the next round has the weight.
     session = lab.session(trained=True, algorithm=replace(algorithm, kl_target=1e-9), advantage={"normalise": "base"})
@@ -382,7 +382,7 @@ def noises(lab: Lab) -> None:
     for algorithm, count in ((RWR(noises=3), 12), (NFT(noises=3), 12), (DiffusionDPO(noises=3), 6)):
         rows = algorithm.prepare(policy.task, policy.rollout)
         assert len(rows) == count
-        assert rows.place.tolist() == [0, 1, 2] * (count // 3)
+        assert rows.step_index.tolist() == [0, 1, 2] * (count // 3)
 
 
 @acts("algorithm.rwr.guided", "algorithm.nft.guided", "algorithm.diffusion-dpo.guided")
@@ -445,7 +445,7 @@ def nft_kl(lab: Lab) -> None:
     algorithm = NFT(noises=1, kl=3.0, weighting="none")
     rows = algorithm.prepare(policy.task, policy.rollout)
     assert rows.before is not None
-    with torch.no_grad(), policy.model.reference():
+    with torch.no_grad(), policy.model.weights.reference():
         base = NFT(noises=1, weighting="none").prepare(policy.task, policy.rollout).before
     square = (rows.before - base).square().flatten(1).mean(dim=1)
     assert square.min() > 1e-4
@@ -462,9 +462,9 @@ def diffusion_dpo_beta(lab: Lab) -> None:
     assert (rows.image.tolist(), rows.other.tolist()) == ([0, 1], [2, 3])
     sides = [rows.noised(range(1000)), rows.others().noised(range(1000), like=rows)]
     with torch.no_grad():
-        mean = lambda side: policy.task.residual(side, 1.0).square().flatten(1).mean(dim=1)  # noqa: E731
+        mean = lambda side: policy.task.residual(side, guided=False).square().flatten(1).mean(dim=1)  # noqa: E731
         own = [mean(side) for side in sides]
-        with policy.model.reference():
+        with policy.model.weights.reference():
             reference = [mean(side) for side in sides]
     margin = (own[0] - own[1]) - (reference[0] - reference[1])
     loss, _ = policy.loss(DiffusionDPO(beta=50.0))
@@ -474,14 +474,13 @@ def diffusion_dpo_beta(lab: Lab) -> None:
 @acts("algorithm.diffusion-dpo.drop_captions")
 def diffusion_dpo_drop_captions(lab: Lab) -> None:
     policy = lab.policy
-    many = policy.rollout.draw
-    assert many is not None
-    text = policy.rollout.text
+    many, text = policy.rollout.draw, policy.rollout.cond["text"]
+    empty = policy.model.encode([""], 1.0)["text"][0]
     share = []
     for round in range(20):
         rollout = replace(policy.rollout, draw=replace(many, round=round))
-        found = DiffusionDPO(drop_captions=0.5).prepare(policy.task, rollout).rollout.text
-        dropped = [bool(torch.equal(states, policy.task.empty[0])) for states in found]
+        found = DiffusionDPO(drop_captions=0.5).prepare(policy.task, rollout).rollout.cond["text"]
+        dropped = [bool(torch.equal(states, empty)) for states in found]
         assert all(gone or torch.equal(a, b) for gone, a, b in zip(dropped, found, text, strict=True))
         share += dropped
     assert 20 < sum(share) < 60

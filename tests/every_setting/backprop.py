@@ -19,8 +19,9 @@ from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.diffusion.sampler import sample
-from tastemaker.training.backprop_round import placed
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.training.session import Session
+from tastemaker.types import Rollout
 
 
 @dataclass
@@ -57,9 +58,9 @@ def run(
             SHARED[lab] = made(lab, AlignProp(checkpointing="step"))
         session = SHARED[lab]
     rewards: list[Tensor] = []
-    note = lambda places, images, values, parts: rewards.append(values)  # noqa: E731
-    task, draw = replace(session.task, seen=note, guidance=guidance), DRAW.select([0, 2])
-    rows = algorithm.prepare(task, placed(session, draw))
+    note = lambda indices, images, values, parts: rewards.append(values)  # noqa: E731
+    task, draw = replace(session.task, on_images=note), DRAW.select([0, 2])
+    rows = algorithm.prepare(task, Rollout(session.model.encode(draw.prompts, guidance), draw))
     rows = replace(rows, grad_steps=torch.tensor([[step in grad_steps for step in range(3)]] * 2))
     with network_calls(session.model) as calls:
         loss, metrics = algorithm.loss(task, rows)
@@ -291,7 +292,7 @@ def draft_noises(lab: Lab) -> None:
     for ordinary in (False, True):
         algorithm = DRaFT(noises=2, ordinary=ordinary)
         seen = run(lab, algorithm, [2])
-        assert len(seen.rewards) == algorithm.queries == 2 + ordinary
+        assert len(seen.rewards) == algorithm.requirements.queries == 2 + ordinary
         assert (len(seen.forward), len(seen.backward)) == (5, 2 + ordinary)
         close(seen.loss, -torch.stack(seen.rewards).mean(dim=0))
 
@@ -318,7 +319,7 @@ def refl_guided(lab: Lab) -> None:
 def direct_align_noises(lab: Lab) -> None:
     algorithm = DirectAlign(noises=2)
     seen = run(lab, algorithm, [1])
-    assert len(seen.rewards) == algorithm.queries == 2
+    assert len(seen.rewards) == algorithm.requirements.queries == 2
     close(seen.loss, -torch.stack(seen.rewards).mean(dim=0))
 
 
@@ -327,9 +328,9 @@ def direct_align_jump(lab: Lab) -> None:
     """From step 0 to step 1: w x_0_theta + (1 - w) x_0 with w = 1 - alpha_0 sigma_1 / (alpha_1 sigma_0)."""
     seen = run(lab, DirectAlign(jump=1), [0])
     session = SHARED[lab]
-    model, grid, draw = session.model, session.task.grid, DRAW.select([0, 2])
+    model, grid, draw = session.model, session.task.sde.grid, DRAW.select([0, 2])
     cond = model.encode(draw.prompts, 1.0)
-    x0 = sample(model, cond, draw, grid, 1.0).x0
+    x0 = sample(model, cond, draw, DDIM(grid, 1.0)).x0
     x = grid.alpha[0] * x0 + grid.sigma[0] * draw.noise(direct_align._NOISE, x0.shape[1:])
     w = 1 - grid.alpha[0] * grid.sigma[1] / (grid.alpha[1] * grid.sigma[0])
     assert 0.1 < w < 0.9

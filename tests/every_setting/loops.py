@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from every_setting import DRAW, Lab, acts
+from tastemaker.evaluation.evaluate import Evaluation
+from tastemaker.rewards.base import Scores
 from tastemaker.training import run, setup
-from tastemaker.training.rounds import Evaluation
+from tastemaker.training.evaluations import RunEvaluation
 from tastemaker.training.session import Session
 
 
@@ -25,18 +27,18 @@ def trained(lab: Lab, measures: Sequence[float] = (), **changes: Any) -> Path:
     @torch.no_grad()
     def one_round(session: Session) -> dict[str, Any]:
         session.state.round += 1
-        for parameter in session.model.trainable().values():
+        for parameter in session.model.weights.trainable().values():
             parameter.fill_(session.state.round)
         return {"round": session.state.round, "reward/mean": 0.0}
 
-    def evaluate(session: Session) -> Evaluation:
-        reward = torch.full((4,), next(values, 0.0))
-        return Evaluation(DRAW, torch.zeros(4, 3, 8, 8), reward, [None] * 4)
+    def evaluate_run(session: Session) -> RunEvaluation:
+        scores = {"reward": Scores(torch.full((4,), next(values, 0.0)))}
+        return RunEvaluation("reward", Evaluation(DRAW, torch.zeros(4, 3, 8, 8), scores, [None] * 4))
 
     with (
         mock.patch.object(setup, "load_model", lab._load),
         mock.patch.object(run, "one_round", one_round),
-        mock.patch.object(run, "evaluate", evaluate),
+        mock.patch.object(run, "evaluate_run", evaluate_run),
         mock.patch.object(run, "write_adapter"),
         mock.patch.object(run, "write_report"),
         mock.patch.object(run, "summary", return_value=""),

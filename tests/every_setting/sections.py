@@ -44,6 +44,7 @@ from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import prior_preservation, rounds
+from tastemaker.training.evaluations import evaluate_run
 from tastemaker.types import Draw
 
 # The run as a whole.
@@ -60,15 +61,15 @@ def model(lab: Lab) -> None:
 @acts("prompts")
 def prompts(lab: Lab) -> None:
     session = lab.session(prompts=str(lab.file("own.txt", "a fox\na owl\n")))
-    with called(rounds, "collect") as seen:
+    with called(rounds, "sampled") as seen:
         one_round(session)
     assert set(seen[0][0][1].prompts) == {"a fox", "a owl"}
 
 
 @acts("reward")
 def reward(lab: Lab) -> None:
-    found = rounds.evaluate(lab.session(reward="smooth:redness"))
-    close(found.reward, smooth.redness(found.images, found.draw.prompts))
+    found = evaluate_run(lab.session(reward="smooth:redness"))
+    close(found.reward(found.seen), smooth.redness(found.seen.images, found.seen.draw.prompts))
 
 
 @acts("seed")
@@ -76,9 +77,9 @@ def seed(lab: Lab) -> None:
     session = lab.session(seed=5, prior_preservation=PriorPreservation(weight=1.0, images=2, rows=2))
     other = LatentUNet(tiny.pipeline())
     other.tune(session.config.tuning, 5)
-    assert torch.equal(flat(weights(session)), flat({name: p.detach() for name, p in other.trainable().items()}))
-    assert rounds.evaluate(session).draw.seed == 5
-    with called(rounds, "collect") as seen, called(prior_preservation, "in_turn") as turns:
+    assert torch.equal(flat(weights(session)), flat({n: p.detach() for n, p in other.weights.trainable().items()}))
+    assert evaluate_run(session).seen.draw.seed == 5
+    with called(rounds, "sampled") as seen, called(prior_preservation, "in_turn") as turns:
         one_round(session)
     assert seen[0][0][1].seed == 5
     assert {arguments[1] for arguments, _, _ in turns} == {5}
@@ -88,7 +89,7 @@ def seed(lab: Lab) -> None:
 def precision(lab: Lab) -> None:
     session = lab.session(precision="bf16")
     assert session.model.pipeline.unet.conv_in.weight.dtype == torch.bfloat16
-    assert {p.dtype for p in session.model.trainable().values()} == {torch.float32}
+    assert {p.dtype for p in session.model.weights.trainable().values()} == {torch.float32}
 
 
 @acts("algorithm")
@@ -252,7 +253,7 @@ def threshold(lab: Lab) -> None:
 def steps(lab: Lab) -> None:
     session = lab.session(sampling={"steps": 5})
     with network_calls(session.model) as calls:
-        rounds.evaluate(session)
+        evaluate_run(session)
     assert calls == [(4, False)] * 5
 
 
@@ -260,14 +261,14 @@ def steps(lab: Lab) -> None:
 def eta_and_guidance(lab: Lab) -> None:
     """The transitions are those of diffusers' scheduler with this eta, from two calls of the U-Net of our own."""
     session = lab.session(sampling={"eta": 0.5, "guidance": 3.0})
-    model, rollout = session.model, rounds.collect(session, DRAW, keep=[0, 1])[0]
+    model, rollout = session.model, rounds.sampled(session, DRAW, [0, 1]).rollout
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
     scheduler.set_timesteps(3)
     cond = model.encode(DRAW.prompts, 1.0)
     for step, t in enumerate(scheduler.timesteps[:2]):
         x = rollout.latents[:, step]
         with torch.no_grad():
-            empty, full = (model.network(x, t, text).sample for text in (cond.empty.expand_as(cond.text), cond.text))
+            empty, full = (model.network(x, t, text).sample for text in (cond.unconditional()["text"], cond["text"]))
         noise = DRAW.noise(step + 1, x.shape[1:])
         after = scheduler.step(empty + 3.0 * (full - empty), t, x, eta=0.5, variance_noise=noise).prev_sample
         close(rollout.latents[:, step + 1], after, 1e-4)
@@ -278,7 +279,7 @@ def eta_and_guidance(lab: Lab) -> None:
 @acts("sampling.samples")
 def samples(lab: Lab) -> None:
     session = lab.session(sampling={"samples": 6})
-    with called(rounds, "collect") as seen:
+    with called(rounds, "sampled") as seen:
         assert one_round(session)["reward_queries"] == 6
     assert len(seen[0][0][1]) == 6
 
@@ -286,7 +287,7 @@ def samples(lab: Lab) -> None:
 @acts("sampling.per_prompt")
 def per_prompt(lab: Lab) -> None:
     session = lab.session(sampling={"samples": 6, "per_prompt": 3})
-    with called(rounds, "collect") as seen:
+    with called(rounds, "sampled") as seen:
         one_round(session)
     assert sorted(Counter(seen[0][0][1].prompts).values()) == [3, 3]
 
@@ -314,7 +315,7 @@ def branches(lab: Lab) -> None:
 def log_prob(lab: Lab) -> None:
     """A latent has 4 * 8 * 8 elements."""
     sessions = [lab.session(sampling={"log_prob": kind}) for kind in ("sum", "mean")]
-    total, mean = (rounds.collect(session, DRAW, keep=[0, 1, 2])[0].logp for session in sessions)
+    total, mean = (rounds.sampled(session, DRAW, [0, 1, 2]).rollout.logp for session in sessions)
     close(total, 256 * mean)
     assert one_round(sessions[0])["ratio_deviation/first"] < 1e-3  # training takes the sum too
 
@@ -322,14 +323,15 @@ def log_prob(lab: Lab) -> None:
 @acts("sampling.recompute_log_prob")
 def recompute_log_prob(lab: Lab) -> None:
     """Log-probabilities that are off by 1 are found anew, in the micro-batches of both updates: 5 of 6 rows, and 1."""
-    session, collect = lab.session(sampling={"recompute_log_prob": True}, optimizer={"rows": 5}), rounds.collect
+    session, collect = lab.session(sampling={"recompute_log_prob": True}, optimizer={"rows": 5}), rounds.sampled
 
     def off(*arguments: Any, **named: Any) -> Any:
-        rollout, *rest = collect(*arguments, **named)
-        return replace(rollout, logp=rollout.logp + 1), *rest
+        made = collect(*arguments, **named)
+        trajectory = replace(made.rollout.trajectory, logp=made.rollout.logp + 1)
+        return replace(made, rollout=replace(made.rollout, trajectory=trajectory))
 
     with (
-        mock.patch.object(rounds, "collect", off), network_calls(session.model) as calls,
+        mock.patch.object(rounds, "sampled", off), network_calls(session.model) as calls,
         called(rounds, "update") as updated, updates_seen(session) as seen,
     ):  # fmt: skip
         assert one_round(session)["ratio_deviation/first"] < 1e-5
@@ -341,25 +343,25 @@ def recompute_log_prob(lab: Lab) -> None:
 def noise_outside(lab: Lab) -> None:
     """Up to the window it is diffusers' sampler without noise."""
     session = lab.session(sampling={"noise_outside": False}, window=Backward(initial=1, rounds=9))
-    with called(rounds, "collect") as seen:
+    with called(rounds, "sampled") as seen:
         one_round(session)
-    (_, draw, keep, *_), _, (rollout, _, _) = seen[0]
+    (_, draw, keep), _, made = seen[0]
     assert keep == [2]
     scheduler = DDIMScheduler.from_config(session.model.pipeline.scheduler.config)
     scheduler.set_timesteps(3)
-    text = session.model.encode(draw.prompts, 1.0).text
+    text = session.model.encode(draw.prompts, 1.0)["text"]
     x = draw.noise(0, session.model.latent_shape)
     base = LatentUNet(tiny.pipeline())
     for t in scheduler.timesteps[:2]:
         with torch.no_grad():
             x = scheduler.step(base.network(x, t, text).sample, t, x, eta=0.0).prev_sample
-    close(rollout.latents[:, 0], x, 1e-4)
+    close(made.rollout.latents[:, 0], x, 1e-4)
 
 
 @acts("sampling.size")
 def size(lab: Lab) -> None:
-    found = rounds.evaluate(lab.session(sampling={"size": 64}))
-    assert found.images.shape == (4, 3, 64, 64)
+    found = evaluate_run(lab.session(sampling={"size": 64}))
+    assert found.seen.images.shape == (4, 3, 64, 64)
 
 
 # The optimizer.
@@ -490,7 +492,7 @@ def ema(lab: Lab) -> None:
     # Evaluations sample with it.
     used: list[Tensor] = []
     session.model.pipeline.unet.register_forward_pre_hook(lambda *_: used.append(flat(weights(session))))
-    rounds.evaluate(session)
+    evaluate_run(session)
     close(used[0], average)
     close(flat(weights(session)), found[2])
 
@@ -545,7 +547,7 @@ def adapters(network: nn.Module) -> dict[str, Any]:
 @acts("tuning.mode")
 def mode(lab: Lab) -> None:
     session = lab.session(tuning=Tuning(mode="full"))
-    assert session.model.trainable().keys() == dict(tiny.pipeline().unet.named_parameters()).keys()
+    assert session.model.weights.trainable().keys() == dict(tiny.pipeline().unet.named_parameters()).keys()
 
 
 @acts("tuning.rank")
@@ -638,7 +640,7 @@ def pairs_split(lab: Lab) -> None:
 def anchor_split(lab: Lab) -> None:
     session = lab.session(prior_preservation=PriorPreservation(weight=1.0, source=dataset(lab), split="other", rows=2))
     assert session.prior_images is not None
-    close(session.prior_images.text, session.model.encode(["owl", "owl"], 1.0).text)
+    close(session.prior_images.cond["text"], session.model.encode(["owl", "owl"], 1.0)["text"])
 
 
 @acts("reference.every")
@@ -648,7 +650,7 @@ def reference_every(lab: Lab) -> None:
     for _ in range(3):
         one_round(session)
         found.append(flat(weights(session)))
-        with session.model.reference():
+        with session.model.weights.reference():
             found[-1] = (found[-1], flat(weights(session)))
     assert torch.equal(found[0][1], start)
     assert torch.equal(found[1][1], found[1][0])
@@ -687,8 +689,8 @@ def anchor_source(lab: Lab) -> None:
     session = lab.session(prior_preservation=PriorPreservation(weight=1.0, source=str(folder), rows=2))
     made, model = session.prior_images, session.model
     assert made is not None
-    order = [0, 1] if torch.equal(made.text[0], model.encode(["fox"], 1.0).text[0]) else [1, 0]
-    close(made.text, model.encode([("fox", "owl")[n] for n in order], 1.0).text)
+    order = [0, 1] if torch.equal(made.cond["text"][0], model.encode(["fox"], 1.0)["text"][0]) else [1, 0]
+    close(made.cond["text"], model.encode([("fox", "owl")[n] for n in order], 1.0)["text"])
     close(made.x0, model.encode_images(torch.stack([pixels(given.image(n)) for n in order])), 1e-5)
 
 
@@ -724,7 +726,8 @@ def anchor_drop_captions(lab: Lab) -> None:
     session = lab.session(prior_preservation=PriorPreservation(weight=1.0, images=2, rows=8, drop_captions=0.5))
     with called(prior_preservation, "_noised") as seen:
         one_round(session)
-    dropped = [bool(torch.equal(text, session.task.empty[0])) for _, _, noised in seen for text in noised.text]
+    empty = session.model.encode([""], 1.0)["text"][0]
+    dropped = [bool(torch.equal(text, empty)) for _, _, noised in seen for text in noised.cond["text"]]
     assert len(dropped) == 16
     assert 3 < sum(dropped) < 13
 
@@ -734,15 +737,15 @@ def anchor_drop_captions(lab: Lab) -> None:
 
 @acts("evaluation.prompts", "evaluation.per_prompt")
 def evaluation_draw(lab: Lab) -> None:
-    found = rounds.evaluate(lab.session(evaluation={"prompts": 3, "per_prompt": 5}))
-    assert list(Counter(found.draw.prompts).values()) == [5, 5, 5]
-    assert len(found.images) == 15
+    found = evaluate_run(lab.session(evaluation={"prompts": 3, "per_prompt": 5}))
+    assert list(Counter(found.seen.draw.prompts).values()) == [5, 5, 5]
+    assert len(found.seen.images) == 15
 
 
 @acts("evaluation.unseen")
 def evaluation_unseen(lab: Lab) -> None:
     session = lab.session(evaluation={"unseen": str(lab.file("unseen.txt", "a hat\na cup\n"))})
-    found = rounds.evaluate(session)
+    found = evaluate_run(session)
     assert found.unseen is not None
     assert found.unseen.draw.prompts == ("a hat", "a hat", "a cup", "a cup")
     mean = smooth.redness(found.unseen.images, ()).mean()
@@ -761,8 +764,8 @@ def evaluation_hold_out(lab: Lab) -> None:
 @acts("evaluation.rewards")
 def evaluation_rewards(lab: Lab) -> None:
     session = lab.session(evaluation={"rewards": ("smooth:warmth",)})
-    found = rounds.evaluate(session)
-    close(found.record(session.state)["eval/rewards/smooth:warmth"], smooth.warmth(found.images, ()).mean())
+    found = evaluate_run(session)
+    close(found.record(session.state)["eval/rewards/smooth:warmth"], smooth.warmth(found.seen.images, ()).mean())
 
 
 # Speed.

@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,11 @@ import tiny
 from tastemaker.cli import resume as _resume  # noqa: F401
 from tastemaker.cli import train as _train  # noqa: F401
 from tastemaker.cli.main import main as command
+from tastemaker.diffusion import sampler
+from tastemaker.evaluation import scoring
 from tastemaker.report import page as _report  # noqa: F401
 from tastemaker.runs import atomic
-from tastemaker.training import progress, rounds, run, update
+from tastemaker.training import progress, run, update
 
 SETTINGS = [
     "--prompts", "ddpo-animals", "--rounds", "4", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=2",
@@ -50,7 +52,7 @@ SETTINGS = [
     "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2", "advantage.min_count=2",
 ]  # fmt: skip
 PHASES = [
-    (rounds, "sample", "sample"), (rounds, "score_together", "score"), (update, "accumulate", "update"),
+    (sampler, "sample", "sample"), (scoring, "score_together", "score"), (update, "accumulate", "update"),
     (run, "_save", "save"), (atomic, "remove", "prune"), (run, "append_metrics", "metrics"),
     (run, "save_grid", "images"),
     (run, "write_adapter", "adapter"), (run, "write_report", "report"), (run, "truncate_metrics", "resume"),
@@ -189,12 +191,12 @@ def trial(number: int, work: Path, start: list[str], undisturbed: list[str], len
     raise SystemExit(f"trial {number} does not end:\n{log.read_text()[-3000:]}")
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     torch.set_num_threads(1)
     work = arguments.work or Path(tempfile.mkdtemp())
     start = ["train", "ddpo-compressibility", "--model", str(tiny.folder(work / "sd")), *SETTINGS]

@@ -1,6 +1,6 @@
 """The command line as torchrun starts it.
 
-`launched.py [--sharded] [--unsynchronised | --die-in-round N] train ... [--then train ...]`
+`launched.py [--sharded] [--unsynchronised | --die-in-round N | --sigterm-in-round N FOLDER] train ... [--then ...]`
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import nullcontext
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -16,6 +18,9 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it has only its own folder
+
+from drawing import undrawn
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.cli.main import main
 from tastemaker.training import rounds, run, setup
@@ -34,18 +39,49 @@ def asking_the_reference():
 
     def loss(algorithm, task, rows):
         losses, metrics = plain(algorithm, task, rows)
-        if task.model.tuned.mode == "lora":
-            with torch.no_grad(), task.model.reference():
+        if task.model.weights.tuning.mode == "lora":
+            with torch.no_grad(), task.model.weights.reference():
                 metrics["reference"] = task.log_prob(rows.transitions())
         return losses, metrics
 
     return mock.patch.object(DDPO, "loss", loss)
 
 
-if __name__ == "__main__":
+def wait_for_sigterm(folder: Path) -> None:
+    """Says in `folder` that the process is here, and waits until it was told to end, which it then does in its way."""
+    told, handler = [], signal.getsignal(signal.SIGTERM)
+
+    def tell(*arguments):
+        told.append(True)
+        handler(*arguments)
+
+    signal.signal(signal.SIGTERM, tell)
+    (folder / f"here-{os.environ.get('RANK', '0')}").touch()
+    deadline = time.monotonic() + 240
+    while not told:
+        if time.monotonic() > deadline:
+            sys.exit("no SIGTERM came")
+        time.sleep(0.02)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def in_round(number, action):
+    """A patch that does `action(process)` before the update of a round."""
+    update = rounds.update
+
+    def updated(session, *arguments):
+        if session.state.round + 1 == number:
+            action(session.accelerator.process_index)
+        return update(session, *arguments)
+
+    return mock.patch.object(rounds, "update", updated)
+
+
+def run_lines(*words: str) -> int:
+    """Does what the words say (see above); returns the exit code."""
     torch.set_num_threads(1)
-    words = sys.argv[1:]
-    patches = []
+    words = list(words)
+    patches = [undrawn()]
     if words[0] == "--sharded":
         # accelerate shards on accelerators only, but what it calls works with gloo on a CPU as well.
         words = words[1:]
@@ -57,17 +93,13 @@ if __name__ == "__main__":
         patches.append(mock.patch.object(Accelerator, "no_sync", mock.MagicMock()))
     if words[0] == "--die-in-round":
         number, words = int(words[1]), words[2:]
-        update = rounds.update
-
-        def dying(session, *arguments):
-            if session.state.round + 1 == number and session.accelerator.process_index == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return update(session, *arguments)
-
-        patches.append(mock.patch.object(rounds, "update", dying))
+        patches.append(in_round(number, lambda process: process == 1 and os.kill(os.getpid(), signal.SIGKILL)))
+    if words[0] == "--sigterm-in-round":
+        number, folder, words = int(words[1]), Path(words[2]), words[3:]
+        patches.append(in_round(number, lambda process: wait_for_sigterm(folder)))
     for patch in patches:
         patch.start()
-    # Several command lines in one launch, and one group of processes: most of a small run's time is importing.
+    # Several command lines in one launch, and one group of processes.
     while "--then" in words:
         first = words.index("--then")
         with mock.patch.object(run, "process_group", nullcontext):
@@ -75,4 +107,13 @@ if __name__ == "__main__":
                 sys.exit("a run before --then failed")
         AcceleratorState._reset_state()
         words = words[first + 1 :]
-    sys.exit(main(words))
+    return main(words)
+
+
+def run_and_exit(*words: str) -> None:
+    """As a script."""
+    sys.exit(run_lines(*words))
+
+
+if __name__ == "__main__":
+    run_and_exit(*sys.argv[1:])

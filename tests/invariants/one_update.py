@@ -1,9 +1,8 @@
-"""One round in float64, and the gradients of its first update. As a script: `one_update.py config.yaml out ...`."""
+"""One round in float64, and the gradients of its first update."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +17,8 @@ from tastemaker.models import load_model
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup, update
 from tastemaker.training.distributed import process_group
-from tastemaker.types import Rows
+from tastemaker.training.evaluations import evaluate_run
+from tastemaker.types import Cond, Rows
 
 
 def double(*arguments: Any) -> Any:
@@ -26,10 +26,10 @@ def double(*arguments: Any) -> Any:
     model = load_model(*arguments)
     model.pipeline.unet.double()
 
-    def predict(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        return model.network(x.double(), t, encoder_hidden_states=text.double(), return_dict=False)[0]
+    def predict(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return model.network(x.double(), t, encoder_hidden_states=cond["text"].double(), return_dict=False)[0]
 
-    model._predict = predict  # type: ignore[method-assign]
+    model.predict = predict  # type: ignore[method-assign]
     return model
 
 
@@ -43,10 +43,10 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
         session = setup.start(config, folder, State())
     session.display.interactive = False
     if "standardise" in config.reward:
-        rounds.evaluate(session)  # which measures the scale
+        evaluate_run(session)  # which measures the scale
     # Adapters start with B = 0, where A has no gradient: give B values so that every gradient is tested.
     random = torch.Generator().manual_seed(7)
-    for name, parameter in sorted(session.model.trainable().items()):
+    for name, parameter in sorted(session.model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
     captured: dict[str, Tensor] = {}
@@ -57,7 +57,7 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     def capture(own: Any, rows: Rows, *arguments: Any) -> float:
         norm = accumulate(own, rows, *arguments)
         if not captured:
-            captured.update({name: p.grad.clone() for name, p in session.model.trainable().items()})
+            captured.update({name: p.grad.clone() for name, p in session.model.weights.trainable().items()})
             if session.task.value is not None:
                 value = session.accelerator.unwrap_model(session.task.value)
                 own = {name: p.grad for name, p in value.named_parameters() if p.grad is not None}
@@ -70,16 +70,11 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
     return captured, record | {"images": images}
 
 
-def main(*files: str) -> None:
-    """Saves the gradients and the record from the first process, of each config."""
-    torch.set_num_threads(1)
-    for file, out in zip(files[::2], files[1::2], strict=True):
-        gradients, metrics = first_gradients(load_config(Path(file), Config()), Path(out))
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-            save_file(gradients, f"{out}.safetensors")
-            Path(f"{out}.json").write_text(json.dumps(metrics))
-
-
-if __name__ == "__main__":
+def in_a_group(*files: str) -> None:
+    """Saves the gradients and the record from the first of several processes, of each `config.yaml out`."""
     with process_group():
-        main(*sys.argv[1:])
+        for file, out in zip(files[::2], files[1::2], strict=True):
+            gradients, metrics = first_gradients(load_config(Path(file), Config()), Path(out))
+            if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+                save_file(gradients, f"{out}.safetensors")
+                Path(f"{out}.json").write_text(json.dumps(metrics))

@@ -1,17 +1,15 @@
 """One update's gradient is the same however its rows are cut, and on however many processes."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from one_update import first_gradients
+from one_update import first_gradients, in_a_group
 from safetensors.torch import load_file
 
+from forked import Group
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
@@ -22,8 +20,6 @@ from tastemaker.algorithms.selection import BestWorst
 from tastemaker.algorithms.windows import Backward
 from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
 from tastemaker.config.yaml_file import dump_config
-
-SCRIPT = Path(__file__).parent / "one_update.py"
 
 
 def config(checkpoint, **optimizer):
@@ -93,11 +89,7 @@ def two_processes(folder, configs):
     for number, chosen in enumerate(configs):
         words += [folder / f"{number}.yaml", folder / str(number)]
         words[-2].write_text(dump_config(chosen))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [*launch, str(SCRIPT), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    Group(2, in_a_group, *map(str, words), log=folder / "log").finish()
     return [(load_file(f"{out}.safetensors"), json.loads(Path(f"{out}.json").read_text())) for out in words[1::2]]
 
 

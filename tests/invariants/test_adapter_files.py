@@ -47,7 +47,7 @@ def latent(linear=False):
 def perturbed(model, seed=1):
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.trainable().values():
+        for parameter in model.weights.trainable().values():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
     return model
 
@@ -124,19 +124,19 @@ def test_diffusers_and_our_reader_load_all_of_what_was_saved(tmp_path, targets, 
     model = LatentUNet(latent(linear))
     model.tune(Tuning(rank=2, alpha=-3.0, targets=targets))
     trained = on(perturbed(model).network)
-    assert len(load_file(saved(model, tmp_path) / WEIGHTS)) == 2 * len(trained) == len(model.trainable())
+    assert len(load_file(saved(model, tmp_path) / WEIGHTS)) == 2 * len(trained) == len(model.weights.trainable())
     assert {scale for _, _, scale in trained.values()} == {-1.5}
     pipe = latent(linear)
     pipe.load_lora_weights(tmp_path)
     assert_same(on(pipe.unet), trained)
     other = LatentUNet(latent(linear))
-    other.apply(tmp_path)
+    other.weights.load(tmp_path)
     assert_same(on(other.network), trained)
-    assert not other.trainable()
+    assert not other.weights.trainable()
 
 
 def saved(model, folder):
-    model.save(folder)
+    model.weights.save(folder)
     return folder
 
 
@@ -144,7 +144,7 @@ def saved(model, folder):
 def test_one_target_alone(tmp_path, target):
     model, pipe = LatentUNet(latent()), latent()
     model.tune(Tuning(rank=1, targets=(target,)))
-    model.save(tmp_path)
+    model.weights.save(tmp_path)
     pipe.load_lora_weights(tmp_path)
     assert_same(on(pipe.unet), on(model.network))
 
@@ -156,7 +156,7 @@ def test_all_layers_of_a_pixel_model_are_saved_for_peft(tmp_path):
     saved(model, tmp_path)
     fresh, other = PixelUNet(tiny.pixels(classes=3)), PixelUNet(tiny.pixels(classes=3))
     PeftModel.from_pretrained(fresh.network, str(tmp_path))
-    other.apply(tmp_path)
+    other.weights.load(tmp_path)
     for network in (fresh.network, other.network):
         assert_same(on(network), trained)
 
@@ -173,9 +173,9 @@ def test_saving_is_an_error_where_diffusers_would_load_a_part(tmp_path, monkeypa
 
     monkeypatch.setattr(StableDiffusionLoraLoaderMixin, "save_lora_weights", mixed)
     with pytest.raises(ModelError, match=r"of the adapter's \d+ layers would not be loaded as they are"):
-        model.save(tmp_path)
+        model.weights.save(tmp_path)
     fresh = LatentUNet(latent())
-    fresh.apply(tmp_path)  # as earlier versions have written it
+    fresh.weights.load(tmp_path)  # as earlier versions have written it
     assert_same(on(fresh.network), on(model.network))
 
 
@@ -189,7 +189,7 @@ def test_saving_leaves_random_numbers_and_the_network_as_they_were(tmp_path):
     model = PixelUNet(tiny.pixels())
     model.tune(Tuning())
     before = torch.get_rng_state(), {name: value.clone() for name, value in model.network.state_dict().items()}
-    model.save(tmp_path)
+    model.weights.save(tmp_path)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert all(torch.equal(value, before[1][name]) for name, value in model.network.state_dict().items())
 
@@ -264,7 +264,7 @@ def test_other_forms_are_put_on_in_full(tmp_path, case):
     expected = {name: (f.a, f.b, scale) for name, f in adapter.items()}
     assert len(expected) > 15
     for given in (folder, next(folder.glob("*.safetensors"))):
-        model.apply(given)
+        model.weights.load(given)
         assert_same(on(model.network), expected)
         lora.remove(model.network)
 
@@ -272,7 +272,7 @@ def test_other_forms_are_put_on_in_full(tmp_path, case):
 def test_old_attention_processors_are_put_on_in_full(tmp_path):
     model = LatentUNet(latent())
     adapter = made(model.network, ATTENTION)
-    model.apply(written(tmp_path / "x", processors(adapter)))
+    model.weights.load(written(tmp_path / "x", processors(adapter)))
     assert_same(on(model.network), {name: (f.a, f.b, 1.0) for name, f in adapter.items()})
 
 
@@ -295,7 +295,7 @@ def test_ranks_and_alphas_of_single_layers(tmp_path):
     scales = {name: 2.0 if name.endswith("to_q") else -0.5 for name in adapter}
     expected = {name: (f.a, f.b, scales[name]) for name, f in adapter.items()}
     folder = written(tmp_path / "x", peft_names(adapter), metadata=metadata)
-    model.apply(folder)
+    model.weights.load(folder)
     assert_same(on(model.network), expected)
     lora.remove(model.network)
     # Written again, they are what diffusers loads.
@@ -306,7 +306,7 @@ def test_ranks_and_alphas_of_single_layers(tmp_path):
     state = kohya(adapter)
     first = next(iter(adapter))
     state[f"lora_unet_{first.replace('.', '_')}.alpha"] = torch.tensor([4.0])
-    model.apply(written(tmp_path / "kohya", state))
+    model.weights.load(written(tmp_path / "kohya", state))
     given = {first: 4 / adapter[first].rank}
     assert_same(on(model.network), {name: (f.a, f.b, given.get(name, 1.0)) for name, f in adapter.items()})
 
@@ -444,7 +444,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_network_alone(tmp_path, pla
     names = [name for name, _ in plain.network.named_parameters()]
     good = {key: value.contiguous() for key, value in peft_names(made(plain.network, ("attn1.to_q",))).items()}
     given = make(tmp_path / "x", good)
-    for call in (plain.apply, lambda folder: adapter_files.read(folder, plain.network)):
+    for call in (plain.weights.load, lambda folder: adapter_files.read(folder, plain.network)):
         with pytest.raises(TastemakerError, match=message) as error:
             call(given)
         assert "\n" not in str(error.value)
@@ -454,9 +454,9 @@ def test_what_does_not_fit_is_refused_and_leaves_the_network_alone(tmp_path, pla
 def test_a_second_adapter_is_refused(tmp_path):
     model = LatentUNet(latent())
     folder = written(tmp_path / "x", peft_names(made(model.network)))
-    model.apply(folder)
+    model.weights.load(folder)
     with pytest.raises(ModelError, match="has an adapter already"):
-        model.apply(folder)
+        model.weights.load(folder)
 
 
 def whole(change=lambda state: None, edit=lambda config: None):
@@ -501,17 +501,17 @@ def test_a_whole_network_that_does_not_fit_is_refused(tmp_path, plain, case):
     make(tmp_path / "model")
     before = {name: value.clone() for name, value in plain.network.state_dict().items()}
     with pytest.raises(ModelError, match=message):
-        plain.apply(tmp_path)
+        plain.weights.load(tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in plain.network.state_dict().items())
 
 
 def test_a_whole_network_that_fits_is_put_on(tmp_path, plain):
     model = LatentUNet(latent())
     model.tune(Tuning(mode="full"))
-    perturbed(model).save(tmp_path / "model")
+    perturbed(model).weights.save(tmp_path / "model")
     other = LatentUNet(latent())
     for given in (tmp_path, tmp_path / "model", tmp_path / "model/unet"):
-        other.apply(given)
+        other.weights.load(given)
         trained = model.network.state_dict()
         assert all(torch.equal(value, trained[name]) for name, value in other.network.state_dict().items())
         other.network.load_state_dict(plain.network.state_dict())
@@ -570,7 +570,7 @@ def test_the_code_of_a_run_s_readme_gives_the_trained_pipeline(tmp_path, monkeyp
     model.tune(tuning)
     code = readme(perturbed(model), source, tuning)
     run = tmp_path / "run"
-    model.save(run / ("adapter" if tuning.mode == "lora" else "model"))
+    model.weights.save(run / ("adapter" if tuning.mode == "lora" else "model"))
     monkeypatch.chdir(run)
     if kind != "bundled":
         monkeypatch.setitem(sys.modules, "tastemaker", None)  # not needed

@@ -1,7 +1,5 @@
 """Adapters: off is the base model, at first they change nothing, and diffusers loads what was saved."""
 
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -10,6 +8,8 @@ import torch
 from PIL import Image
 
 import tiny
+from forked import Child, finish, run_script
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.images import images
 from tastemaker.models.stable_diffusion import LatentUNet
@@ -24,13 +24,13 @@ def trained(tuning):
     model.tune(tuning)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.trainable().values():
+        for parameter in model.weights.trainable().values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
     return model
 
 
 def shown(model):
-    return images(model, DRAW, model.process.grid(5), 5.0, 1.0, batch=2)
+    return images(model, DRAW, DDIM(model.process.grid(5), 1.0), 5.0, batch=2)
 
 
 def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
@@ -40,7 +40,7 @@ def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
     assert torch.equal(shown(fresh), base)
     model = trained(Tuning())
     assert (shown(model) - base).abs().max() > 0.01
-    with model.reference():
+    with model.weights.reference():
         assert torch.equal(shown(model), base)
     assert (shown(model) - base).abs().max() > 0.01
 
@@ -50,11 +50,11 @@ def test_default_targets_are_the_attention_projections_of_methods_md():
     model = LatentUNet(tiny.pipeline())
     model.tune(Tuning())
     blocks = sum(name.endswith("attn2.to_k") for name, _ in model.pipeline.unet.named_modules() if "lora" not in name)
-    assert len(model.trainable()) == blocks * 2 * 4 * 2
+    assert len(model.weights.trainable()) == blocks * 2 * 4 * 2
     # A block of width C and text width 16 has 4 (14 C + 2 * 16) parameters: 1024 at C = 16 (three blocks), 1920 at
     # C = 32 (the middle one).
     assert blocks == 4
-    assert sum(p.numel() for p in model.trainable().values()) == 3 * 1024 + 1920
+    assert sum(p.numel() for p in model.weights.trainable().values()) == 3 * 1024 + 1920
 
 
 def test_stable_diffusion_has_the_published_number_of_adapter_parameters():
@@ -78,9 +78,9 @@ def test_wrong_targets_are_named():
 
 def test_a_fully_tuned_model_has_no_reference():
     model = trained(Tuning(mode="full"))
-    assert len(model.trainable()) == len(list(model.pipeline.unet.parameters()))
+    assert len(model.weights.trainable()) == len(list(model.pipeline.unet.parameters()))
     with pytest.raises(ModelError, match="no copy"):
-        model.reference()
+        model.weights.reference()
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_fresh_process_with_diffusers_alone_gives_the_same_images(tmp_path, tu
     model = trained(tuning)
     expected = shown(model)
     tiny.folder(tmp_path / "base")
-    model.save(tmp_path / "saved")
+    model.weights.save(tmp_path / "saved")
     noises = torch.stack([DRAW.noise(step, (4, 8, 8)) for step in range(6)])
     torch.save(noises, tmp_path / "noises.pt")
     load = "pipe.load_lora_weights(f'{root}/saved')"
@@ -114,8 +114,7 @@ def test_a_fresh_process_with_diffusers_alone_gives_the_same_images(tmp_path, tu
             image.save(f"{{root}}/{{i}}.png")
         assert "tastemaker" not in __import__("sys").modules
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish(Child(run_script, script, log=tmp_path / "log"))
     for index in range(2):
         theirs = np.asarray(Image.open(tmp_path / f"{index}.png")).astype(int)
         ours = (expected[index].permute(1, 2, 0) * 255).round().numpy().astype(int)

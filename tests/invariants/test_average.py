@@ -13,7 +13,8 @@ from tastemaker.models import load_model
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.runs.checkpoint import State
-from tastemaker.training.rounds import evaluate, one_round
+from tastemaker.training.evaluations import evaluate_run
+from tastemaker.training.rounds import one_round
 from tastemaker.training.setup import start
 
 SETTINGS = [
@@ -58,7 +59,7 @@ def test_it_moves_after_every_update_and_evaluations_show_it(checkpoint, tmp_pat
         evaluation=Evaluation(prompts=2, per_prompt=2),
     )  # fmt: skip
     session = start(config, tmp_path, State())
-    weights = session.model.trainable()
+    weights = session.model.weights.trainable()
     by_hand = {name: p.detach().clone() for name, p in weights.items()}
     step, steps = session.optimizer.step, []
 
@@ -74,11 +75,11 @@ def test_it_moves_after_every_update_and_evaluations_show_it(checkpoint, tmp_pat
     assert session.average is not None
     for name, value in session.average.copies.items():
         torch.testing.assert_close(value, by_hand[name])
-    shown = evaluate(session).images
+    shown = evaluate_run(session).seen.images
     with torch.no_grad():
         for name, p in weights.items():
             p.copy_(session.average.copies[name])
-    assert evaluate(session).images.equal(shown)
+    assert evaluate_run(session).seen.images.equal(shown)
     assert not any(session.average.copies[name].data_ptr() == p.data_ptr() for name, p in weights.items())
 
 
@@ -98,7 +99,7 @@ def test_a_run_leaves_the_average_and_resumes_bit_for_bit(checkpoint, tmp_path):
     model = load_model(str(checkpoint))
     model.tune(Tuning())
     with torch.no_grad():
-        for name, p in model.trainable().items():
+        for name, p in model.weights.trainable().items():
             p.copy_(copies[f"average.{name}"])
     left = load_file(tmp_path / "whole/adapter/pytorch_lora_weights.safetensors")
     expected = get_peft_model_state_dict(model.pipeline.unet)

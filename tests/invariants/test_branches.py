@@ -16,7 +16,8 @@ from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.selection import All, BestWorst
 from tastemaker.algorithms.windows import Backward, Sliding, Whole
 from tastemaker.cli.main import main
-from tastemaker.diffusion.sampler import sample
+from tastemaker.diffusion.sampler import LocalSampler, sample
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs import checkpoint as checkpoint_file
 from tastemaker.runs.checkpoint import State
@@ -31,8 +32,8 @@ DRAW = Draw(0, 1, ("a cat",) * 4 + ("a dog",) * 2, (0,) * 4 + (1,) * 2, (0, 1, 2
 
 
 def sampled(model, draw, keep=KEEP, **options):
-    model.tune(Tuning()) if model.tuned is None else None
-    return sample(model, model.encode(draw.prompts, 3.0), draw, model.process.grid(STEPS), 1.0, keep, **options)
+    model.tune(Tuning()) if model.weights.tuning is None else None
+    return sample(model, model.encode(draw.prompts, 3.0), draw, DDIM(model.process.grid(STEPS), 1.0), keep, **options)
 
 
 def test_branches_are_one_until_the_window_and_part_there(model):
@@ -78,9 +79,13 @@ def test_branches_are_the_same_one_by_one(model, places):
 
 def test_quiet_steps_have_no_noise(model):
     """MixGRPO: outside the window every step is the deterministic one, whatever the round's noise."""
-    one, two = (sampled(model, replace(DRAW, root_index=()), keep=[1], quiet_outside=quiet) for quiet in (True, False))
+    sde, cond = DDIM(model.process.grid(STEPS), 1.0), model.encode(DRAW.prompts, 3.0)
+    one, two = (
+        LocalSampler(model, sde, noise_outside=outside)(replace(DRAW, root_index=()), cond, [1])
+        for outside in (False, True)
+    )
     assert (one.latents[:, 0] - two.latents[:, 0]).abs().mean() > 0.01
-    grid, cond = model.process.grid(STEPS), model.encode(DRAW.prompts, 3.0)
+    grid = sde.grid
     x = DRAW.noise(0, model.latent_shape)
     for step in range(STEPS):
         if step == 1:
@@ -101,7 +106,7 @@ def weights_after(settings, folder, rounds=2):
     """The adapters after some rounds, and the rounds' records."""
     session = setup.start(settings, folder, State())
     records = [one_round(session) for _ in range(rounds)]
-    return {name: p.detach().clone() for name, p in session.model.trainable().items()}, records
+    return {name: p.detach().clone() for name, p in session.model.weights.trainable().items()}, records
 
 
 def test_without_its_parts_b2_is_ddpo_bit_for_bit(checkpoint, tmp_path):

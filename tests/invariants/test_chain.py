@@ -21,12 +21,13 @@ from tastemaker.config.schema import Config, Optimizer, Sampling
 from tastemaker.diffusion.backprop import chain, renoised, shown
 from tastemaker.diffusion.process import Grid, x0_from
 from tastemaker.diffusion.sampler import sample
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
 from tastemaker.models.stable_diffusion import LatentUNet, SchedulerProcess
 from tastemaker.models.tuning import Tuning
-from tastemaker.training.backprop_round import learning_steps
+from tastemaker.training.backprop_round import gradient_steps
 from tastemaker.training.update import micro_batches
-from tastemaker.types import Cond, Draw, Rollout, Rows
+from tastemaker.types import Draw, Rollout, Rows
 
 T = 5
 DRAW = Draw(3, 1, ("cat", "dog"), (0, 1), (0, 0))
@@ -48,28 +49,28 @@ def plain(checkpointing=True, prediction="epsilon", **scheduler):
         model.process = SchedulerProcess(model.pipeline.scheduler)
     model.tune(Tuning(rank=2, gradient_checkpointing=checkpointing))
     random = torch.Generator().manual_seed(1)
-    for name, parameter in sorted(model.trainable().items()):
+    for name, parameter in sorted(model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=random))
     return model
 
 
-def told(model, guidance):
+def conditioned(model, guidance):
     cond = model.encode(DRAW.prompts, guidance)
     kind = next(model.network.parameters()).dtype
-    return Cond(cond.text.to(kind), cond.empty.to(kind), guidance)
+    return replace(cond, states={name: values.to(kind) for name, values in cond.states.items()})
 
 
 def gradient(model, loss):
     model.network.zero_grad()
     loss.backward()
-    parameters = model.trainable()
+    parameters = model.weights.trainable()
     return torch.cat([parameters[name].grad.flatten() for name in sorted(parameters)])
 
 
 def reward_of(model, grad_steps, guidance=3.0, eta=0.0, recompute=True, decode=True, **more):
     made = chain(
-        model, told(model, guidance), DRAW, model.process.grid(T), eta, grad_steps, recompute=recompute,
+        model, conditioned(model, guidance), DRAW, DDIM(model.process.grid(T), eta), grad_steps, recompute=recompute,
         dtype=torch.float64, **more,
     )  # fmt: skip
     x = shown(model, made.x0, recompute=recompute) if decode else made.x0
@@ -78,7 +79,7 @@ def reward_of(model, grad_steps, guidance=3.0, eta=0.0, recompute=True, decode=T
 
 def moved(model, direction, length):
     """Moves the weights along a direction, and gives a function that moves them back."""
-    parameters = [model.trainable()[name] for name in sorted(model.trainable())]
+    parameters = [model.weights.trainable()[name] for name in sorted(model.weights.trainable())]
     for parameter, part in zip(parameters, direction.split([p.numel() for p in parameters]), strict=True):
         parameter.data += length * part.view_as(parameter)
 
@@ -119,11 +120,11 @@ def by_diffusers(model, grad_steps, guidance, eta):
     """The same sum of rewards, by diffusers' scheduler and autograd alone, with AlignProp's detached noise."""
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
     scheduler.set_timesteps(T)
-    cond = told(model, guidance)
+    cond = conditioned(model, guidance)
     x = DRAW.noise(0, model.latent_shape).double()
     for step, t in enumerate(scheduler.timesteps):
         ask = lambda text: model.pipeline.unet(x, t, encoder_hidden_states=text).sample  # noqa: B023, E731
-        off, on = ask(cond.empty.expand_as(cond.text)), ask(cond.text)
+        off, on = ask(cond.unconditional()["text"]), ask(cond["text"])
         eps = off + guidance * (on - off)
         eps = eps if step in grad_steps else eps.detach()
         noise = DRAW.noise(step + 1, model.latent_shape).double() if eta else None
@@ -191,7 +192,7 @@ def test_the_path_by_hand(kind, clip):
     slopes = []
     for steps in (1, 2):
         grid = Grid(torch.zeros(steps, dtype=torch.int64), *SCALES[kind == "flow"].unsqueeze(1).expand(4, steps), clip)
-        made = chain(model, None, Draw(0, 1, ("cat",), (0,), (0,)), grid, 0.0, [0], recompute=False,
+        made = chain(model, None, Draw(0, 1, ("cat",), (0,), (0,)), DDIM(grid, 0.0), [0], recompute=False,
                      dtype=torch.float64)  # fmt: skip
         slopes.append(torch.autograd.grad(made.x0.sum(), model.weight)[0].item())
     assert slopes[1] / slopes[0] == pytest.approx(MOVES[kind][clip is not None], rel=1e-9, abs=1e-12)
@@ -245,24 +246,24 @@ def test_with_every_prediction_detached_there_is_no_gradient():
     assert not reward_of(model, []).requires_grad
     denoise = model.denoise
     model.denoise = lambda x, t, cond: denoise(x, t, cond).detach()
-    loss = reward_of(model, [4]) + 0 * sum(p.sum() for p in model.trainable().values())
+    loss = reward_of(model, [4]) + 0 * sum(p.sum() for p in model.weights.trainable().values())
     assert gradient(model, loss).abs().max() == 0
 
 
 def test_images_are_the_samplers_own():
     model = plain()
     for eta in (0.0, 1.0):
-        made = chain(model, told(model, 3.0), DRAW, model.process.grid(T), eta, [3, 4])
-        sampled = sample(model, told(model, 3.0), DRAW, model.process.grid(T), eta)
+        made = chain(model, conditioned(model, 3.0), DRAW, DDIM(model.process.grid(T), eta), [3, 4])
+        sampled = sample(model, conditioned(model, 3.0), DRAW, DDIM(model.process.grid(T), eta))
         assert made.x0.equal(sampled.x0)
 
 
 def test_the_distance_to_the_reference():
     model = exact()
-    grid, cond = model.process.grid(T), told(model, 3.0)
-    made = chain(model, cond, DRAW, grid, 0.0, [4], compare=True, dtype=torch.float64)
+    grid, cond = model.process.grid(T), conditioned(model, 3.0)
+    made = chain(model, cond, DRAW, DDIM(grid, 0.0), [4], compare=True, dtype=torch.float64)
     # By hand: the mean square difference of the guided noise predictions at the last step.
-    x = chain(model, cond, DRAW, grid, 0.0, [], until=3, dtype=torch.float64)
+    x = chain(model, cond, DRAW, DDIM(grid, 0.0), [], until=3, dtype=torch.float64)
     steps = DDIMScheduler.from_config(model.pipeline.scheduler.config)
     steps.set_timesteps(T)
     x = DRAW.noise(0, model.latent_shape).double()
@@ -271,23 +272,23 @@ def test_the_distance_to_the_reference():
         for t in steps.timesteps[:4]:
             x = steps.step(predicted(model, x, t, cond), int(t), x).prev_sample
         eps.append(predicted(model, x, steps.timesteps[4], cond))
-        with model.reference():
+        with model.weights.reference():
             eps.append(predicted(model, x, steps.timesteps[4], cond))
     expected = (eps[0] - eps[1]).square().flatten(1).mean(1)
     assert made.divergence.detach().tolist() == pytest.approx(expected.tolist(), rel=1e-4)
     made.divergence.sum().backward()
-    assert any(p.grad.abs().max() > 0 for p in model.trainable().values())
+    assert any(p.grad.abs().max() > 0 for p in model.weights.trainable().values())
 
 
 def predicted(model, x, t, cond):
     ask = lambda text: model.pipeline.unet(x, t, encoder_hidden_states=text).sample  # noqa: E731
-    off = ask(cond.empty.expand_as(cond.text))
-    return off + cond.guidance * (ask(cond.text) - off)
+    off = ask(cond.unconditional()["text"])
+    return off + cond.guidance * (ask(cond["text"]) - off)
 
 
 def test_a_image_noised_and_seen_again():
     model = exact()
-    grid, cond = model.process.grid(T), told(model, 3.0)
+    grid, cond = model.process.grid(T), conditioned(model, 3.0)
     x0 = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     with torch.no_grad():
@@ -298,34 +299,32 @@ def test_a_image_noised_and_seen_again():
         eps = (x - a * own) / s
         then = grid.alpha[3] * own + grid.sigma[3] * eps
         expected = (then - grid.sigma[3] * noise) / grid.alpha[3]
-        assert torch.allclose(renoised(model, cond, x0, noise, grid, 1, 3), expected, atol=1e-10)
+        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), 1, 3), expected, atol=1e-10)
         # To the end: the network's own estimate, also where the schedule's final alpha is not 1 (DRaFT-LV's formula).
         assert grid.alpha_next[-1] < 1
         x = grid.alpha[-1] * x0 + grid.sigma[-1] * noise
         own = model.denoise(x, grid.times[-1].expand(2), cond)
-        assert torch.allclose(renoised(model, cond, x0, noise, grid, T - 1, T), own, atol=1e-12)
-        assert torch.allclose(renoised(model, cond, x0, noise, grid, T - 1, T + 3), own, atol=1e-12)
+        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), T - 1, T), own, atol=1e-12)
+        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), T - 1, T + 3), own, atol=1e-12)
         # A perfect network gives the image back from anywhere.
         model.denoise = lambda x, t, cond: x0
-        assert torch.allclose(renoised(model, cond, x0, noise, grid, 0, 1), x0, atol=1e-12)
+        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), 0, 1), x0, atol=1e-12)
 
 
-def task(model, eta=0.0, guidance=3.0, seen=None):
-    cond = told(model, guidance)
-    made = Task(model, model.process.grid(T), eta, cond.empty, guidance, reward=warmth)
-    return made if seen is None else replace(made, seen=seen)
+def task(model, eta=0.0, on_images=None):
+    made = Task(model, DDIM(model.process.grid(T), eta), reward=warmth)
+    return made if on_images is None else replace(made, on_images=on_images)
 
 
-def rows(model, grad_steps, draw=DRAW):
-    text = model.encode(draw.prompts, 3.0).text
-    empty = text.new_empty(len(draw), 0)
-    rollout = Rollout(empty, torch.empty(0, dtype=torch.int64), empty, empty, text, draw=draw)
+def rows(model, grad_steps, draw=DRAW, guidance=3.0, cond=None):
+    rollout = Rollout(cond or model.encode(draw.prompts, guidance), draw)
     mask = torch.tensor([[step in grad_steps for step in range(T)]] * len(draw))
     return Rows(rollout, torch.arange(len(draw)), torch.zeros(len(draw), dtype=torch.int64), grad_steps=mask)
 
 
 def loss_gradient(model, algorithm, grad_steps, **more):
-    loss, _ = algorithm.loss(task(model, **more), rows(model, grad_steps))
+    guidance = more.pop("guidance", 3.0)
+    loss, _ = algorithm.loss(task(model, **more), rows(model, grad_steps, guidance=guidance))
     return loss.detach(), gradient(model, loss.sum())
 
 
@@ -334,7 +333,7 @@ def test_alignprops_scale_weighs_the_reward_and_not_the_divergence():
     model = plain()
     seen = []
     algorithm = AlignProp(truncation="fixed", last=2, objective="distance", target=10.0, scale=0.01, kl=0.5)
-    loss, metrics = algorithm.loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [3, 4]))
+    loss, metrics = algorithm.loss(task(model, on_images=lambda *parts: seen.append(parts)), rows(model, [3, 4]))
     reward = seen[0][2]
     expected = 0.01 * (10 - reward) + 0.5 * metrics["divergence"]
     assert loss.tolist() == pytest.approx(expected.tolist(), rel=1e-6)
@@ -349,11 +348,11 @@ def test_alignprops_scale_weighs_the_reward_and_not_the_divergence():
 def test_draws_of_steps():
     """One an update, or one for each so many images; settled by the round alone."""
     options = {"sampling": Sampling(samples=12), "optimizer": Optimizer(updates=2, rows=5)}
-    drawn = lambda algorithm, number=3: learning_steps(  # noqa: E731
+    drawn = lambda algorithm, number=3: gradient_steps(  # noqa: E731
         SimpleNamespace(
             config=Config(algorithm=algorithm, reward="smooth:warmth", **options), window=Whole(),
-            task=SimpleNamespace(grid=range(20)),
-        ), number,
+            task=SimpleNamespace(sde=range(20)),
+        ), algorithm, number,
     )  # fmt: skip
     for kind in (AlignProp, ReFL, DirectAlign):
         assert len(drawn(kind())) == 2
@@ -375,7 +374,7 @@ def test_draws_of_steps():
 def test_a_micro_batch_has_one_set_of_steps():
     """Draws of 3 images with the steps a, a, b, c: rows of the same steps go together, in pieces of at most 4."""
     steps = torch.tensor([[1, 0], [0, 1], [1, 1]], dtype=torch.bool)
-    made = replace(rows(plain(), [0]), image=torch.arange(12), place=torch.zeros(12, dtype=torch.int64),
+    made = replace(rows(plain(), [0]), image=torch.arange(12), step_index=torch.zeros(12, dtype=torch.int64),
                    grad_steps=steps[[0] * 6 + [1] * 3 + [2] * 3])  # fmt: skip
     assert micro_batches(made, 4) == [range(4), range(4, 6), range(6, 9), range(9, 12)]
     assert micro_batches(replace(made, grad_steps=None), 5) == [range(5), range(5, 10), range(10, 12)]
@@ -396,11 +395,11 @@ def test_draft_lv_by_hand():
     model = plain()
     seen = []
     algorithm = DRaFT(noises=2, ordinary=True)
-    loss, _ = algorithm.loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [T - 1]))
-    assert len(seen) == 3 == algorithm.queries
+    loss, _ = algorithm.loss(task(model, on_images=lambda *parts: seen.append(parts)), rows(model, [T - 1]))
+    assert len(seen) == 3 == algorithm.requirements.queries
     assert loss.tolist() == pytest.approx((-sum(reward for _, _, reward, *_ in seen) / 3).tolist(), rel=1e-6)
     # The ordinary one is the sampler's image; the others are the network's view of it under noise.
-    sampled = sample(model, told(model, 3.0), DRAW, model.process.grid(T), 0.0)
+    sampled = sample(model, conditioned(model, 3.0), DRAW, DDIM(model.process.grid(T), 0.0))
     assert torch.allclose(seen[0][1], model.decode(sampled.x0), atol=1e-5)
     assert not torch.allclose(seen[1][1], seen[2][1], atol=1e-6)
 
@@ -410,12 +409,12 @@ def test_draft_lv_is_the_gradient_of_its_formula(to_one):
     """-mean R(decode((x_t - sigma eps) / alpha)), x_t = alpha x_0 + sigma z, by the U-Net and autograd alone."""
     model = exact(checkpointing=False, set_alpha_to_one=to_one)
     model.pipeline.vae.float()  # latents are in float32
-    model._predict = lambda x, t, text: model.network(  # type: ignore[method-assign]
-        x.double(), t, encoder_hidden_states=text.double(), return_dict=False
+    model.predict = lambda x, t, cond: model.network(  # type: ignore[method-assign]
+        x.double(), t, encoder_hidden_states=cond["text"].double(), return_dict=False
     )[0]
-    cond, t = told(model, 3.0), model.process.grid(T).times[-1]
-    made = replace(task(model), empty=cond.empty)
-    x0 = sample(model, cond, DRAW, made.grid, 0.0).x0.double()
+    cond, t = conditioned(model, 3.0), model.process.grid(T).times[-1]
+    made = task(model)
+    x0 = sample(model, cond, DRAW, made.sde).x0.double()
     kept = model.pipeline.scheduler.alphas_cumprod[t].double()
     expected = 0
     for number in range(2):
@@ -431,15 +430,17 @@ def test_draft_lv_is_the_gradient_of_its_formula(to_one):
 def test_refl_stops_at_the_estimate_of_its_step():
     model = plain()
     seen = []
-    loss, _ = ReFL(target=5.0, scale=0.5).loss(task(model, seen=lambda *parts: seen.append(parts)), rows(model, [3]))
+    loss, _ = ReFL(target=5.0, scale=0.5).loss(
+        task(model, on_images=lambda *parts: seen.append(parts)), rows(model, [3])
+    )
     # Without guidance, as the public code; the estimate of x_0 from diffusers' own step.
     scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
     scheduler.set_timesteps(T)
     x = DRAW.noise(0, model.latent_shape)
-    cond = told(model, 1.0)
+    cond = conditioned(model, 1.0)
     with torch.no_grad():
         for t in scheduler.timesteps[:4]:
-            eps = model.pipeline.unet(x, t, encoder_hidden_states=cond.text).sample
+            eps = model.pipeline.unet(x, t, encoder_hidden_states=cond["text"]).sample
             step = scheduler.step(eps, int(t), x)
             x = step.prev_sample
         reward = warmth(model.decode(step.pred_original_sample), DRAW.prompts)

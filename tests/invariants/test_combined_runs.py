@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from drawing import drawn
 from serving import Scripted, redness
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config
@@ -19,7 +20,7 @@ from tastemaker.rewards.registry import load_reward
 from tastemaker.runs import checkpoint
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import setup
-from tastemaker.training.rounds import evaluate
+from tastemaker.training.evaluations import evaluate_run
 
 SETTINGS = [
     "--prompts", "b2-template2-train", "--rounds", "2", "--checkpoint.every", "1", "sampling.steps=4",
@@ -49,7 +50,7 @@ def mixed(url):
 @pytest.fixture(scope="module")
 def finished(checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("combined") / "whole"
-    with Scripted([]) as server:
+    with Scripted([]) as server, drawn():
         assert main(words(checkpoint, run, mixed(server.url))) == 0
     return run
 
@@ -90,7 +91,7 @@ def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
         config = replace(config, reward=mixed(server.url))
         session = setup.start(config, tmp_path, State())
         with session.display:
-            found = evaluate(session)
+            found = evaluate_run(session)
     recorded = metrics(finished)[0]
     assert (
         found.record(session.state).items()
@@ -98,15 +99,15 @@ def test_rewards_and_prompts_that_are_only_evaluated(finished, tmp_path):
     )
     assert found.unseen is not None
     assert not set(found.unseen.draw.prompts) & set(session.prompts.prompts)
-    for under, seen in (("eval/", found), ("eval/unseen/", found.unseen)):
+    for under, seen in (("eval/", found.seen), ("eval/unseen/", found.unseen)):
         for name in LOOKING:
             by_hand = score(load_reward(name), seen.images, seen.draw.prompts).mean().item()
             assert recorded[f"{under}rewards/{name}"] == pytest.approx(by_hand, abs=1e-6)
         own = score(redness, seen.images, seen.draw.prompts).mean().item()
         assert recorded[f"{under}reward/parts/remote"] == pytest.approx(own, abs=1e-6)
     # Their noise is not that of the images beside them, though their places in the lists are.
-    assert found.draw.prompt_index == found.unseen.draw.prompt_index
-    assert not torch.equal(found.draw.noise(0, (4,)), found.unseen.draw.noise(0, (4,)))
+    assert found.seen.draw.prompt_index == found.unseen.draw.prompt_index
+    assert not torch.equal(found.seen.draw.noise(0, (4,)), found.unseen.draw.noise(0, (4,)))
     assert sorted(path.name for path in (finished / "samples").iterdir()) == [
         "round-0000", "round-0002", "unseen-0000", "unseen-0002"
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from tastemaker.training.measurements import reward_figures
 from tastemaker.training.progress import COLUMNS, plain
 from tastemaker.training.rounds import one_round
 from tastemaker.training.update import standardised
-from tastemaker.types import Rollout, Rows
+from tastemaker.types import Cond, Draw, Rollout, Rows
 
 METHODS = [
     *((DDPO(), how) for how in ("per-prompt", "windowed", "group", "round", "base")),
@@ -96,7 +95,8 @@ def test_figures_are_shown_with_decimals_or_digits(value, shown):
 
 def test_advantages_of_an_update_that_do_not_differ_are_0_and_divide_nothing():
     """PPO divides its divergence by the unit: of one row it would be 1e8 times what it is."""
-    rollout = Rollout(*(torch.zeros(3, 2) for _ in range(5)))
+    draw = Draw(0, 1, ("a",) * 3, (0,) * 3, (0, 1, 2))
+    rollout = Rollout(Cond({}, torch.zeros(3, dtype=torch.int64), 1.0), draw)
     places = torch.arange(3)
     for values in (torch.full((3,), 123456.7), torch.tensor([1.0, 1 + 1e-7, 1.0])):
         rows = Rows(rollout, places, places, advantage=values)
@@ -111,14 +111,14 @@ def test_advantages_of_an_update_that_do_not_differ_are_0_and_divide_nothing():
 
 def test_images_that_differ_by_rounding_are_no_pair():
     near = torch.nextafter(torch.tensor(0.3), torch.tensor(1.0)).item()
-    one = SimpleNamespace(
+    one = Rollout(
+        Cond({}, torch.zeros(4, dtype=torch.int64), 1.0),
+        Draw(0, 1, ("a",) * 4, (0,) * 4, (0, 1, 2, 3)),
         reward=torch.tensor([0.3, near, 0.5, 0.3]),
         group=torch.tensor([0, 0, 0, 0]),
-        selected=None,
-        x0=torch.zeros(4, 1),
     )
     assert pairs(one, "all") == ([2, 2, 2], [1, 0, 3])
-    assert pairs(SimpleNamespace(**{**vars(one), "group": torch.tensor([0, 0, 1, 2])}), "best-worst") == ([], [])
+    assert pairs(replace(one, group=torch.tensor([0, 0, 1, 2])), "best-worst") == ([], [])
 
 
 def test_what_is_standardised_needs_a_spread_and_may_have_any_unit():

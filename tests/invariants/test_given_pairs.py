@@ -18,7 +18,7 @@ from tastemaker.cli.main import main
 from tastemaker.config.schema import Config, Evaluation, Optimizer, Pairs, Sampling
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup, update
-from tastemaker.types import Draw, Rollout
+from tastemaker.types import Cond, Draw, Rollout
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_diffusers_parts_and_of_the_papers_equation(tmp_
     with mock.patch.object(setup, "load_model", double):
         session = setup.start(settings, tmp_path, State())
     random = torch.Generator().manual_seed(7)
-    for name, parameter in sorted(session.model.trainable().items()):
+    for name, parameter in sorted(session.model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
     pipe = session.model.pipeline
@@ -88,7 +88,7 @@ def test_the_gradient_is_that_of_diffusers_parts_and_of_the_papers_equation(tmp_
                 reference = error(better) - error(1 - better)
             pipe.unet.enable_adapters()
             losses.append(-torch.nn.functional.logsigmoid(-0.5 * 50 * (policy - reference)))
-    parameters = list(session.model.trainable().values())
+    parameters = list(session.model.weights.trainable().values())
     wanted = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
     session.optimizer.zero_grad()
     caught = {}
@@ -113,15 +113,15 @@ def test_captions_are_dropped_for_both_images_of_a_pair_by_counters():
     count = 400
     draw = Draw(0, 3, ("cat",) * count, tuple(range(count)), (0,) * count)
     both = draw.select([*range(count), *range(count)])
-    text = torch.ones(2 * count, 2, 3)
-    rollout = Rollout(text[:, :0], text[0, 0, :0], text[:, :0], torch.zeros(2 * count, 1), text, draw=both)
-    task = mock.Mock(empty=torch.zeros(1, 2, 3))
-    kept = DiffusionDPO(drop_captions=0.2).prepare(task, rollout).rollout.text.amin(dim=(1, 2))
+    states = {"text": torch.stack([torch.zeros(2, 3), torch.ones(2, 3)])}
+    rollout = Rollout(Cond(states, torch.ones(2 * count, dtype=torch.int64), 1.0), both, torch.zeros(2 * count, 1))
+    task = mock.Mock()
+    kept = DiffusionDPO(drop_captions=0.2).prepare(task, rollout).rollout.cond["text"].amin(dim=(1, 2))
     assert kept[:count].equal(kept[count:])
     assert set(kept.tolist()) == {0.0, 1.0}
     assert 0.8 - 0.08 < kept.mean().item() < 0.8 + 0.08  # four standard errors
-    assert DiffusionDPO(drop_captions=0.2).prepare(task, rollout).rollout.text.amin(dim=(1, 2)).equal(kept)
-    assert DiffusionDPO().prepare(task, rollout).rollout.text is text
+    assert DiffusionDPO(drop_captions=0.2).prepare(task, rollout).rollout.cond["text"].amin(dim=(1, 2)).equal(kept)
+    assert DiffusionDPO().prepare(task, rollout).rollout is rollout
 
 
 def words(checkpoint, folder, out, *more):

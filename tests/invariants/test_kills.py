@@ -1,29 +1,33 @@
 """Runs killed at any moment and resumed are the undisturbed run, bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import kills
 import pytest
 
-SCRIPT = Path(__file__).parent / "kills.py"
+from drawing import undrawn
+from forked import Child, finish
+
+
+def without_drawing(words):
+    with undrawn():
+        return kills.main(words)
 
 
 def kill(tmp_path, count, seed):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--count", str(count), "--seed", str(seed), "--work", str(tmp_path)],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.stdout.startswith("{"), done.stderr[-3000:]
-    return json.loads(done.stdout)
+    """In a process that has never trained, as trials are forked from it."""
+    words = ["--count", str(count), "--seed", str(seed), "--work", str(tmp_path / "work")]
+    said = finish(Child(without_drawing, words, log=tmp_path / "log"), seconds=3600)
+    return json.loads(said[said.index("{") :])
 
 
-def test_four_killed_runs_end_as_the_undisturbed_one(tmp_path):
-    figures = kill(tmp_path, 4, seed=0)
-    assert figures["equal"] == 4, figures["different"]
+def test_two_killed_runs_end_as_the_undisturbed_one(tmp_path):
+    """Killed twice and three times, by time and at chosen moments."""
+    figures = kill(tmp_path, 2, seed=1)
+    assert figures["equal"] == 2, figures["different"]
     assert figures["kills"] >= 4
+    assert "time" in figures["where"]
+    assert len(figures["where"]) > 1
 
 
 @pytest.mark.slow

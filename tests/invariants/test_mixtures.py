@@ -1,8 +1,6 @@
 """Mixed adapters through the real sampler, files and libraries: ends are exact, the middle is the dense merge."""
 
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -12,13 +10,17 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
 import tiny
+from forked import Child, finish, run_script
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.config.yaml_file import dump_config
+from tastemaker.diffusion.sampler import LocalSampler
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ModelError
+from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import fixed_draw, images
 from tastemaker.evaluation.mixture import Plan, write_mix
-from tastemaker.models import adapter_files, load_model, lora
+from tastemaker.models import adapter_files, load_model
 from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS
 from tastemaker.models.mixing import delta, product
 from tastemaker.models.pixel import PixelUNet
@@ -40,19 +42,19 @@ def trained(make, folder, seed, **tuning):
     model.tune(Tuning(**tuning), seed)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.trainable().values():
+        for parameter in model.weights.trainable().values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
-    model.save(folder)
+    model.weights.save(folder)
     return folder
 
 
 def shown(model, guidance):
-    return images(model, fixed_draw(PROMPTS, 1, 0), model.process.grid(STEPS), guidance, 1.0, batch=2)
+    return images(model, fixed_draw(PROMPTS, 1, 0), DDIM(model.process.grid(STEPS), 1.0), guidance, batch=2)
 
 
 def with_adapter(make, folder, guidance):
     model = make()
-    model.apply(folder)
+    model.weights.load(folder)
     return shown(model, guidance)
 
 
@@ -102,7 +104,7 @@ def test_a_delta_mixture_is_the_dense_merge(world):
             for weight, part in zip(weights, parts, strict=True):
                 dense.get_submodule(layer).weight += weight * product(part[layer])
     mixed = make()
-    mixed.apply(root / "out/adapters/m")
+    mixed.weights.load(root / "out/adapters/m")
     mixed.pipeline.unet.double()
     assert {f.rank for f in adapter_files.read(root / "out/adapters/m", mixed.pipeline.unet).values()} == {8}
     plain = make().pipeline.unet.double()
@@ -120,7 +122,7 @@ def test_a_delta_mixture_is_the_dense_merge(world):
 def test_adapters_are_read_with_the_scale_that_the_libraries_give_them(world):
     root, make, _, _ = world
     model = make()
-    model.apply(root / "a")
+    model.weights.load(root / "a")
     network, read = model.pipeline.unet, adapter_files.read(root / "a", make().pipeline.unet)
     assert len(read) == sum(hasattr(module, "lora_A") for module in network.modules())
     for layer, factors in read.items():
@@ -160,7 +162,7 @@ def test_patterns_and_root_scaling_of_peft_are_read(tmp_path):
     assert {f.scale for name, f in read.items() if name.endswith("to_q")} == {3.0}  # 6 / sqrt(4)
     assert {f.scale for name, f in read.items() if not name.endswith("to_q")} == {2.0}
     model = make()
-    model.apply(tmp_path / "a")
+    model.weights.load(tmp_path / "a")
     for layer, factors in read.items():
         assert model.pipeline.unet.get_submodule(layer).scaling["default"] == factors.scale
 
@@ -186,15 +188,14 @@ def test_diffusers_and_peft_alone_load_a_mixture(world):
             torch.save(pipe.unet(x, 500, **given).sample, f"{{root}}/theirs.pt")
         assert "tastemaker" not in __import__("sys").modules
     """)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish(Child(run_script, script, log=root / "log"))
     # Not bit for bit: where the weights lie in memory decides how they are added up.
     torch.testing.assert_close(torch.load(root / "theirs.pt", weights_only=True), expected, rtol=1e-5, atol=2e-6)
 
 
 def shown_output(make, folder, form):
     model = make()
-    model.apply(folder)
+    model.weights.load(folder)
     shape = (1, *model.latent_shape)
     x = torch.linspace(-1, 1, torch.Size(shape).numel()).reshape(shape)
     given = {"encoder_hidden_states": torch.ones(1, 16, 16)} if form == WEIGHTS else {}
@@ -207,7 +208,7 @@ def test_an_adapter_that_was_taken_off_leaves_the_base_model(world):
     model = make()
     base = shown(model, guidance)
     for name in ("a", "b", "a"):
-        with lora.applied(model, root / name):
+        with model.weights.loaded(root / name):
             assert torch.equal(shown(model, guidance), with_adapter(make, root / name, guidance))
         assert torch.equal(shown(model, guidance), base)
     assert not any("lora" in name for name, _ in model.pipeline.unet.named_parameters())
@@ -225,13 +226,13 @@ def test_a_sweep_measures_the_saved_mixtures_in_the_base_models_deviations(world
 
     def scores(model, name):
         draw = fixed_draw(PROMPTS, 2, 0)
-        x = images(model, draw, model.process.grid(STEPS), guidance, 1.0, batch=16)
+        x = images(model, draw, DDIM(model.process.grid(STEPS), 1.0), guidance, batch=16)
         return load_reward(name)(x, draw.prompts).double()
 
     standardised = []
     for name in rewards:
         base, model = scores(make(), name), make()
-        model.apply(root / "out/adapters/alpha-0.5")
+        model.weights.load(root / "out/adapters/alpha-0.5")
         mixed = scores(model, name)
         entry = found["mixtures"][1]["rewards"][name]
         assert entry["mean"] == pytest.approx(mixed.mean().item(), rel=1e-6)
@@ -270,11 +271,13 @@ def test_switched_is_the_base_model_where_it_is_off_and_the_adapter_where_it_is_
     root, make, guidance, _ = world
     model = make()
     base = shown(model, guidance)
-    model.apply(root / "a")
+    model.weights.load(root / "a")
     full = shown(model, guidance)
-    grid = model.process.grid(STEPS)
-    draw = fixed_draw(PROMPTS, 1, 0)
-    look = lambda *mask: images(switched(model, grid, mask), draw, grid, guidance, 1.0, batch=2)  # noqa: E731
+    sde, draw = DDIM(model.process.grid(STEPS), 1.0), fixed_draw(PROMPTS, 1, 0)
+
+    def look(*mask):
+        return generate(model, LocalSampler(switched(model, sde, mask), sde), draw, guidance=guidance, batch=2).images
+
     assert torch.equal(look(False, False, False, False), base)
     assert torch.equal(look(True, True, True, True), full)
     early, late = look(True, True, False, False), look(False, False, True, True)
@@ -286,9 +289,9 @@ def test_switched_is_the_base_model_where_it_is_off_and_the_adapter_where_it_is_
 def test_a_switched_step_is_one_of_the_base_model_s_or_of_the_adapter_s(world):
     root, make, guidance, _ = world
     model, plain = make(), make()
-    model.apply(root / "a")
+    model.weights.load(root / "a")
     grid = model.process.grid(STEPS)
-    wrapped = switched(model, grid, (False, True, False, True))
+    wrapped = switched(model, DDIM(grid, 1.0), (False, True, False, True))
     cond = model.encode(("a", "b"), guidance)
     x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -326,7 +329,7 @@ def test_mix_from_the_command_line(runs, capsys):
     same = load_file("run-1/adapter/" + WEIGHTS), load_file("runs/mix-1/adapters/alpha-1/" + WEIGHTS)
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
     model = load_model("base")
-    model.apply(Path("runs/mix-1/adapters/alpha-0.5"))
+    model.weights.load(Path("runs/mix-1/adapters/alpha-0.5"))
     three = ["mix", "run-1", "run-2", "runs/mix-1/adapters/alpha-0.5", "--mode", "delta", "--n", "0", "--out", "m"]
     assert main([*three, "--weights", "0.2,0.3,0.5", "--weights", "0,0,1", "--rank", "3"]) == 0
     assert {path.name for path in Path("m/adapters").iterdir()} == {"weights-0.2_0.3_0.5", "weights-0_0_1"}

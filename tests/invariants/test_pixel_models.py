@@ -1,7 +1,5 @@
 """Pixel-space models: the images of diffusers' own pipeline, classes as prompts, and adapters."""
 
-import subprocess
-import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +12,11 @@ import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler
 
 import tiny
+from forked import Child, finish, run_script
 from tastemaker.algorithms.base import Task
 from tastemaker.cli.main import main
-from tastemaker.diffusion.process import transition
 from tastemaker.diffusion.sampler import sample
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ModelError, PromptError
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
@@ -43,7 +42,7 @@ def named(classes=4, labels=LABELS, **options):
 
 
 def shown(model, chosen, guidance=1.0, eta=1.0):
-    return images(model, chosen, model.process.grid(5), guidance, eta, batch=2)
+    return images(model, chosen, DDIM(model.process.grid(5), eta), guidance, batch=2)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -54,7 +53,7 @@ def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, channels, predic
     pipeline = tiny.pixels(channels=channels, prediction_type=prediction, beta_schedule="squaredcos_cap_v2")
     theirs = DDIMPipeline(pipeline.unet, pipeline.scheduler)
     model, chosen, shape = PixelUNet(pipeline), draw("a", "b", "c"), (channels, 16, 16)
-    ours = images(model, chosen, model.process.grid(10), 1.0, eta, batch=3)
+    ours = images(model, chosen, DDIM(model.process.grid(10), eta), 1.0, batch=3)
     noises = iter([chosen.noise(step, shape) for step in range(11)])
     draws = lambda *a, **k: next(noises)  # noqa: E731
     monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", draws)
@@ -80,7 +79,7 @@ def test_every_step_is_ddpms_own_posterior():
     for step in (0, 1, 500, 900, 998):
         t = grid.times[step]
         x0 = model.process.x0(eps.double(), x.double(), t.view(1))
-        mean, std = transition(x.double(), x0, grid, step, 1.0)
+        mean, std = DDIM(grid, 1.0).step(x.double(), x0, step)
         # Their step with noise z is mean + sigma z; the two halves are told apart by the same noise twice over.
         expected = scheduler.step(eps, int(t), x, generator=torch.Generator().manual_seed(7)).prev_sample
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
@@ -96,10 +95,10 @@ def test_ratio_is_one_right_after_sampling():
     model.tune(Tuning())
     chosen, grid = draw("cat", "fish", "hound"), model.process.grid(10)
     cond = model.encode(chosen.prompts, 3.0)
-    rollout = sample(model, cond, chosen, grid, 1.0, grid.stochastic(1.0))
+    rollout = sample(model, cond, chosen, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic())
     rollout = replace(rollout, reward=torch.zeros(3), advantage=torch.ones(3))
-    task, rows = Task(model, grid, 1.0, cond.empty, 3.0), all_rows(rollout)
-    assert len(grid.stochastic(1.0)) == 9  # the last step leads to x_0 itself
+    task, rows = Task(model, DDIM(grid, 1.0)), all_rows(rollout)
+    assert len(DDIM(grid, 1.0).stochastic()) == 9  # the last step leads to x_0 itself
     for size in (1, 7, len(rows)):
         for start in range(0, len(rows), size):
             part = rows.select(slice(start, start + size)).transitions()
@@ -110,8 +109,8 @@ def test_ratio_is_one_right_after_sampling():
 def test_prompts_are_classes_and_the_class_after_the_last_is_none():
     model = named()
     cond = model.encode(["cat", "hound", " dog", "fish", ""], 2.0)
-    assert torch.equal(cond.text[:, 0], torch.eye(4)[[0, 1, 1, 2, 3]])
-    assert torch.equal(cond.empty[:, 0], torch.eye(4)[[3]])
+    assert torch.equal(cond["text"][:, 0], torch.eye(4)[[0, 1, 1, 2, 3]])
+    assert torch.equal(cond.unconditional()["text"][:1, 0], torch.eye(4)[[3]])
     x, t = torch.randn(2, *SHAPE), torch.tensor([500, 20])
     unet = model.pipeline.unet
     given, none = (unet(x, t, torch.tensor(labels)).sample.double() for labels in ([2, 1], [3, 3]))
@@ -134,7 +133,9 @@ def test_class_images_are_those_of_diffusers_scheduler():
 
 def test_a_model_without_names_has_its_numbers_and_no_null_class():
     model = PixelUNet(tiny.pixels(classes=3))
-    assert torch.equal(model.encode(["0", "2", ""], 1.0).text[:, 0], torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 0, 0]]))
+    assert torch.equal(
+        model.encode(["0", "2", ""], 1.0)["text"][:, 0], torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, 0, 0]])
+    )
     with pytest.raises(ModelError, match=r"sampling.guidance is 5.0, .*no null class.*set it to 1"):
         model.encode(["0"], 5.0)
     with pytest.raises(PromptError, match="'' is none"):
@@ -225,7 +226,7 @@ def trained(tuning, pipeline=None):
     model.tune(tuning)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.trainable().values():
+        for parameter in model.weights.trainable().values():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
     return model
 
@@ -236,11 +237,11 @@ def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
     fresh = PixelUNet(tiny.pixels())
     fresh.tune(Tuning())
     # Attention on the lower level: one in the way down, one in the middle, two in the way up, each of 4 projections.
-    assert len(fresh.trainable()) == 4 * 4 * 2
+    assert len(fresh.weights.trainable()) == 4 * 4 * 2
     assert torch.equal(shown(fresh, chosen), base)
     model = trained(Tuning())
     assert (shown(model, chosen) - base).abs().max() > 0.01
-    with model.reference():
+    with model.weights.reference():
         assert torch.equal(shown(model, chosen), base)
     assert (shown(model, chosen) - base).abs().max() > 0.01
 
@@ -252,13 +253,15 @@ def test_gradient_checkpointing_gives_the_same_gradients_and_no_dropout():
         model.tune(Tuning(mode="full", gradient_checkpointing=checkpointing))
         cond = model.encode(chosen.prompts, 1.0)
         model.denoise(chosen.noise(0, SHAPE), torch.tensor([500]), cond).square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.trainable().values() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.weights.trainable().values() if p.grad is not None])
+        )
     torch.testing.assert_close(*gradients)
 
 
 def test_a_fully_tuned_model_has_no_reference():
     with pytest.raises(ModelError, match="no copy"):
-        trained(Tuning(mode="full")).reference()
+        trained(Tuning(mode="full")).weights.reference()
 
 
 @pytest.mark.parametrize(
@@ -266,9 +269,9 @@ def test_a_fully_tuned_model_has_no_reference():
 )
 def test_saved_and_applied_gives_the_same_images(tmp_path, tuning):
     model, chosen = trained(tuning), draw("a", "b")
-    model.save(tmp_path / "adapter")
+    model.weights.save(tmp_path / "adapter")
     other = PixelUNet(tiny.pixels())
-    other.apply(find_adapter(tmp_path))
+    other.weights.load(find_adapter(tmp_path))
     # Not bit for bit: where the weights lie in memory decides how they are added up.
     torch.testing.assert_close(shown(other, chosen), shown(model, chosen), atol=2e-5, rtol=0)
 
@@ -278,7 +281,7 @@ def test_a_fresh_process_without_tastemaker_gives_the_same_images(tmp_path, tuni
     """By the lines that a run's README.md holds."""
     tiny.pixels().save_pretrained(tmp_path / "base")
     model, chosen = trained(tuning), draw("a", "b")
-    model.save(tmp_path / ("adapter" if tuning.mode == "lora" else "model"))
+    model.weights.save(tmp_path / ("adapter" if tuning.mode == "lora" else "model"))
     torch.save(chosen.noise(0, SHAPE), tmp_path / "noise.pt")
     script = model.usage("'base'") + textwrap.dedent("""
         import numpy, sys, torch
@@ -291,8 +294,7 @@ def test_a_fresh_process_without_tastemaker_gives_the_same_images(tmp_path, tuni
         numpy.save("images.npy", pipe(batch_size=2, num_inference_steps=5, eta=0.0, output_type="np").images)
         assert "tastemaker" not in sys.modules
     """)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish(Child(run_script, script, tmp_path, log=tmp_path / "log"))
     ours = shown(model, chosen, eta=0.0).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - np.load(tmp_path / "images.npy")).max() < 1e-4
 
@@ -305,7 +307,7 @@ def test_the_small_model_of_digits_draws_fours():
     digits: Any = load_digits()
     model = load_model(str(MODELS / "digits"))
     chosen = Draw(1, 0, ("",) * 64, (0,) * 64, tuple(range(64)))
-    x = images(model, chosen, model.process.grid(25), 1.0, 1.0, batch=64)
+    x = images(model, chosen, DDIM(model.process.grid(25), 1.0), 1.0, batch=64)
     small = F.interpolate(x[:, :1, 4:28, 4:28], size=8, mode="bilinear", antialias=True) * 16
     found = KNeighborsClassifier(3).fit(digits.data, digits.target).predict(small.flatten(1).numpy())
     assert (found == 4).sum() >= 58

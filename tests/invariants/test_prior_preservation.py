@@ -46,9 +46,9 @@ def test_the_gradient_is_the_policys_plus_that_of_the_prior_images_computed_apar
     made, model, pipe = config(checkpoint), session.model, session.model.pipeline
     draw = prior_preservation.draw_round(session.prompts, made.seed, prior_preservation.ROUND, 5, 1)
     cond = model.encode(draw.prompts, made.sampling.guidance)
-    x0 = sample(model, cond, draw, session.task.grid, 1.0).x0
+    x0 = sample(model, cond, draw, session.task.sde).x0
     random = torch.Generator().manual_seed(7)
-    for name, parameter in sorted(model.trainable().items()):
+    for name, parameter in sorted(model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=random))
     turns = prior_preservation.in_turn(5, made.seed, 0, 6, 4)
@@ -59,7 +59,7 @@ def test_the_gradient_is_the_policys_plus_that_of_the_prior_images_computed_apar
         noisy = pipe.scheduler.add_noise(x0[[image]].double(), eps[None].double(), torch.tensor([time]))
         text = pipe.encode_prompt([draw.prompts[image]], "cpu", 1, False)[0].double()
         losses.append((pipe.unet(noisy, time, text).sample - eps).square().mean())
-    parameters = model.trainable()
+    parameters = model.weights.trainable()
     alone = torch.autograd.grad(0.7 * torch.stack(losses).mean(), list(parameters.values()))
     for (name, got), extra in zip(whole[0].items(), alone, strict=True):
         torch.testing.assert_close(got, policy[name] + extra, rtol=1e-4, atol=1e-6)
@@ -97,7 +97,7 @@ def test_a_weight_of_zero_changes_nothing_bit_for_bit(tmp_path, checkpoint):
         session = setup.start(replace(a_config(checkpoint), prior_preservation=options), tmp_path, State())
         assert session.prior_images is None
         assert "prior_loss" not in rounds.one_round(session)
-        weights.append({name: p.detach() for name, p in session.model.trainable().items()})
+        weights.append({name: p.detach() for name, p in session.model.weights.trainable().items()})
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
 
 
@@ -108,27 +108,27 @@ def test_the_images_do_not_depend_on_the_batch_and_are_the_base_models(tmp_path,
     other = setup.start(replace(made, seed=1), tmp_path, State()).prior_images
     torch.testing.assert_close(one.x0, two.x0, rtol=0, atol=1e-4)
     assert (one.x0 - other.x0).abs().max() > 0.1
-    assert len(one.x0) == len(one.text) == 5
+    assert len(one.x0) == len(one.cond) == 5
 
 
 def test_captions_are_dropped_by_share_and_guidance_is_asked_for(tmp_path, checkpoint):
     made = replace(config(checkpoint), prior_preservation=replace(PRIOR, drop_captions=0.5, guided=True))
     session = setup.start(made, tmp_path, State())
     rows = prior_preservation._noised(session, session.prior_images, [(n % 5, n) for n in range(200)])
-    empty = (rows.text == session.task.empty).all(dim=2).all(dim=1)
+    empty = (rows.cond["text"] == session.model.encode([""], 1.0)["text"]).all(dim=2).all(dim=1)
     assert 70 < int(empty.sum()) < 130
     asked = []
     residual = type(session.task).residual
 
-    def record(self, rows, guidance=None, of="output"):
-        asked.append(guidance)
-        return residual(self, rows, guidance, of)
+    def record(self, rows, *, guided=True, of="output"):
+        asked.append(guided)
+        return residual(self, rows, guided=guided, of=of)
 
     with mock.patch.object(type(session.task), "residual", record):
         prior_preservation.add_prior_loss(session, session.prior_images, 0)
         session.config = config(checkpoint)
         prior_preservation.add_prior_loss(session, session.prior_images, 0)
-    assert asked == [None, 1.0]
+    assert asked == [True, False]
     assert update.MetricAccumulator().prior_losses == []
 
 
@@ -150,8 +150,8 @@ def test_given_images_are_encoded_with_their_captions(tmp_path, checkpoint, monk
     assert len(set(chosen)) == 4
     images = torch.stack([fitted(given.image(n, (48, 32)), 32) for n in chosen])
     torch.testing.assert_close(session.prior_images.x0, session.model.encode_images(images), rtol=1e-5, atol=1e-5)
-    text = session.model.encode([given.PROMPTS[n % 5] for n in chosen], 1.0).text
-    torch.testing.assert_close(session.prior_images.text, text, rtol=1e-5, atol=1e-5)
+    text = session.model.encode([given.PROMPTS[n % 5] for n in chosen], 1.0)["text"]
+    torch.testing.assert_close(session.prior_images.cond["text"], text, rtol=1e-5, atol=1e-5)
     assert "prior_loss" in rounds.one_round(session)
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

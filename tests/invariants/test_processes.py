@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from launched import run_and_exit, run_lines
 from safetensors.torch import load_file
 
+from forked import Child, Group, finish, under_torchrun
 from tastemaker.cli.main import main
 
-pytestmark = pytest.mark.alone
-
 SCRIPT = Path(__file__).parent / "launched.py"
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+CPU = {"ACCELERATE_USE_CPU": "true"}
+ENVIRONMENT = os.environ | CPU | {"OMP_NUM_THREADS": "1"}
 SETTINGS = [
     "--reward", "smooth:redness", "--prompts", "ddpo-animals", "--rounds", "3", "sampling.steps=4",
     "sampling.samples=16", "sampling.per_prompt=4", "sampling.batch=2", "optimizer.updates=2", "optimizer.rows=8",
@@ -33,22 +34,13 @@ def words(checkpoint, out, *more):
     return ["train", "ddpo-compressibility", "--model", str(checkpoint), *where, *SETTINGS, *more]
 
 
-def launch(count, arguments, environment=ENVIRONMENT, folder=None):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+def torchrun(count, arguments, folder=None):
+    """The command line as a user starts it on several processes."""
     return subprocess.Popen(
-        [sys.executable, *(torchrun if count > 1 else []), str(SCRIPT), *arguments],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(child, code=0):
-    output, errors = child.communicate(timeout=240)
-    assert child.returncode == code, errors[-3000:]
-    return output, errors
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(SCRIPT),
+         *arguments],
+        env=ENVIRONMENT, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def metrics(run):
@@ -75,7 +67,9 @@ def alone(checkpoint, tmp_path_factory):
 def test_the_same_weights_rewards_and_statistics_after_three_rounds(alone, checkpoint, tmp_path, count):
     # Without --out: the processes agree on the folder that the first one chooses.
     run = tmp_path / "runs/ddpo-compressibility-1"
-    output, _ = finish(launch(count, words(checkpoint, None), folder=tmp_path))
+    child = torchrun(count, words(checkpoint, None), folder=tmp_path)
+    output, errors = child.communicate(timeout=240)
+    assert child.returncode == 0, errors[-3000:]
     assert [path.name for path in run.parent.iterdir()] == [run.name]
     assert output.count("loading") == 1  # one process speaks
     assert distance(weights(alone), weights(run)) < 1e-5
@@ -93,52 +87,48 @@ def test_the_same_weights_rewards_and_statistics_after_three_rounds(alone, check
 
 def test_gradients_that_are_not_synchronised_would_be_noticed(alone, checkpoint, tmp_path):
     run = tmp_path / "run"
-    finish(launch(2, ["--unsynchronised", *words(checkpoint, run)]))
+    Group(2, run_lines, "--unsynchronised", *words(checkpoint, run), log=tmp_path / "log").finish()
     assert distance(weights(alone), weights(run)) > 1e-3
 
 
 def test_a_process_that_dies_ends_the_others_with_the_reason(checkpoint, tmp_path):
     run = tmp_path / "run"
-    child = launch(2, ["--die-in-round", "2", *words(checkpoint, run, "--rounds", "1000")])
-    begin = time.monotonic()
-    while not (run / "metrics.jsonl").exists():
-        assert time.monotonic() - begin < 240
-        time.sleep(0.05)
-    _, errors = child.communicate(timeout=240)
-    assert child.returncode != 0
+    arguments = ["--die-in-round", "2", *words(checkpoint, run, "--rounds", "1000")]
+    errors = finish(Child(under_torchrun, 2, run_and_exit, *arguments, log=tmp_path / "log", environment=CPU), 1)
     assert "Signal 9 (SIGKILL)" in errors, errors[-3000:]
     assert (run / "checkpoints/step-000001").is_dir()
 
 
-def wait_for_rounds(run, count, child):
+def wait_until_here(folder, count, child):
+    """Until all processes wait for the signal."""
     deadline = time.monotonic() + 240
-    while not (run / "metrics.jsonl").exists() or len(metrics(run)) <= count:
+    while not all((folder / f"here-{rank}").exists() for rank in range(count)):
         assert time.monotonic() < deadline
-        assert child.poll() is None, child.communicate()[1][-2000:]
+        assert child.poll() is None
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_saves_and_a_resumed_run_is_the_uninterrupted_one(alone, checkpoint, tmp_path, count):
+    """In the middle of round 2; torchrun hands the signal on to its processes."""
     run = tmp_path / "run"
-    child = launch(count, words(checkpoint, run, "--rounds", "500", "checkpoint.every=1000"))
-    wait_for_rounds(run, 1, child)
+    arguments = words(checkpoint, run, "--rounds", "500", "checkpoint.every=1000")
+    arguments = ["--sigterm-in-round", "2", str(tmp_path), *arguments]
+    how = (under_torchrun, count, run_and_exit) if count > 1 else (run_lines,)
+    child = Child(*how, *arguments, log=tmp_path / "log", environment=CPU)
+    wait_until_here(tmp_path, count, child)
     child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=240)
-    done = max(record["round"] for record in metrics(run) if "round" in record)
-    assert f"stopped by SIGTERM after round {done} of 500; saved up to round {done}; go on with: " in errors
-    if count == 1:
-        assert child.returncode == 75, errors
-    assert (run / f"checkpoints/step-{done:06d}").is_dir()
-    if done > 2:
-        pytest.skip("the machine was too slow to stop it within three rounds")
+    errors = finish(child, 1 if count > 1 else 75)  # torchrun has an exit code of its own
+    assert "stopped by SIGTERM after round 2 of 500; saved up to round 2; go on with: " in errors
+    assert max(record["round"] for record in metrics(run) if "round" in record) == 2
+    assert (run / "checkpoints/step-000002").is_dir()
     resumed = ["resume", str(run), "--rounds", "3"]
     if count == 1:
         assert main(resumed) == 0
         one, two = weights(alone), weights(run)
         assert all(one[name].equal(two[name]) for name in one)
     else:
-        finish(launch(count, resumed))
+        Group(count, run_lines, *resumed, log=tmp_path / "log").finish()
         assert distance(weights(alone), weights(run)) < 1e-5
 
 
@@ -168,5 +158,5 @@ def test_another_number_of_processes_or_version_is_refused_unless_asked_for(
 def test_another_number_of_processes_is_refused(checkpoint, tmp_path):
     run = tmp_path / "run"
     assert main(words(checkpoint, run, "--rounds", "1")) == 0
-    _, errors = finish(launch(2, ["resume", str(run), "--rounds", "3"]), code=1)
-    assert "processes 1 -> 2" in errors
+    said = Group(2, run_lines, "resume", str(run), "--rounds", "3", log=tmp_path / "log").finish(2)
+    assert "processes 1 -> 2" in said

@@ -25,13 +25,13 @@ from tastemaker.types import Transitions
 
 
 def bits(model):
-    return {name: (p.data_ptr(), p.detach().clone()) for name, p in model.trainable().items()}
+    return {name: (p.data_ptr(), p.detach().clone()) for name, p in model.weights.trainable().items()}
 
 
 def move(model, scale=0.02):
     torch.manual_seed(3)
     with torch.no_grad():
-        for parameter in model.trainable().values():
+        for parameter in model.weights.trainable().values():
             parameter.add_(scale * torch.randn_like(parameter))
 
 
@@ -42,23 +42,23 @@ def test_the_swap_shows_the_held_model_and_leaves_the_weights_bitwise_as_they_we
     cond = model.encode(["cat", "dog"], 3.0)
     with torch.no_grad():
         before = model.denoise(x, t, cond)
-        model.held = WeightCopy(model.trainable())
+        model.weights.held = WeightCopy(model.weights.trainable())
         move(model)
         weights, after = bits(model), model.denoise(x, t, cond)
-        with model.reference():
+        with model.weights.reference():
             assert model.denoise(x, t, cond).equal(before)
         assert model.denoise(x, t, cond).equal(after)
     assert not after.equal(before)
-    for name, parameter in model.trainable().items():
+    for name, parameter in model.weights.trainable().items():
         assert (parameter.data_ptr(), True) == (weights[name][0], parameter.equal(weights[name][1]))
-    with pytest.raises(RuntimeError, match="in between"), model.reference():
+    with pytest.raises(RuntimeError, match="in between"), model.weights.reference():
         raise RuntimeError("in between")
-    assert all(parameter.equal(weights[name][1]) for name, parameter in model.trainable().items())
+    assert all(parameter.equal(weights[name][1]) for name, parameter in model.weights.trainable().items())
 
 
 def test_a_fully_tuned_model_that_holds_nothing_still_refuses(model):
     model.tune(Tuning(mode="full"))
-    with pytest.raises(ModelError, match="no copy of the base model"), model.reference():
+    with pytest.raises(ModelError, match="no copy of the base model"), model.weights.reference():
         pass
 
 
@@ -67,14 +67,14 @@ def test_the_gradient_of_a_divergence_is_that_with_a_second_network(model, check
     """The reference's pass comes between the policy's forward and backward passes, and must not disturb them."""
     model.tune(Tuning(mode="full", gradient_checkpointing=checkpointing))
     other = copy.deepcopy(model.pipeline.unet)
-    model.held = WeightCopy(model.trainable())
+    model.weights.held = WeightCopy(model.weights.trainable())
     move(model)
     x, t, text = (
         torch.randn(3, *model.latent_shape),
         torch.tensor([5, 400, 800]),
-        model.encode(["a", "b", "c"], 1.0).text,
+        model.encode(["a", "b", "c"], 1.0)["text"],
     )
-    parameters = list(model.trainable().values())
+    parameters = list(model.weights.trainable().values())
 
     def gradient(reference):
         out = model.network(x, t, text).sample
@@ -83,7 +83,7 @@ def test_the_gradient_of_a_divergence_is_that_with_a_second_network(model, check
         return torch.autograd.grad(losses.mean_square(out - held).sum(), parameters)
 
     def swapped():
-        with model.reference():
+        with model.weights.reference():
             return model.network(x, t, text).sample
 
     for one, two in zip(gradient(swapped), gradient(lambda: other(x, t, text).sample), strict=True):
@@ -108,7 +108,7 @@ def test_right_after_a_move_the_divergence_is_exactly_zero(checkpoint, tmp_path,
         size = (2, *session.model.latent_shape)
         rows = Transitions(
             torch.randn(size), torch.randn(size), torch.tensor([0, 2]), torch.zeros(2), torch.zeros(2),
-            session.model.encode(["cat", "dog"], 5.0).text,
+            session.model.encode(["cat", "dog"], 5.0),
         )  # fmt: skip
         policy, reference = session.task.policy(rows), session.task.reference(rows)
         kl.append(losses.gaussian_kl(policy.mean, reference.mean, policy.std).sum().item())
@@ -128,7 +128,7 @@ def test_right_after_a_move_the_divergence_is_exactly_zero(checkpoint, tmp_path,
 )  # fmt: skip
 def test_a_copy_is_held_only_where_it_is_needed(checkpoint, tmp_path, algorithm, tuning, every, held):
     made = settings(checkpoint, algorithm=algorithm, tuning=Tuning(mode=tuning), reference=Reference(every=every))
-    assert (setup.start(made, tmp_path, State()).model.held is not None) == held
+    assert (setup.start(made, tmp_path, State()).model.weights.held is not None) == held
 
 
 def test_a_reference_that_nothing_asks_for_is_refused(checkpoint):

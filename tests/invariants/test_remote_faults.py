@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_runs import SETTINGS, metrics
+from test_runs import SETTINGS, exit_with_main, metrics
 
-import tastemaker
+from forked import Child, finish
 from serving import Scripted, changed, cut, good, hang_up, raw, redness, served, slow
 from tastemaker.cli.main import main
 from tastemaker.runs.checkpoint import saved_round
@@ -172,19 +168,15 @@ def test_a_signal_does_not_wait_for_the_server(checkpoint, tmp_path):
     run = tmp_path / "run"
     with Scripted(lambda n: slow(60) if n >= ROUND_2 - 1 else good) as server:
         arguments = words(checkpoint, run, server.url, "remote.timeout=60", "remote.wait=300", "sampling.samples=80")
-        child = subprocess.Popen(
-            [sys.executable, "-c", f"import sys; from tastemaker.cli.main import main; sys.exit(main({arguments!r}))"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(tastemaker.__file__).parent.parent)},
-        )  # fmt: skip
+        child = Child(exit_with_main, *arguments, log=tmp_path / "log")
         deadline = time.monotonic() + 240
         while len(server.asked) < ROUND_2 and time.monotonic() < deadline:
             time.sleep(0.05)
         child.send_signal(signal.SIGTERM)
         began = time.monotonic()
-        _, errors = child.communicate(timeout=60)
+        said = finish(child, 75)
         assert time.monotonic() - began < 40
-    assert (child.returncode, "stopped by SIGTERM" in errors) == (75, True), errors[-2000:]
+    assert "stopped by SIGTERM" in said
 
 
 def test_metrics_are_what_the_server_said(whole):

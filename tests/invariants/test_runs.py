@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 from safetensors.torch import load_file
 
+from drawing import drawn
+from forked import Child, finish
 from tastemaker.cli.main import main
 
 SETTINGS = [
@@ -33,7 +33,8 @@ def metrics(run):
 @pytest.fixture(scope="module")
 def finished(checkpoint, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
-    assert main(words(checkpoint, run)) == 0
+    with drawn():
+        assert main(words(checkpoint, run)) == 0
     return run
 
 
@@ -75,27 +76,27 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(finished, checkpoint
     assert rounds(finished) == rounds(tmp_path / "cut")
 
 
+def exit_with_main(*arguments):
+    """The program, in a process of its own."""
+    sys.exit(main(list(arguments)))
+
+
 def test_ctrl_c_finishes_the_round_saves_and_says_how_to_go_on(checkpoint, tmp_path):
     run = tmp_path / "run"
     arguments = words(checkpoint, run, "--rounds", "500")
-    script = f"import sys; from tastemaker.cli.main import main; sys.exit(main({arguments!r}))"
-    child = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    child = Child(exit_with_main, *arguments, log=tmp_path / "log")
     deadline = time.monotonic() + 240
     while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < 3:
         assert time.monotonic() < deadline
-        assert child.poll() is None, child.communicate()[1][-2000:]
+        assert child.poll() is None, child.output()
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    output, errors = child.communicate(timeout=240)
-    assert child.returncode == 130, errors[-2000:]
-    assert "stopping after this round" in output
+    said = finish(child, 130)
+    assert "stopping after this round" in said
     done = max(record["round"] for record in metrics(run) if "round" in record)
     assert (
         f"stopped by Ctrl-C after round {done} of 500; saved up to round {done}; go on with: tastemaker resume {run}"
-        in errors
+        in said
     )
     assert (run / "report.html").exists()
     assert (run / f"checkpoints/step-{done:06d}/state.json").exists()

@@ -1,18 +1,21 @@
 """The sampler: the images of diffusers' own pipeline, the ratio of 1, and noise that depends on its place alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import tiny
-from tastemaker import noise
+from tastemaker import noise, tree
 from tastemaker.algorithms.base import Task
 from tastemaker.diffusion import losses
-from tastemaker.diffusion.process import transition
-from tastemaker.diffusion.sampler import sample
+from tastemaker.diffusion.sampler import LocalSampler, sample
+from tastemaker.diffusion.sde import DDIM
+from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import images
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.types import Cond, Draw, all_rows, concat
+from tastemaker.types import Draw, all_rows
 
 PROMPTS = ("a cat", "two dogs", "a cat", "fish")
 
@@ -27,7 +30,7 @@ def draw(seed=0, round=1, prompts=PROMPTS):
 def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, prediction, monkeypatch):
     pipeline = tiny.pipeline(prediction_type=prediction)
     model, chosen = LatentUNet(pipeline), draw()
-    ours = images(model, chosen, model.process.grid(10), guidance, eta, batch=4)
+    ours = images(model, chosen, DDIM(model.process.grid(10), eta), guidance, batch=4)
     noises = iter([chosen.noise(step + 1, (4, 8, 8)) for step in range(10)])
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *a, **k: next(noises))
     theirs = pipeline(
@@ -40,17 +43,10 @@ def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, predic
 
 def rollout_and_task(model, chosen, batch=4, steps=10):
     grid = model.process.grid(steps)
-    cond = model.encode(chosen.prompts, 5.0)
-    parts = []
-    for start in range(0, len(chosen), batch):
-        rows = list(range(start, min(start + batch, len(chosen))))
-        some = chosen.select(rows)
-        parts.append(sample(model, model.encode(some.prompts, 5.0), some, grid, 1.0, grid.stochastic(1.0)))
-    rollout = concat(parts)
-    from dataclasses import replace
-
-    rollout = replace(rollout, reward=torch.zeros(len(chosen)), advantage=torch.ones(len(chosen)))
-    return rollout, Task(model, grid, 1.0, cond.empty, 5.0)
+    sde = DDIM(grid, 1.0)
+    made = generate(model, LocalSampler(model, sde), chosen, guidance=5.0, batch=batch, keep=sde.stochastic())
+    rollout = replace(made.rollout, reward=torch.zeros(len(chosen)), advantage=torch.ones(len(chosen)))
+    return rollout, Task(model, DDIM(grid, 1.0))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -75,7 +71,7 @@ def test_kept_steps_are_the_chain_itself(model):
     torch.testing.assert_close(rollout.latents[:, -1], rollout.x0)
     torch.testing.assert_close(rollout.latents[:, 0], draw().noise(0, (4, 8, 8)))
     # The stored log-probability is that of the noise which was drawn: -z^2/2 - ln std - ln sqrt(2 pi), averaged.
-    std = task.grid.std(1.0)
+    std = DDIM(task.sde.grid, 1.0).std
     for step in range(10):
         z = draw().noise(step + 1, (4, 8, 8)).double()
         expected = (-(z**2) / 2).flatten(1).mean(1) - std[step].log() - 0.9189385332
@@ -86,7 +82,7 @@ def test_a_window_keeps_only_its_own_steps(model):
     chosen, grid = draw(), model.process.grid(10)
     whole, _ = rollout_and_task(model, chosen)
     cond = model.encode(chosen.prompts, 5.0)
-    part = sample(model, cond, chosen, grid, 1.0, keep=[6, 7, 8])
+    part = sample(model, cond, chosen, DDIM(grid, 1.0), keep=[6, 7, 8])
     assert part.steps.tolist() == [6, 7, 8]
     torch.testing.assert_close(part.latents, whole.latents[:, 6:10], atol=0, rtol=0)
     torch.testing.assert_close(part.logp, whole.logp[:, 6:9], atol=0, rtol=0)
@@ -109,20 +105,20 @@ def test_guidance_by_hand(model, monkeypatch):
     """eps_u = 1, eps_c = 2, w = 5: 1 + 5 (2 - 1) = 6; and with w = 1 only the conditional half is computed."""
     sizes = []
 
-    def predict(x, t, text):
+    def predict(x, t, cond):
         sizes.append(len(x))
         half = torch.full_like(x, 2.0)
         if len(x) == 4:
             half[:2] = 1.0
         return half
 
-    monkeypatch.setattr(model, "_predict", predict)
+    monkeypatch.setattr(model, "predict", predict)
     cond = model.encode(["a cat", "a dog"], 5.0)
     x, t = torch.zeros(2, 4, 8, 8), torch.tensor([500, 500])
     a = model.process.scheduler.alphas_cumprod[500]
     expected = -((1 - a) / a).sqrt()
     assert model.denoise(x, t, cond)[0, 0, 0, 0].item() == pytest.approx(6 * expected.item(), rel=1e-6)
-    unguided = model.denoise(x, t, Cond(cond.text, cond.empty, 1.0))
+    unguided = model.denoise(x, t, cond.unguided())
     assert unguided[0, 0, 0, 0].item() == pytest.approx(2 * expected.item(), rel=1e-6)
     assert sizes == [4, 2]
 
@@ -134,13 +130,14 @@ def test_log_prob_has_the_gradient_of_finite_differences(model):
     grid = model.process.grid(10)
     random = torch.Generator().manual_seed(0)
     x, x_next = torch.randn(2, 1, 4, 8, 8, dtype=torch.float64, generator=random).unbind()
-    cond = Cond(*(state.double() for state in (model.encode(["a cat"], 5.0).text, model.encode(["a"], 5.0).empty)), 5.0)
-    predict = lambda x, t, text: model.network(x, t, encoder_hidden_states=text, return_dict=False)[0]  # noqa: E731
-    model._predict = predict
+    cond = tree.to(model.encode(["a cat"], 5.0), torch.float64)
+    cond = replace(cond, index=cond.index.long())
+    predict = lambda x, t, cond: model.network(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0]  # noqa: E731
+    model.predict = predict
     step = torch.tensor([5])
 
     def log_prob():
-        mean, std = transition(x, model.denoise(x, grid.times[step], cond), grid, step, 1.0)
+        mean, std = DDIM(grid, 1.0).step(x, model.denoise(x, grid.times[step], cond), step)
         return losses.gaussian_logp(x_next, mean, std).sum()
 
     (gradient,) = torch.autograd.grad(log_prob(), parameter)

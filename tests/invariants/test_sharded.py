@@ -12,16 +12,15 @@ import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers import UNet2DConditionModel
-from launched import asking_the_reference
+from launched import asking_the_reference, run_lines
 from safetensors.torch import load_file
-from test_processes import ENVIRONMENT, distance, finish, launch, metrics, words
+from test_processes import distance, metrics, words
 
+from forked import Group
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config, Speed
 from tastemaker.errors import ConfigError
 from tastemaker.runs import sharding
-
-pytestmark = pytest.mark.alone
 
 SMALL = ["--rounds", "2", "evaluation.every=2", "optimizer.clip_norm=0.05", "checkpoint.keep=9", "sampling.batch=8"]
 FULL = ["--rounds", "1", "tuning.mode=full", "tuning.gradient_checkpointing=true"]
@@ -45,12 +44,11 @@ def runs(checkpoint, tmp_path_factory):
         "full": words(checkpoint, folder / "full", *SMALL, *FULL),
     }
     together = [word for line in lines.values() for word in ("--then", *line)][1:]
-    child = launch(2, ["--sharded", *together], ENVIRONMENT | SHARDING)
+    group = Group(2, run_lines, "--sharded", *together, log=folder / "log", environment=SHARDING)
     with asking_the_reference():
         assert main(words(checkpoint, folder / "alone", *SMALL)) == 0
         assert main(words(checkpoint, folder / "alone-full", *SMALL, *FULL)) == 0
-    output, _ = finish(child)
-    assert output.count("this process holds 50% of its weights") == len(lines)
+    assert group.finish().count("this process holds 50% of its weights") == len(lines)
     return folder
 
 

@@ -44,7 +44,7 @@ def test_the_steps_are_adamws_on_the_mean_squared_error(algorithm, checkpoint, t
     monkeypatch.setattr(rounds, "train_value", watched)
     record = rounds.one_round(session)
     ((theirs, before, rollout, own, after),) = seen
-    text = session.model.encode(rollout.draw.prompts, 1.0).text.mean(dim=1)
+    text = session.model.encode(rollout.draw.prompts, 1.0)["text"].mean(dim=1)
     if algorithm.value_text == "pooled":
         pipe = session.model.pipeline
         tokens = pipe.tokenizer(
@@ -55,7 +55,7 @@ def test_the_steps_are_adamws_on_the_mean_squared_error(algorithm, checkpoint, t
     losses = []
     for states in value_states(settings.seed, 1, 40, algorithm.value_batch, algorithm.value_updates):
         images, steps = torch.tensor(states) // 5, torch.tensor(states) % 5
-        times = session.task.grid.times[rollout.steps[steps]]
+        times = session.task.sde.grid.times[rollout.steps[steps]]
         found = theirs(rollout.latents[images, steps], times, text[images].unsqueeze(1))
         loss = (found - rollout.reward[images]).square().mean()
         optimizer.zero_grad()

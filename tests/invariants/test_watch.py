@@ -54,7 +54,7 @@ def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["early_stop.metric=rewrd/mean"], "evaluations of this run measure reward/mean"),
+        (["early_stop.metric=rewrd/mean"], "evaluations of this run have reward/mean"),
         (["early_stop.min_delta=-1"], "must not be negative"),
     ],
 )

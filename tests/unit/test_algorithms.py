@@ -26,13 +26,14 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.config.schema import Optimizer
 from tastemaker.diffusion.process import Grid
 from tastemaker.diffusion.sampler import sample
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
 from tastemaker.models.pixel import PixelUNet
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.value import DigitValue, value_network
 from tastemaker.training.update import recomputed
-from tastemaker.types import Draw, Noised, Rollout, Rows, all_rows
+from tastemaker.types import Cond, Draw, Noised, Rollout, Rows, Trajectory, all_rows
 
 DRAW = Draw(0, 1, ("a cat", "a cat", "a dog", "a dog"), (0, 0, 1, 1), (0, 1, 0, 1))
 STEPS, GUIDANCE = 5, 3.0
@@ -48,18 +49,18 @@ def made(double=True, trained=True, reduction="mean", **scheduler):
     model.tune(Tuning(rank=2))
     if double:
         model.pipeline.unet.double()
-        model._predict = lambda x, t, text: model.network(  # type: ignore[method-assign]
-            x.double(), t, encoder_hidden_states=text.double(), return_dict=False
+        model.predict = lambda x, t, cond: model.network(  # type: ignore[method-assign]
+            x.double(), t, encoder_hidden_states=cond["text"].double(), return_dict=False
         )[0]
     if trained:  # adapters start with B = 0, as the reference
         random = torch.Generator().manual_seed(7)
-        for name, parameter in model.trainable().items():
+        for name, parameter in model.weights.trainable().items():
             if "lora_B" in name:
                 parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=random))
     grid = model.process.grid(STEPS)
     cond = model.encode(DRAW.prompts, GUIDANCE)
-    task = Task(model, grid, 1.0, cond.empty, GUIDANCE, reduction, rows=8, kl=0.1)
-    rollout = sample(model, cond, DRAW, grid, 1.0, grid.stochastic(1.0), reduction=reduction)
+    task = Task(model, DDIM(grid, 1.0), reduction, rows=8, kl=0.1)
+    rollout = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic(), reduction=reduction)
     return task, replace(
         rollout, draw=DRAW, reward=torch.tensor([0.3, -0.6, 0.1, 2.0]), advantage=torch.tensor([0.5, -1.0, -0.4, 1.5]),
         group=torch.tensor([0, 0, 1, 1]),
@@ -71,8 +72,9 @@ def trained():
     return made()
 
 
-def noise_prediction(model, x, t, text, empty, guidance):
+def noise_prediction(model, x, t, text, guidance):
     """The guided output of the U-Net, from two passes of our own."""
+    empty = model.encode([""], 1.0)["text"]
     ask = lambda states: model.pipeline.unet(x.double(), t, encoder_hidden_states=states.double()).sample  # noqa: E731
     unconditional = ask(empty.expand_as(text))
     return unconditional + guidance * (ask(text) - unconditional)
@@ -99,14 +101,14 @@ def base(model):
 
 def gradient(task, loss):
     """The gradient with respect to all adapters, in one vector."""
-    parameters = list(task.model.trainable().values())
+    parameters = list(task.model.weights.trainable().values())
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
 
 
 def check_slope(task, function, at=3):
     """The gradient of `function()` against its central differences in a few weights of one matrix B."""
-    name = next(name for name in task.model.trainable() if "lora_B" in name)
-    parameter, h = task.model.trainable()[name], 1e-5
+    name = next(name for name in task.model.weights.trainable() if "lora_B" in name)
+    parameter, h = task.model.weights.trainable()[name], 1e-5
     (slope,) = torch.autograd.grad(function(), parameter)
     biggest = slope.abs().flatten().argsort(descending=True)[:at].tolist()
     with torch.no_grad():
@@ -121,9 +123,10 @@ def check_slope(task, function, at=3):
 
 
 def with_value(task, algorithm):
-    if not hasattr(algorithm, "extras"):
+    training = algorithm.requirements.value
+    if training is None:
         return task
-    return replace(task, value=algorithm.extras(task.model))
+    return replace(task, value=value_network(training.kind, task.model), value_states=training.states)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -161,12 +164,12 @@ def test_what_is_left_of_the_ratio_in_float32_with_sums(elements):
     assert math.prod(model.latent_shape) == elements
     model.tune(Tuning(rank=2, mode="lora" if elements == 256 else "full"))
     grid, cond = model.process.grid(STEPS), model.encode(DRAW.prompts, 1.0)
-    task = Task(model, grid, 1.0, cond.empty, 1.0, "sum")
-    rollout = sample(model, cond, DRAW, grid, 1.0, grid.stochastic(1.0), reduction="sum")
+    task = Task(model, DDIM(grid, 1.0), "sum")
+    rollout = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic(), reduction="sum")
     rows = all_rows(replace(rollout, draw=DRAW, advantage=torch.ones(4)))
-    std = grid.std(1.0)
+    std = DDIM(grid, 1.0).std
     moves = (grid.sigma_next**2 - std**2).clamp(min=0).sqrt() - grid.alpha_next * grid.sigma / grid.alpha
-    share = (moves / std).abs()[grid.stochastic(1.0)].max().item()
+    share = (moves / std).abs()[DDIM(grid, 1.0).stochastic()].max().item()
     for size, most in ((4, 0.0), (1, 1e-6 * share * math.sqrt(elements))):
         with torch.no_grad():
             parts = [rows.select(slice(start, start + size)) for start in range(0, len(rows), size)]
@@ -185,8 +188,8 @@ def test_log_probabilities_that_are_computed_again_make_the_ratio_one(algorithm,
     denoise = model.denoise
     monkeypatch.setattr(model, "denoise", lambda x, t, cond: denoise(x, t, cond) * (1 + 1e-3 * len(x)))
     grid, cond = model.process.grid(STEPS), model.encode(DRAW.prompts, 1.0)
-    task = Task(model, grid, 1.0, cond.empty, 1.0, "sum")
-    rollout = sample(model, cond, DRAW, grid, 1.0, grid.stochastic(1.0), reduction="sum")
+    task = Task(model, DDIM(grid, 1.0), "sum")
+    rollout = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic(), reduction="sum")
     values = torch.tensor([1.0, -1.0, 2.0, 0.0])
     rollout = replace(rollout, draw=DRAW, advantage=values, group=torch.tensor([0, 0, 1, 1]), reward=values)
     options = SimpleNamespace(optimizer=Optimizer(updates=2, rows=3))
@@ -226,7 +229,7 @@ def test_dpo_starts_at_ln_2_and_prefers_better_images():
         rows = algorithm.prepare(task, rollout)
         assert rows.image.tolist() == [0] * STEPS + [3] * STEPS
         assert rows.others().image.tolist() == [1] * STEPS + [2] * STEPS
-        assert rows.place.tolist() == [*range(STEPS)] * 2
+        assert rows.step_index.tolist() == [*range(STEPS)] * 2
         loss, _ = algorithm.loss(task, rows)
         torch.testing.assert_close(loss.detach(), torch.full_like(loss, math.log(2)), atol=1e-7, rtol=0)
         margin = task.log_prob(rows.transitions()) - task.log_prob(rows.others().transitions())
@@ -256,9 +259,9 @@ def test_dpo_against_log_probabilities_of_two_passes_each(trained):
 
 def test_pairs_by_hand():
     """Group 3 has the rewards 1, 5, 5, 2: five pairs of six, as equals make none. Group 0 has one image."""
-    nothing = torch.zeros(6, 0)
+    draw = Draw(0, 1, ("a",) * 6, (0,) * 6, tuple(range(6)))
     rollout = Rollout(
-        nothing, nothing[0], nothing, nothing, nothing, reward=torch.tensor([1.0, 5.0, 9.0, 5.0, 2.0, 7.0]),
+        Cond({}, torch.zeros(6, dtype=torch.int64), 1.0), draw, reward=torch.tensor([1.0, 5.0, 9.0, 5.0, 2.0, 7.0]),
         group=torch.tensor([3, 3, 0, 3, 3, 3]), selected=torch.tensor([True] * 5 + [False]),
     )  # fmt: skip
     assert set(zip(*pairs(rollout, "all"), strict=True)) == {(1, 0), (3, 0), (4, 0), (1, 4), (3, 4)}
@@ -270,14 +273,14 @@ def test_divergences_against_the_noise_predictions(trained):
     task, rollout = trained
     rows = all_rows(rollout)
     step = rows.transitions()
-    t = task.grid.times[step.step]
+    t = task.sde.grid.times[step.step]
     with torch.no_grad():
-        policy = noise_prediction(task.model, step.x, t, step.text, task.empty, GUIDANCE)
+        policy = noise_prediction(task.model, step.x, t, step.cond["text"], GUIDANCE)
         with base(task.model):
-            reference = noise_prediction(task.model, step.x, t, step.text, task.empty, GUIDANCE)
+            reference = noise_prediction(task.model, step.x, t, step.cond["text"], GUIDANCE)
     square = (policy - reference).square().flatten(1).mean(dim=1)
     assert square.min() > 1e-6
-    a_t, a_p = task.grid.alpha[step.step] ** 2, task.grid.alpha_next[step.step] ** 2
+    a_t, a_p = task.sde.grid.alpha[step.step] ** 2, task.sde.grid.alpha_next[step.step] ** 2
     sigma = ((1 - a_p) / (1 - a_t) * (1 - a_t / a_p)).sqrt()
     c = (1 - a_p - sigma**2).sqrt() - (a_p * (1 - a_t) / a_t).sqrt()
     exact = c**2 * square / (2 * sigma**2)
@@ -310,7 +313,8 @@ def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
     """w (z - eps)^2, or w (v - v_hat)^2 with v = alpha z - sigma x_0, averaged over elements."""
     task, rollout = made(prediction_type=prediction)
     algorithm = RWR(noises=2, guided=guided)
-    rows = replace(algorithm.prepare(task, rollout), epoch=1)
+    rows = algorithm.prepare(task, rollout)
+    rows = replace(rows, epoch=torch.ones(len(rows), dtype=torch.int64))
     assert rows.image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     noised = rows.noised(range(1000))
     assert len(set(noised.t.tolist())) == 8
@@ -319,7 +323,7 @@ def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
     x = (alpha * noised.x0 + sigma * noised.noise).float()
     weight = GUIDANCE if guided else 1.0
     with torch.no_grad():
-        output = noise_prediction(task.model, x, noised.t, noised.text, task.empty, weight)
+        output = noise_prediction(task.model, x, noised.t, noised.cond["text"], weight)
         loss, metrics = algorithm.loss(task, rows)
     target = noised.noise if prediction == "epsilon" else alpha * noised.noise - sigma * noised.x0
     expected = (target - output).square().flatten(1).mean(dim=1)
@@ -345,7 +349,7 @@ def test_rwr_on_images_that_are_encoded_again(trained):
 def test_times_of_a_window_are_its_stretch_of_the_chain(trained):
     """Steps at 801, 601, 401, 201, 1: the first stands for 602 to 999, the last for 0 and 1."""
     task, _ = trained
-    assert task.grid.times.tolist() == [801, 601, 401, 201, 1]
+    assert task.sde.grid.times.tolist() == [801, 601, 401, 201, 1]
     assert task.times(torch.tensor([0])) == range(602, 1000)
     assert task.times(torch.tensor([1, 2])) == range(202, 602)
     assert task.times(torch.tensor([4])) == range(2)
@@ -386,7 +390,7 @@ def test_nft_raises_the_likelihood_of_good_images_and_lowers_that_of_bad_ones(we
     loss, _ = algorithm.loss(task, rows)
     loss.sum().backward()
     with torch.no_grad():
-        for parameter in task.model.trainable().values():
+        for parameter in task.model.weights.trainable().values():
             parameter -= 1e-3 * parameter.grad
         assert sign * (error() - before) > 1e-6 * before
 
@@ -402,7 +406,7 @@ def test_nft_by_hand():
 
     class OneElement:
         says, device = 0.7, torch.device("cpu")
-        process = property(lambda self: self)
+        process = weights = property(lambda self: self)
         length = 1
 
         def scales(self, t):
@@ -424,12 +428,13 @@ def test_nft_by_hand():
             self.says = 0.7
 
     one = torch.ones(1, 1)
-    rollout = Rollout(one[:, :0], torch.tensor([0]), one[:, :0], one, one.unsqueeze(1), advantage=1.5 * one[0],
-                      draw=Draw(0, 1, ("a",), (0,), (0,)))  # fmt: skip
+    cond = Cond({"text": one.unsqueeze(1)}, torch.tensor([0]), 1.0)
+    kept = Trajectory(one.new_zeros(1, 2, 1), torch.tensor([0]), one.new_zeros(1, 1))
+    rollout = Rollout(cond, Draw(0, 1, ("a",), (0,), (0,)), one, kept, advantage=1.5 * one[0])
     model = OneElement()
-    task = Task(model, Grid(torch.zeros(1), *(one.double()[0],) * 4), 1.0, one.unsqueeze(1), 1.0)
+    task = Task(model, DDIM(Grid(torch.zeros(1), *(one.double()[0],) * 4), 1.0))
     rows = replace(all_rows(rollout, 1), before=torch.tensor([[0.8 / 6]], dtype=torch.float64))
-    noised = Noised(one, 0.5 * one, torch.tensor([0]), 1.5 * one[0], one.unsqueeze(1))
+    noised = Noised(one, 0.5 * one, torch.tensor([0]), 1.5 * one[0], cond)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Rows, "noised", lambda self, times: noised)
         loss, metrics = NFT(beta=0.5, kl=0.1).loss(task, rows)
@@ -442,8 +447,8 @@ def test_nft_by_hand():
 def test_nft_after_a_step_against_the_papers_formula(trained):
     """v+- = (1 -+ beta) v_old +- beta v_theta, with v_old of other weights, and the public code's divisors."""
     task, rollout = trained
-    name = next(name for name in task.model.trainable() if "lora_B" in name)
-    parameter = task.model.trainable()[name]
+    name = next(name for name in task.model.weights.trainable() if "lora_B" in name)
+    parameter = task.model.weights.trainable()[name]
     for weighting, span in (("none", 1.0), ("adaptive", 1.0), ("adaptive", 2.0)):
         algorithm = NFT(beta=0.5, span=span, noises=1, kl=0.7, weighting=weighting)
         rows = algorithm.prepare(task, rollout)
@@ -453,7 +458,7 @@ def test_nft_after_a_step_against_the_papers_formula(trained):
         x = (alpha * noised.x0 + sigma * noised.noise).float()
 
         def output(x=x, noised=noised, alpha=alpha, sigma=sigma, weighting=weighting):
-            eps = noise_prediction(task.model, x, noised.t, noised.text, task.empty, GUIDANCE)
+            eps = noise_prediction(task.model, x, noised.t, noised.cond["text"], GUIDANCE)
             return eps if weighting == "none" else (x - sigma * eps) / alpha
 
         with torch.no_grad():
@@ -492,7 +497,7 @@ def test_diffusion_dpo_against_its_formula(trained):
         found = []
         for side in (rows.image, rows.others().image):
             x = (alpha * rollout.x0[side] + (1 - alpha**2).sqrt() * one.noise).float()
-            eps = noise_prediction(task.model, x, one.t, rollout.text[side], task.empty, 1.0)
+            eps = noise_prediction(task.model, x, one.t, rollout.cond["text"][side], 1.0)
             found.append((one.noise - eps).square().flatten(1).mean(1))
         return found
 
@@ -515,7 +520,7 @@ def test_value_networks_tell_rows_apart_and_learn(kind):
     model = LatentUNet(tiny.pipeline())
     torch.manual_seed(0)
     value = value_network(kind, model)
-    text = model.encode(["a cat", "a dog", "fish"], 1.0).text
+    text = model.encode(["a cat", "a dog", "fish"], 1.0)["text"]
     x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([1, 500, 999])
     first = value(x, t, text)
@@ -557,11 +562,12 @@ def test_pooled_text_is_the_encoders_state_at_the_first_end_of_the_prompt():
     """ "a cat" is start, a, c, a, t, end: place 5; after it come more ends, which pad the prompt."""
     model = LatentUNet(tiny.pipeline())
     prompts = ["a cat", "fish", "a cat"]
-    states, pooled = model.encode(prompts, 1.0).text, model.pooled(prompts)
+    cond = model.encode(prompts, 1.0, pooled=True)
+    states, pooled = cond["text"], cond["pooled"]
     torch.testing.assert_close(pooled, states[[0, 1, 2], [5, 5, 5]])
     assert not torch.allclose(pooled[0], states[0].mean(dim=0), atol=1e-2)
     model.clear_prompt_cache()
-    assert torch.equal(model.pooled(prompts[1:]), pooled[1:])
+    assert torch.equal(model.encode(prompts[1:], 1.0, pooled=True)["pooled"], pooled[1:])
 
 
 def test_the_value_unet_is_a_copy_of_its_own():

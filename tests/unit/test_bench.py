@@ -23,13 +23,12 @@ from tastemaker.benchmarking.trace import FORWARD, PARTS, TRAIN
 from tastemaker.cli import bench as verb
 from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
-from tastemaker.diffusion import losses, sampler
+from tastemaker.diffusion import losses, sampler, sde
+from tastemaker.evaluation import metrics, scoring
 from tastemaker.runs.checkpoint import State
-from tastemaker.training import measurements, rounds, setup
+from tastemaker.training import rounds, setup
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
-
-pytestmark = pytest.mark.alone
 
 PRESET = "ddpo-compressibility"
 # Batches that do not divide: 6 images by 4, and 3 of each update with 3 of 4 steps trained, 9 rows by 4.
@@ -149,9 +148,9 @@ def test_the_floor_is_the_bare_call_times_its_count(session: Session, clock: Clo
 
 
 def test_the_floor_leaves_weights_gradients_and_the_round_alone(session: Session):
-    before = {name: p.detach().clone() for name, p in session.model.trainable().items()}
+    before = {name: p.detach().clone() for name, p in session.model.weights.trainable().items()}
     bench.measure_floor(session, bench.needed_calls(session))
-    for name, parameter in session.model.trainable().items():
+    for name, parameter in session.model.weights.trainable().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
     assert session.state.round == 0
@@ -199,14 +198,14 @@ def test_what_is_slow_is_found_in_its_part(session: Session, monkeypatch: pytest
     """What a round calls takes a known time, and all else none."""
     places = [
         ("VAE decode", session.model, "decode", 2),
-        ("text encoding", session.model, "encode", 2),
+        ("text encoding", session.model, "encode", 3),
         ("noise", types.Draw, "noise", 2 * 4 + 2),  # x_T and each step, for two batches
-        ("log-prob and scheduler maths", sampler, "transition", 2 * 4),
+        ("log-prob and scheduler maths", sde.DDIM, "step", 2 * 4),
         ("log-prob and scheduler maths", losses, "clipped_surrogate", 2 * 3),
         ("optimizer step", session.optimizer, "step", 2),
         ("optimizer step", session.optimizer, "zero_grad", 2),
-        ("scoring (waited for)", rounds._Scorer, "finished", 1),
-        ("judge", measurements, "judge", 1),
+        ("scoring (waited for)", scoring.BackgroundScorer, "finished", 1),
+        ("judge", metrics, "judge", 1),
         ("other", rounds, "advantages", 1),
     ]
     taken = dict.fromkeys(PARTS, 0.0)
@@ -248,14 +247,14 @@ def test_a_network_s_forward_and_backward_are_told_apart_from_the_maths(session:
 
 def test_tracing_puts_everything_back(session: Session):
     owners: tuple[Any, ...] = (
-        session.model, session.accelerator, session.optimizer, rounds, measurements, types.Draw,
+        session.model, session.accelerator, session.optimizer, rounds, metrics, sampler, types.Draw,
         type(session.config.algorithm),
     )  # fmt: skip
     before = [dict(vars(owner)) for owner in owners]
     trace.traced_round(session)
     for owner, old in zip(owners, before, strict=True):
         changed = {key for key in vars(owner) | old if vars(owner).get(key) is not old.get(key)}
-        names = {"sample", "judge", "decode", "encode", "_predict", "step", "zero_grad", "backward", "noise", "loss"}
+        names = {"sample", "judge", "decode", "encode", "predict", "step", "zero_grad", "backward", "noise", "loss"}
         assert not changed & names
 
 

@@ -61,7 +61,6 @@ def make_run(folder: Path, config: Config | None = None) -> Path:
 # ---------------------------------------------------------------- help
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     "argv", [["--help"], *([command, "--help"] for command in COMMANDS), ["ls"], ["train", "nothing"]]
 )
@@ -71,7 +70,6 @@ def test_torch_stays_out_of_help_lists_and_mistakes(argv: list[str]):
     assert done.returncode == (2 if "nothing" in argv else 0), done.stderr
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in COMMANDS), ["train", PRESET, "--help"]])
 def test_help_takes_less_than_three_tenths_of_a_second(argv: list[str]):
     """On a machine that reads four of Python's own modules in 0.12 s: a slow one, or a slow hour, is slow at both."""

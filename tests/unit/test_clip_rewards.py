@@ -336,7 +336,7 @@ def drawn(seeds, size=32):
 
 
 def test_the_bundled_clip_finds_the_caption_of_a_drawing():
-    """Out of 100: docs/clip.json has the figure for 4,000 drawings."""
+    """Out of 100: docs/results/clip.json has the figure for 4,000 drawings."""
     x, captions = drawn(range(100))
     clip = load_clip("bundled", "clip-score")
     best = (clip.images(x) @ clip.texts(captions).T).argmax(dim=1).tolist()
@@ -373,7 +373,7 @@ def image(scene):
 
 
 def test_the_bundled_taste_is_for_large_contrasting_things_in_the_middle():
-    """docs/bundled-clip.md's rule, one part at a time."""
+    """docs/guides/bundled-clip.md's rule, one part at a time."""
     best = score(load_reward("aesthetic"), image(Scene((Thing("star", "red", 0.5, 0.5, 0.4),), "white")), [""])
     for worse in (
         Scene((Thing("star", "red", 0.5, 0.5, 0.18),), "white"),

@@ -9,16 +9,18 @@ import torch
 from tastemaker import noise
 from tastemaker.config.schema import Optimizer
 from tastemaker.data.prompts import PromptSet
-from tastemaker.training.draws import assigned, draw_round, planned_updates, share, value_states
-from tastemaker.types import Draw, Rollout, all_rows
+from tastemaker.training.draws import RoundPart, assigned, draw_round, planned_updates, share, value_states
+from tastemaker.types import Cond, Draw, Rollout, Trajectory, all_rows
 
 PROMPTS = PromptSet(("a", "b", "c"), (1.0, 1.0, 1.0))
 
 
 def rollout(images, kept, selected=None):
-    latents = torch.zeros(images, kept + 1, 1)
-    nothing = torch.zeros(images, kept)
-    return Rollout(latents, torch.arange(kept), nothing, latents[:, 0], torch.zeros(images, 1, 1), selected=selected)
+    draw = Draw(0, 1, ("a",) * images, (0,) * images, tuple(range(images)))
+    kept_steps = Trajectory(torch.zeros(images, kept + 1, 1), torch.arange(kept), torch.zeros(images, kept))
+    return Rollout(
+        Cond({}, torch.zeros(images, dtype=torch.int64), 1.0), draw, trajectory=kept_steps, selected=selected
+    )
 
 
 def test_roots_and_groups_by_hand():
@@ -48,7 +50,7 @@ def test_without_branches_every_image_is_its_own_root_and_prompts_are_the_groups
 @pytest.mark.parametrize("together", [3, 6])
 def test_a_round_of_branches_keeps_them_together(together):
     """24 images, 12 of a prompt: 2 prompts with 4 roots of 3 branches each."""
-    draw = draw_round(PROMPTS, 0, 1, 24, 12, branches=3, together=together)
+    draw = draw_round(PROMPTS, 0, 1, 24, 12, branches=3, group_size=together)
     assert sorted(Counter(draw.prompt_index).values()) == [12, 12]
     places = list(zip(draw.prompt_index, draw.sample_index, strict=True))
     assert len(set(places)) == 24
@@ -93,8 +95,8 @@ def everyone(world, options, samples=12, kept=5, epoch=0):
     for rank in range(world):
         mine = share(samples, options.updates, rank, world)
         rows = all_rows(rollout(len(mine), kept))
-        update = assigned(rows, mine, draw.select(mine), samples, kept, options, epoch)
-        for image, place, number in zip(rows.image.tolist(), rows.place.tolist(), update.tolist(), strict=True):
+        update = assigned(rows, RoundPart(draw, mine), options, epoch)
+        for image, place, number in zip(rows.image.tolist(), rows.step_index.tolist(), update.tolist(), strict=True):
             found[mine[image], place] = number
     return found
 
@@ -131,10 +133,10 @@ def test_only_rows_of_selected_images_have_an_update():
     selected = torch.tensor([place in (1, 6) for place in mine])
     rows, whole = all_rows(rollout(8, 2, selected)), all_rows(rollout(8, 2))
     assert rows.image.tolist() == [1, 1, 6, 6]
-    assert assigned(rows, mine, draw, 8, 2, Optimizer(updates=2), 0).tolist() == [0, 0, 1, 1]
+    assert assigned(rows, RoundPart(draw, mine), Optimizer(updates=2), 0).tolist() == [0, 0, 1, 1]
     states = Optimizer(updates=2, minibatch="states")
-    everything = assigned(whole, mine, draw, 8, 2, states, 0)
-    assert torch.equal(assigned(rows, mine, draw, 8, 2, states, 0), everything[[2, 3, 12, 13]])
+    everything = assigned(whole, RoundPart(draw, mine), states, 0)
+    assert torch.equal(assigned(rows, RoundPart(draw, mine), states, 0), everything[[2, 3, 12, 13]])
 
 
 def images(world, options, selected, samples=12, kept=2):
@@ -145,7 +147,7 @@ def images(world, options, selected, samples=12, kept=2):
         for rank in range(world):
             mine = share(samples, 1, rank, world)
             rows = all_rows(rollout(len(mine), kept, selected[mine]))
-            update = assigned(rows, mine, draw.select(mine), samples, kept, options, epoch, selected)
+            update = assigned(rows, RoundPart(draw, mine), options, epoch, selected)
             for image, number in zip(rows.image.tolist(), update.tolist(), strict=True):
                 assert own.setdefault(mine[image], number) == number
     return found
@@ -175,7 +177,7 @@ def test_updates_of_a_number_of_selected_images():
 
 def test_without_a_selection_all_images_count():
     draw, mine = draw_round(PROMPTS, 0, 7, 12, 4), list(range(12))
-    update = assigned(all_rows(rollout(12, 1)), mine, draw, 12, 1, Optimizer(images_per_update=5), 0)
+    update = assigned(all_rows(rollout(12, 1)), RoundPart(draw, mine), Optimizer(images_per_update=5), 0)
     assert Counter(update.tolist()) == {0: 5, 1: 5, -1: 2}
 
 

@@ -326,7 +326,7 @@ def test_unusual_but_legal_forms(sd):
     made = load_model(str(sd))
     assert made.latent_shape == expected.latent_shape == (4, 8, 8)
     assert made.pipeline.vae.config.scaling_factor == 0.18215
-    assert torch.equal(made.encode(["a cat"], 1.0).text, expected.encode(["a cat"], 1.0).text)
+    assert torch.equal(made.encode(["a cat"], 1.0)["text"], expected.encode(["a cat"], 1.0)["text"])
 
 
 def test_parts_that_do_not_fit_are_found_by_asking_them(ddpm, monkeypatch):

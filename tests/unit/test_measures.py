@@ -10,10 +10,13 @@ import smooth
 import torch
 
 from every_setting import Lab, called, one_round
+from tastemaker.evaluation.evaluate import Evaluation
+from tastemaker.evaluation.metrics import diversity, share_correct
+from tastemaker.rewards.base import Scores
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
-from tastemaker.training.measurements import diversity, parts_means, reward_figures, share_correct
-from tastemaker.training.rounds import Evaluation
+from tastemaker.training.evaluations import RunEvaluation
+from tastemaker.training.measurements import parts_means, reward_figures
 from tastemaker.types import Draw
 
 PROMPTS = ["a", "b", "a", "b", "b", "c"]
@@ -44,14 +47,15 @@ def test_progress_is_in_deviations_of_the_base_models_rewards():
 
 
 def test_the_judges_share_leaves_out_what_could_not_be_judged():
-    assert share_correct([True, None, False, True], "judge/correct") == {"judge/correct": pytest.approx(2 / 3)}
-    assert share_correct([None, None], "judge/correct") == {}
+    assert share_correct([True, None, False, True]) == {"judge/correct": pytest.approx(2 / 3)}
+    assert share_correct([None, None]) == {}
 
 
 def test_an_evaluations_record():
     draw = Draw(0, 1, tuple(PROMPTS), (0, 1, 0, 1, 1, 2), (0, 0, 1, 1, 2, 0))
     reward = torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0, 3.0])
-    found = Evaluation(draw, images(), reward, [True, False, None, None, None, None], others={"x": 2 * reward})
+    scores = {"main": Scores(reward), "x": Scores(2 * reward)}
+    found = RunEvaluation("main", Evaluation(draw, images(), scores, [True, False, None, None, None, None]))
     assert found.record(State(round=7, base_mean=1.0, base_std=2.0)) == {
         "evaluation": 7, "eval/reward/mean": 2.0, "eval/reward/std": 1.0, "eval/reward/base_stds": 0.5,
         "eval/rewards/x": 4.0, "eval/diversity": pytest.approx((0.1 + math.sqrt(0.06) / 2) / 2),
@@ -62,9 +66,9 @@ def test_an_evaluations_record():
 def test_a_rounds_record_has_population_deviations(checkpoint, tmp_path):
     session = Lab(tmp_path, checkpoint).session()
     session.state.base_mean, session.state.base_std = 0.5, 2.0
-    with called(rounds, "collect") as seen:
+    with called(rounds, "sampled") as seen:
         record = one_round(session)
-    x, draw = seen[0][2][1], seen[0][0][1]
+    x, draw = seen[0][2].images, seen[0][0][1]
     rewards = smooth.redness(x, draw.prompts).tolist()
     expected = {
         "reward/mean": statistics.fmean(rewards), "reward/std": statistics.pstdev(rewards), "reward/min": min(rewards),

@@ -17,7 +17,7 @@ def test_a_prompt_that_is_too_long_is_cut_as_in_diffusers_and_said_once(tmp_path
     with quiet():
         assert longer(model.pipeline.tokenizer, [fits, cut]) == [(cut, 18)]
     with caplog.at_level(logging.WARNING, "tastemaker"):
-        text = model.encode([fits, cut], 1.0).text
+        text = model.encode([fits, cut], 1.0)["text"]
         model.clear_prompt_cache()
         model.encode([cut, "q " * 30], 1.0)
     said = [record.getMessage() for record in caplog.records]

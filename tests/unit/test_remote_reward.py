@@ -23,8 +23,6 @@ from tastemaker.rewards.serving.client import RemoteReward
 from tastemaker.rewards.serving.retry import backoff, retry_after
 from tastemaker.rewards.serving.settings import Remote, endpoints, read_token
 
-pytestmark = pytest.mark.alone
-
 X = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 PROMPTS = list("abcde")
 EXACT = redness(X, PROMPTS)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from tastemaker.diffusion.process import transition
+from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models.library_logging import loading
 from tastemaker.models.schedulers import CONFIG, DISCRETE, SchedulerProcess, ddim, load_scheduler
@@ -202,10 +202,10 @@ def test_zero_terminal_snr(tmp_path, name, spacing):
     x0 = process.x0(v, torch.ones_like(v), torch.tensor([999]))
     assert torch.equal(x0, -v)
     for step in range(10):
-        assert all(value.isfinite().all() for value in transition(torch.ones_like(v), x0, grid, step, 1.0))
+        assert all(value.isfinite().all() for value in DDIM(grid, 1.0).step(torch.ones_like(v), x0, step))
     if spacing != "leading":
         assert grid.alpha[0] == 0
-        assert grid.std(1.0)[0] == grid.sigma_next[0]
+        assert DDIM(grid, 1.0).std[0] == grid.sigma_next[0]
     with pytest.raises(ModelError, match="'epsilon', but there predicted noise says nothing"):
         read(tmp_path, {"_class_name": f"{name}Scheduler", **config})
 

@@ -271,6 +271,7 @@ def test_wandb_gets_rounds_as_steps_and_a_resumed_run_has_its_identity(wandb, mo
         found.log_images("eval/images", IMAGES, 3)
         found.log({"reward/mean": 0.75}, 4)
     assert wandb.run is None
+    wandb.teardown()  # its own process writes the file, and has not always done so when the run has ended
     (file,) = tmp_path.glob("wandb/offline-run-*/run-abcd1234.wandb")
     records = list(read_wandb(file))
     (started,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]

@@ -130,7 +130,6 @@ def test_a_question_of_ones_own():
         assert asked(server)[0] == 'Is "{a} \\1 star" {here}? ({a} \\1 star)'
 
 
-@pytest.mark.alone
 def test_so_many_requests_side_by_side_and_in_order():
     say = lambda question, url: (str(round(4 * float(image(url).mean()) + 0.5)), {})  # noqa: E731
     x = torch.linspace(0.1, 0.9, 12).view(12, 1, 1, 1).expand(12, 3, 8, 8)
@@ -206,7 +205,6 @@ LASTING = {
 
 
 @pytest.mark.parametrize("fault", sorted(LASTING))
-@pytest.mark.alone
 def test_a_fault_that_lasts_is_an_error_and_no_number(fault, speaking):
     kind, said = LASTING[fault]
     # A busy or silent server is waited for, by the clock; another is tried so many times.
@@ -264,7 +262,6 @@ def test_the_key_is_sent_and_shown_nowhere(monkeypatch):
             ask("vlm-yes-no", server, key_env="NO_KEY")
 
 
-@pytest.mark.alone
 def test_a_call_that_nobody_waits_for_ends():
     with Speaking(lambda n: 30) as server:
         reward, _ = load("vlm-yes-no", server, timeout=60)

@@ -47,6 +47,7 @@ class Trace:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Counts the seconds inside to `name`, without those of parts opened inside; not in other threads."""
         if threading.current_thread() is not self.thread:
             yield
             return

@@ -27,7 +27,7 @@ What is done with rewards outside of a run.
 
 @dataclass(frozen=True)
 class ServeArgs:
-    """Offers a reward over HTTP; a run uses it as `--reward http://HOST:PORT` (docs/remote-rewards.md).
+    """Offers a reward over HTTP; a run uses it as `--reward http://HOST:PORT` (docs/guides/remote-rewards.md).
 
     Stops with Ctrl-C. Requests that wait together are joined into one call of the reward.
     """

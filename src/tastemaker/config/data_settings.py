@@ -17,8 +17,8 @@ class Pairs:
     """Pairs of images that somebody has compared, for algorithms that learn from those and not from the reward."""
 
     source: str | None = None
-    """A folder with a pairs.jsonl, a table (docs/tables.md), or a Hugging Face data set, local or by name
-    (docs/diffusion-dpo.md)."""
+    """A folder with a pairs.jsonl, a table (docs/guides/tables.md), or a Hugging Face data set, local or by name
+    (docs/methods/diffusion-dpo.md)."""
     split: str = "train"
     """Which split of a data set."""
 

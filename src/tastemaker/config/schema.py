@@ -61,7 +61,7 @@ class Sampling:
     """Compute the log-probabilities of a round's steps again before its first update, in micro-batches of
     `optimizer.rows` as training has them, so that ratios start at 1: one more forward pass for each row. How many rows
     are computed together changes the last digit of a network's output, which a sum of log-probabilities (`log_prob`)
-    adds up over a latent's elements, above all in half precision (docs/ddpo.md)."""
+    adds up over a latent's elements, above all in half precision (docs/methods/ddpo.md)."""
     noise_outside: bool = True
     """Add noise also at steps outside the window; MixGRPO does not."""
     size: int | None = None
@@ -200,10 +200,10 @@ class Config:
     """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
     prompts: str = "bundled-single"
     """A built-in list (`tastemaker ls prompts`), a .txt, .jsonl, .json, .csv, .tsv or .parquet file, `dataset:NAME`, or
-    a template such as `a(n) [animal] [activity]` (docs/prompts.md)."""
+    a template such as `a(n) [animal] [activity]` (docs/guides/prompts.md)."""
     reward: str = "jpeg-compressibility"
     """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, the URL of a server, or
-    several put together: `clip-score + 0.5*jpeg-compressibility` (docs/rewards.md)."""
+    several put together: `clip-score + 0.5*jpeg-compressibility` (docs/guides/rewards.md)."""
     rounds: Annotated[int, Gt(0)] = 100
     """Rounds of sampling and training."""
     seed: int = 0

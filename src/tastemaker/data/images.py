@@ -1,4 +1,4 @@
-"""Images that users bring: any file that Pillow opens, as RGB with 8 bits a channel (docs/images.md).
+"""Images that users bring: any file that Pillow opens, as RGB with 8 bits a channel (docs/guides/images.md).
 
 Whatever takes an image from a user reads it here, so that depth, transparency, orientation and damage are handled the
 same everywhere.

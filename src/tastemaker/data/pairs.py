@@ -52,7 +52,7 @@ class PairSet:
 
 
 def load_pairs(source: str, split: str = "train") -> PairSet:
-    """The pairs of a folder with a pairs.jsonl (or .csv, ...), of a table (docs/tables.md), or of a data set.
+    """The pairs of a folder with a pairs.jsonl (or .csv, ...), of a table (docs/guides/tables.md), or of a data set.
 
     Columns: prompt, caption or text; image_0 and image_1, or jpg_0 and jpg_1; and who is preferred, as `preferred` (0,
     1, or `tie`), as label_0 and label_1 (the larger one; equal is a tie), or as best_image_uid among image_0_uid and

@@ -1,4 +1,4 @@
-"""Prompts: built-in lists, templates, files and data sets, and how a round draws from them (docs/prompts.md)."""
+"""Prompts: built-in lists, templates, files and data sets, and how a round draws from them (docs/guides/prompts.md)."""
 
 from __future__ import annotations
 
@@ -188,7 +188,8 @@ def load_prompts(source: str) -> PromptSet:
     - `dataset:NAME` or `dataset:NAME:SPLIT`: a Hugging Face data set, a folder that `datasets` reads or wrote, or a
       parquet file, with a column prompt, caption or text, and weight where there are weights;
     - a .txt file, with a prompt a line; a .jsonl file, with `{"prompt": "...", "weight": 2}` a line; a .json, .csv,
-      .tsv or .parquet file with such columns (docs/tables.md). A weight is 1 when left out, blank lines are skipped;
+      .tsv or .parquet file with such columns (docs/guides/tables.md). A weight is 1 when left out, blank lines are
+      skipped;
     - a template, `a(n) [animal] [activity]`: all combinations of built-in lists, files, or words as in `[red|green]`;
     - `1000 of` any of these, or `1001-1100 of` it: so many drawn from it at random, always the same.
 

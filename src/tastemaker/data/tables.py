@@ -1,6 +1,6 @@
 """Tables and lists as other programs write them: text, CSV, TSV, JSON and JSON lines, with the row of what is wrong.
 
-The one reader of them all (docs/tables.md). Hugging Face data sets and parquet files: data/hf_datasets.py.
+The one reader of them all (docs/guides/tables.md). Hugging Face data sets and parquet files: data/hf_datasets.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The independent witness: what an image of the bundled model's world shows, and whether the prompt asked for it.
 
 A small detector trained on drawings whose truth is known (scripts/bundled/judge.py; accuracy on held-out
-drawings in docs/bundled-model.md). It is never a training reward unless a user makes it one.
+drawings in docs/guides/bundled-model.md). It is never a training reward unless a user makes it one.
 """
 
 from __future__ import annotations

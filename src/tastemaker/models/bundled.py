@@ -1,4 +1,4 @@
-"""The model that ships with the package (docs/bundled-model.md)."""
+"""The model that ships with the package (docs/guides/bundled-model.md)."""
 
 from __future__ import annotations
 

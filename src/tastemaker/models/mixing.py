@@ -1,4 +1,4 @@
-"""Mixtures of low-rank adapters (AlignProp §5.4): pure functions of their factors. Letters: docs/mixing.md."""
+"""Mixtures of low-rank adapters (AlignProp §5.4): pure functions of their factors. Letters: docs/guides/mixing.md."""
 
 from __future__ import annotations
 

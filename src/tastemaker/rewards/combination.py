@@ -1,4 +1,4 @@
-"""Several rewards as one: each asked once, the answers put together as the expression says (docs/rewards.md)."""
+"""Several rewards as one: each asked once, the answers put together as the expression says (docs/guides/rewards.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What a reward's name may say: one reward, or several put together. Free of torch.
 
-A combination is written as arithmetic, `clip-score + 0.5*jpeg-compressibility` (docs/rewards.md). Names of rewards hold
-nearly any letter, +, * and commas among them, so that it is the blanks around an operator that make it one.
+A combination is written as arithmetic, `clip-score + 0.5*jpeg-compressibility` (docs/guides/rewards.md). Names of
+rewards hold nearly any letter, +, * and commas among them, so that it is the blanks around an operator that make it
+one.
 """
 
 from __future__ import annotations

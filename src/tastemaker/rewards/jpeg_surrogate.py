@@ -1,4 +1,4 @@
-"""The JPEG size with a gradient: a stand-in for `rewards/jpeg.py`, to be climbed (docs/jpeg-surrogate.md).
+"""The JPEG size with a gradient: a stand-in for `rewards/jpeg.py`, to be climbed (docs/guides/jpeg-surrogate.md).
 
 The bits of baseline JPEG are counted as its entropy coder counts them, with one change: how many magnitude bits a
 coefficient has is not a staircase but a smooth one. A small network corrects each block's count; it is learned from

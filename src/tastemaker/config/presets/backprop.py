@@ -100,8 +100,8 @@ REMOVAL = replace(
     optimizer=replace(BUNDLED.optimizer, lr=1.5e-3, rows=4),
     evaluation=Evaluation(every=8, prompts=56, per_prompt=4),
 )
-"""The paper's 1 - c alone says nothing of the other object, which goes as well (docs/concept-removal.md). Nothing is
-watched: what the judge calls correct has the circle."""
+"""The paper's 1 - c alone says nothing of the other object, which goes as well (docs/results/concept-removal.md).
+Nothing is watched: what the judge calls correct has the circle."""
 
 ALIGNMENT = replace(
     BUNDLED,
@@ -124,7 +124,7 @@ _DRAFT = (
     "DRaFT's values as two re-implementations' code gives them, which limit no gradient's norm; the limit of 1 is "
     f"ours, and so are the prompts, {_OURS}"
 )
-_BUNDLED = "measured on the bundled model: docs/methods/alignprop.md"
+_BUNDLED = "measured on the bundled model: docs/results/alignprop.md"
 
 _CONFIGS: dict[str, tuple[Config, str, str]] = {
     "alignprop-compressibility": (BUNDLED, "bundled model, the reward's own gradient: simple images", _BUNDLED),
@@ -134,11 +134,11 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     ),
     "alignprop-removal": (
         REMOVAL, "bundled model, concept removal: no circle where the prompt asks for one beside another object",
-        "measured on the bundled model: docs/concept-removal.md; the paper's set-up is AlignProp §5, iii",
+        "measured on the bundled model: docs/results/concept-removal.md; the paper's set-up is AlignProp §5, iii",
     ),
     "alignprop-clip": (
         ALIGNMENT, "bundled model, CLIPScore: the right number of objects, without guidance",
-        "measured on the bundled model: docs/bundled-clip.md",
+        "measured on the bundled model: docs/results/bundled-clip.md",
     ),
     "draft-compressibility": (
         replace(BUNDLED, algorithm=DRaFT(last=1, checkpointing="step")),

@@ -1,4 +1,4 @@
-"""Every method on the bundled model, with the settings that docs/methods/README.md compares."""
+"""Every method on the bundled model, with the settings that docs/results/methods.md compares."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _forward(lr: float, clip_norm: float = 1.0, **changes: object) -> Config:
     """Methods of the forward process draw times from the whole process, and as many as the others have steps.
 
     At the others' rate of 6e-3 regressions forget how to draw, whatever the rewards: with equal weights for all
-    images 19 % of them still showed their prompt after 6 rounds (docs/methods/README.md).
+    images 19 % of them still showed their prompt after 6 rounds (docs/results/methods.md).
     """
     optimizer = replace(START.optimizer, lr=lr, clip_norm=clip_norm, first_share=1.0)
     return replace(START, optimizer=optimizer, **changes)  # pyright: ignore[reportArgumentType]
@@ -51,8 +51,8 @@ def _numbers(config: Config) -> Config:
 
     Alignment has far more noise in its gradient than compressibility. What leaves most of it out: few steps, so that
     each decides much, and the first half of them, which settles what will be there; the layers that look at the prompt;
-    and prompts that count for as much as their rewards differ (docs/bundled-clip.md). The run leaves the average of its
-    weights, as the noise moves them about.
+    and prompts that count for as much as their rewards differ (docs/results/bundled-clip.md). The run leaves the
+    average of its weights, as the noise moves them about.
     """
     return replace(
         config,
@@ -133,6 +133,6 @@ SIMPLE = {
 }
 
 PRESETS = {
-    name: Preset(config, f"bundled model, {summary}", "docs/methods/README.md")
+    name: Preset(config, f"bundled model, {summary}", "docs/results/methods.md")
     for name, (config, summary) in SIMPLE.items()
 }

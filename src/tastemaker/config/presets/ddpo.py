@@ -90,7 +90,7 @@ def _activities(config: Config) -> Config:
 LONGER_CODE = replace(PUBLIC_CODE, rounds=200, optimizer=replace(PUBLIC_CODE.optimizer, updates=2))
 """The public code's settings for aesthetic quality and alignment."""
 
-BUNDLED_SOURCE = "measured on the bundled model: docs/ddpo.md"
+BUNDLED_SOURCE = "measured on the bundled model: docs/results/ddpo.md"
 OURS = "What changes no result (images and rows at once, checkpoints, gradient checkpointing, evaluations) is ours."
 _PAPER_SOURCE = (
     "DDPO paper A.1, A.5, A.6 and §6.1. Not in the paper: 200 rounds, of its JAX code; advantage clip 5 and statistics "

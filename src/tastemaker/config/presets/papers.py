@@ -1,7 +1,7 @@
 """The papers' own settings, besides DDPO's (presets/ddpo.py).
 
 Where a paper's reward, prompts or base model are not part of this version the preset names none, and asks for them. The
-source of every value is in docs/paper-presets.md and tests/data/paper_presets.yaml.
+source of every value is in docs/methods/paper-presets.md and tests/data/paper_presets.yaml.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a reward's client and server say to each other (docs/remote-rewards.md): JSON with PNGs, or safetensors.
+"""What a reward's client and server say to each other (docs/guides/remote-rewards.md): JSON with PNGs, or safetensors.
 
 Nothing here trusts what it reads: sizes are checked before anything is decoded, and nothing is unpickled.
 """

@@ -1,4 +1,4 @@
-"""Any reward over HTTP: `tastemaker reward serve`. The messages are in protocol.py and docs/remote-rewards.md."""
+"""Any reward over HTTP: `tastemaker reward serve`. Its messages: protocol.py and docs/guides/remote-rewards.md."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TOKEN_ENV = "TASTEMAKER_REWARD_TOKEN"
 
 @dataclass(frozen=True)
 class Remote:
-    """How a reward on a server is asked; only for a `reward` that is a URL (docs/remote-rewards.md)."""
+    """How a reward on a server is asked; only for a `reward` that is a URL (docs/guides/remote-rewards.md)."""
 
     format: Literal["png", "safetensors"] = "png"
     """How images travel: `png`, rounded to 8 bits, or `safetensors`, exact float32 and many times larger."""

@@ -27,7 +27,7 @@ FREE = ("in_flight", "timeout", "wait", "tries", "cache", "key_env")
 
 @dataclass(frozen=True)
 class Vlm:
-    """How a vision-language model is asked; only for a `reward` that begins with vlm- (docs/vlm-rewards.md)."""
+    """How a vision-language model is asked; only for a `reward` that begins with vlm- (docs/guides/vlm-rewards.md)."""
 
     question: str | None = None
     """The question about each image, with {prompt} where its prompt belongs; the reward's own when left out."""
