@@ -1,8 +1,8 @@
-"""The errors that a person can mend. The command line prints their text as one sentence and exits with `exit_code`."""
+"""The errors that a user can fix. The command line prints their text as one sentence and exits with `exit_code`."""
 
 
 class TastemakerError(Exception):
-    """Base of all errors that say what was given, what was expected and how to mend it."""
+    """Base of all errors that say what was given, what was expected and how to fix it."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class CheckpointError(TastemakerError):
 
 
 class StorageError(TastemakerError):
-    """A disk that does not take what a run has to write; what it held before is untouched."""
+    """A file system to which a run cannot write; what it held before is untouched."""
 
     exit_code = 4
 

@@ -77,8 +77,8 @@ def hub_cause(error: BaseException, name: str) -> str | None:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
-    """Keeps the client's notes about its retries off a user's screen: what came of them is told by the error."""
+def quiet_client() -> Iterator[None]:
+    """Keeps the client's notes about its retries off a user's screen: the error says what came of them."""
     from huggingface_hub.utils import logging
 
     level = logging.get_verbosity()

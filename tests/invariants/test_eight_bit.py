@@ -45,4 +45,4 @@ def test_resumed_is_uninterrupted(runs):
 
 def test_the_version_of_bitsandbytes_is_kept(runs):
     manifest = json.loads((runs / "whole/checkpoints/step-000002/manifest.json").read_text())
-    assert manifest["facts"]["versions"]["bitsandbytes"] == version("bitsandbytes")
+    assert manifest["fingerprint"]["versions"]["bitsandbytes"] == version("bitsandbytes")

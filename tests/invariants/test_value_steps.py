@@ -102,10 +102,10 @@ def test_prompts_that_are_evaluated_are_held_out_of_the_training(checkpoint, mon
     held = replace(settings, evaluation=replace(settings.evaluation, hold_out=True))
     both = lists(monkeypatch, ("a", "b", "c"), ("b", "z"))
     with pytest.raises(ConfigError, match=r"1 of its 2 prompts are trained on too, 'b' among them: .*hold_out=true"):
-        setup._split(settings, both)
-    trained, unseen = setup._split(held, both)
+        setup.split_prompts(settings, both)
+    trained, unseen = setup.split_prompts(held, both)
     assert (trained.prompts, trained.weights) == (("a", "c"), (1, 3))
     assert unseen is not None
     assert unseen.prompts == ("b", "z")
     with pytest.raises(ConfigError, match="leaves no prompt to train on"):
-        setup._split(held, lists(monkeypatch, ("z", "b"), ("b", "z")))
+        setup.split_prompts(held, lists(monkeypatch, ("z", "b"), ("b", "z")))

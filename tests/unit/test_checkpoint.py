@@ -225,3 +225,12 @@ def test_writing_goes_on_after_a_short_write(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda handle, data: write_some(handle, data[:3]))
     atomic.replace_atomic(tmp_path / "file", b"0123456789")
     assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_a_checkpoint_of_an_earlier_format_is_refused_with_both_formats(tmp_path):
+    write(tmp_path, [1])
+    manifest = tmp_path / "checkpoints/step-000001/manifest.json"
+    old = manifest.read_text().replace('"format": 2', '"format": 1').replace('"fingerprint"', '"facts"')
+    manifest.write_text(old)
+    with pytest.raises(CheckpointError, match="is of format 1, and this version reads format 2"):
+        checkpoint.load(tmp_path, training())

@@ -18,7 +18,7 @@ from tastemaker.algorithms.windows import Backward
 from tastemaker.cli import mix, settings
 from tastemaker.cli.arguments import flag_types, nearest_flags, parse, split_assignments
 from tastemaker.cli.folders import processes
-from tastemaker.cli.main import VERBS, main
+from tastemaker.cli.main import COMMANDS, main
 from tastemaker.cli.sampling import step_mask
 from tastemaker.cli.train import TrainArgs
 from tastemaker.config.presets import PRESETS
@@ -36,19 +36,19 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def read(words: list[str]) -> tuple[TrainArgs, str]:
-    return settings.read(TrainArgs, words, "train")
+def read(argv: list[str]) -> tuple[TrainArgs, str]:
+    return settings.read(TrainArgs, argv, "train")
 
 
-def start(*words: str, code: str = "pass") -> subprocess.CompletedProcess[str]:
+def start(*argv: str, code: str = "pass") -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, with warnings as errors; `code` runs after it."""
     program = f"import sys; from tastemaker.cli.main import main; code = main(sys.argv[1:]); {code}; sys.exit(code)"
-    return python(program, *words)
+    return python(program, *argv)
 
 
-def python(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+def python(program: str, *argv: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
-    command = [sys.executable, "-W", "error", "-c", program, *words]
+    command = [sys.executable, "-W", "error", "-c", program, *argv]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -61,15 +61,17 @@ def make_run(folder: Path, config: Config | None = None) -> Path:
 # ---------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["ls"], ["train", "nothing"]])
-def test_torch_stays_out_of_help_lists_and_mistakes(words: list[str]):
+@pytest.mark.parametrize(
+    "argv", [["--help"], *([command, "--help"] for command in COMMANDS), ["ls"], ["train", "nothing"]]
+)
+def test_torch_stays_out_of_help_lists_and_mistakes(argv: list[str]):
     code = "assert 'torch' not in sys.modules, 'torch'; assert 'diffusers' not in sys.modules"
-    done = start(*words, code=code)
-    assert done.returncode == (2 if "nothing" in words else 0), done.stderr
+    done = start(*argv, code=code)
+    assert done.returncode == (2 if "nothing" in argv else 0), done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS), ["train", PRESET, "--help"]])
-def test_help_takes_less_than_three_tenths_of_a_second(words: list[str]):
+@pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in COMMANDS), ["train", PRESET, "--help"]])
+def test_help_takes_less_than_three_tenths_of_a_second(argv: list[str]):
     """On a machine that reads four of Python's own modules in 0.12 s: a slow one, or a slow hour, is slow at both."""
 
     def seconds(run: Callable[[], subprocess.CompletedProcess[str]]) -> float:
@@ -82,14 +84,14 @@ def test_help_takes_less_than_three_tenths_of_a_second(words: list[str]):
 
     modules = "argparse, ast, inspect, typing"
     reading = f"import {modules}; [ast.parse(inspect.getsource(module)) for module in ({modules})]"
-    assert any(seconds(lambda: start(*words)) < 2.5 * seconds(lambda: python(reading)) for _ in range(10))
+    assert any(seconds(lambda: start(*argv)) < 2.5 * seconds(lambda: python(reading)) for _ in range(10))
 
 
-@pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"]])
-def test_help_names_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]):
-    assert main(words) == 0
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]])
+def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(argv) == 0
     out = capsys.readouterr().out
-    assert all(f"  {verb} " in out for verb in VERBS)
+    assert all(f"  {command} " in out for command in COMMANDS)
     assert main(["train", "--help"]) == 0
 
 
@@ -108,7 +110,7 @@ def test_help_of_train_shows_the_defaults_of_the_preset():
 # ---------------------------------------------------------------- mistakes
 
 MISTAKES = [
-    (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
+    (["trian"], "unknown command 'trian'; did you mean 'train'?"),
     (["train"], "give a preset (`tastemaker ls presets`) or --config FILE"),
     (["train", "optimizer.lr=1"], "give a preset (`tastemaker ls presets`) or --config FILE"),
     (["train", "ddpo-compresibility"], "unknown preset 'ddpo-compresibility'; did you mean 'ddpo-compressibility'?"),
@@ -213,12 +215,12 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), MISTAKES)
-def test_mistakes_are_one_line_and_exit_code_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("argv", "message"), MISTAKES)
+def test_mistakes_are_one_line_and_exit_code_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     make_run(Path("a-run"))
     make_run(Path("runs/a"))
     Path("used/by").mkdir(parents=True)
-    assert main(words) == 2
+    assert main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("tastemaker: ")
@@ -254,7 +256,7 @@ def test_debug_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch, 
     assert main(["trian"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" in err
-    assert err.endswith("tastemaker: unknown verb 'trian'; did you mean 'train'?\n")
+    assert err.endswith("tastemaker: unknown command 'trian'; did you mean 'train'?\n")
 
 
 def test_a_reader_that_leaves_early_is_no_error():
@@ -286,14 +288,14 @@ def test_no_flags_are_the_preset_itself():
 
 
 def test_assignments():
-    words = [
+    argv = [
         PRESET,
         "optimizer.lr=1e-4",
         "rounds=3",
         "optimizer.betas=[0.8, 0.9]",
         "tuning.gradient_checkpointing=true",
     ]
-    settings = read([*words, "tuning.targets=to_q", "--checkpoint.every=2"])[0].settings
+    settings = read([*argv, "tuning.targets=to_q", "--checkpoint.every=2"])[0].settings
     assert (settings.optimizer.lr, settings.rounds, settings.optimizer.betas) == (1e-4, 3, (0.8, 0.9))
     assert settings.tuning.gradient_checkpointing
     assert settings.tuning.targets == ("to_q",)
@@ -311,8 +313,8 @@ def test_assignments_leave_values_of_flags_alone():
 
 
 def test_another_algorithm_is_named_with_or_without_dashes():
-    for words in (["algorithm=dpok"], ["--algorithm", "dpok"], ["--algorithm=dpok"]):
-        chosen = read([PRESET, *words, "algorithm.value=mlp", "--algorithm.kl", "0.5"])[0].settings
+    for argv in (["algorithm=dpok"], ["--algorithm", "dpok"], ["--algorithm=dpok"]):
+        chosen = read([PRESET, *argv, "algorithm.value=mlp", "--algorithm.kl", "0.5"])[0].settings
         assert chosen.algorithm == DPOK(value="mlp", kl=0.5)
         assert chosen.optimizer == PRESETS[PRESET].config.optimizer
 
@@ -334,8 +336,8 @@ def test_preset_may_follow_the_flags():
 
 def test_flags_go_over_the_file_and_the_file_over_its_preset():
     Path("my.run.yaml").write_text(f"preset: {PRESET}-sd14\nrounds: 7\nseed: 8\n")
-    for words in (["--config", "my.run.yaml"], ["--config=my.run.yaml"]):
-        args, stem = read([*words, "--seed", "9"])
+    for argv in (["--config", "my.run.yaml"], ["--config=my.run.yaml"]):
+        args, stem = read([*argv, "--seed", "9"])
         assert stem == "my.run"
         assert (args.settings.rounds, args.settings.seed) == (7, 9)
         assert args.settings.model == "CompVis/stable-diffusion-v1-4"
@@ -349,7 +351,7 @@ def test_every_setting_has_a_flag():
 
 
 def test_weights_of_a_sweep():
-    points = lambda *words: mix._points(parse(mix.MixArgs, ["a", *words], "mix"))  # noqa: E731
+    points = lambda *argv: mix._points(parse(mix.MixArgs, ["a", *argv], "mix"))  # noqa: E731
     assert points() == {f"alpha {n / 10:g}": (n / 10,) for n in range(11)}
     assert points("b", "--alpha", "0:1:0.25") == {
         "alpha 0": (0, 1), "alpha 0.25": (0.25, 0.75), "alpha 0.5": (0.5, 0.5), "alpha 0.75": (0.75, 0.25),

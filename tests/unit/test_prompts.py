@@ -236,7 +236,7 @@ def test_some_of_a_list_are_a_split_of_it():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("a [] cat", r"has an empty hole \[\]"),
+        ("a [] cat", r"has empty brackets \[\]"),
         ("a [animl]", r"unknown words \[animl\]: did you mean 'animal'"),
         ("a [red||blue]", "has an empty choice"),
         ("a [missing.txt]", "there is no file missing.txt"),

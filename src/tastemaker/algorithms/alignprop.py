@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.requirements import Requirements
+from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,11 +38,11 @@ class AlignProp:
     """`uniform`: K from 1 to all steps. `gaussian`: ceil(N(last, spread)), from 1 to all steps but one (the second
     public code: the first step that learns is int(N(42, 5)) of 50). `fixed`: the last `last` steps. `per-step`: step i
     of T, from 0, learns with probability (i + 1) / (T + 1), each by itself."""
-    last: int | None = None
+    last: Annotated[int, Ge(1)] | None = None
     """K for `fixed` (all steps when left out), or the normal's mean for `gaussian` (8 of 50 in the public code)."""
-    spread: float = 5.0
+    spread: Annotated[float, Gt(0)] = 5.0
     """Standard deviation of K for `gaussian`."""
-    images_per_draw: int | None = None
+    images_per_draw: Annotated[int, Ge(1)] | None = None
     """Images of an update for which the steps that learn are drawn together; none: all of them. The public codes draw
     for each forward batch of a GPU (4 images in 2023, 8 in 2024). Whatever it is, `optimizer.rows` and the number of
     processes do not change the draws."""
@@ -47,10 +50,10 @@ class AlignProp:
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = None
     """Reward to be reached, for `distance` and `hinge`."""
-    scale: float = 1.0
+    scale: Annotated[float, Gt(0)] = 1.0
     """Weight of the reward's loss; 0.01 in both public codes. Adam does not see it, but the divergence's weight
     (`algorithm.kl`) and the limit of the gradient's norm (`optimizer.clip_norm`) are measured beside it."""
-    kl: float = 0.0
+    kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's, at the steps that
     learn."""
     checkpointing: Literal["block", "step", "none"] = "block"
@@ -58,9 +61,8 @@ class AlignProp:
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
 
     def __post_init__(self) -> None:
-        reward_backprop.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
-        if self.last is not None and self.last < 1:
-            raise ConfigError(f"algorithm.last is {self.last}, but must be at least 1, or none for all steps")
+        check_constraints(self, "algorithm.")
+        reward_backprop.check(self.objective, self.target)
         if self.truncation == "gaussian" and self.last is None:
             raise ConfigError(
                 "algorithm.truncation is gaussian: give algorithm.last, the mean number of steps that learn"
@@ -75,8 +77,6 @@ class AlignProp:
                 f"algorithm.images_per_draw is {self.images_per_draw}, but with truncation = fixed nothing is drawn: "
                 "leave it out, or choose another truncation"
             )
-        if self.spread <= 0:
-            raise ConfigError(f"algorithm.spread is {self.spread:g}, but must be greater than 0")
 
     @property
     def requirements(self) -> Requirements:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Gt
 
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,12 +30,11 @@ class DDPO:
 
     estimator: Literal["is", "sf"] = "is"
     """`is`: importance-sampled and clipped. `sf`: score function, for one update a round."""
-    clip: float = 1e-4
+    clip: Annotated[float, Gt(0)] = 1e-4
     """Clip range of the ratio of mean (per-element) probabilities, as in the paper (A.5)."""
 
     def __post_init__(self) -> None:
-        if self.clip <= 0:
-            raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the paper has 1e-4)")
+        check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,22 +28,17 @@ class DiffusionDPO:
     name: ClassVar[str] = "diffusion-dpo"
     needs: ClassVar[Literal["pairs"]] = "pairs"
 
-    beta: float = 5000.0
+    beta: Annotated[float, Gt(0)] = 5000.0
     """Inverse temperature, on residuals that are means over elements (the paper's value for SD 1.5 and SDXL)."""
-    noises: int = 1
+    noises: Annotated[int, Ge(1)] = 1
     """Times and noises drawn for each pair in each inner epoch."""
     guided: bool = False
     """Ask the network with guidance; the paper does not."""
-    drop_captions: float = 0.0
+    drop_captions: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the pairs that are trained without their caption, in [0, 1); the public code has 0.2."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ConfigError(f"algorithm.beta is {self.beta}, but must be greater than 0 (the paper has 5000)")
-        if self.noises < 1:
-            raise ConfigError(f"algorithm.noises is {self.noises}, but must be at least 1")
-        if not 0 <= self.drop_captions < 1:
-            raise ConfigError(f"algorithm.drop_captions is {self.drop_captions}, but must lie in [0, 1)")
+        check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -34,18 +36,18 @@ class DirectAlign:
     name: ClassVar[str] = "direct-align"
     needs: ClassVar[Literal["prompts"]] = "prompts"
 
-    jump: int = 4
+    jump: Annotated[int, Ge(1)] = 4
     """Sampler steps that the network takes at once; the more, the more of the image is its own."""
-    noises: int = 1
+    noises: Annotated[int, Ge(1)] = 1
     """Noises for each image; each is scored, and the mean of the losses taken."""
-    images_per_draw: int | None = None
+    images_per_draw: Annotated[int, Ge(1)] | None = None
     """Images of an update for which the step that learns is drawn together; none: all of them. `optimizer.rows` and the
     number of processes do not change the draws."""
     objective: Literal["reward", "distance", "hinge"] = "reward"
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = None
     """Reward to be reached, for `distance` and `hinge`."""
-    scale: float = 1.0
+    scale: Annotated[float, Gt(0)] = 1.0
     """Weight of the reward's loss. Adam does not see it, but the limit of the gradient's norm (`optimizer.clip_norm`)
     is measured beside it."""
     checkpointing: Literal["block", "step", "none"] = "block"
@@ -53,10 +55,8 @@ class DirectAlign:
     least memory. `step`: the step. `none`: nothing."""
 
     def __post_init__(self) -> None:
-        reward_backprop.check(self.objective, self.target, 0.0, self.scale, self.images_per_draw)
-        for field, value in {"jump": self.jump, "noises": self.noises}.items():
-            if value < 1:
-                raise ConfigError(f"algorithm.{field} is {value}, but must be at least 1")
+        check_constraints(self, "algorithm.")
+        reward_backprop.check(self.objective, self.target)
 
     @property
     def requirements(self) -> Requirements:

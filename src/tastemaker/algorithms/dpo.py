@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Gt, Lt
 
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +28,9 @@ class DPO:
     name: ClassVar[str] = "dpo"
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
 
-    beta: float = 0.1
+    beta: Annotated[float, Gt(0)] = 0.1
     """Inverse temperature of the preference, on ratios of mean (per-element) probabilities."""
-    clip: float | None = 0.1
+    clip: Annotated[float, Gt(0), Lt(1)] | None = 0.1
     """Both ratios are bounded to [1 - clip, 1 + clip] (D3PO's code); none leaves them."""
     pairs: Literal["all", "best-worst"] = "all"
     """Which pairs of a group: all, or its best against its worst."""
@@ -36,10 +38,7 @@ class DPO:
     """`base`: the model that training started from (D3PO). `sampler`: the one that drew the images; no extra pass."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ConfigError(f"algorithm.beta is {self.beta}, but must be greater than 0 (D3PO has 0.1)")
-        if self.clip is not None and not 0 < self.clip < 1:
-            raise ConfigError(f"algorithm.clip is {self.clip}, but must lie in (0, 1), or be none (D3PO has 0.1)")
+        check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from tastemaker.algorithms.requirements import Requirements, ValueTraining
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,42 +31,32 @@ class DPOK:
     name: ClassVar[str] = "dpok"
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
 
-    clip: float = 1e-4
+    clip: Annotated[float, Gt(0)] = 1e-4
     """Clip range of the ratio of mean (per-element) probabilities."""
     clamp: Literal["ppo", "direct"] = "ppo"
     """`ppo`: the pessimistic maximum of both. `direct`: the public code's."""
-    reward_weight: float = 10.0
+    reward_weight: Annotated[float, Gt(0)] = 10.0
     """Weight of the reward term (public code, one prompt: 10; many: 1000)."""
-    kl: float = 0.01
+    kl: Annotated[float, Ge(0)] = 0.01
     """Weight of the divergence (public code, one prompt: 0.01; many: 0.1)."""
     divergence: Literal["exact", "noise"] = "exact"
     """`exact`: of the Gaussians. `noise`: mean squared difference of the noise predictions, as in the public code."""
     value: Literal["none", "mlp"] = "none"
     """`mlp`: train DPOK's value network and subtract its estimate from the reward."""
-    value_lr: float = 1e-4
+    value_lr: Annotated[float, Gt(0)] = 1e-4
     """Learning rate of the value network."""
     value_text: Literal["pooled", "mean"] = "pooled"
     """What the value network is told of a prompt: the text encoder's pooled state (public code), or the mean of all."""
-    value_batch: int | None = None
+    value_batch: Annotated[int, Gt(0)] | None = None
     """States of the round in each of the value network's own steps, which come before the policy's (public code: 5
     times 256). None: it learns in the policy's updates, from their rows."""
-    value_updates: int = 1
+    value_updates: Annotated[int, Gt(0)] = 1
     """With `value_batch`: the value network's own steps a round."""
-    value_clip_norm: float | None = None
+    value_clip_norm: Annotated[float, Gt(0)] | None = None
     """Largest norm of the value network's gradient; none leaves it as it is (public code)."""
 
     def __post_init__(self) -> None:
-        if self.clip <= 0:
-            raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (the public code has 1e-4)")
-        for name, value in {"reward_weight": self.reward_weight, "value_lr": self.value_lr}.items():
-            if value <= 0:
-                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
-        optional = {"value_batch": self.value_batch, "value_clip_norm": self.value_clip_norm}
-        for name, value in {"value_updates": self.value_updates, **optional}.items():
-            if value is not None and value <= 0:
-                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
-        if self.kl < 0:
-            raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (the public code has 0.01)")
+        check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:

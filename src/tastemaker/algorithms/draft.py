@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.requirements import Requirements
+from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,9 +36,9 @@ class DRaFT:
     name: ClassVar[str] = "draft"
     needs: ClassVar[Literal["prompts"]] = "prompts"
 
-    last: int | None = 1
+    last: Annotated[int, Ge(1)] | None = 1
     """K, the last steps that learn; all of them for none."""
-    noises: int = 0
+    noises: Annotated[int, Ge(0)] = 0
     """DRaFT-LV: noises for each image (the paper has 2, by two re-implementations); 0 for DRaFT-K."""
     ordinary: bool = False
     """DRaFT-LV: take the mean over the ordinary image too."""
@@ -43,10 +46,10 @@ class DRaFT:
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = None
     """Reward to be reached, for `distance` and `hinge`."""
-    scale: float = 1.0
+    scale: Annotated[float, Gt(0)] = 1.0
     """Weight of the reward's loss. Adam does not see it, but the divergence's weight (`algorithm.kl`) and the limit of
     the gradient's norm (`optimizer.clip_norm`) are measured beside it."""
-    kl: float = 0.0
+    kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's, at the steps that
     learn."""
     checkpointing: Literal["block", "step", "none"] = "block"
@@ -54,11 +57,8 @@ class DRaFT:
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
 
     def __post_init__(self) -> None:
-        reward_backprop.check(self.objective, self.target, self.kl, self.scale)
-        if self.last is not None and self.last < 1:
-            raise ConfigError(f"algorithm.last is {self.last}, but must be at least 1, or none for all steps")
-        if self.noises < 0:
-            raise ConfigError(f"algorithm.noises is {self.noises}, but must not be negative (DRaFT-LV has 2)")
+        check_constraints(self, "algorithm.")
+        reward_backprop.check(self.objective, self.target)
         if self.noises and self.last != 1:
             raise ConfigError(
                 f"algorithm.noises is {self.noises}, which is DRaFT-LV and learns at the last step alone: set "

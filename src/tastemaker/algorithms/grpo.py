@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,16 +29,13 @@ class GRPO:
     name: ClassVar[str] = "grpo"
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
 
-    clip: float = 1e-4
+    clip: Annotated[float, Gt(0)] = 1e-4
     """Clip range of the ratio of mean (per-element) probabilities."""
-    kl: float = 0.04
+    kl: Annotated[float, Ge(0)] = 0.04
     """Weight of the divergence from the reference; 0 spares its forward passes."""
 
     def __post_init__(self) -> None:
-        if self.clip <= 0:
-            raise ConfigError(f"algorithm.clip is {self.clip}, but must be greater than 0 (Flow-GRPO has 1e-4)")
-        if self.kl < 0:
-            raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative (Flow-GRPO has 0.04 or 0.01)")
+        check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,14 +29,14 @@ class NFT:
     name: ClassVar[str] = "nft"
     needs: ClassVar[Literal["samples"]] = "samples"
 
-    beta: float = 1.0
+    beta: Annotated[float, Gt(0)] = 1.0
     """How far the implicit policies v+ and v- go from the sampling policy, in units of the network's own move."""
-    span: float = 5.0
+    span: Annotated[float, Gt(0)] = 5.0
     """Advantage at which an image is only imitated, or only avoided; also the factor in front of the policy's loss."""
-    kl: float = 0.0
+    kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's (0.0001 in the public
     code), whatever the weighting."""
-    noises: int = 4
+    noises: Annotated[int, Ge(1)] = 4
     """Times and noises drawn for each image in a round."""
     guided: bool = True
     """Train the guided prediction, as the images were sampled with it; the paper samples and trains without."""
@@ -42,13 +44,7 @@ class NFT:
     """`adaptive`: errors of x_0, each square over its mean size (public code). `none`: of the network's output."""
 
     def __post_init__(self) -> None:
-        if self.noises < 1:
-            raise ConfigError(f"algorithm.noises is {self.noises}, but must be at least 1")
-        for name, value in {"beta": self.beta, "span": self.span}.items():
-            if value <= 0:
-                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
-        if self.kl < 0:
-            raise ConfigError(f"algorithm.kl is {self.kl}, but must not be negative")
+        check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
 
 from tastemaker.algorithms.requirements import KlControl, Requirements, ValueTraining
+from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,26 +31,26 @@ class PPO:
     name: ClassVar[str] = "ppo"
     needs: ClassVar[Literal["rollouts"]] = "rollouts"
 
-    clip: float = 0.2
+    clip: Annotated[float, Gt(0)] = 0.2
     """Clip range of the ratio."""
     value: Literal["unet", "cnn", "conv", "mlp"] = "unet"
     """Value network: `unet`, a copy of the U-Net's encoder and bottleneck with an attention pool; `cnn`, that of the
     thesis' experiment 1, which sees the latent alone; `conv` and `mlp`, small and fresh, told time and text."""
-    value_clip: float = 0.2
+    value_clip: Annotated[float, Gt(0)] = 0.2
     """How far from its old estimate the value is trusted."""
-    value_weight: float = 0.5
+    value_weight: Annotated[float, Gt(0)] = 0.5
     """Weight of the value loss."""
-    value_lr: float = 1e-5
+    value_lr: Annotated[float, Gt(0)] = 1e-5
     """Learning rate of the value network."""
-    value_warmup: int = 1024
+    value_warmup: Annotated[int, Ge(0)] = 1024
     """Updates over which it rises from 0."""
-    discount: float = 1.0
+    discount: Annotated[float, Ge(0), Le(1)] = 1.0
     """gamma"""
-    smoothing: float = 0.95
+    smoothing: Annotated[float, Ge(0), Le(1)] = 0.95
     """lambda of generalised advantage estimation."""
     normalise: Literal["minibatch", "none"] = "minibatch"
     """Advantages are standardised over the rows of each update, or left as they are."""
-    kl: float = 0.02
+    kl: Annotated[float, Ge(0)] = 0.02
     """Weight of the divergence in the reward, per nat (`sampling.log_prob = sum`) or per nat and element (`mean`); the
     first one where a controller moves it. 0 spares its forward passes."""
     kl_estimator: Literal["exact", "k1", "k3", "thesis"] = "exact"
@@ -58,23 +61,11 @@ class PPO:
     kl_target: float | None = None
     """Divergence of a whole trajectory, in the units of `kl`, that a controller aims for by moving the weight (Ziegler
     et al. 2019)."""
-    kl_horizon: int = 10000
+    kl_horizon: Annotated[int, Gt(0)] = 10000
     """Trajectories over which the controller works."""
 
     def __post_init__(self) -> None:
-        positive = {
-            "clip": self.clip, "value_clip": self.value_clip, "value_weight": self.value_weight,
-            "value_lr": self.value_lr, "kl_horizon": self.kl_horizon,
-        }  # fmt: skip
-        for name, value in positive.items():
-            if value <= 0:
-                raise ConfigError(f"algorithm.{name} is {value}, but must be greater than 0")
-        for name, value in {"discount": self.discount, "smoothing": self.smoothing}.items():
-            if not 0 <= value <= 1:
-                raise ConfigError(f"algorithm.{name} is {value}, but must lie in [0, 1]")
-        for name, value in {"kl": self.kl, "value_warmup": self.value_warmup}.items():
-            if value < 0:
-                raise ConfigError(f"algorithm.{name} is {value}, but must not be negative")
+        check_constraints(self, "algorithm.")
         if self.kl_target is not None and (self.kl_target <= 0 or self.kl == 0):
             raise ConfigError("algorithm.kl_target needs to be greater than 0, and algorithm.kl too, which it moves")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -30,9 +32,9 @@ class ReFL:
     name: ClassVar[str] = "refl"
     needs: ClassVar[Literal["prompts"]] = "prompts"
 
-    earliest: float = 0.75
+    earliest: Annotated[float, Ge(0), Lt(1)] = 0.75
     """Where the range of late steps begins, as a share of the chain in [0, 1): step 30 of 40 in the public code."""
-    images_per_draw: int | None = None
+    images_per_draw: Annotated[int, Ge(1)] | None = None
     """Images of an update for which the step that learns is drawn together; none: all of them. The public code draws
     for each forward batch of a GPU, which has 2. `optimizer.rows` and the number of processes do not change the draws.
     """
@@ -40,11 +42,11 @@ class ReFL:
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
     target: float | None = 2.0
     """Reward to be reached; 2 is two standard deviations of ImageReward."""
-    scale: float = 1e-3
+    scale: Annotated[float, Gt(0)] = 1e-3
     """Weight of the reward's loss, beside that of prior preservation."""
     guided: bool = False
     """Ask the network with guidance at the step that learns, and before it; the public code does not."""
-    kl: float = 0.0
+    kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's output and the reference's, at the step that
     learns."""
     checkpointing: Literal["block", "step", "none"] = "block"
@@ -52,9 +54,8 @@ class ReFL:
     least memory. `step`: the step. `none`: nothing."""
 
     def __post_init__(self) -> None:
-        reward_backprop.check(self.objective, self.target, self.kl, self.scale, self.images_per_draw)
-        if not 0 <= self.earliest < 1:
-            raise ConfigError(f"algorithm.earliest is {self.earliest:g}, but must lie in [0, 1)")
+        check_constraints(self, "algorithm.")
+        reward_backprop.check(self.objective, self.target)
 
     @property
     def requirements(self) -> Requirements:

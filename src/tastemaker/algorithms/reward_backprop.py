@@ -20,7 +20,7 @@ Checkpointing = Literal["block", "step", "none"]
 """What is made again in the backward pass: steps and, within them, the network's blocks; steps; nothing."""
 
 
-def check(objective: str, target: float | None, kl: float, scale: float, images_per_draw: int | None = None) -> None:
+def check(objective: str, target: float | None) -> None:
     """Raises ConfigError where the settings that all these methods have do not fit together."""
     if objective != "reward" and target is None:
         raise ConfigError(
@@ -30,18 +30,6 @@ def check(objective: str, target: float | None, kl: float, scale: float, images_
         raise ConfigError(
             f"algorithm.target is {target:g}, but the objective `reward` has none: leave it out, or choose "
             "algorithm.objective = hinge or distance"
-        )
-    if kl < 0:
-        raise ConfigError(f"algorithm.kl is {kl:g}, but must not be negative")
-    if not scale > 0:
-        raise ConfigError(
-            f"algorithm.scale is {scale:g}, but must be greater than 0 (the public codes have 0.01 for AlignProp and "
-            "0.001 for ReFL)"
-        )
-    if images_per_draw is not None and images_per_draw < 1:
-        raise ConfigError(
-            f"algorithm.images_per_draw is {images_per_draw}, but must be at least 1, or none for all images of an "
-            "update"
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from annotated_types import Ge
 
 from tastemaker.algorithms.requirements import Requirements
-from tastemaker.errors import ConfigError
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +28,7 @@ class RWR:
     name: ClassVar[str] = "rwr"
     needs: ClassVar[Literal["samples"]] = "samples"
 
-    noises: int = 1
+    noises: Annotated[int, Ge(1)] = 1
     """Times and noises drawn for each image in each inner epoch."""
     guided: bool = True
     """Train the guided prediction ("CFG training"); without it a second round is worse than the first (DDPO B.1)."""
@@ -34,8 +36,7 @@ class RWR:
     """`sampler`: the sampled x_0. `vae`: the decoded image, encoded again, as in the public code."""
 
     def __post_init__(self) -> None:
-        if self.noises < 1:
-            raise ConfigError(f"algorithm.noises is {self.noises}, but must be at least 1")
+        check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol
 
-from tastemaker.errors import ConfigError
+from annotated_types import Ge
+
+from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,12 +58,11 @@ class BestWorst:
 
     name: ClassVar[str] = "best-worst"
 
-    threshold: float = 0.5
+    threshold: Annotated[float, Ge(0)] = 0.5
     """In standard deviations of the normalised reward (Table 6)."""
 
     def __post_init__(self) -> None:
-        if self.threshold < 0:
-            raise ConfigError(f"selection.threshold is {self.threshold}, but must not be negative (the paper has 0.5)")
+        check_constraints(self, "selection.")
 
     def chosen(self, advantage: Tensor, group: Sequence[int]) -> Tensor:
         keep = ~advantage.isfinite()  # for the update's check to see

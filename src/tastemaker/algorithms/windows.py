@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
-from tastemaker.errors import ConfigError
+from annotated_types import Ge
+
+from tastemaker.constraints import check_constraints
 
 
 class Window(Protocol):
@@ -53,15 +55,13 @@ class Backward:
 
     name: ClassVar[str] = "backward"
 
-    initial: int = 14
+    initial: Annotated[int, Ge(1)] = 14
     """Steps trained in the first round."""
-    rounds: int = 100
+    rounds: Annotated[int, Ge(1)] = 100
     """Rounds over which the window grows to the whole chain."""
 
     def __post_init__(self) -> None:
-        for field, value in {"initial": self.initial, "rounds": self.rounds}.items():
-            if value < 1:
-                raise ConfigError(f"window.{field} is {value}, but must be at least 1")
+        check_constraints(self, "window.")
 
     def steps(self, candidates: Sequence[int], round: int) -> list[int]:
         whole = len(candidates)
@@ -75,17 +75,15 @@ class Sliding:
 
     name: ClassVar[str] = "sliding"
 
-    size: int = 4
+    size: Annotated[int, Ge(1)] = 4
     """Steps trained in a round."""
-    every: int = 25
+    every: Annotated[int, Ge(1)] = 25
     """Rounds until the window moves by `stride`."""
-    stride: int = 1
+    stride: Annotated[int, Ge(1)] = 1
     """Steps by which it moves."""
 
     def __post_init__(self) -> None:
-        for field, value in {"size": self.size, "every": self.every, "stride": self.stride}.items():
-            if value < 1:
-                raise ConfigError(f"window.{field} is {value}, but must be at least 1")
+        check_constraints(self, "window.")
 
     def steps(self, candidates: Sequence[int], round: int) -> list[int]:
         last = max(0, len(candidates) - self.size)

@@ -9,38 +9,26 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-from tastemaker.algorithms.base import RewardGradientAlgorithm
 from tastemaker.benchmarking.trace import FORWARD, OTHER, PARTS, TRAIN, clock, traced_round
 from tastemaker.config.schema import Config
-from tastemaker.diffusion.sampler import batches
 from tastemaker.errors import ConfigError
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
-from tastemaker.training.backprop_round import gradient_steps
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
+from tastemaker.training.plan import Calls, round_calls, updates_of_round
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 
 CALLS = 4
 """Bare calls of each shape, before a round and again after it: a single one is too noisy to stand for many."""
-
-
-@dataclass(frozen=True)
-class Calls:
-    """Network calls of one round: how many of each number of rows, guidance's second half counted in."""
-
-    forward: dict[int, int]
-    backward: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -117,48 +105,7 @@ def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text
 
 def needed_calls(session: Session) -> Calls:
     """The calls that a round cannot do without, at the batch sizes of its config. From the settings, not observed."""
-    s, o = session.config.sampling, session.config.optimizer
-    double = 1 if s.guidance == 1 else 2
-    if session.config.pathwise:
-        return _backprop_calls(session, double)
-    kept = len(session.window.steps(session.task.sde.stochastic(), session.state.round + 1))
-    trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
-    forward = Counter(double * len(part) for part in batches(s.samples, s.batch))
-    rows = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
-    backward = Counter(double * len(part) for part in batches(rows, o.rows))
-    again = backward if s.recompute_log_prob else Counter()
-    first = _updates(session.config) // o.inner_epochs
-    return Calls(
-        {rows: forward[rows] * s.steps + again[rows] * first for rows in forward | again},
-        {rows: count * _updates(session.config) for rows, count in backward.items()},
-    )
-
-
-def _updates(config: Config) -> int:
-    """Updates of a round in which every image is selected."""
-    o = config.optimizer
-    if o.images_per_update is None:
-        return o.updates * o.inner_epochs
-    return config.sampling.samples * o.inner_epochs // o.images_per_update
-
-
-def _backprop_calls(session: Session, double: int) -> Calls:
-    """Of the next round, whose steps that learn counters settle. What is made again to save memory is not needed."""
-    algorithm = cast(RewardGradientAlgorithm, session.config.algorithm)
-    s, o = session.config.sampling, session.config.optimizer
-    if not algorithm.requirements.guided:
-        double = 1
-    forward, backward = Counter(), Counter()
-    draws = gradient_steps(session, algorithm, session.state.round + 1)
-    images, per_update = s.samples // len(draws), len(draws) // o.updates
-    for update in range(o.updates):
-        # Draws that follow each other with the same steps go through the network together.
-        for steps, same in groupby(draws[update * per_update : (update + 1) * per_update]):
-            plain, graph = algorithm.calls(steps, s.steps)
-            for part in batches(images * len(list(same)), o.rows):
-                forward[double * len(part)] += plain
-                backward[double * len(part)] += graph
-    return Calls(dict(forward), dict(backward))
+    return round_calls(session.config, session.task.sde.stochastic(), session.state.round + 1)
 
 
 def measure_floor(session: Session, calls: Calls) -> Floor:
@@ -229,7 +176,7 @@ def _summary(
             "gradient_checkpointing": config.tuning.gradient_checkpointing,
             "pixels": session.model.latent_shape[-1] * session.model.scale, "samples": s.samples, "steps": s.steps,
             "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
-            "updates": _updates(config), "repeats": len(walls),
+            "updates": updates_of_round(config), "repeats": len(walls),
         },
         machine={
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

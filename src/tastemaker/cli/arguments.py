@@ -34,25 +34,25 @@ _REWORDED = (
 )
 
 
-def parse(cls: type[T], words: list[str], verb: str, default: T | None = None) -> T:
-    """The dataclass `cls` from command-line words. Exits after `--help`; raises ConfigError for wrong words."""
-    heard = io.StringIO()
+def parse(cls: type[T], argv: list[str], command: str, default: T | None = None) -> T:
+    """The dataclass `cls` from a command's arguments. Exits after `--help`; raises ConfigError for wrong ones."""
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(heard), _quick_checks():
+        with contextlib.redirect_stderr(stderr), _quick_checks():
             # The tuple's first type follows from `default`, which tyro's overloads do not say for an optional one.
             args, unknown = cast(
                 "tuple[T, list[str]]",
                 tyro.cli(
-                    cls, args=words, prog=f"tastemaker {verb}", default=default, return_unknown_args=True,
+                    cls, args=argv, prog=f"tastemaker {command}", default=default, return_unknown_args=True,
                     config=(tyro.conf.AvoidSubcommands,),
                 ),
             )  # fmt: skip
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(_sentence(heard.getvalue(), verb)) from None
+        raise ConfigError(_sentence(stderr.getvalue(), command)) from None
     if unknown:
-        _refuse(unknown[0], list(flag_types(cls, default=default)), verb)
+        _refuse(unknown[0], list(flag_types(cls, default=default)), command)
     return args
 
 
@@ -85,23 +85,23 @@ def _quick_checks() -> Iterator[None]:
         _resolver.is_instance = slow
 
 
-def choose(words: list[str], config: T) -> tuple[list[str], T]:
-    """Takes `--algorithm NAME` and the like out of the words: sections that are one of several dataclasses.
+def choose(argv: list[str], config: T) -> tuple[list[str], T]:
+    """Takes `--algorithm NAME` and the like out of the arguments: sections that are one of several dataclasses.
 
     The config that is returned has them with their defaults. It is not checked: the flags that follow may be needed
     for it to be right. Raises ConfigError for an unknown name.
     """
-    rest, chosen = list(words), copy.copy(config)
+    rest, chosen = list(argv), copy.copy(config)
     for name, hint in field_types(type(config)).items():
         members = {str(variant_name(member)): member for member in dataclass_members(hint)}
         while len(members) > 1 and f"--{name}" in rest:
-            place = rest.index(f"--{name}")
-            given = rest[place + 1] if place + 1 < len(rest) else ""
+            index = rest.index(f"--{name}")
+            given = rest[index + 1] if index + 1 < len(rest) else ""
             if given not in members:
                 raise ConfigError(f"{name} cannot be {given!r}; {nearest(given, list(members))}")
             if type(getattr(config, name)) is not members[given]:
                 object.__setattr__(chosen, name, members[given]())
-            del rest[place : place + 2]
+            del rest[index : index + 2]
     return rest, chosen
 
 
@@ -127,14 +127,14 @@ def flag_types(cls: type, prefix: str = "", default: Any = None) -> dict[str, An
     return found
 
 
-def split_assignments(words: list[str], types: dict[str, Any]) -> list[str]:
+def split_assignments(argv: list[str], types: dict[str, Any]) -> list[str]:
     """Rewrites `optimizer.lr=1e-4`, with or without dashes before it, to the flag and its values."""
     rewritten: list[str] = []
-    for i, word in enumerate(words):
+    for i, word in enumerate(argv):
         match = _ASSIGNMENT.match(word)
         name = match[2].replace("-", "_") if match else ""
         # A word after a flag is that flag's value, as in `--reward a=b`, unless it names a setting.
-        is_value = i > 0 and words[i - 1].startswith("--") and "=" not in words[i - 1]
+        is_value = i > 0 and argv[i - 1].startswith("--") and "=" not in argv[i - 1]
         if match is None or (name not in types and (match[1] or is_value)):
             rewritten.append(word)
         else:
@@ -174,16 +174,16 @@ def _flag(name: str, value: str, hint: Any) -> list[str]:
     return [flag, value]
 
 
-def _refuse(word: str, known: list[str], verb: str) -> NoReturn:
+def _refuse(word: str, known: list[str], command: str) -> NoReturn:
     if not word.startswith("-"):
-        raise ConfigError(f"unexpected {word!r}; see `tastemaker {verb} --help`")
+        raise ConfigError(f"unexpected {word!r}; see `tastemaker {command} --help`")
     flag = word.partition("=")[0]
     renamed = present_name(flag.lstrip("-").replace("-", "_"))
     hint = f"it is called --{renamed} now" if renamed else nearest_flags(flag.lstrip("-"), known)
-    raise ConfigError(f"unknown flag {flag}; {hint or f'see `tastemaker {verb} --help`'}")
+    raise ConfigError(f"unknown flag {flag}; {hint or f'see `tastemaker {command} --help`'}")
 
 
-def _sentence(box: str, verb: str) -> str:
+def _sentence(box: str, command: str) -> str:
     """What stands between the first two rules of the box that tyro draws around an error."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│| ") for line in box.splitlines()]
     # The box's top bears a title. Where the terminal cannot show its lines, a dashed rule follows it.
@@ -191,7 +191,7 @@ def _sentence(box: str, verb: str) -> str:
     text = " ".join(itertools.takewhile(lambda line: not _is_rule(line), content))
     for pattern, replacement in _REWORDED:
         text = re.sub(pattern, replacement, text)
-    return f"{text.strip().rstrip('.')} (see `tastemaker {verb} --help`)"
+    return f"{text.strip().rstrip('.')} (see `tastemaker {command} --help`)"
 
 
 def _is_rule(line: str) -> bool:

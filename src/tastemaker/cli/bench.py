@@ -35,16 +35,22 @@ class BenchArgs:
     """Prints one JSON object and nothing else."""
     repeats: int = 5
     """Rounds measured; the overhead is their median."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything and print what a run of these settings would do, without measuring."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb. What the run itself says goes to stderr."""
-    args, name = read(BenchArgs, words, "bench")
+def run(argv: list[str]) -> int:
+    """Runs the command. What the run itself says goes to stderr."""
+    args, name = read(BenchArgs, argv, "bench")
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
     if processes() > 1:
         raise ConfigError("bench measures one process: start it without accelerate launch or torchrun")
+    if args.dry_run:
+        from tastemaker.cli.train import dry_run
+
+        return dry_run(args.settings, None)
     with contextlib.redirect_stdout(sys.stderr):
         from tastemaker.benchmarking.bench import bench
 

@@ -36,6 +36,7 @@ REQUIRED = {
     "scikit-image": "0.24",
     "rich": "13.7",
     "tyro": "1.0",
+    "annotated-types": "0.6",
     "inflect": "7.0",
     "httpx": "0.27",
     "anyio": "4.4",
@@ -58,7 +59,7 @@ ROOM_GB = 5
 
 _HELP = """usage: tastemaker doctor [--reward NAME ...]
 
-Shows what is installed and what is missing, a line each, and how to mend it. Uses no network.
+Shows what is installed and what is missing, a line each, and how to fix it. Uses no network.
 Exit code 0, or 1 where something required is missing.
 
 With --reward, runs a reward through its contract instead: `tastemaker doctor --reward --help`."""
@@ -70,24 +71,24 @@ class Line:
 
     state: str
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    if any(word.partition("=")[0] == "--reward" for word in words):
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    if any(word.partition("=")[0] == "--reward" for word in argv):
         from tastemaker.cli.doctor_reward import run as examine
 
-        return examine(words)
-    if words:
-        if words[0] not in ("-h", "--help"):
-            raise ConfigError(f"unexpected {words[0]!r}: doctor takes no arguments, or --reward NAME")
+        return examine(argv)
+    if argv:
+        if argv[0] not in ("-h", "--help"):
+            raise ConfigError(f"unexpected {argv[0]!r}: doctor takes no arguments, or --reward NAME")
         print(_HELP)
         return 0
     missing = 0
     for line in findings():
         missing += line.state == "missing"
-        print(f"{line.state:8} {line.what}" + (f"\n{'':8} -> {line.mend}" if line.mend else ""), flush=True)
+        print(f"{line.state:8} {line.what}" + (f"\n{'':8} -> {line.fix}" if line.fix else ""), flush=True)
     if missing:
         print(f"\n{missing} required {'thing is' if missing == 1 else 'things are'} missing.")
     return 1 if missing else 0
@@ -113,12 +114,12 @@ def _python() -> Line:
 
 def package(name: str, oldest: str) -> Line:
     """A required package: installed and new enough, or not."""
-    mend = f"pip install '{name}>={oldest}'"
+    fix = f"pip install '{name}>={oldest}'"
     found = _version(name)
     if found is None:
-        return Line("missing", f"{name} (needs {oldest} or newer)", mend)
+        return Line("missing", f"{name} (needs {oldest} or newer)", fix)
     if _numbers(found) < _numbers(oldest):
-        return Line("missing", f"{name} {found} is too old: needs {oldest} or newer", mend)
+        return Line("missing", f"{name} {found} is too old: needs {oldest} or newer", fix)
     return Line("ok", f"{name} {found}")
 
 
@@ -156,14 +157,14 @@ def assets(path: Path) -> Line:
 
 def folder(runs: Path) -> Iterator[Line]:
     """Whether runs can be written, and how much room they have."""
-    place = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
+    folder = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=place):
-            yield Line("ok", f"{runs}{os.sep} can be written (in {place})")
+        with tempfile.TemporaryFile(dir=folder):
+            yield Line("ok", f"{runs}{os.sep} can be written (in {folder})")
     except OSError as error:
-        mend = "go to a folder of your own, or give --out DIR"
-        yield Line("missing", f"{place} cannot be written: {error.strerror or error}", mend)
-    free = shutil.disk_usage(place).free / 2**30
+        fix = "go to a folder of your own, or give --out DIR"
+        yield Line("missing", f"{folder} cannot be written: {error.strerror or error}", fix)
+    free = shutil.disk_usage(folder).free / 2**30
     if free >= ROOM_GB:
         yield Line("ok", f"disk: {free:.0f} GiB free")
     else:

@@ -1,4 +1,4 @@
-"""Run folders, as the verbs name, find and refuse them."""
+"""Run folders, as the commands name, find and refuse them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def is_run(path: Path) -> bool:
 
 def run_config(adapter: Path) -> Config | None:
     """The settings of the run that is given, or in which the given adapter lies; None elsewhere."""
-    # Here, since most verbs do without, and their --help is to be quick.
+    # Here, since most commands do without, and their --help is to be quick.
     from tastemaker.config.schema import Config
     from tastemaker.config.yaml_file import load_config
 

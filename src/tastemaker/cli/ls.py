@@ -81,9 +81,9 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
 }
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    kind = parse(LsArgs, words, "ls").kind
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    kind = parse(LsArgs, argv, "ls").kind
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"unknown kind {kind!r}; {nearest(kind, list(KINDS))}")
     lists = {name: entries() for name, entries in KINDS.items() if kind in (None, name)}

@@ -1,4 +1,4 @@
-"""The console script. Only the verb asked for is imported, and none imports torch before it runs."""
+"""The console script. Only the command asked for is imported, and none imports torch before it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TextIO
 from tastemaker.errors import ConfigError, StorageError, TastemakerError, nearest
 from tastemaker.printing import Output, escaped_output
 
-VERBS = {
+COMMANDS = {
     "train": "train a model to a reward, from a preset or a file",
     "resume": "go on with a run that was stopped",
     "sample": "make images with a model or with what a run trained",
@@ -23,32 +23,32 @@ VERBS = {
     "ls": "list presets, algorithms, rewards, prompts and models",
     "doctor": "show what is installed and what is missing",
 }
-"""Verbs, each a module of this package with a function `run(words) -> exit code`, and what they do."""
+"""Commands, each a module of this package with a function `run(argv) -> exit code`, and what they do."""
 
 PRINTING = ("ls", "doctor", "help", "-h", "--help", "--version")
 """Those whose whole work is what they print: a reader who leaves ends them. The work of others is in files."""
 PIPE_CLOSED = 141
 """Their exit code then, as a shell shows it of programs that SIGPIPE ends."""
 
-_HELP = """usage: tastemaker VERB ...
+_HELP = """usage: tastemaker COMMAND ...
 
 Fine-tunes text-to-image diffusion models to a reward or to human taste.
 
-verbs:
-{verbs}
+commands:
+{commands}
 
-`tastemaker VERB --help` shows a verb's own options.
+`tastemaker COMMAND --help` shows a command's own options.
 A first run:  tastemaker train ddpo-compressibility
 With TASTEMAKER_DEBUG=1 in the environment, errors show where they come from."""
 
 
 def help_text() -> str:
     """What `tastemaker --help` prints."""
-    return _HELP.format(verbs="\n".join(f"  {verb:8} {summary}" for verb, summary in VERBS.items()))
+    return _HELP.format(commands="\n".join(f"  {command:8} {summary}" for command, summary in COMMANDS.items()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb and returns the exit code: 0, 2 for a mistake in what was asked, 130 after Ctrl-C."""
+    """Runs a command and returns the exit code: 0, 2 for a mistake in what was asked, 130 after Ctrl-C."""
     _open_standard_streams()
     # Figures go to files only; the backend of the environment may be missing here, or be left over from a notebook.
     os.environ["MPLBACKEND"] = "agg"
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(list(sys.argv[1:] if argv is None else argv))
 
 
-def _run(words: list[str]) -> int:
+def _run(argv: list[str]) -> int:
     try:
-        code = _dispatch(words)
-        prints = not words or words[0] in PRINTING
+        code = _dispatch(argv)
+        prints = not argv or argv[0] in PRINTING
         return code if _flushed(sys.stdout) or not prints else PIPE_CLOSED
     except TastemakerError as error:
         return _failed(error, str(error), error.exit_code)
@@ -125,15 +125,15 @@ def _open_standard_streams() -> None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         from tastemaker import __version__
 
         print(f"tastemaker {__version__}")
         return 0
-    if words[0] not in VERBS:
-        raise ConfigError(f"unknown verb {words[0]!r}; {nearest(words[0], list(VERBS))}")
-    return importlib.import_module(f"tastemaker.cli.{words[0]}").run(words[1:])
+    if argv[0] not in COMMANDS:
+        raise ConfigError(f"unknown command {argv[0]!r}; {nearest(argv[0], list(COMMANDS))}")
+    return importlib.import_module(f"tastemaker.cli.{argv[0]}").run(argv[1:])

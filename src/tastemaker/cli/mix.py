@@ -69,14 +69,26 @@ class MixArgs:
     """Weight of the noise added at each step."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/mix-<n>)")] = None
     """Folder of the mixtures."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything and print what would be mixed and measured, without doing it."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args = parse(MixArgs, words, "mix")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args = parse(MixArgs, argv, "mix")
     points = _points(args)
     settings = _settings(args)
     out = require_unused(args.out or next_free("mix"))
+    if args.dry_run:
+        from tastemaker.models import load_meta_model
+
+        load_meta_model(settings["model"])
+        images = len(settings["prompts"]) * settings["n"]
+        print(
+            f"{len(points)} mixtures ({', '.join(points)}) with {images} images each of {settings['model']}, "
+            f"measured by {', '.join(settings['rewards']) or 'no reward'}, into {out}"
+        )
+        return 0
     from tastemaker.cli.mix_show import show, sweeping
     from tastemaker.evaluation.mixture import Plan, write_mix
     from tastemaker.runs.folders import new_folder
@@ -188,5 +200,5 @@ def _prompts(args: MixArgs, known: Sequence[Config]) -> tuple[str, ...]:
     found = [load_prompts(name) for name in lists]
     # As many of each list, where the runs had different ones.
     share = -(-args.take // len(found))
-    chosen = [prompts.prompts[place] for prompts in found for place in prompts.spread(share)]
+    chosen = [prompts.prompts[index] for prompts in found for index in prompts.spread(share)]
     return tuple(dict.fromkeys(chosen))[: args.take]

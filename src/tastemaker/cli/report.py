@@ -24,9 +24,9 @@ class ReportArgs:
     """File of the comparison."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args = parse(ReportArgs, words, "report")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args = parse(ReportArgs, argv, "report")
     if not args.runs:
         raise ConfigError("give the folder of a run, as in `tastemaker report runs/ddpo-compressibility-1`")
     if len(args.runs) == 1 and args.out is not None:

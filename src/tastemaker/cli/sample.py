@@ -51,17 +51,26 @@ class SampleArgs:
     """Weight of the noise added at each step."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/sample-<n>)")] = None
     """Folder of the images."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything and print what would be made, without making it."""
 
 
-def run(words: list[str]) -> int:
-    """Runs the verb."""
-    args = parse(SampleArgs, words, "sample")
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    args = parse(SampleArgs, argv, "sample")
     prompts = _prompts(args)
     model, sampling = _settings(args)
     masks = {ranges: step_mask(ranges, sampling.steps) for ranges in args.adapter_steps}
     if masks and args.adapter is None:
         raise ConfigError("--adapter-steps says when an adapter acts: give it by --adapter RUN")
     out = require_unused(args.out or next_free("sample"))
+    if args.dry_run:
+        from tastemaker.models import load_meta_model
+
+        load_meta_model(model)
+        kinds = f", at {len(masks)} choices of steps, beside the base model and the whole adapter" if masks else ""
+        print(f"{len(prompts)} prompts with {args.n} images each of {model}, {sampling.steps} steps{kinds}, into {out}")
+        return 0
     if args.adapter is not None and masks:
         from tastemaker.evaluation.step_ranges import write_ranges
         from tastemaker.runs.folders import new_folder

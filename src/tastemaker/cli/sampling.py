@@ -1,4 +1,4 @@
-"""How images are drawn, as the verbs are told: a run's settings, with flags over them."""
+"""How images are drawn, by a run's settings with flags over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which preset or file a verb's words name, and the settings that they change in it."""
+"""Which preset or file a command's arguments name, and the settings that they change in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tastemaker.errors import ConfigError, nearest
 
 
 class Args(Protocol):
-    """What a verb on a run's settings takes, besides what is its own."""
+    """What a command on a run's settings takes, besides what is its own."""
 
     @property
     def preset(self) -> str | None: ...
@@ -28,34 +28,34 @@ class Args(Protocol):
 T = TypeVar("T", bound=Args)
 
 
-def read(cls: type[T], words: list[str], verb: str) -> tuple[T, str]:
-    """The arguments `cls` of a verb, and the name of the preset or file. Raises ConfigError for wrong words."""
+def read(cls: type[T], argv: list[str], command: str) -> tuple[T, str]:
+    """The arguments `cls` of a command, and the name of the preset or file. Raises ConfigError for wrong arguments."""
     make: Any = cls
-    split = split_assignments(words, flag_types(cls))
+    split = split_assignments(argv, flag_types(cls))
     preset, file = _named(split)
     if preset and file:
         raise ConfigError("give a preset or --config, not both; a file may name its preset by `preset: NAME`")
     _, base = choose(split, _base(preset, file))
     # Once more, now that it is known which algorithm's flags are meant: two may share a name and not a type.
     default = make(settings=base)
-    rest, _ = choose(split_assignments(words, flag_types(cls, default=default)), base)
-    args = parse(cls, rest, verb, default)
+    rest, _ = choose(split_assignments(argv, flag_types(cls, default=default)), base)
+    args = parse(cls, rest, command, default)
     if args.preset != preset:
         raise ConfigError(f"unexpected {args.preset!r}; {nearest(str(args.preset), list(PRESETS))}")
     if not preset and not file:
         raise ConfigError("give a preset (`tastemaker ls presets`) or --config FILE")
     require_finite(args.settings)
     changed: Any = args
-    if any(map(is_undecoded, words)):
+    if any(map(is_undecoded, argv)):
         args = replace(changed, settings=decoded(args.settings))
     return args, preset or Path(file or "").stem
 
 
-def _named(words: list[str]) -> tuple[str | None, str | None]:
-    """Preset and file among the words, needed before the flags can be read over their values."""
-    preset = words[0] if words and not words[0].startswith("-") else None
+def _named(argv: list[str]) -> tuple[str | None, str | None]:
+    """Preset and file among the arguments, needed before the flags can be read over their values."""
+    preset = argv[0] if argv and not argv[0].startswith("-") else None
     file = None
-    for before, word in zip(["", *words], words, strict=False):
+    for before, word in zip(["", *argv], argv, strict=False):
         if before == "--config":
             file = word
         elif word.startswith("--config="):

@@ -7,6 +7,9 @@ a pass over its whole module.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Pairs:
 class Reference:
     """The model that divergences and preferences are measured from."""
 
-    every: int = 0
+    every: Annotated[int, Ge(0)] = 0
     """Rounds after which it becomes the model as it is then, again and again; 0: it stays what training began with."""
 
 
@@ -35,18 +38,18 @@ class PriorPreservation:
     See docs/guides/prior-preservation.md.
     """
 
-    weight: float = 0.0
+    weight: Annotated[float, Ge(0)] = 0.0
     """Of the loss; 0 leaves it out."""
     source: str = "base"
     """`base`: the base model's own images of the run's prompts; or a folder, table or Hugging Face data set of images
     with captions (docs/guides/prior-preservation.md)."""
     split: str = "train"
     """Which split of a data set."""
-    images: int = 64
+    images: Annotated[int, Gt(0)] = 64
     """How many images are made, or taken at random from the source; all where it has fewer."""
-    rows: int = 8
+    rows: Annotated[int, Gt(0)] = 8
     """Images in each update, each at one time with one noise, over all processes; in turn."""
     guided: bool = False
     """Ask the network with guidance; pre-training does not."""
-    drop_captions: float = 0.0
+    drop_captions: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the rows without their caption, in [0, 1); Stable Diffusion's pre-training had 0.1."""

@@ -32,10 +32,12 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def union_members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint alone; `Annotated` is looked through."""
+    """The members of a union, or the hint alone; `Annotated` is looked through, also of a member."""
     if get_origin(hint) is typing.Annotated:
         return union_members(get_args(hint)[0])
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(inner for member in get_args(hint) for inner in union_members(member))
+    return (hint,)
 
 
 def dataclass_members(hint: Any) -> tuple[type, ...]:

@@ -1,4 +1,4 @@
-"""What a run is told, as frozen dataclasses. Nothing here imports torch: the command line reads it first.
+"""The settings of a run, as frozen dataclasses. Nothing here imports torch: the command line reads it first.
 
 Order of precedence: preset < file < flags. Every field has its unit or range in the line below it, which is
 also the text that `--help` shows.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
@@ -27,6 +29,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import All, BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
+from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.serving.settings import Remote
@@ -37,19 +40,19 @@ from tastemaker.rewards.vlm.settings import Vlm
 class Sampling:
     """How images are drawn in a round. Together with the window this says which steps are trained."""
 
-    steps: int = 50
+    steps: Annotated[int, Gt(0)] = 50
     """Denoising steps T, 1 to 1000."""
     eta: float = 1.0
     """Weight of the noise added at each step: 0 is deterministic DDIM, 1 the ancestral sampler."""
     guidance: float = 5.0
     """Classifier-free guidance weight w, in sampling and in training; 1 turns guidance off."""
-    samples: int = 256
+    samples: Annotated[int, Gt(0)] = 256
     """Images a round, over all processes."""
-    per_prompt: int = 1
+    per_prompt: Annotated[int, Gt(0)] = 1
     """Images of each prompt drawn in a round; must divide `samples`."""
-    batch: int = 8
+    batch: Annotated[int, Gt(0)] = 8
     """Images sampled at once on one device."""
-    branches: int = 1
+    branches: Annotated[int, Gt(0)] = 1
     """Images that share a root until the window begins, and part there (B2-DiffuRL); must divide `per_prompt`."""
     log_prob: Literal["mean", "sum"] = "mean"
     """Log-probabilities and divergences over a latent's elements: their mean (DDPO), or sum (thesis). Clip ranges
@@ -75,21 +78,21 @@ class Advantage:
     """`per-prompt`: running statistics of each prompt (DDPO). `windowed`: each prompt's over past rounds (B2-DiffuRL).
     `group`: of the prompt or root in this round (GRPO). `round`: of the whole round. `base`: of the base model's
     images (thesis). `none`: raw rewards. `softmax` and `percentile`: weights for regressions (RWR, RWR-sparse)."""
-    buffer: int = 32
+    buffer: Annotated[int, Gt(0)] = 32
     """`per-prompt`: past rewards kept for each prompt."""
-    min_count: int = 16
+    min_count: Annotated[int, Gt(0)] = 16
     """`per-prompt`, `windowed`: rewards of a prompt needed before its own statistics are used, and not the round's."""
-    history: int = 8
+    history: Annotated[int, Gt(0)] = 8
     """`windowed`: past rounds that count beside the present one."""
     spread: Literal["group", "round"] = "group"
     """`group`: divide by the group's own deviation, or by the whole round's."""
-    beta: float = 0.2
+    beta: Annotated[float, Gt(0)] = 0.2
     """`softmax`: inverse temperature of the weights exp(beta r) (DDPO A.2)."""
-    percentile: float = 0.9
+    percentile: Annotated[float, Gt(0), Lt(1)] = 0.9
     """`percentile`: share of the rewards below the threshold."""
     across: Literal["prompt", "round"] = "prompt"
     """`softmax`, `percentile`: among images of one prompt (paper), or all of the round (part of the public code)."""
-    clip: float | None = 5.0
+    clip: Annotated[float, Gt(0)] | None = 5.0
     """Advantages are clamped to [-clip, clip]; weights are not."""
 
 
@@ -97,9 +100,9 @@ class Advantage:
 class Optimizer:
     """AdamW and how a round's rows are cut into updates."""
 
-    lr: float = 1e-5
+    lr: Annotated[float, Gt(0)] = 1e-5
     """Learning rate."""
-    warmup: int = 0
+    warmup: Annotated[int, Ge(0)] = 0
     """Updates over which the learning rate rises from 0; Adam's first steps are as long as the rate allows."""
     lr_scheduler: Literal["constant", "linear", "cosine", "piecewise_constant"] = "constant"
     """How the model's learning rate goes on after the warm-up, by diffusers' names: `linear` and `cosine` fall to 0 at
@@ -113,28 +116,28 @@ class Optimizer:
     """AdamW's guard against division by zero."""
     weight_decay: float = 1e-4
     """AdamW's weight decay."""
-    clip_norm: float = 1.0
+    clip_norm: Annotated[float, Gt(0)] = 1.0
     """Largest norm of the gradient; longer ones are shortened to it."""
-    updates: int = 4
+    updates: Annotated[int, Gt(0)] = 4
     """Optimizer steps a round (for one inner epoch); must divide `sampling.samples`."""
-    images_per_update: int | None = None
+    images_per_update: Annotated[int, Gt(0)] | None = None
     """Selected images in each optimizer step, in place of `updates`: a round has as many steps as its selection fills,
     counted over all inner epochs, and images left over at its end are not trained on (B2-DiffuRL's code). A pair of
     images counts as its preferred one."""
-    inner_epochs: int = 1
+    inner_epochs: Annotated[int, Gt(0)] = 1
     """Passes over a round's samples."""
     minibatch: Literal["images", "states"] = "images"
     """What an update takes: whole images with all their steps, or single steps pooled over images (thesis)."""
-    ema: float = 0.0
+    ema: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Decay by update of an average of the weights, with which evaluations sample and which is what a run leaves;
     0 keeps none."""
     eight_bit: bool = False
     """Keep AdamW's state in 8 bits (bitsandbytes): a quarter of its memory, which matters for whole networks."""
-    rows: int = 8
+    rows: Annotated[int, Gt(0)] = 8
     """Rows (one sample at one step) in one forward pass on one device; changes speed and memory, not the gradient."""
-    first_share: float = 1.0
+    first_share: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of each image's steps that may be trained, counted from the noise, in (0, 1]; 1 is all of them."""
-    timestep_fraction: float = 1.0
+    timestep_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of each sample's steps that is trained, drawn at random, in (0, 1]."""
 
 
@@ -142,11 +145,11 @@ class Optimizer:
 class Evaluation:
     """The same prompts and seeds, sampled again and again while training goes on."""
 
-    every: int = 5
+    every: Annotated[int, Gt(0)] = 5
     """Rounds between evaluations; the first and the last model are always evaluated."""
-    prompts: int = 8
+    prompts: Annotated[int, Gt(0)] = 8
     """Number of prompts, taken evenly from the run's list."""
-    per_prompt: int = 4
+    per_prompt: Annotated[int, Gt(0)] = 4
     """Images of each."""
     unseen: str | None = None
     """A second list, of prompts that are not trained on: as many of it are evaluated beside them, with their own
@@ -163,7 +166,7 @@ class EarlyStop:
 
     metric: str | None = None
     """End the run when this metric of the evaluations falls: judge/correct, diversity, or reward/mean."""
-    min_delta: float = 0.1
+    min_delta: Annotated[float, Ge(0)] = 0.1
     """How far below its highest value so far the metric may fall. The run keeps the last model above that."""
 
 
@@ -181,11 +184,11 @@ class Speed:
 class Checkpoints:
     """When a run saves itself, and how much of that it keeps."""
 
-    every: int = 1
+    every: Annotated[int, Gt(0)] = 1
     """Rounds between checkpoints."""
-    keep: int = 2
+    keep: Annotated[int, Gt(0)] = 2
     """Newest checkpoints kept: should the newest be damaged, the one before it is used."""
-    keep_every: int = 0
+    keep_every: Annotated[int, Ge(0)] = 0
     """Checkpoints of rounds divisible by this are kept for good; 0 keeps none for good."""
 
 
@@ -201,7 +204,7 @@ class Config:
     reward: str = "jpeg-compressibility"
     """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, the URL of a server, or
     several put together: `clip-score + 0.5*jpeg-compressibility` (docs/guides/rewards.md)."""
-    rounds: int = 100
+    rounds: Annotated[int, Gt(0)] = 100
     """Rounds of sampling and training."""
     seed: int = 0
     """Of prompts, noise and new adapters; the same seed gives the same run."""
@@ -229,30 +232,8 @@ class Config:
     """Any of tensorboard, wandb, trackio; metrics.jsonl is always written."""
 
     def __post_init__(self) -> None:
-        s, o, e = self.sampling, self.optimizer, self.evaluation
-        positive = {
-            "rounds": self.rounds, "sampling.steps": s.steps, "sampling.samples": s.samples,
-            "sampling.per_prompt": s.per_prompt, "sampling.batch": s.batch, "optimizer.updates": o.updates,
-            "optimizer.rows": o.rows, "optimizer.inner_epochs": o.inner_epochs, "optimizer.lr": o.lr,
-            "optimizer.clip_norm": o.clip_norm, "tuning.rank": self.tuning.rank, "evaluation.every": e.every,
-            "evaluation.prompts": e.prompts, "evaluation.per_prompt": e.per_prompt,
-            "advantage.buffer": self.advantage.buffer, "advantage.min_count": self.advantage.min_count,
-            "advantage.history": self.advantage.history, "advantage.beta": self.advantage.beta,
-            "sampling.branches": s.branches, "checkpoint.every": self.checkpoint.every,
-            "checkpoint.keep": self.checkpoint.keep, "prior_preservation.images": self.prior_preservation.images,
-            "prior_preservation.rows": self.prior_preservation.rows,
-            "optimizer.images_per_update": 1 if o.images_per_update is None else o.images_per_update,
-        }  # fmt: skip
-        for name, value in positive.items():
-            if value <= 0:
-                raise ConfigError(f"{name} is {value}, but must be greater than 0")
-        not_negative = {
-            "optimizer.warmup": o.warmup, "checkpoint.keep_every": self.checkpoint.keep_every,
-            "reference.every": self.reference.every, "prior_preservation.weight": self.prior_preservation.weight,
-        }  # fmt: skip
-        for name, value in not_negative.items():
-            if value < 0:
-                raise ConfigError(f"{name} is {value}, but must not be negative")
+        check_constraints(self)
+        s = self.sampling
         for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": self.slices}.items():
             if s.samples % count:
                 raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")
@@ -291,12 +272,6 @@ class Config:
                 f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
                 "with no reference under these settings: leave it at 0"
             )
-        if self.early_stop.min_delta < 0:
-            raise ConfigError(f"early_stop.min_delta is {self.early_stop.min_delta:g}, but must not be negative")
-        if not 0 <= self.prior_preservation.drop_captions < 1:
-            raise ConfigError(
-                f"prior_preservation.drop_captions is {self.prior_preservation.drop_captions}, but must lie in [0, 1)"
-            )
         if s.eta < 0 or (s.eta == 0 and not self.pathwise):
             raise ConfigError(
                 f"sampling.eta is {s.eta}, but must not be negative (0 is DDIM without noise)"
@@ -307,11 +282,6 @@ class Config:
             self._check_pathwise()
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
-        if not 0 <= o.ema < 1:
-            raise ConfigError(f"optimizer.ema is {o.ema}, but must lie in [0, 1)")
-        for name, share in {"timestep_fraction": o.timestep_fraction, "first_share": o.first_share}.items():
-            if not 0 < share <= 1:
-                raise ConfigError(f"optimizer.{name} is {share}, but must lie in (0, 1]")
 
     @property
     def slices(self) -> int:
@@ -391,10 +361,6 @@ class Config:
             raise ConfigError(
                 f"advantage.normalise is {a.normalise}, but the algorithm {self.algorithm.name} needs {right}"
             )
-        if a.clip is not None and a.clip <= 0:
-            raise ConfigError(f"advantage.clip is {a.clip}, but must be greater than 0, or none")
-        if not 0 < a.percentile < 1:
-            raise ConfigError(f"advantage.percentile is {a.percentile}, but must lie in (0, 1)")
         if self.algorithm.needs != "rollouts" and self.optimizer.minibatch == "states":
             raise ConfigError(
                 f"optimizer.minibatch is states, but the algorithm {self.algorithm.name} has none: use images"

@@ -49,7 +49,7 @@ class Captioned:
     captions: tuple[str, ...]
     source: Callable[[int], Any]
     """What to open for an image."""
-    place: Callable[[int], str]
+    where: Callable[[int], str]
     """Where it comes from, for messages."""
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class Captioned:
 
     def image(self, index: int, side: int) -> Tensor:
         """[3,side,side] in [0,1]. Raises DataError with its row where the image is unreadable."""
-        return fitted(read_image(self.source(index), self.place(index)), side)
+        return fitted(read_image(self.source(index), self.where(index)), side)
 
 
 def load_captioned(source: str, split: str = "train") -> Captioned:
@@ -87,13 +87,13 @@ def load_captioned(source: str, split: str = "train") -> Captioned:
         raise DataError(f"the data set {source} has no rows in its split {split}")
     images = as_stored(dataset, ["image"])
 
-    def place(index: int) -> str:
+    def where(index: int) -> str:
         return f"{source}, row {index}"
 
     def stored(index: int) -> Any:
-        return image_source(raw_row(images, index, place(index))["image"], place(index), base_folder(source))
+        return image_source(raw_row(images, index, where(index))["image"], where(index), base_folder(source))
 
-    return Captioned(captions, stored, place)
+    return Captioned(captions, stored, where)
 
 
 def table_named(folder: Path, stem: str) -> Path | None:

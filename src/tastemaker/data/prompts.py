@@ -45,7 +45,7 @@ class PromptSet:
         if count >= n:
             return list(range(n))
         step = min((s for s in range(1, n + 1) if math.gcd(s, n) == 1), key=lambda s: abs(s - n / GOLDEN))
-        return sorted(step * place % n for place in range(count))
+        return sorted(step * index % n for index in range(count))
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def _and() -> tuple[str, ...]:
     """Any other object and a circle: each kind and each colour of both equally often; 56 prompts."""
     kinds, colours = [kind for kind in KINDS if kind != "circle"], list(COLOURS)
     return tuple(
-        Request((Wanted(kind, colours[tint]), Wanted("circle", colours[(tint + 1 + place) % 8]))).caption()
-        for place, kind in enumerate(kinds)
+        Request((Wanted(kind, colours[tint]), Wanted("circle", colours[(tint + 1 + index) % 8]))).caption()
+        for index, kind in enumerate(kinds)
         for tint in range(8)
     )
 
@@ -130,18 +130,18 @@ def _held_out(kind: str, colour: str) -> bool:
     return (list(COLOURS).index(colour) - 3 * KINDS.index(kind)) % len(COLOURS) in (2, 5)
 
 
-def _for_test(place: int, prompt: str) -> bool:
-    """Whether a prompt of a bundled list is kept for testing: by its place among pairs, by its object elsewhere."""
+def _for_test(index: int, prompt: str) -> bool:
+    """Whether a prompt of a bundled list is kept for testing: by its index among pairs, by its object elsewhere."""
     request = parse(prompt)
     assert request is not None, prompt
     if request.template == "pair":
-        return (place % 8 + 2 * (place // 8) + 3 * (place // 56)) % 4 == 0
+        return (index % 8 + 2 * (index // 8) + 3 * (index // 56)) % 4 == 0
     (thing,) = request.things
     return _held_out(thing.kind, thing.colour or "")
 
 
 def _split(make: Callable[[], tuple[str, ...]], test: bool) -> Callable[[], tuple[str, ...]]:
-    return lambda: tuple(prompt for place, prompt in enumerate(make()) if _for_test(place, prompt) == test)
+    return lambda: tuple(prompt for index, prompt in enumerate(make()) if _for_test(index, prompt) == test)
 
 
 _BUNDLED = {
@@ -221,7 +221,7 @@ def _load(source: str) -> PromptSet:
                 f"the template {source!r} has {template.count:,} prompts, more than {MOST:,}: draw some of them, "
                 f"as in '1000 of {source}'"
             )
-        return _prompts([template.prompt(place) for place in range(template.count)])
+        return _prompts([template.prompt(index) for index in range(template.count)])
     if _exists(path) or _is_folder(path):
         raise PromptError(
             f"{source} is {'a file' if _exists(path) else 'a folder'} that is not read as prompts: give a "
@@ -245,29 +245,29 @@ def _drawn(source: str, first: int, last: int, of: str) -> PromptSet:
         total, at = template.count, template.prompt
     else:
         whole = load_prompts(of)
-        total, at = len(whole), lambda place: (whole.prompts[place], whole.weights[place])
+        total, at = len(whole), lambda index: (whole.prompts[index], whole.weights[index])
     if not 1 <= first <= last:
         raise PromptError(f"{source!r} takes the prompts {first} to {last}: expected FIRST-LAST, counted from 1")
     if last > min(total, MOST):
         has = f"{of!r} has only {total:,}" if last > total else f"a list has at most {MOST:,}"
         raise PromptError(f"{source!r} takes prompts up to number {last:,}, but {has}")
-    return _prompts([at(place) for place in drawn(total, first, last)])
+    return _prompts([at(index) for index in drawn(total, first, last)])
 
 
-def _words(hole: str) -> PromptSet:
-    """What goes into a template's hole. Raises PromptError."""
-    if "|" in hole:
-        words = tuple(word.strip() for word in hole.split("|"))
+def _words(name: str) -> PromptSet:
+    """What goes into a template's brackets. Raises PromptError."""
+    if "|" in name:
+        words = tuple(word.strip() for word in name.split("|"))
         if not all(words):
-            raise PromptError(f"[{hole}] has an empty choice: expected words with | between them, as in [red|green]")
+            raise PromptError(f"[{name}] has an empty choice: expected words with | between them, as in [red|green]")
         return PromptSet(words, (1.0,) * len(words))
-    if hole in WORDS:
-        words = WORDS[hole].make()
+    if name in WORDS:
+        words = WORDS[name].make()
         return PromptSet(words, (1.0,) * len(words))
-    if hole in BUILTIN or hole.startswith("dataset:") or Path(hole).suffix.lower() in FILES:
-        return load_prompts(hole)
+    if name in BUILTIN or name.startswith("dataset:") or Path(name).suffix.lower() in FILES:
+        return load_prompts(name)
     raise PromptError(
-        f"unknown words [{hole}]: {nearest(hole, [*WORDS, *BUILTIN])} (or give a {', '.join(FILES[:-1])} or "
+        f"unknown words [{name}]: {nearest(name, [*WORDS, *BUILTIN])} (or give a {', '.join(FILES[:-1])} or "
         f"{FILES[-1]} file, or words as in [red|green])"
     )
 

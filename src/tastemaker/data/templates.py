@@ -40,7 +40,7 @@ class Template:
         return math.prod(len(words) for words in self.words)
 
     def prompt(self, place: int) -> tuple[str, float]:
-        """A combination and its weight, the product of its words'; the last hole's words change fastest."""
+        """A combination and its weight, the product of its words'; the words of the last brackets change fastest."""
         chosen, weight = [], 1.0
         for words in reversed(self.words):
             place, index = divmod(place, len(words))
@@ -60,7 +60,7 @@ def is_template(text: str) -> bool:
 def parse(text: str, find: Callable[[str], PromptSet]) -> Template:
     """A template whose holes `find` fills: `[animal]` by a list's name, `[red|green]` by the words themselves.
 
-    Raises PromptError for a hole that is empty or that `find` does not know, and for brackets without their pair.
+    Raises PromptError for brackets that are empty or that `find` does not know, and for brackets without their pair.
     """
     pieces = _HOLE.split(text)
     if any(bracket in piece for piece in pieces[::2] for bracket in "[]"):
@@ -71,7 +71,7 @@ def parse(text: str, find: Callable[[str], PromptSet]) -> Template:
     words = []
     for hole in pieces[1::2]:
         if not hole.strip():
-            raise PromptError(f"the template {text!r} has an empty hole []: name a list in it, as in [animal]")
+            raise PromptError(f"the template {text!r} has empty brackets []: name a list in it, as in [animal]")
         words.append(find(hole.strip()))
     return Template(text, tuple(pieces[::2]), tuple(words))
 

@@ -146,7 +146,7 @@ def sample_scene(rng: random.Random) -> tuple[Scene, Request]:
     """Draws a scene and a caption's request for it: 50 % one object, 32 % two, 18 % two to four of a kind.
 
     The request names the objects always, and everything else most of the time, so that a model learns
-    both to obey and to vary what it was not told.
+    both to obey and to vary what the prompt leaves open.
     """
     ground = rng.choice(list(COLOURS))
     pattern: Pattern = rng.choices(PATTERNS, (0.68, 0.20, 0.12))[0]

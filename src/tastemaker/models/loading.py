@@ -31,7 +31,7 @@ from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
-from tastemaker.hub import hub_cause, is_unreachable, told_once  # noqa: E402
+from tastemaker.hub import hub_cause, is_unreachable, quiet_client  # noqa: E402
 from tastemaker.models.checks import require_latent, require_pixels  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
 from tastemaker.models.library_logging import loading  # noqa: E402
@@ -88,6 +88,18 @@ def load_pipeline(source: str) -> Any:
         raise ModelError(f"cannot load the model {source}: {error}") from error
 
 
+def load_skeleton(source: str) -> Any:
+    """The same pipeline with its networks on PyTorch's meta device: shapes and no weights. Raises ModelError.
+
+    Of a model on the hub only the small files are downloaded: configs, tokenizer and scheduler.
+    """
+    folder = local_folder(source) or _fetched(source, weights=False)
+    try:
+        return _assembled(folder, weights=False)
+    except ModelError as error:
+        raise ModelError(f"cannot load the model {source}: {error}") from error
+
+
 def local_folder(source: str) -> Path | None:
     """The folder of a diffusers pipeline that `source` names, None for a hub name. Raises ModelError."""
     try:
@@ -132,13 +144,13 @@ def _about_folder(folder: Path) -> str:
     return "expected a folder written by a diffusers pipeline"
 
 
-def _fetched(source: str) -> Path:
+def _fetched(source: str, *, weights: bool = True) -> Path:
     """The folder in the hub's cache that holds the files of `source` that are needed. Raises ModelError."""
     from huggingface_hub import HfApi
 
     try:
-        with told_once():
-            return _snapshot(HfApi(), source)
+        with quiet_client():
+            return _snapshot(HfApi(), source, weights)
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
     except Exception as error:  # the hub's client, the HTTP client and the disk each raise their own kinds
@@ -146,7 +158,7 @@ def _fetched(source: str) -> Path:
         raise ModelError(f"cannot load the model {source}: there is no such folder here, and {cause}") from error
 
 
-def _snapshot(hub: Any, source: str) -> Path:
+def _snapshot(hub: Any, source: str, weights: bool) -> Path:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
@@ -160,7 +172,8 @@ def _snapshot(hub: Any, source: str) -> Path:
             raise
         _require_cached(first.parent, error, source)
         return first.parent
-    return Path(hub.snapshot_download(source, allow_patterns=wanted(names, read_json(first))))
+    files = [name for name in wanted(names, read_json(first)) if weights or not name.endswith(_BINARY)]
+    return Path(hub.snapshot_download(source, allow_patterns=files))
 
 
 def _require_cached(folder: Path, error: Exception, source: str) -> None:
@@ -206,7 +219,7 @@ def _family(index: Mapping[str, Any]) -> Family:
     return FAMILIES[kind]
 
 
-def _assembled(folder: Path) -> Any:
+def _assembled(folder: Path, *, weights: bool = True) -> Any:
     index = read_json(folder / INDEX)
     family = _family(index)
     for part, kind in family.parts.items():
@@ -217,7 +230,8 @@ def _assembled(folder: Path) -> Any:
     latents = "vae" in family.parts
     parts: dict[str, Any] = {"scheduler": load_scheduler(folder, named[1], latents=latents)}
     for part in family.parts:
-        parts[part] = _tokenizer(folder) if part == "tokenizer" else _network(folder, part, family.parts[part])
+        network = _network if weights else _meta_network
+        parts[part] = _tokenizer(folder) if part == "tokenizer" else network(folder, part, family.parts[part])
     with loading():  # StableDiffusionPipeline warns where it mends an old config: `sample_size` before diffusers 0.9
         made = family.pipeline(**parts, **family.options)
     made.register_to_config(_name_or_path=str(folder))
@@ -225,7 +239,8 @@ def _assembled(folder: Path) -> Any:
         # Names of classes, which these pipelines carry along but do not know.
         made.register_to_config(id2label=index["id2label"])
     family.check(made)
-    _require_answer(made)
+    if weights:
+        _require_answer(made)
     return made
 
 
@@ -250,8 +265,21 @@ def _tokenizer(folder: Path) -> Any:
     return _loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(place))
 
 
-def _network(folder: Path, part: str, kind: Any) -> nn.Module:
-    place = folder / part
+def _meta_network(folder: Path, part: str, kind: Any) -> nn.Module:
+    """A component with the shapes that its config.json describes, on the meta device."""
+    config = _network_config(folder / part, part, kind)
+
+    def make() -> nn.Module:
+        with torch.device("meta"):
+            if issubclass(kind, transformers.PreTrainedModel):
+                settings: Any = kind.config_class
+                return kind(settings.from_pretrained(folder / part))
+            return kind.from_config(config)
+
+    return _loaded(part, make).requires_grad_(False).eval()
+
+
+def _network_config(place: Path, part: str, kind: Any) -> dict[str, Any]:
     config = read_json(place / "config.json")
     if config.get("quantization_config") is not None:
         raise ModelError(f"its {part} has quantized weights, which cannot be trained: give it without quantization")
@@ -259,6 +287,12 @@ def _network(folder: Path, part: str, kind: Any) -> nn.Module:
         raise ModelError(
             f"{part}/config.json is of a {config['_class_name']}, but model_index.json says {kind.__name__}"
         )
+    return config
+
+
+def _network(folder: Path, part: str, kind: Any) -> nn.Module:
+    place = folder / part
+    _network_config(place, part, kind)
     names = [path.name for path in place.iterdir()]
     weights = chosen_weights(names, str(place))
     for name in files_of(weights, names) if weights.safetensors else ():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt
 
 from tastemaker.errors import ConfigError
 
@@ -16,7 +18,7 @@ class Tuning:
 
     mode: Literal["lora", "full"] = "lora"
     """`lora`: low-rank adapters in the U-Net. `full`: the whole U-Net."""
-    rank: int = 4
+    rank: Annotated[int, Gt(0)] = 4
     """Rank of the adapters."""
     alpha: float | None = None
     """Scale of the adapters' output is alpha / rank; alpha = rank when left out."""

@@ -156,9 +156,9 @@ def _one_by_one(run: Run, under: str, title: str, caption: str) -> list[Plot]:
     for start in range(0, len(names), MOST_PANELS):
         shown = names[start : start + MOST_PANELS]
         figure, axes = panels(len(shown))
-        for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
-            _measured(axis, run, under + name, Look(COLOURS[0], labelled=place == 0))
-            _rings(axis, run, under + name, labelled=place == 0)
+        for index, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+            _measured(axis, run, under + name, Look(COLOURS[0], labelled=index == 0))
+            _rings(axis, run, under + name, labelled=index == 0)
             axis.set_title(readable(name), loc="right", fontsize="small", color=MUTED, parse_math=False)
         plots.append(finish(figure, axes, DONE, title if not start else f"{title}, continued", caption))
     return plots
@@ -178,10 +178,10 @@ def _unseen(run: Run) -> Plot | None:
     if not keys:
         return None
     figure, axes = panels(len(keys))
-    for place, (axis, key) in enumerate(zip(axes, keys, strict=True)):
+    for index, (axis, key) in enumerate(zip(axes, keys, strict=True)):
         at, values = series(run.evaluations, "evaluation", f"eval/{key}")
-        evaluation_dots(axis, at, values, COLOURS[0], None if place else "trained prompts")
-        _rings(axis, run, key, labelled=not place)
+        evaluation_dots(axis, at, values, COLOURS[0], None if index else "trained prompts")
+        _rings(axis, run, key, labelled=not index)
         axis.set_ylabel(keys[key])
         if key == "judge/correct":
             share_axis(axis, keys[key])

@@ -72,11 +72,17 @@ class Training:
 
 
 def save(
-    folder: Path, state: State, training: Training, facts: Mapping[str, Any], keep: Checkpoints, *, write: bool = True
+    folder: Path,
+    state: State,
+    training: Training,
+    fingerprint: Mapping[str, Any],
+    keep: Checkpoints,
+    *,
+    write: bool = True,
 ) -> Path:
     """Writes checkpoints/step-NNNNNN under the run's folder, and when it is on disk drops those not to be kept.
 
-    `facts` (runs/fingerprint.py) are what a resumed run is compared with. All processes that share a sharded
+    `fingerprint` (runs/fingerprint.py) are what a resumed run is compared with. All processes that share a sharded
     network must call it, and one of them `write`. Raises OSError where the disk does not take it; the checkpoints
     that were there still are.
     """
@@ -101,7 +107,7 @@ def save(
     for leftover in checkpoints.glob(".*-step-*"):
         rmtree(leftover)
     temporary.mkdir()
-    write_manifest(temporary, files, facts)
+    write_manifest(temporary, files, fingerprint)
     if final.exists():
         atomic.remove(final)
     atomic.move(temporary, final)
@@ -119,10 +125,10 @@ def prune(folder: Path, keep: Checkpoints) -> None:
 def load(folder: Path, training: Training) -> tuple[State, dict[str, Any], list[str]]:
     """Puts the newest whole checkpoint of a run into `training`.
 
-    Returns its state, its facts, and a line on each newer checkpoint that was found damaged and passed over.
+    Returns its state, its fingerprint, and a line on each newer checkpoint that was found damaged and passed over.
     Raises CheckpointError where there is none, or where it is not one of this model.
     """
-    path, files, facts, notes = newest(folder)
+    path, files, fingerprint, notes = newest(folder)
     try:
         saved, slots = parse(files[WEIGHTS]), parse(files[OPTIMIZER])
         copies = parse(files[COPIES]) if training.copies else {}
@@ -142,25 +148,25 @@ def load(folder: Path, training: Training) -> tuple[State, dict[str, Any], list[
     _restore_optimizer(training.optimizer, slots, numbers)
     if training.scaler is not None:
         training.scaler.load_state_dict(scale)
-    return state, facts, notes
+    return state, fingerprint, notes
 
 
 def newest(folder: Path) -> tuple[Path, dict[str, bytes], dict[str, Any], list[str]]:
-    """The newest checkpoint whose every bit is as written: its path, files, facts, and notes on those passed over.
+    """The newest checkpoint whose every bit is as written: its path, files, fingerprint, and notes on newer ones.
 
     Raises CheckpointError where no checkpoint is whole.
     """
     notes: list[str] = []
     for path in reversed(_found(folder / "checkpoints")):
         try:
-            files, facts = verify_manifest(path)
+            files, fingerprint = verify_manifest(path)
             missing = [name for name in FILES if name not in files]
             if missing:
                 raise CorruptCheckpoint(f"it has no {' and no '.join(missing)}")
         except CorruptCheckpoint as error:
             notes.append(f"{path} is damaged and was passed over: {error}")
             continue
-        return path, files, facts, notes
+        return path, files, fingerprint, notes
     found = "; ".join(notes) or "there is none"
     raise CheckpointError(f"{folder} has no checkpoint to go on from ({found}): start it again with `tastemaker train`")
 
@@ -226,9 +232,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for name, value in (tensors | rest["numbers"]).items():
         index, *path, slot = name.split(".")
         parameter = parameters[int(index)]
-        place = slots.setdefault(int(index), {})
+        entry = slots.setdefault(int(index), {})
         for part in path:
-            place = place.setdefault(part, {})
+            entry = entry.setdefault(part, {})
         moment = isinstance(value, Tensor) and value.shape == parameter.shape
-        place[slot] = like(value, parameter) if moment else value
+        entry[slot] = like(value, parameter) if moment else value
     optimizer.load_state_dict({"state": slots, "param_groups": rest["groups"]})

@@ -20,7 +20,7 @@ FREE = ("rounds", "trackers", "checkpoint", "remote", "vlm")
 """Settings that change no weight and no figure, and may differ."""
 
 
-def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
+def fingerprint(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     """Settings, versions and hardware that results depend on in their last bit, as JSON."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE}
     # Runs of versions without them have none.
@@ -57,7 +57,7 @@ def facts(config: Config, accelerator: Accelerator) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, one entry a fact, as in `torch 2.12.0 -> 2.13.0`."""
+    """What differs, one entry for each, as in `torch 2.12.0 -> 2.13.0`."""
     before, after = _flat(then), _flat(now)
     names = [*before, *(name for name in after if name not in before)]
     return [

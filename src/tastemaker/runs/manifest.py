@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: which files it has, their SHA-256, and under which circumstances they were written."""
+"""The manifest of a checkpoint: its files with their SHA-256, and the fingerprint of the run that wrote them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from typing import Any
 from tastemaker.runs import atomic
 
 NAME = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+"""1 had the key `fingerprint` in place of `fingerprint`."""
 
 
 class CorruptCheckpoint(Exception):
     """A checkpoint that is not what was written; the text says how it differs."""
 
 
-def write_manifest(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+def write_manifest(folder: Path, files: Mapping[str, bytes], fingerprint: Mapping[str, Any]) -> None:
     """Writes `files` into the folder, and last of all their manifest. Raises OSError."""
     for name, data in files.items():
         atomic.write(folder / name, data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    atomic.write(folder / NAME, _bytes({"format": FORMAT, "files": hashes, "facts": dict(facts)}))
+    atomic.write(folder / NAME, _bytes({"format": FORMAT, "files": hashes, "fingerprint": dict(fingerprint)}))
     atomic.sync(folder)
 
 
 def verify_manifest(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The files of a folder, each with the hash that its manifest gives, and the manifest's facts.
+    """The files of a folder, each with the hash that its manifest gives, and the manifest's fingerprint.
 
     What is returned is what was hashed: nothing is read twice. Raises CorruptCheckpoint where any bit differs.
     """
@@ -41,7 +42,7 @@ def verify_manifest(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
             raise CorruptCheckpoint(f"{name} cannot be read: {error.strerror}") from error
         if hashlib.sha256(files[name]).hexdigest() != expected:
             raise CorruptCheckpoint(f"{name} is not what was written: its SHA-256 is another than the manifest's")
-    return files, content["facts"]
+    return files, content["fingerprint"]
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -51,13 +52,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise CorruptCheckpoint(f"{NAME} cannot be read: {error.strerror}") from error
     try:
         content = json.loads(data)
-        whole = data == _bytes({key: content[key] for key in ("format", "files", "facts")})
+        if content["format"] != FORMAT:
+            raise CorruptCheckpoint(f"{NAME} is of format {content['format']}, and this version reads format {FORMAT}")
+        whole = data == _bytes({key: content[key] for key in ("format", "files", "fingerprint")})
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise CorruptCheckpoint(f"{NAME} is not what was written")
-    if content["format"] != FORMAT:
-        raise CorruptCheckpoint(f"{NAME} is of format {content['format']}, and this version reads format {FORMAT}")
     return content
 
 

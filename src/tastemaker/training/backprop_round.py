@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tastemaker import noise
 from tastemaker.algorithms.base import RewardGradientAlgorithm
+from tastemaker.algorithms.windows import Window
+from tastemaker.config.schema import Config
 from tastemaker.training.draws import RoundPart, draw_round, share
 from tastemaker.training.measurements import RoundImages, finished_round, gathered, image_figures
 from tastemaker.training.session import Session
@@ -76,8 +78,14 @@ def backprop_round(session: Session, algorithm: RewardGradientAlgorithm) -> dict
 
 def gradient_steps(session: Session, algorithm: RewardGradientAlgorithm, number: int) -> list[list[int]]:
     """The sampler steps with a gradient, of each draw of a round: one an update, or several of equally many images."""
-    config = session.config
+    return drawn_gradient_steps(session.config, algorithm, session.window, len(session.task.sde), number)
+
+
+def drawn_gradient_steps(
+    config: Config, algorithm: RewardGradientAlgorithm, window: Window, steps: int, number: int
+) -> list[list[int]]:
+    """Those of round `number` of a run with T = `steps` sampler steps, from its settings alone."""
     generator = noise.choices(config.seed, number, _TRUNCATION)
-    window = session.window.steps(range(len(session.task.sde)), number)
+    candidates = window.steps(range(steps), number)
     images = algorithm.requirements.images_per_draw or config.sampling.samples // config.optimizer.updates
-    return [algorithm.steps(window, generator) for _ in range(config.sampling.samples // images)]
+    return [algorithm.steps(candidates, generator) for _ in range(config.sampling.samples // images)]

@@ -20,7 +20,7 @@ from tastemaker.evaluation.images import save_grid, to_pil
 from tastemaker.report.page import write_report
 from tastemaker.runs import atomic, checkpoint, sharding
 from tastemaker.runs.checkpoint import State, Training
-from tastemaker.runs.fingerprint import differences, facts
+from tastemaker.runs.fingerprint import differences, fingerprint
 from tastemaker.runs.folders import check_new_folder, new_folder
 from tastemaker.runs.metrics import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.spread import moments
@@ -108,8 +108,8 @@ def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
     changed = differences(then, json.loads(json.dumps(_circumstances(session))))
     if changed and not allow_inexact:
         raise ConfigError(
-            f"{run} was saved under other circumstances ({'; '.join(changed)}) and would not go on bit for bit: "
-            "mend that, or go on all the same with --allow-inexact"
+            f"{run} was saved with other settings, versions or hardware ({'; '.join(changed)}) and would "
+            "not go on bit for bit: restore them, or go on all the same with --allow-inexact"
         )
     done = session.state.round
     if done > config.rounds:
@@ -234,7 +234,8 @@ def _storing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"cannot write to {folder}: {error.strerror or error}; make room or mend the disk. {_how_to_go_on(folder)}"
+            f"cannot write to {folder}: {error.strerror or error}; free some space, or check the disk. "
+            f"{_how_to_go_on(folder)}"
         ) from error
 
 
@@ -319,7 +320,7 @@ def _circumstances(session: Session) -> dict[str, Any]:
     for what, reward in {"the server's reward": session.reward, **_looking(session)}.items():
         if (identity := reward.identity()) is not None:
             digests[what] = identity
-    return facts(session.config, session.accelerator) | digests
+    return fingerprint(session.config, session.accelerator) | digests
 
 
 def _looking(session: Session) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading
 from torch import nn
 
 from tastemaker.algorithms.base import Task
-from tastemaker.algorithms.windows import Both, First
+from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
 from tastemaker.data.pairs import load_pairs
 from tastemaker.data.prompts import PromptSet, load_prompts
@@ -71,21 +71,19 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         load_reward(config.reward, config.remote, display.say, known, config.vlm),
     )
     if config.pathwise:
-        _require_gradient(config, reward, accelerator)
+        require_gradient(config, reward)
+        if accelerator.is_fsdp2:
+            raise ConfigError(
+                f"the algorithm {config.algorithm.name} calls the network inside its backward pass, which is not "
+                "possible yet where it is sharded: use plain data parallelism"
+            )
     others = {
         name: load_reward(name, config.remote, display.say, known, config.vlm) for name in config.evaluation.rewards
     }
-    prompts, unseen = _split(config, prompts)
+    prompts, unseen = split_prompts(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     prior = given_images(config)
-    world, part = accelerator.num_processes, config.sampling.samples // config.slices
-    if part % (world * config.group_size):
-        kept = f" in pieces of {config.group_size}, which are compared with each other" if config.group_size > 1 else ""
-        raise ConfigError(
-            f"{'an update' if config.slices > 1 else 'a round'} has {part} samples (sampling.samples = "
-            f"{config.sampling.samples}, optimizer.updates = {config.optimizer.updates}), "
-            f"which {world} processes do not divide{kept}"
-        )
+    require_divisible(config, accelerator.num_processes)
     if pairs is not None:
         display.say(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
     display.say(f"loading {config.model}")
@@ -131,8 +129,7 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
         rows=config.optimizer.rows,
         reward=reward if config.pathwise else None,
     )
-    share = config.optimizer.first_share
-    window = config.window if share == 1 else Both(First(share), config.window)
+    window = run_window(config)
     stop = Stop(accelerator)
     session = Session(
         config,
@@ -159,7 +156,25 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     return session
 
 
-def _split(config: Config, prompts: PromptSet) -> tuple[PromptSet, PromptSet | None]:
+def run_window(config: Config) -> Window:
+    """The steps that are trained: the config's window out of the first share of them."""
+    share = config.optimizer.first_share
+    return config.window if share == 1 else Both(First(share), config.window)
+
+
+def require_divisible(config: Config, processes: int) -> None:
+    """Raises ConfigError where an update's images cannot be divided among the processes."""
+    part = config.sampling.samples // config.slices
+    if part % (processes * config.group_size):
+        kept = f" in pieces of {config.group_size}, which are compared with each other" if config.group_size > 1 else ""
+        raise ConfigError(
+            f"{'an update' if config.slices > 1 else 'a round'} has {part} samples (sampling.samples = "
+            f"{config.sampling.samples}, optimizer.updates = {config.optimizer.updates}), "
+            f"which {processes} processes do not divide{kept}"
+        )
+
+
+def split_prompts(config: Config, prompts: PromptSet) -> tuple[PromptSet, PromptSet | None]:
     """The prompts that are trained on, and those that are only evaluated, which must not be among them.
 
     Raises ConfigError where some are, and are not to be held out, or where none would be left.
@@ -182,18 +197,13 @@ def _split(config: Config, prompts: PromptSet) -> tuple[PromptSet, PromptSet | N
     return PromptSet(tuple(prompt for prompt, _ in kept), tuple(weight for _, weight in kept)), unseen
 
 
-def _require_gradient(config: Config, reward: Reward, accelerator: Accelerator) -> None:
+def require_gradient(config: Config, reward: Reward) -> None:
     """Raises ConfigError where the reward's gradient cannot be followed, before any weights are loaded."""
     if lacking := reward.without_gradient:
         which = f"{' and '.join(lacking)} {'has' if len(lacking) == 1 else 'have'} none"
         raise ConfigError(
             f"the algorithm {config.algorithm.name} follows the reward's gradient, but {which}: take "
             f"one of {', '.join(differentiable_rewards())}, or mark your own with @reward(differentiable=True)"
-        )
-    if accelerator.is_fsdp2:
-        raise ConfigError(
-            f"the algorithm {config.algorithm.name} calls the network inside its backward pass, which is not possible "
-            "yet where it is sharded: use plain data parallelism"
         )
 
 

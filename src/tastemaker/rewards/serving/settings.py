@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+from annotated_types import Ge, Gt
+
+from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError, RewardError
 
 PREFIX = "remote:"
@@ -24,29 +27,23 @@ class Remote:
 
     format: Literal["png", "safetensors"] = "png"
     """How images travel: `png`, rounded to 8 bits, or `safetensors`, exact float32 and many times larger."""
-    batch: int = 8
+    batch: Annotated[int, Gt(0)] = 8
     """Images in one request."""
-    in_flight: int = 4
+    in_flight: Annotated[int, Gt(0)] = 4
     """Requests under way at once."""
-    timeout: float = 60.0
+    timeout: Annotated[float, Gt(0)] = 60.0
     """Seconds that one request may take, from the first byte sent to the last one read."""
-    wait: float = 300.0
+    wait: Annotated[float, Ge(0)] = 300.0
     """Seconds to wait for a server that is down, busy or silent before the run ends; 0 tries once."""
-    tries: int = 4
+    tries: Annotated[int, Gt(0)] = 4
     """How often a request is sent where the server fails (status 500) or its response is invalid."""
-    cache: int = 4096
+    cache: Annotated[int, Ge(0)] = 4096
     """Answers kept, by image, prompt and the reward's version; 0 keeps none."""
     token_env: str = TOKEN_ENV
     """Name of the environment variable with the server's token; the token itself is never written anywhere."""
 
     def __post_init__(self) -> None:
-        positive = {"batch": self.batch, "in_flight": self.in_flight, "timeout": self.timeout, "tries": self.tries}
-        for name, value in positive.items():
-            if not value > 0:
-                raise ConfigError(f"remote.{name} is {value}, but must be greater than 0")
-        for name, value in {"wait": self.wait, "cache": self.cache}.items():
-            if not value >= 0:
-                raise ConfigError(f"remote.{name} is {value}, but must not be negative")
+        check_constraints(self, "remote.")
         check_variable("remote.token_env", self.token_env)
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt
+
+from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.rewards.serving.settings import Token, check_variable, endpoints, read_token
 
@@ -37,38 +40,29 @@ class Vlm:
     logprobs: bool = True
     """`vlm-yes-no`, `vlm-rating`: use the probabilities of the answer's tokens where the model gives them; false takes
     the answer as it is written."""
-    tokens: int = 64
+    tokens: Annotated[int, Gt(0)] = 64
     """Longest answer."""
     text_model: str = "microsoft/deberta-xlarge-mnli"
     """`vlm-bertscore`: the encoder that compares answer and prompt, a folder or a name on the Hugging Face hub."""
-    text_layer: int | None = None
+    text_layer: Annotated[int, Ge(0)] | None = None
     """`vlm-bertscore`: which of its layers; the one that BERTScore uses for this model when left out."""
-    batch: int = 1
+    batch: Annotated[int, Gt(0)] = 1
     """Images at once of a model in this process; with more, answers may depend on the batch where two are close."""
-    in_flight: int = 16
+    in_flight: Annotated[int, Gt(0)] = 16
     """Requests under way at once, each of one image."""
-    timeout: float = 120.0
+    timeout: Annotated[float, Gt(0)] = 120.0
     """Seconds that one request may take."""
-    wait: float = 300.0
+    wait: Annotated[float, Ge(0)] = 300.0
     """Seconds to wait for a server that is down, busy or silent before the run ends; 0 tries once."""
-    tries: int = 4
+    tries: Annotated[int, Gt(0)] = 4
     """How often a request is sent where the server fails (status 500) or its answer cannot be read."""
-    cache: int = 4096
+    cache: Annotated[int, Ge(0)] = 4096
     """Answers kept, by image and question; 0 keeps none."""
     key_env: str = KEY_ENV
     """Name of the environment variable with the server's key; the key itself is never written anywhere."""
 
     def __post_init__(self) -> None:
-        positive = {
-            "tokens": self.tokens, "batch": self.batch, "in_flight": self.in_flight, "timeout": self.timeout,
-            "tries": self.tries,
-        }  # fmt: skip
-        for name, value in positive.items():
-            if not value > 0:
-                raise ConfigError(f"vlm.{name} is {value}, but must be greater than 0")
-        for name, value in {"wait": self.wait, "cache": self.cache, "text_layer": self.text_layer or 0}.items():
-            if not value >= 0:
-                raise ConfigError(f"vlm.{name} is {value}, but must not be negative")
+        check_constraints(self, "vlm.")
         low, high = self.scale
         if not 0 <= low < high:
             raise ConfigError(f"vlm.scale is {low} to {high}, but must rise from a number that is not negative")

@@ -210,7 +210,7 @@ def test_doctor_compares_versions(found: str | None, state: str, monkeypatch: py
     monkeypatch.setattr(doctor, "_version", lambda name: found)
     line = doctor.package("diffusers", "0.36")
     assert line.state == state
-    assert line.mend == ("" if state == "ok" else "pip install 'diffusers>=0.36'")
+    assert line.fix == ("" if state == "ok" else "pip install 'diffusers>=0.36'")
 
 
 def test_doctor_misses_assets_and_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

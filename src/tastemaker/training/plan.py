@@ -1,0 +1,243 @@
+"""What a run will do and need, computed from its settings before it starts (`tastemaker train --dry-run`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
+
+from tastemaker.algorithms.base import RewardGradientAlgorithm
+from tastemaker.config.schema import Config
+from tastemaker.diffusion.sampler import batches
+from tastemaker.training.backprop_round import drawn_gradient_steps
+from tastemaker.training.setup import run_window
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CHECKPOINTED = 0.2
+"""Share of a pass's layer outputs that gradient checkpointing keeps: a rule of thumb."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Network calls by their number of rows (one image at one step; guidance's second half counts as a row)."""
+
+    forward: dict[int, int]
+    """Calls without a graph."""
+    backward: dict[int, int]
+    """Calls with a graph, each with its backward pass."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plan needs to know besides the settings."""
+
+    network: int
+    """Parameters of the network without adapters."""
+    trainable: int
+    """Parameters that are trained: the adapters', or the network's."""
+    value: int
+    """Parameters of the value network."""
+    text_encoder: int
+    vae: int
+    outputs: int
+    """Elements that all layers of the network put out in a pass over one row."""
+    decoder_outputs: int
+    """The same of the decoder for one image."""
+    pixels: int
+    """Side of the images."""
+    stochastic: tuple[int, ...]
+    """Sampler steps that have noise, and so a likelihood."""
+    prompts: int
+    """Prompts that are trained on."""
+    unseen: int
+    """Prompts that are only evaluated."""
+    pairs: int | None = None
+    """Given pairs, of algorithms that learn from them."""
+    processes: int = 1
+    device: str = "cpu"
+    out: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, over all processes and rounds, unless it is stopped early."""
+
+    rounds: int
+    updates: int
+    """Optimizer steps, where every image is selected."""
+    images: int
+    """Images sampled to train on."""
+    evaluations: int
+    evaluation_images: int
+    """Images sampled in all evaluations."""
+    sampling_rows: int
+    """Rows (one image at one step) that pass through the network without a graph, in training rounds."""
+    training_rows: int
+    """Rows that pass through it with a graph, at most."""
+    reference_rows: int
+    """Rows that pass through the reference, at most."""
+    evaluation_rows: int
+    prior_rows: int
+    """Rows of prior preservation that pass through it with a graph."""
+    first_round: Calls
+    """Network calls of the first round on one process."""
+    training_rewards: int
+    evaluation_rewards: int
+    """Images that are scored by the run's reward; each of `evaluation.rewards` scores as many in evaluations."""
+    memory: dict[str, float]
+    """Estimated bytes on one device, by what they are for."""
+
+
+def make_plan(config: Config, facts: Facts) -> Plan:
+    """The plan of a run that starts from nothing."""
+    s, e, n = config.sampling, config.evaluation, facts.processes
+    rounds = [round_calls(config, facts.stochastic, number, n) for number in range(1, config.rounds + 1)]
+    training = n * sum(_rows(calls.backward) for calls in rounds)
+    evaluations = 1 + sum(number == config.rounds or number % e.every == 0 for number in range(1, config.rounds + 1))
+    each = (min(e.prompts, facts.prompts) + min(e.prompts, facts.unseen)) * e.per_prompt
+    double = guidance_rows(config)
+    updates = config.rounds * updates_of_round(config)
+    pairs = config.algorithm.needs == "pairs"
+    images = 0 if pairs else config.rounds * s.samples
+    return Plan(
+        rounds=config.rounds,
+        updates=updates,
+        images=images,
+        evaluations=evaluations,
+        evaluation_images=evaluations * each,
+        sampling_rows=n * sum(_rows(calls.forward) for calls in rounds),
+        training_rows=training,
+        reference_rows=training if config.algorithm.requirements.reference else 0,
+        evaluation_rows=evaluations * each * s.steps * double,
+        prior_rows=updates * config.prior_preservation.rows if config.prior_preservation.weight > 0 else 0,
+        first_round=rounds[0],
+        training_rewards=images * config.algorithm.requirements.queries,
+        evaluation_rewards=evaluations * each,
+        memory=estimated_memory(config, facts, max(rounds[0].backward)),
+    )
+
+
+def round_calls(config: Config, stochastic: Sequence[int], number: int, processes: int = 1) -> Calls:
+    """The network calls that round `number`, from 1, cannot do without on one process, at its settings' batch sizes.
+
+    `stochastic` are the sampler steps that have noise. Every image counts as selected. What is computed again to save
+    memory, the reference and evaluations are not counted.
+    """
+    s, o = config.sampling, config.optimizer
+    double = guidance_rows(config)
+    if config.algorithm.needs == "pairs":
+        per_update = 2 * s.samples // (processes * o.updates)
+        training = double if config.algorithm.requirements.guided else 1
+        sizes = Counter(training * len(part) for part in batches(per_update, o.rows))
+        return Calls({}, {rows: count * updates_of_round(config) for rows, count in sizes.items()})
+    if config.pathwise:
+        return _backprop_calls(config, number, processes)
+    kept = len(run_window(config).steps(list(stochastic), number))
+    trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
+    forward = Counter(double * len(part) for part in batches(s.samples // processes, s.batch))
+    each = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
+    backward = Counter(double * len(part) for part in batches(max(1, each // processes), o.rows))
+    again = backward if s.recompute_log_prob else Counter()
+    first = updates_of_round(config) // o.inner_epochs
+    return Calls(
+        {rows: forward[rows] * s.steps + again[rows] * first for rows in forward | again},
+        {rows: count * updates_of_round(config) for rows, count in backward.items()},
+    )
+
+
+def updates_of_round(config: Config) -> int:
+    """Updates of a round in which every image is selected."""
+    o = config.optimizer
+    if o.images_per_update is None:
+        return o.updates * o.inner_epochs
+    return config.sampling.samples * o.inner_epochs // o.images_per_update
+
+
+def guidance_rows(config: Config) -> int:
+    """Rows of the network for an image at a step: 2 with classifier-free guidance, which has an unconditional half."""
+    return 1 if config.sampling.guidance == 1 else 2
+
+
+def _backprop_calls(config: Config, number: int, processes: int) -> Calls:
+    """Of an algorithm that follows the reward's gradient, whose steps with a gradient are drawn by counters."""
+    algorithm = cast(RewardGradientAlgorithm, config.algorithm)
+    s, o = config.sampling, config.optimizer
+    double = guidance_rows(config) if algorithm.requirements.guided else 1
+    forward, backward = Counter(), Counter()
+    draws = drawn_gradient_steps(config, algorithm, run_window(config), s.steps, number)
+    images, per_update = s.samples // len(draws), len(draws) // o.updates
+    for update in range(o.updates):
+        # Draws that follow each other with the same steps go through the network together.
+        for steps, same in groupby(draws[update * per_update : (update + 1) * per_update]):
+            plain, graph = algorithm.calls(steps, s.steps)
+            for part in batches(max(1, images * len(list(same)) // processes), o.rows):
+                forward[double * len(part)] += plain
+                backward[double * len(part)] += graph
+    return Calls(dict(forward), dict(backward))
+
+
+def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float]:
+    """Bytes on one device, by what they are for. `rows` pass through the network at once in training.
+
+    Weights, gradients and optimizer states are exact. Activations are the outputs of all layers in one training pass
+    at one sampler step, or CHECKPOINTED of them with gradient checkpointing; an algorithm that keeps the graphs of
+    several steps (`algorithm.checkpointing = none`) needs as many times more. What attention, the CUDA libraries, the
+    reward and the allocator need comes on top.
+    """
+    o, needs, size = config.optimizer, config.algorithm.requirements, BYTES[config.precision]
+    full = config.tuning.mode == "full"
+    trained = facts.trainable + facts.value
+    adapters = 0 if full else facts.trainable
+    held = needs.reference and (full or config.reference.every > 0)
+    copies = bool(o.ema) + (config.early_stop.metric is not None) + held
+    checkpointing = needs.gradient_checkpointing or config.tuning.gradient_checkpointing
+    share = CHECKPOINTED if checkpointing else 1.0
+    decoder = facts.decoder_outputs * min(o.rows, rows) * 4 if config.pathwise else 0
+    return {
+        "network": facts.network * (4 if full else size) + adapters * 4 + facts.value * 4,
+        "text encoder and VAE": facts.text_encoder * size + facts.vae * 4,
+        "gradients": trained * 4,
+        "optimizer state": trained * (2 if o.eight_bit else 8),
+        "copies of the trained weights": facts.trainable * 4 * copies,
+        "activations (rough)": share * (rows * facts.outputs * size + decoder),
+    }
+
+
+def describe(config: Config, facts: Facts, plan: Plan) -> str:
+    """The plan as text for a person."""
+    total = sum(plan.memory.values())
+    prompts = f"{facts.prompts} prompts" + (f", and {facts.unseen} that are only evaluated" if facts.unseen else "")
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in plan.memory.items() if value)
+    reference = f", reference {plan.reference_rows:,}" if plan.reference_rows else ""
+    prior = f", prior preservation {plan.prior_rows:,}" if plan.prior_rows else ""
+    calls = plan.first_round
+    source = f"{plan.images:,} images sampled" if facts.pairs is None else f"{facts.pairs:,} pairs given"
+    lines = {
+        "algorithm": config.algorithm.name,
+        "model": f"{config.model} at {facts.pixels} px, {facts.network:,} parameters, {config.precision}",
+        "trained": f"{facts.trainable:,} parameters ({config.tuning.mode})"
+        + (f", and a value network of {facts.value:,}" if facts.value else ""),
+        "prompts": f"{config.prompts} ({prompts})",
+        "reward": config.reward,
+        "processes": f"{facts.processes} on {facts.device}",
+        "rounds": f"{plan.rounds:,}, with {plan.updates:,} updates in all",
+        "images": f"{source}, {plan.evaluation_images:,} images in {plan.evaluations} evaluations",
+        "network rows": f"without graph {plan.sampling_rows:,}, with graph {plan.training_rows:,}{reference}{prior}, "
+        f"evaluations {plan.evaluation_rows:,}",
+        "network calls": f"first round, each process: {sum(calls.forward.values()):,} without graph, "
+        f"{sum(calls.backward.values()):,} with graph",
+        "reward queries": f"{plan.training_rewards:,} images in training, {plan.evaluation_rewards:,} in evaluations",
+        "memory": f"about {_size(total)} a device, an estimate: {parts}",
+        "output": f"{facts.out or 'none'} (nothing has been written)",
+    }
+    return "\n".join(f"{name:15} {text}" for name, text in lines.items())
+
+
+def _rows(calls: dict[int, int]) -> int:
+    return sum(rows * count for rows, count in calls.items())
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

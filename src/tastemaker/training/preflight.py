@@ -1,0 +1,105 @@
+"""The checks of a run before it starts, without loading weights and without writing (`tastemaker train --dry-run`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tastemaker.config.schema import Config
+from tastemaker.data.pairs import load_pairs
+from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde import DDIM
+from tastemaker.models import load_meta_model
+from tastemaker.models.value import value_network
+from tastemaker.rewards.base import FunctionReward
+from tastemaker.rewards.registry import load_reward
+from tastemaker.training.plan import Facts
+from tastemaker.training.prior_preservation import given_images
+from tastemaker.training.setup import require_divisible, require_gradient, split_prompts
+from tastemaker.training.trackers import check_trackers
+
+
+def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
+    """Checks all that a run's settings name and returns what a plan needs of it. Raises a TastemakerError.
+
+    The model's configs are read, its weights are not. The rewards are loaded, as a run loads them. A model on the hub
+    has its small files downloaded into the hub's cache. What only several processes together could find out (FSDP, the
+    group of processes) is not checked, and W&B is not asked for an account.
+    """
+    check_trackers(config.trackers, main=False)
+    prompts, unseen = split_prompts(config, load_prompts(config.prompts))
+    loaded: dict[str, FunctionReward] = {}
+    reward = load_reward(config.reward, config.remote, loaded=loaded, vlm=config.vlm)
+    if config.pathwise:
+        require_gradient(config, reward)
+    for name in config.evaluation.rewards:
+        load_reward(name, config.remote, loaded=loaded, vlm=config.vlm)
+    pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
+    given_images(config)
+    require_divisible(config, processes)
+    model = load_meta_model(config.model)
+    for given in (prompts, unseen):
+        if given is not None:
+            model.check(given.prompts)
+    if config.sampling.size is not None:
+        model.resize(config.sampling.size)
+    cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
+    needs, network = config.algorithm.requirements, parameters(model.network)
+    value = None if needs.value is None else value_network(needs.value.kind, model)
+    # Adapters compute as much as the network, but their outputs belong to its layers: they are counted before.
+    x = torch.zeros(1, *model.latent_shape, device="meta")
+    with counted_outputs(model.network) as outputs:
+        model.predict(x, torch.zeros(1, dtype=torch.int64, device="meta"), cond)
+    text_encoder, vae, decoded = 0, 0, 0
+    if "vae" in model.pipeline.components:
+        text_encoder, vae = parameters(model.pipeline.text_encoder), parameters(model.pipeline.vae)
+        with counted_outputs(model.pipeline.vae.decoder) as counts:
+            model.decode(x)
+        decoded = sum(counts)
+    model.tune(replace(config.tuning, gradient_checkpointing=False), config.seed)
+    sde = DDIM(model.process.grid(config.sampling.steps, model.latent_shape), config.sampling.eta)
+    return Facts(
+        network=network,
+        trainable=sum(weight.numel() for weight in model.weights.trainable().values()),
+        value=0 if value is None else parameters(value),
+        text_encoder=text_encoder,
+        vae=vae,
+        outputs=sum(outputs),
+        decoder_outputs=decoded,
+        pixels=model.latent_shape[-1] * model.scale,
+        stochastic=tuple(sde.stochastic()),
+        prompts=len(prompts),
+        unseen=0 if unseen is None else len(unseen),
+        pairs=None if pairs is None else len(pairs),
+        processes=processes,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        out="" if out is None else os.fspath(out),
+    )
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def counted_outputs(module: nn.Module) -> Iterator[list[int]]:
+    """Inside it the numbers of elements that the module's innermost layers put out are collected."""
+    found: list[int] = []
+
+    def collect(layer: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            found.append(output.numel())
+
+    handles = [layer.register_forward_hook(collect) for layer in module.modules() if not any(layer.children())]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
