@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     import torch
 
     from tastemaker.models.pixel import PixelUNet
@@ -23,13 +25,26 @@ def load_model(
     read what others made, the model's files and adapters.
     """
     from tastemaker.errors import ModelError
+    from tastemaker.in_memory import require_named
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.loading import load_pipeline
-    from tastemaker.models.stable_diffusion import LatentUNet
     from tastemaker.safe_torch import require_safe_torch
 
+    require_named("model", source, ModelError)
     require_safe_torch(f"the model {source}", ModelError)
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
+    return wrap_pipeline(pipeline, precision, device, network_device)
+
+
+def wrap_pipeline(
+    pipeline: Any,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    network_device: torch.device | str | None = None,
+) -> LatentUNet | PixelUNet:
+    """The model behind a loaded pipeline, which is frozen, moved and cast in place. Raises ModelError."""
+    from tastemaker.models.stable_diffusion import LatentUNet
+
     if type(pipeline).__name__ == "StableDiffusionPipeline":
         return LatentUNet(pipeline, precision, device, network_device)
     from tastemaker.models.pixel import PixelUNet

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
+from tastemaker.in_memory import require_named
 from tastemaker.rewards.expression import Part, parse, parts
 from tastemaker.rewards.serving.settings import Remote, is_remote
 from tastemaker.rewards.vlm.settings import Vlm
@@ -205,6 +206,7 @@ def load_reward(
 
 
 def _load_one(name: str, remote: Remote | None, say: Callable[[str], None] | None, vlm: Vlm | None) -> Reward:
+    require_named("reward", name, RewardError)
     if is_remote(name):
         from tastemaker.rewards.serving.client import RemoteReward
 
@@ -237,7 +239,7 @@ def _import(target: str, name: str) -> Any:
     what = f"the reward {name!r} cannot be imported: module {module_name!r}"
     if module_name.endswith(".py"):
         raise RewardError(f"{what} is a file's name: modules are named without .py, as in `taste:redness`")
-    with _own_folder():
+    with own_folder():
         module = call(lambda: importlib.import_module(module_name), what)
         function = call(lambda: functools.reduce(_attribute, attribute.split("."), module), what)
     if function is None:
@@ -261,7 +263,7 @@ def _attribute(of: Any, name: str) -> Any:
 
 
 @contextmanager
-def _own_folder() -> Iterator[None]:
+def own_folder() -> Iterator[None]:
     """Inside it, modules of the folder that the command runs in come first, where a user's own lie.
 
     A console script does not look there by itself. Afterwards they come last: a file there may have the name of a
