@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
@@ -34,7 +35,8 @@ def main(words: Sequence[str] | None = None) -> tm.Run:
     parser.add_argument("--out", help="folder of the run (default: the next free runs/ddpo-<n>)")
     args = parser.parse_args(words)
 
-    pipeline = StableDiffusionPipeline.from_pretrained(bundled_pipeline())
+    # transformers keeps the text encoder in the precision of its file, which here is half.
+    pipeline = StableDiffusionPipeline.from_pretrained(bundled_pipeline()).to(torch.float32)
     config = tm.preset("ddpo-compressibility", *args.settings)
     run = tm.train(config, pipeline, darkness, PROMPTS, out=args.out, rounds=args.rounds)
 

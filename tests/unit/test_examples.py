@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 
 import tastemaker as tm
+import tiny
 from tastemaker.rewards.jpeg import jpeg_compressibility
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
