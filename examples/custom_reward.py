@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> tm.Run:
     run = tm.train(config, pipeline, darkness, PROMPTS, out=args.out, rounds=args.rounds)
 
     # The pipeline was copied and is still the base model. diffusers loads the adapter:
-    pipeline.load_lora_weights(run.adapter)
+    pipeline.load_lora_weights(str(run.adapter))
     image = pipeline(PROMPTS[0], num_inference_steps=10).images[0]
     image.save(run.folder / "after.png")
     # The same by tastemaker's own sampler, with figures:

@@ -10,7 +10,7 @@ step), *D a latent.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +26,12 @@ from tastemaker.diffusion.sampler import batches, sample
 from tastemaker.models.bundled import bundled_pipeline
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
-from tastemaker.rewards.base import score
+from tastemaker.rewards.base import Reward, score
 from tastemaker.rewards.jpeg import jpeg_compressibility
 from tastemaker.training.draws import draw_round
 from tastemaker.types import Cond, Draw, Rollout, concat
 
 PROMPTS = ("a red circle", "a blue square", "a green star", "a yellow heart")
-Reward = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,9 @@ def test_a_pipeline_stays_as_it_is(tmp_path):
 
 
 def test_a_pixel_model(tmp_path):
-    found = tm.train(config("sampling.guidance=1"), tiny.pixels(), brightness, PROMPTS, tmp_path / "run", 1)
+    settings = config("sampling.guidance=1")
+    found = tm.train(settings, tiny.pixels(), lambda x, prompts: x.mean(dim=(1, 2, 3)), PROMPTS, tmp_path / "run", 1)
+    assert found.config.reward == "in-memory:<lambda>"
     assert found.config.model.startswith("in-memory:DDPMPipeline-")
     assert len(found.metrics()) == 1
 
@@ -420,10 +422,12 @@ def test_an_own_algorithm_comes_back_from_its_file(own):
     assert parse_config("algorithm: {name: 'own_algorithms:Mine'}", Config()).algorithm == own()
 
 
-def test_an_entry_point_names_an_algorithm(own, monkeypatch):
+def test_an_entry_point_names_an_algorithm(own, monkeypatch, capsys):
     monkeypatch.setattr("tastemaker.algorithms.registry.installed", lambda: {"mine-too": "own_algorithms:Mine"})
     assert saved_name(own) == "mine-too"
     assert load_algorithm("mine-too") is own
+    assert main(["ls", "algorithms"]) == 0
+    assert "from an installed package: own_algorithms:Mine" in capsys.readouterr().out
     assert parse_config(dump_config(Config(algorithm=own())), Config()).algorithm == own()
 
 
@@ -432,6 +436,7 @@ def test_an_entry_point_names_an_algorithm(own, monkeypatch):
     [
         ("ddpoo", "did you mean 'ddpo'"),
         ("nowhere:Mine", "cannot be imported"),
+        ("__main__:Mine", "defined in a script or notebook"),
         ("broken_algorithms:Mine", "ZeroDivisionError"),
         ("own_algorithms:Yours", "cannot be imported"),
         ("own_algorithms:Plain", "must be a frozen dataclass"),

@@ -90,7 +90,19 @@ def test_the_single_file_trains_the_same_weights_as_the_library(example, tmp_pat
     module = example("ddpo_single_file")
     prompts = ("cat", "dog", "fish")
     s = module.Settings(
-        rounds=2, steps=4, samples=8, per_prompt=2, batch=4, updates=2, rows=12, lr=1e-3, clip=1e-3, min_count=2, rank=4
+        rounds=2,
+        steps=4,
+        samples=8,
+        per_prompt=2,
+        batch=4,
+        updates=2,
+        rows=12,
+        lr=1e-3,
+        clip=1e-3,
+        min_count=2,
+        rank=4,
+        clip_norm=1e-4,
+        advantage_clip=0.5,
     )
     module.train(tiny.pipeline(), prompts, jpeg_compressibility, s).save(tmp_path / "single")
 
@@ -98,6 +110,7 @@ def test_the_single_file_trains_the_same_weights_as_the_library(example, tmp_pat
         "ddpo-compressibility", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=2", "sampling.batch=4",
         "optimizer.updates=2", "optimizer.rows=12", "optimizer.lr=1e-3", "optimizer.warmup=0",
         "optimizer.first_share=1", "algorithm.clip=1e-3", "advantage.min_count=2", "tuning.rank=4",
+        "optimizer.clip_norm=1e-4", "advantage.clip=0.5",
         "evaluation.prompts=1", "evaluation.per_prompt=1",
     )  # fmt: skip
     run = tm.train(config, tiny.pipeline(), prompts=list(prompts), rounds=2, out=tmp_path / "library")

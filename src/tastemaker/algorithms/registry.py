@@ -63,9 +63,11 @@ def load_algorithm(name: str) -> type:
         found = functools.reduce(getattr, attribute.split("."), module)
     except Exception as error:  # whatever a module raises while it is imported
         reason = " ".join(str(error).split())
+        hint = "give a class that Python finds from here, as `module:Class`"
+        if module_name == "__main__":
+            hint = "it was defined in a script or notebook, so go on there, with tastemaker.resume(run)"
         raise ConfigError(
-            f"the algorithm {name!r} cannot be imported ({type(error).__name__}: {reason}): give a class that Python "
-            "finds from here, as `module:Class`"
+            f"the algorithm {name!r} cannot be imported ({type(error).__name__}: {reason}): {hint}"
         ) from error
     require_algorithm(found, name)
     return found
