@@ -58,8 +58,8 @@ def train(
     load_algorithm(saved_name(type(config.algorithm)))  # or the run could not be read again
     stem = re.sub(r"\W+", "-", config.algorithm.name)
     folder = require_unused(Path(out) if out is not None else next_free(stem, agreed=True))
-    training.train(config, folder, command=f"tastemaker.train(...) in {sys.argv[0] or 'Python'}", given=given)
-    return load_run(folder)
+    command = f"tastemaker.train(...) in {sys.argv[0] or 'Python'}"
+    return load_run(training.train(config, folder, command=command, given=given))
 
 
 def resume(

@@ -37,16 +37,16 @@ from tastemaker.training.signals import Interrupted, Preempted, StopNow, listeni
 from tastemaker.training.trackers import Images, tracking
 
 
-def train(config: Config, out: Path, *, command: str, given: Given = NOTHING_GIVEN) -> None:
-    """Trains as `config` says and leaves a run folder at `out`, ending with report.html.
+def train(config: Config, out: Path, *, command: str, given: Given = NOTHING_GIVEN) -> Path:
+    """Trains as `config` says and leaves a run folder at `out`, which it returns, ending with report.html.
 
-    Of several processes that a launcher started together, the first one's `out` counts. Raises a TastemakerError, with
-    no folder left behind, where a setting, model, prompt or reward is wrong; the reward is tried on the base model's
-    images first.
+    Of several processes that a launcher started together, the first one's `out` counts, and is returned by all. Raises
+    a TastemakerError, with no folder left behind, where a setting, model, prompt or reward is wrong; the reward is
+    tried on the base model's images first.
     """
     check_new_folder(out)
     with isolated(), process_group():
-        _begin(config, out, command, given)
+        return _begin(config, out, command, given)
 
 
 def resume(run: Path, rounds: int | None = None, *, allow_inexact: bool = False, given: Given = NOTHING_GIVEN) -> None:
@@ -65,7 +65,7 @@ def resume(run: Path, rounds: int | None = None, *, allow_inexact: bool = False,
         _go_on(config, run, allow_inexact, given)
 
 
-def _begin(config: Config, out: Path, command: str, given: Given) -> None:
+def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
     session = start(config, out, State(), given)
     accelerator = session.accelerator
     out = first_process_path(accelerator, out)
@@ -97,6 +97,7 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> None:
             _track_evaluation(session, base)
         accelerator.wait_for_everyone()
         _train(session, out)
+    return out
 
 
 def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None:
