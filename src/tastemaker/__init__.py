@@ -1,3 +1,50 @@
-"""Fine-tune text-to-image diffusion models to a reward or to human taste."""
+"""Fine-tune text-to-image diffusion models to a reward or to human taste.
+
+`import tastemaker as tm` gives the names in `__all__`. Each is imported when it is first used, so that the import
+itself is quick and loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tastemaker.api.presets import preset, presets
+    from tastemaker.api.runs import Run, RunImage, load_run
+    from tastemaker.api.sampling import Evaluation, Samples, evaluate, sample
+    from tastemaker.api.training import resume, train
+    from tastemaker.config.schema import Config
+    from tastemaker.errors import TastemakerError
+    from tastemaker.rewards.base import reward
+    from tastemaker.rewards.registry import load_reward
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Config", "Evaluation", "Run", "RunImage", "Samples", "TastemakerError", "evaluate", "load_reward", "load_run",
+    "preset", "presets", "resume", "reward", "sample", "train",
+]  # fmt: skip
+
+_MODULES = {
+    "tastemaker.api.presets": ("preset", "presets"),
+    "tastemaker.api.runs": ("Run", "RunImage", "load_run"),
+    "tastemaker.api.sampling": ("Evaluation", "Samples", "evaluate", "sample"),
+    "tastemaker.api.training": ("resume", "train"),
+    "tastemaker.config.schema": ("Config",),
+    "tastemaker.errors": ("TastemakerError",),
+    "tastemaker.rewards.base": ("reward",),
+    "tastemaker.rewards.registry": ("load_reward",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            found = globals()[name] = getattr(importlib.import_module(module), name)
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

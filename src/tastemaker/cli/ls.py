@@ -34,9 +34,10 @@ def _presets() -> dict[str, str]:
 
 
 def _algorithms() -> dict[str, str]:
-    from tastemaker.algorithms.registry import ALGORITHMS, summary
+    from tastemaker.algorithms.registry import ALGORITHMS, installed, summary
 
-    return {name: summary(algorithm) for name, algorithm in ALGORITHMS.items()}
+    others = {name: f"from an installed package: {target}" for name, target in installed().items()}
+    return {name: summary(algorithm) for name, algorithm in ALGORITHMS.items()} | others
 
 
 def _rewards() -> dict[str, str]:

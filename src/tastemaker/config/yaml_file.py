@@ -16,6 +16,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from tastemaker.algorithms.registry import is_foreign, load_algorithm, saved_name
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.reflection import dataclass_members, field_types, present_name, union_members, variant_name
 from tastemaker.config.schema import Config
@@ -125,12 +126,14 @@ def _compose(text: str, name: str) -> Node | None:
         raise ConfigError(f"{name}: not a config: nested too deeply") from error
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, section_name: str = "") -> Any:
     """Nested dictionaries of a config's settings, with the names of those sections that are one of several."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     name = variant_name(type(value))
-    section = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if name is not None and section_name == "algorithm":  # which another package may have made
+        name = saved_name(type(value))
+    section = {field.name: plain(getattr(value, field.name), field.name) for field in dataclasses.fields(value)}
     return section if name is None else {"name": name, **section}
 
 
@@ -209,8 +212,18 @@ class _Reader:
         if "name" not in pairs or named.keys() == {None}:
             return self.section(type(base), node, where, base)
         name = pairs["name"]
+        if where == "algorithm" and isinstance(name, ScalarNode) and is_foreign(name.value):
+            return self.foreign(name, node, where, base)
         cls = self.one_of({str(key): member for key, member in named.items()}, name, f"{where}.name")
         # A section of another class shares no defaults with the base's.
+        return self.section(cls, node, where, base if type(base) is cls else cls(), extra="name")
+
+    def foreign(self, name: ScalarNode, node: Node, where: str, base: Any) -> Any:
+        """An algorithm of another package, by its entry point's name or as `module:Class`."""
+        try:
+            cls: Any = load_algorithm(name.value)
+        except ConfigError as error:
+            self.fail(name, f"{where}.name: {error}")
         return self.section(cls, node, where, base if type(base) is cls else cls(), extra="name")
 
     def value(self, hint: Any, node: Node, where: str, base: Any) -> Any:

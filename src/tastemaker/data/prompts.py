@@ -15,6 +15,7 @@ from tastemaker.data.templates import MOST, Template, drawn, is_template
 from tastemaker.data.templates import parse as parse_template
 from tastemaker.drawings.scene import COLOURS, KINDS, NUMBERS, PATTERNS, RELATIONS, Request, Wanted, parse
 from tastemaker.errors import DataError, PromptError, nearest
+from tastemaker.in_memory import require_named
 
 GOLDEN = (1 + math.sqrt(5)) / 2
 
@@ -196,6 +197,7 @@ def load_prompts(source: str) -> PromptSet:
     A prompt that a file or data set has several times is one, with the sum of their weights. Raises PromptError where
     nothing usable is there.
     """
+    require_named("prompts", source, PromptError)
     return _usable(_load(source), source)
 
 

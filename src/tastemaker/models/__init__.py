@@ -23,13 +23,15 @@ def load_model(
     read what others made, the model's files and adapters.
     """
     from tastemaker.errors import ModelError
+    from tastemaker.in_memory import require_named
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.loading import load_pipeline
     from tastemaker.safe_torch import require_safe_torch
 
+    require_named("model", source, ModelError)
     require_safe_torch(f"the model {source}", ModelError)
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
-    return _of_family(pipeline, precision, device, network_device)
+    return wrap_pipeline(pipeline, precision, device, network_device)
 
 
 def load_meta_model(source: str) -> LatentUNet | PixelUNet:
@@ -41,12 +43,16 @@ def load_meta_model(source: str) -> LatentUNet | PixelUNet:
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.loading import load_skeleton
 
-    return _of_family(load_skeleton(str(bundled_pipeline()) if source == "bundled" else source), "fp32", "meta", None)
+    return wrap_pipeline(load_skeleton(str(bundled_pipeline()) if source == "bundled" else source), "fp32", "meta")
 
 
-def _of_family(
-    pipeline: Any, precision: str, device: torch.device | str, network_device: torch.device | str | None
+def wrap_pipeline(
+    pipeline: Any,
+    precision: str = "fp32",
+    device: torch.device | str = "cpu",
+    network_device: torch.device | str | None = None,
 ) -> LatentUNet | PixelUNet:
+    """The model behind a loaded pipeline, which is frozen, moved and cast in place. Raises ModelError."""
     from tastemaker.models.stable_diffusion import LatentUNet
 
     if type(pipeline).__name__ == "StableDiffusionPipeline":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
+from tastemaker.in_memory import require_named
 from tastemaker.rewards.expression import Part, labels, parse, parts
 from tastemaker.rewards.serving.settings import Remote, is_remote
 from tastemaker.rewards.vlm.settings import Vlm
@@ -209,6 +210,7 @@ def load_reward(
 def _load_one(name: str, remote: Remote | None, log: Callable[[str], None] | None, vlm: Vlm | None) -> FunctionReward:
     from tastemaker.rewards.base import wrap
 
+    require_named("reward", name, RewardError)
     if is_remote(name):
         from tastemaker.rewards.serving.client import RemoteReward
 
@@ -243,7 +245,7 @@ def _import(target: str, name: str) -> Any:
     what = f"the reward {name!r} cannot be imported: module {module_name!r}"
     if module_name.endswith(".py"):
         raise RewardError(f"{what} is a file's name: modules are named without .py, as in `taste:redness`")
-    with _working_directory_first():
+    with working_directory_first():
         module = call(lambda: importlib.import_module(module_name), what)
         function = call(lambda: functools.reduce(_attribute, attribute.split("."), module), what)
     if function is None:
@@ -259,7 +261,7 @@ def _attribute(of: Any, name: str) -> Any:
 
 
 @contextmanager
-def _working_directory_first() -> Iterator[None]:
+def working_directory_first() -> Iterator[None]:
     """A context in which modules of the working directory are imported first; a user's own are there.
 
     Console scripts do not search it. Afterwards it comes last in the search path, since a file there may have the name

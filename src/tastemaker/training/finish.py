@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.config.schema import Config
+from tastemaker.in_memory import PREFIX
 from tastemaker.printing import readable
 from tastemaker.runs import atomic
 from tastemaker.runs.metrics import read_metrics
@@ -45,6 +46,8 @@ def _base(model: str) -> tuple[str, str]:
     """Python for the model that was trained, which runs in any folder: an import that it needs, and an expression."""
     if model == "bundled":
         return "from tastemaker.models.bundled import bundled_pipeline\n", "bundled_pipeline()"
+    if model.startswith(PREFIX):
+        return "", repr("PATH OF THE PIPELINE THAT WAS PASSED TO tastemaker.train")
     folder = Path(model).expanduser()
     if not folder.exists():
         return "", repr(model)

@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from tastemaker.data.captioned_images import digest
 from tastemaker.data.prompts import BUILTIN
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.evaluation.images import save_grid, to_pil
+from tastemaker.in_memory import PREFIX
 from tastemaker.report.page import write_report
 from tastemaker.runs import atomic, checkpoint, sharding
 from tastemaker.runs.checkpoint import State, Training
@@ -32,24 +33,24 @@ from tastemaker.training.isolation import isolated
 from tastemaker.training.progress import Display, plain
 from tastemaker.training.rounds import one_round
 from tastemaker.training.session import Session
-from tastemaker.training.setup import start
+from tastemaker.training.setup import NOTHING_GIVEN, Given, start
 from tastemaker.training.signals import Interrupted, Preempted, StopNow, listening
 from tastemaker.training.trackers import Images, tracking
 
 
-def train(config: Config, out: Path, *, command: str) -> None:
-    """Trains as `config` says and leaves a run folder at `out`, ending with report.html.
+def train(config: Config, out: Path, *, command: str, given: Given = NOTHING_GIVEN) -> Path:
+    """Trains as `config` says and leaves a run folder at `out`, which it returns, ending with report.html.
 
-    Of several processes that a launcher started together, the first one's `out` counts. Raises a TastemakerError, with
-    no folder left behind, where a setting, model, prompt or reward is wrong; the reward is tried on the base model's
-    images first.
+    Of several processes that a launcher started together, the first one's `out` counts, and is returned by all. Raises
+    a TastemakerError, with no folder left behind, where a setting, model, prompt or reward is wrong; the reward is
+    tried on the base model's images first.
     """
     check_new_folder(out)
     with isolated(), process_group():
-        _begin(config, out, command)
+        return _begin(config, out, command, given)
 
 
-def resume(run: Path, rounds: int | None = None, *, allow_inexact: bool = False) -> None:
+def resume(run: Path, rounds: int | None = None, *, allow_inexact: bool = False, given: Given = NOTHING_GIVEN) -> None:
     """Goes on with a run from its newest whole checkpoint, to `rounds` rounds in all (its config's when None).
 
     A run that has all of them gets its adapter and report written again. Raises CheckpointError where no
@@ -62,11 +63,11 @@ def resume(run: Path, rounds: int | None = None, *, allow_inexact: bool = False)
     if rounds is not None:
         config = replace(config, rounds=rounds)
     with isolated(), process_group():
-        _go_on(config, run, allow_inexact)
+        _go_on(config, run, allow_inexact, given)
 
 
-def _begin(config: Config, out: Path, command: str) -> None:
-    session = start(config, out, State())
+def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
+    session = start(config, out, State(), given)
     accelerator = session.accelerator
     out = first_process_path(accelerator, out)
     with _tracked(session, out, 0), session.display:
@@ -98,10 +99,11 @@ def _begin(config: Config, out: Path, command: str) -> None:
             _track_evaluation(session, base)
         accelerator.wait_for_everyone()
         _train(session, out)
+    return out
 
 
-def _go_on(config: Config, run: Path, allow_inexact: bool) -> None:
-    session = start(config, run, State())
+def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None:
+    session = start(config, run, State(), given)
     accelerator = session.accelerator
     session.state, then, notes = checkpoint.load(run, _training(session))
     session.recall()
@@ -223,8 +225,12 @@ def _evaluate_again(session: Session, folder: Path) -> bool:
 
 
 def _how_to_go_on(folder: Path) -> str:
-    saved = checkpoint.saved_round(folder)
-    return f"saved up to round {saved}; go on with: tastemaker resume {folder}"
+    saved, command = checkpoint.saved_round(folder), f"tastemaker resume {folder}"
+    with suppress(OSError, ConfigError):
+        config = load_config(folder / "config.yaml", Config())
+        if any(name.startswith(PREFIX) for name in (config.model, config.reward, config.prompts)):
+            command = f"tastemaker.resume({str(folder)!r}, ...) in Python, with the same model, reward and prompts"
+    return f"saved up to round {saved}; go on with: {command}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tastemaker.data.prompts import PromptSet, load_prompts
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
-from tastemaker.models import load_model
+from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.value import value_network
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward
@@ -34,9 +34,22 @@ from tastemaker.training.signals import Stop
 from tastemaker.training.trackers import check_trackers
 
 
-def start(config: Config, out: Path, state: State) -> Session:
+@dataclass(frozen=True)
+class Given:
+    """Objects of a Python program that stand in for what the config names (tastemaker.api.training)."""
+
+    pipeline: Any = None
+    """A diffusers pipeline of `models.loading.FAMILIES`, which is frozen, moved, cast and trained in place."""
+    reward: Reward | None = None
+    prompts: PromptSet | None = None
+
+
+NOTHING_GIVEN = Given()
+
+
+def start(config: Config, out: Path, state: State, given: Given = NOTHING_GIVEN) -> Session:
     """A session without a folder. Raises a TastemakerError where a setting, model, prompt or reward is wrong."""
-    return _session(config, _accelerator(config, out), state)
+    return _session(config, _accelerator(config, out), state, given)
 
 
 def _accelerator(config: Config, out: Path) -> Accelerator:
@@ -63,13 +76,13 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     return made
 
 
-def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
+def _session(config: Config, accelerator: Accelerator, state: State, given: Given) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
     known: dict[str, FunctionReward] = {}
-    prompts, reward = (
-        load_prompts(config.prompts),
-        load_reward(config.reward, config.remote, display.say, known, config.vlm),
-    )
+    prompts = load_prompts(config.prompts) if given.prompts is None else given.prompts
+    reward = given.reward
+    if reward is None:
+        reward = load_reward(config.reward, config.remote, display.say, known, config.vlm)
     if config.pathwise:
         require_gradient(config, reward)
         if accelerator.is_fsdp2:
@@ -89,10 +102,11 @@ def _session(config: Config, accelerator: Accelerator, state: State) -> Session:
     display.say(f"loading {config.model}")
     set_seed(config.seed)
     # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
-    model = load_model(config.model, config.precision, accelerator.device, "cpu" if accelerator.is_fsdp2 else None)
-    for given in (prompts, unseen):
-        if given is not None:
-            model.check(given.prompts)
+    placed = (config.precision, accelerator.device, "cpu" if accelerator.is_fsdp2 else None)
+    model = load_model(config.model, *placed) if given.pipeline is None else wrap_pipeline(given.pipeline, *placed)
+    for listed in (prompts, unseen):
+        if listed is not None:
+            model.check(listed.prompts)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
     # Raises here where the model cannot be guided.
