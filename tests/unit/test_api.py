@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import tastemaker as tm
 import tiny
 from tastemaker.algorithms.registry import load_algorithm, saved_name
+from tastemaker.algorithms.requirements import Requirements
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import dump_config, parse_config
@@ -241,8 +242,8 @@ def test_ctrl_c_lets_the_round_end_and_says_how_to_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"reward": 3}, RewardError, "the reward is a int"),
-        ({"reward": dict}, RewardError, "the reward is the class dict"),
+        ({"reward": 3}, RewardError, "is no function, but int"),
+        ({"reward": dict}, RewardError, "the reward 'dict' is a class"),
         ({"reward": lambda x, p: x}, RewardError, "<lambda> returned shape"),
         ({"prompts": []}, PromptError, "the list of prompts is empty"),
         ({"prompts": ["a", 1]}, PromptError, "prompt 2"),
@@ -381,11 +382,14 @@ OWN = """
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tastemaker.algorithms.requirements import Requirements
+
 @dataclass(frozen=True)
 class Mine:
     name: ClassVar[str] = "mine"
     needs: ClassVar[str] = "rollouts"
     scale: float = 1.0
+    requirements = Requirements()
     def prepare(self, task, rollout): ...
     def loss(self, task, rows): ...
 
@@ -394,6 +398,7 @@ class Needy:
     must: int
     name: ClassVar[str] = "needy"
     needs: ClassVar[str] = "rollouts"
+    requirements = Requirements()
     def prepare(self, task, rollout): ...
     def loss(self, task, rows): ...
 
@@ -456,6 +461,7 @@ def test_an_algorithm_that_could_not_be_read_again_is_refused(tmp_path):
     class Local:
         name = "local"
         needs = "rollouts"
+        requirements = Requirements()
 
     settings = dataclasses.replace(config(), algorithm=Local())
     with pytest.raises(ConfigError, match="cannot be imported"):

@@ -104,7 +104,7 @@ def test_the_single_file_trains_the_same_weights_as_the_library(example, tmp_pat
         clip_norm=1e-4,
         advantage_clip=0.5,
     )
-    module.train(tiny.pipeline(), prompts, jpeg_compressibility, s).save(tmp_path / "single")
+    module.train(tiny.pipeline(), prompts, jpeg_compressibility, s).weights.save(tmp_path / "single")
 
     config = tm.preset(
         "ddpo-compressibility", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=2", "sampling.batch=4",
