@@ -2,7 +2,7 @@
 
 python examples/quickstart.py [--rounds 4] [--out FOLDER] [setting=value ...]
 
-Takes about a minute on two CPU cores. Settings are those of `tastemaker train`, as in optimizer.lr=1e-4.
+Settings are those of `tastemaker train`, as in optimizer.lr=1e-4.
 """
 
 from __future__ import annotations
