@@ -342,7 +342,7 @@ def test_alignprops_scale_weighs_the_reward_and_not_the_divergence():
         whole, small = (loss_gradient(model, replace(kind, scale=scale), [4]) for scale in (1.0, 0.01))
         assert small[0].tolist() == pytest.approx((0.01 * whole[0]).tolist(), rel=1e-5)
         assert ((small[1] - 0.01 * whole[1]).norm() / small[1].norm()).item() < 1e-5
-        with pytest.raises(ConfigError, match=r"algorithm\.scale is 0, but must be greater than 0"):
+        with pytest.raises(ConfigError, match=r"algorithm\.scale is 0\.0, but must be greater than 0"):
             replace(kind, scale=0.0)
 
 

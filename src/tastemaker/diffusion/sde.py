@@ -70,6 +70,7 @@ class DDIM:
         return torch.stack([value if i in self.noisy else torch.zeros_like(value) for i, value in enumerate(std)])
 
     def step(self, x: Tensor, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Mean [N,*D] and standard deviation [N,1,..] of the next latent; see `Sde`."""
         g = self.grid
         alpha, sigma = rows(g.alpha, index, x), rows(g.sigma, index, x)
         alpha_next, sigma_next = rows(g.alpha_next, index, x), rows(g.sigma_next, index, x)
