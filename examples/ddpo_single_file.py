@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from tastemaker.algorithms.advantage import PromptStatistics
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.diffusion.losses import clipped_surrogate, gaussian_logp
 from tastemaker.diffusion.sampler import LocalSampler, batches
 from tastemaker.diffusion.sde import DDIM

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tastemaker.algorithms.base import Task
 from tastemaker.config.schema import Config
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.diffusion.process import Grid, output_scale, x0_from
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import DDIM

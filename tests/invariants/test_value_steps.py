@@ -11,7 +11,7 @@ from test_accumulation import config
 
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.config.schema import Advantage
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.errors import ConfigError
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup

@@ -8,7 +8,7 @@ import torch
 
 from tastemaker import noise
 from tastemaker.config.schema import Optimizer
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.training.draws import RoundPart, assigned, draw_round, planned_updates, share, value_states
 from tastemaker.types import Cond, Draw, Rollout, Trajectory, all_rows
 

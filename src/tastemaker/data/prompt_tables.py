@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.data.hf_datasets import open_dataset, read_columns
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.tables import TEXT, checked_text, is_table, lines, read_records, read_text, text_column, tidy
 from tastemaker.errors import DataError, PromptError
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tastemaker.errors import PromptError
 
 if TYPE_CHECKING:
-    from tastemaker.data.prompts import PromptSet
+    from tastemaker.data.prompt_set import PromptSet
 
 MOST = 100_000
 """Prompts in one list."""

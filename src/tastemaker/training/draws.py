@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tastemaker import noise
 from tastemaker.config.schema import Optimizer
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.types import Draw, Rows
 
 EVALUATION = 2**40

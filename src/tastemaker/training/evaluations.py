@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.evaluation.evaluate import Evaluation, evaluate
 from tastemaker.evaluation.metrics import diversity, share_correct
 from tastemaker.rewards.expression import labels

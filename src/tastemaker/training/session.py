@@ -15,7 +15,7 @@ from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.windows import Whole, Window
 from tastemaker.config.schema import Config
 from tastemaker.data.pairs import PairSet
-from tastemaker.data.prompts import PromptSet
+from tastemaker.data.prompt_set import PromptSet
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import Sampler
 from tastemaker.models.weight_copy import WeightCopy

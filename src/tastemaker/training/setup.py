@@ -15,7 +15,8 @@ from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
 from tastemaker.data.pairs import load_pairs
-from tastemaker.data.prompts import PromptSet, load_prompts
+from tastemaker.data.prompt_set import PromptSet
+from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
