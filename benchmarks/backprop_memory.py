@@ -3,7 +3,7 @@
     python benchmarks/backprop_memory.py [--model bundled] [--steps 50] [--images 4] [--repeats 3]
 
 `block`, `step` and `none` are ours. `public` does what the public code does: every step with a graph, the prediction
-detached before the first step that learns, a checkpoint around the whole network, the decoder's graph kept. Peak memory
+detached before the first trained step, a checkpoint around the whole network, the decoder's graph kept. Peak memory
 is that of the process (of the tensors on a GPU), with what it had before the update beside it. Writes
 docs/results/backprop-memory.json.
 """
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--last", default="1,5,10,20,50", help="comma-separated numbers of steps that learn")
+    parser.add_argument("--last", default="1,5,10,20,50", help="comma-separated numbers of trained steps")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("docs/results/backprop-memory.json"))

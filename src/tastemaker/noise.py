@@ -1,4 +1,4 @@
-"""Counter-based random numbers: each draw depends on its place alone.
+"""Counter-based random numbers: each draw depends on its counters alone.
 
 NumPy's Philox is keyed by (run seed, round) and its counter starts at (step, sample, prompt), so an image's
 noise is the same whatever the batch size, the number of processes, or what was drawn before.
@@ -21,9 +21,9 @@ _DIFFUSED = 2**42
 """Step counters of noise that is added to a finished image, apart from the sampler's."""
 
 
-def generator(seed: int, round: int, *place: int) -> np.random.Generator:
-    """A generator for one place in a round; `place` holds up to three non-negative counters."""
-    counter = [0, *place, *([0] * (3 - len(place)))]
+def generator(seed: int, round: int, *counters: int) -> np.random.Generator:
+    """A generator for up to three counters in a round, which are not negative."""
+    counter = [0, *counters, *([0] * (3 - len(counters)))]
     return np.random.Generator(np.random.Philox(key=[seed % 2**64, round % 2**64], counter=counter))
 
 
@@ -33,7 +33,7 @@ def choices(seed: int, round: int, purpose: int) -> np.random.Generator:
 
 
 def drop(share: float, seed: int, round: int, prompt: int, sample: int) -> bool:
-    """Whether the caption of one place is left out, which `share` of them are."""
+    """Whether the caption of one image is left out, which `share` of them are."""
     return share > 0 and bool(generator(seed, round, _DROPPED, sample, prompt).random() < share)
 
 
@@ -44,10 +44,10 @@ def normal(shape: Sequence[int], seed: int, round: int, prompt: int, sample: int
 
 
 def diffused(
-    shape: Sequence[int], times: range, seed: int, round: int, prompt: int, sample: int, place: int, epoch: int
+    shape: Sequence[int], times: range, seed: int, round: int, prompt: int, sample: int, index: int, epoch: int
 ) -> tuple[int, Tensor]:
     """A time out of `times` and standard normal noise, for the forward process from one image."""
-    step = _DIFFUSED + (epoch << 20) + place
+    step = _DIFFUSED + (epoch << 20) + index
     rng = generator(seed, round, step, sample, prompt)
     time = times[int(rng.integers(len(times)))]
     return time, torch.from_numpy(rng.standard_normal(math.prod(shape), dtype=np.float32)).view(*shape)

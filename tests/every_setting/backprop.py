@@ -93,7 +93,7 @@ def target(lab: Lab, place: int) -> None:
 
 
 def checkpointing(lab: Lab, place: int, forward: int, again: int) -> None:
-    """The steps that learn are computed again in the backward pass, and within them blocks, or nothing is."""
+    """the trained steps are computed again in the backward pass, and within them blocks, or nothing is."""
     algorithm, grad_steps = ALL[place]
     for kind, expected, blocks in (("none", 0, False), ("step", again, False), ("block", again, True)):
         own = replace(algorithm, checkpointing=kind)

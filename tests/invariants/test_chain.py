@@ -99,7 +99,7 @@ def test_gradients_are_those_of_finite_differences(k, guidance):
     for length in (h, -h):
 
         def only_in_the_suffix(x, t, cond, length=length):
-            # Weights are moved at the steps that learn alone: what came before is constant to a truncated gradient.
+            # Weights are moved at the trained steps alone: what came before is constant to a truncated gradient.
             step = grid.times.tolist().index(int(t[0]))
             if step not in grad_steps:
                 return denoise(x, t, cond)
@@ -150,7 +150,7 @@ SCHEDULES = [(0.0, {}), (1.0, {"set_alpha_to_one": True}), (0.0, {"clip_sample":
 @pytest.mark.parametrize(("eta", "schedule"), SCHEDULES, ids=["as Stable Diffusion", "final alpha 1", "clipped"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_path_through_steps_that_do_not_learn_is_that_of_diffusers(prediction, eta, schedule):
-    """With a hole between the steps that learn, and steps after them that do not."""
+    """With a hole between the trained steps, and steps after them that do not."""
     model = exact(False, prediction, **schedule)
     mine, theirs = reward_of(model, [0, 2], eta=eta), by_diffusers(model, [0, 2], 3.0, eta)
     assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)

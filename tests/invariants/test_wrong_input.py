@@ -174,7 +174,10 @@ def test_an_algorithm_that_lacks_what_it_needs_is_refused_before_anything_is_sam
         (["--reward", "jpeg-compressibility"], "take one of"),
         (["--reward", "soft-colourfulness", "optimizer.inner_epochs=2"], "makes its images anew"),
         (["--reward", "soft-colourfulness", "algorithm.objective=hinge"], "give algorithm.target"),
-        (["--reward", "soft-colourfulness", "algorithm.truncation=gaussian"], "the mean number of steps that learn"),
+        (
+            ["--reward", "soft-colourfulness", "algorithm.truncation=gaussian"],
+            "the mean number of trained steps",
+        ),
         (["--reward", "soft-colourfulness", "algorithm.last=3"], "the number of steps is drawn"),
         (["--reward", "soft-colourfulness", "sampling.eta=-1"], "must not be negative"),
     ],

@@ -89,7 +89,7 @@ def test_a_run_shows_what_it_can(monkeypatch, make):
     monkeypatch.setattr(sys, "stdout", stream)
     display = Display(1)
     with display:
-        display.say(f"a {STAR}")
+        display.log(f"a {STAR}")
         with display.phase("sample", 1):
             display.advance()
         display.round_done({"round": 1, "reward/mean": 0.5, "reward/std": 0.1})

@@ -135,7 +135,7 @@ def test_what_comes_late_goes_to_the_first_step_that_is_taken():
 
 def test_one_that_fails_is_left_out_and_the_others_go_on(made, tmp_path):
     said: list[str] = []
-    with tracking(config("far", "near"), tmp_path, first=0, main=True, say=said.append) as found:
+    with tracking(config("far", "near"), tmp_path, first=0, main=True, notify=said.append) as found:
         found.start_local(config("far", "near"), tmp_path, 0)
         made[0].fails = True
         for step in range(3):

@@ -106,9 +106,9 @@ class RecentRounds:
             self.past.setdefault(prompt, []).append(value)
             self.rounds.setdefault(prompt, []).append(round)
         for prompt in list(self.past):
-            recent = [place for place, when in enumerate(self.rounds[prompt]) if when >= round - self.history]
-            self.past[prompt] = [self.past[prompt][place] for place in recent]
-            self.rounds[prompt] = [self.rounds[prompt][place] for place in recent]
+            recent = [index for index, when in enumerate(self.rounds[prompt]) if when >= round - self.history]
+            self.past[prompt] = [self.past[prompt][index] for index in recent]
+            self.rounds[prompt] = [self.rounds[prompt][index] for index in recent]
             if not recent:
                 del self.past[prompt], self.rounds[prompt]
         result = torch.empty_like(whole)
@@ -127,12 +127,12 @@ def group_relative(reward: Tensor, group: Sequence[int], spread: Literal["group"
     """
     values, whole = reward.double(), moments(reward)[1]
     result = torch.zeros_like(values)
-    for places in members(group):
-        own = values[places]
+    for indices in members(group):
+        own = values[indices]
         mean, std = moments(own)
         if std:
             std = std if spread == "group" else whole
-            result[places] = (own - mean) / (std + min(1e-4, 0.01 * whole))
+            result[indices] = (own - mean) / (std + min(1e-4, 0.01 * whole))
     return result.to(reward)
 
 
@@ -144,10 +144,10 @@ def boltzmann(reward: Tensor, group: Sequence[int] | None, beta: float) -> Tenso
     """
     values = reward.double()
     result = torch.ones_like(values)
-    for places in members(group if group is not None else [0] * len(reward)):
-        own = values[places]
+    for indices in members(group if group is not None else [0] * len(reward)):
+        own = values[indices]
         if differ(own):
-            result[places] = len(places) * torch.softmax(beta * own, dim=0)
+            result[indices] = len(indices) * torch.softmax(beta * own, dim=0)
     return result.to(reward)
 
 
@@ -158,10 +158,10 @@ def percentile(reward: Tensor, group: Sequence[int] | None, share: float) -> Ten
     """
     values = reward.double()
     result = torch.ones_like(values)
-    for places in members(group if group is not None else [0] * len(reward)):
-        own = values[places]
+    for indices in members(group if group is not None else [0] * len(reward)):
+        own = values[indices]
         if differ(own):
-            result[places] = (own >= torch.quantile(own, share)).double()
+            result[indices] = (own >= torch.quantile(own, share)).double()
     return result.to(reward)
 
 

@@ -36,14 +36,14 @@ class AlignProp:
 
     truncation: Literal["uniform", "gaussian", "fixed", "per-step"] = "uniform"
     """`uniform`: K from 1 to all steps. `gaussian`: ceil(N(last, spread)), from 1 to all steps but one (the second
-    public code: the first step that learns is int(N(42, 5)) of 50). `fixed`: the last `last` steps. `per-step`: step i
+    public code: the first trained step is int(N(42, 5)) of 50). `fixed`: the last `last` steps. `per-step`: step i
     of T, from 0, learns with probability (i + 1) / (T + 1), each by itself."""
     last: Annotated[int, Ge(1)] | None = None
     """K for `fixed` (all steps when left out), or the normal's mean for `gaussian` (8 of 50 in the public code)."""
     spread: Annotated[float, Gt(0)] = 5.0
     """Standard deviation of K for `gaussian`."""
     images_per_draw: Annotated[int, Ge(1)] | None = None
-    """Images of an update for which the steps that learn are drawn together; none: all of them. The public codes draw
+    """Images of an update for which the trained steps are drawn together; none: all of them. The public codes draw
     for each forward batch of a GPU (4 images in 2023, 8 in 2024). Whatever it is, `optimizer.rows` and the number of
     processes do not change the draws."""
     objective: Literal["reward", "distance", "hinge"] = "reward"
@@ -54,8 +54,8 @@ class AlignProp:
     """Weight of the reward's loss; 0.01 in both public codes. Adam does not see it, but the divergence's weight
     (`algorithm.kl`) and the limit of the gradient's norm (`optimizer.clip_norm`) are measured beside it."""
     kl: Annotated[float, Ge(0)] = 0.0
-    """Weight of the mean square difference between the network's outputs and the reference's, at the steps that
-    learn."""
+    """Weight of the mean square difference between the network's outputs and the reference's, at the
+    trained steps."""
     checkpointing: Literal["block", "step", "none"] = "block"
     """Recomputed in the backward pass: `block`: each step, and within it each block of the network, which needs the
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
@@ -64,9 +64,7 @@ class AlignProp:
         check_constraints(self, "algorithm.")
         reward_backprop.check(self.objective, self.target)
         if self.truncation == "gaussian" and self.last is None:
-            raise ConfigError(
-                "algorithm.truncation is gaussian: give algorithm.last, the mean number of steps that learn"
-            )
+            raise ConfigError("algorithm.truncation is gaussian: give algorithm.last, the mean number of trained steps")
         if self.truncation in ("uniform", "per-step") and self.last is not None:
             raise ConfigError(
                 f"algorithm.last is {self.last}, but with truncation = {self.truncation} the number of steps is drawn: "
@@ -88,7 +86,7 @@ class AlignProp:
         )
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
-        """The steps that learn, out of the window's; at least one."""
+        """the trained steps, out of the window's; at least one."""
         whole = len(candidates)
         if self.truncation == "fixed":
             return reward_backprop.last(candidates, self.last)
@@ -100,7 +98,7 @@ class AlignProp:
             while not 1 <= (count := math.ceil(generator.normal(mean, self.spread))) <= most:
                 pass
             return reward_backprop.last(candidates, count)
-        kept = [step for place, step in enumerate(candidates) if place >= generator.integers(whole + 1)]
+        kept = [step for index, step in enumerate(candidates) if index >= generator.integers(whole + 1)]
         return kept or list(candidates)[-1:]
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class DirectAlign:
     noises: Annotated[int, Ge(1)] = 1
     """Noises for each image; each is scored, and the mean of the losses taken."""
     images_per_draw: Annotated[int, Ge(1)] | None = None
-    """Images of an update for which the step that learns is drawn together; none: all of them. `optimizer.rows` and the
+    """Images of an update for which the trained step is drawn together; none: all of them. `optimizer.rows` and the
     number of processes do not change the draws."""
     objective: Literal["reward", "distance", "hinge"] = "reward"
     """What is minimised: `reward`: -R. `distance`: |R - target|. `hinge`: max(0, target - R)."""
@@ -67,7 +67,7 @@ class DirectAlign:
         )
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
-        """The step that learns, any of the window's."""
+        """A trained step: any of the window's."""
         return reward_backprop.one(candidates, generator)
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:

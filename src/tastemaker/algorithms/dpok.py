@@ -46,7 +46,7 @@ class DPOK:
     value_lr: Annotated[float, Gt(0)] = 1e-4
     """Learning rate of the value network."""
     value_text: Literal["pooled", "mean"] = "pooled"
-    """What the value network is told of a prompt: the text encoder's pooled state (public code), or the mean of all."""
+    """Which states of a prompt the value network is given: the pooled one (public code), or the mean of all."""
     value_batch: Annotated[int, Gt(0)] | None = None
     """States of the round in each of the value network's own steps, which come before the policy's (public code: 5
     times 256). None: it learns in the policy's updates, from their rows."""

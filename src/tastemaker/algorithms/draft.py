@@ -37,7 +37,7 @@ class DRaFT:
     needs: ClassVar[Literal["prompts"]] = "prompts"
 
     last: Annotated[int, Ge(1)] | None = 1
-    """K, the last steps that learn; all of them for none."""
+    """K, the last trained steps; all of them for none."""
     noises: Annotated[int, Ge(0)] = 0
     """DRaFT-LV: noises for each image (the paper has 2, by two re-implementations); 0 for DRaFT-K."""
     ordinary: bool = False
@@ -50,8 +50,8 @@ class DRaFT:
     """Weight of the reward's loss. Adam does not see it, but the divergence's weight (`algorithm.kl`) and the limit of
     the gradient's norm (`optimizer.clip_norm`) are measured beside it."""
     kl: Annotated[float, Ge(0)] = 0.0
-    """Weight of the mean square difference between the network's outputs and the reference's, at the steps that
-    learn."""
+    """Weight of the mean square difference between the network's outputs and the reference's, at the
+    trained steps."""
     checkpointing: Literal["block", "step", "none"] = "block"
     """Recomputed in the backward pass: `block`: each step, and within it each block of the network, which needs the
     least memory. `step`: each step. `none`: nothing, so that memory grows with K."""

@@ -35,7 +35,7 @@ class PPO:
     """Clip range of the ratio."""
     value: Literal["unet", "cnn", "conv", "mlp"] = "unet"
     """Value network: `unet`, a copy of the U-Net's encoder and bottleneck with an attention pool; `cnn`, that of the
-    thesis' experiment 1, which sees the latent alone; `conv` and `mlp`, small and fresh, told time and text."""
+    thesis' experiment 1, which sees the latent alone; `conv` and `mlp`, small and new, given time and text."""
     value_clip: Annotated[float, Gt(0)] = 0.2
     """How far from its old estimate the value is trusted."""
     value_weight: Annotated[float, Gt(0)] = 0.5

@@ -35,7 +35,7 @@ class ReFL:
     earliest: Annotated[float, Ge(0), Lt(1)] = 0.75
     """Where the range of late steps begins, as a share of the chain in [0, 1): step 30 of 40 in the public code."""
     images_per_draw: Annotated[int, Ge(1)] | None = None
-    """Images of an update for which the step that learns is drawn together; none: all of them. The public code draws
+    """Images of an update for which the trained step is drawn together; none: all of them. The public code draws
     for each forward batch of a GPU, which has 2. `optimizer.rows` and the number of processes do not change the draws.
     """
     objective: Literal["reward", "distance", "hinge"] = "hinge"
@@ -45,10 +45,10 @@ class ReFL:
     scale: Annotated[float, Gt(0)] = 1e-3
     """Weight of the reward's loss, beside that of prior preservation."""
     guided: bool = False
-    """Ask the network with guidance at the step that learns, and before it; the public code does not."""
+    """Ask the network with guidance at the trained step, and before it; the public code does not."""
     kl: Annotated[float, Ge(0)] = 0.0
-    """Weight of the mean square difference between the network's output and the reference's, at the step that
-    learns."""
+    """Weight of the mean square difference between the network's output and the reference's, at the
+    trained step."""
     checkpointing: Literal["block", "step", "none"] = "block"
     """Recomputed in the backward pass: `block`: the step, and within it each block of the network, which needs the
     least memory. `step`: the step. `none`: nothing."""
@@ -68,7 +68,7 @@ class ReFL:
         )
 
     def steps(self, candidates: Sequence[int], generator: Generator) -> list[int]:
-        """The step that learns, out of the window's."""
+        """The trained step, out of the window's."""
         return reward_backprop.one(list(candidates)[int(self.earliest * len(candidates)) :], generator)
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:

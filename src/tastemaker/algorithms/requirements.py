@@ -61,4 +61,4 @@ class Requirements:
     queries: int = 1
     """Images that are scored for each one sampled."""
     images_per_draw: int | None = None
-    """Reward backpropagation: images for which the steps with a gradient are drawn together; None: an update's."""
+    """Reward backpropagation: images for which the trained steps are drawn together; None: an update's."""

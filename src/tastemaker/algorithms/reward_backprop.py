@@ -51,7 +51,7 @@ def rows(rollout: Rollout) -> Rows:
 
 
 def learning(rows: Rows) -> list[int]:
-    """The sampler steps that learn. Raises ValueError for rows of no round of this kind, or of several draws."""
+    """The sampler trained steps. Raises ValueError for rows of no round of this kind, or of several draws."""
     if rows.grad_steps is None:
         raise ValueError("the rows do not say which steps learn")
     if (rows.grad_steps != rows.grad_steps[0]).any():

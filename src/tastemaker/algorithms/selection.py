@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def members(group: Sequence[int]) -> list[list[int]]:
     """Places of the images of each group, groups by first appearance."""
     found: dict[int, list[int]] = {}
-    for place, number in enumerate(group):
-        found.setdefault(number, []).append(place)
+    for index, number in enumerate(group):
+        found.setdefault(number, []).append(index)
     return list(found.values())
 
 
@@ -67,8 +67,8 @@ class BestWorst:
     def chosen(self, advantage: Tensor, group: Sequence[int]) -> Tensor:
         keep = ~advantage.isfinite()  # for the update's check to see
         values = advantage.tolist()
-        for places in members(group):
-            best, worst = max(places, key=values.__getitem__), min(places, key=values.__getitem__)
+        for indices in members(group):
+            best, worst = max(indices, key=values.__getitem__), min(indices, key=values.__getitem__)
             if values[best] >= self.threshold:
                 keep[best] = True
             if values[worst] < -self.threshold:

@@ -87,8 +87,8 @@ class Sliding:
 
     def steps(self, candidates: Sequence[int], round: int) -> list[int]:
         last = max(0, len(candidates) - self.size)
-        places = [*range(0, last, self.stride), last]
-        start = places[(round - 1) // self.every % len(places)]
+        indices = [*range(0, last, self.stride), last]
+        start = indices[(round - 1) // self.every % len(indices)]
         return list(candidates)[start : start + self.size]
 
 

@@ -70,7 +70,7 @@ class Bench:
     """The floor's share of the two network parts; means."""
 
 
-def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text: None) -> Bench:
+def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text: None) -> Bench:
     """Measures `repeats` rounds of a run, which leaves nothing behind, after a round to warm up.
 
     A repeat is a traced round, bare calls, a plain round and bare calls again: what the machine does besides meets
@@ -99,7 +99,7 @@ def bench(config: Config, repeats: int, say: Callable[[str], None] = lambda text
             floors.append(
                 Floor((before.forward + after.forward) / 2, (before.backward + after.backward) / 2),
             )
-            say(f"repeat {number + 1} of {repeats}: {wall:.2f} s, floor {floors[-1].total:.2f} s")
+            log(f"repeat {number + 1} of {repeats}: {wall:.2f} s, floor {floors[-1].total:.2f} s")
         return _summary(session, calls, memory, walls, floors, phases, parts)
 
 

@@ -54,7 +54,7 @@ def run(argv: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr):
         from tastemaker.benchmarking.bench import bench
 
-        result = bench(args.settings, args.repeats, say=print)
+        result = bench(args.settings, args.repeats, log=print)
     print(json.dumps({"name": name} | asdict(result), indent=1) if args.json else text(name, result))
     return 0
 

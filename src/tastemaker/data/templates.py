@@ -69,10 +69,10 @@ def parse(text: str, find: Callable[[str], PromptSet]) -> Template:
             "[animal], and prompts with brackets of their own in a file"
         )
     words = []
-    for hole in pieces[1::2]:
-        if not hole.strip():
+    for slot in pieces[1::2]:
+        if not slot.strip():
             raise PromptError(f"the template {text!r} has empty brackets []: name a list in it, as in [animal]")
-        words.append(find(hole.strip()))
+        words.append(find(slot.strip()))
     return Template(text, tuple(pieces[::2]), tuple(words))
 
 

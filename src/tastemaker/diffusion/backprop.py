@@ -1,6 +1,6 @@
 """The sampling chain with its graph: images through which a reward's gradient flows back into the network.
 
-The steps before the first one that learns are ordinary sampling, without a graph. Each step that learns
+The steps before the first one with a gradient are ordinary sampling, without a graph. Each trained step
 is recomputed in the backward pass, so that between the two passes only its latents are kept.
 """
 
@@ -27,7 +27,7 @@ class Chain:
     x0: Tensor
     """[N,*D]"""
     divergence: Tensor | None
-    """[N] mean over the steps that learn of the mean square difference to the reference, in units of the network's
+    """[N] mean over the trained steps of the mean square difference to the reference, in units of the network's
     output (of its noise, where it predicts that); None where it was not asked for."""
 
 
@@ -43,12 +43,12 @@ def chain(
     compare: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Chain:
-    """Samples N = len(draw) latents as `sample` does, with a graph through the predictions of the steps `learns`.
+    """Samples N = len(draw) latents as `sample` does, with a graph through the predictions of the steps `grad_steps`.
 
-    The network's outputs at all other steps are detached. So the gradient flows through the network at the steps that
-    learn, and through their latents (AlignProp §4.1); where a later step does not learn, through its latent alone, as
+    The network's outputs at all other steps are detached. So the gradient flows through the network at the trained
+    steps, and through their latents (AlignProp §4.1); where a later step is not trained, through its latent alone, as
     in diffusers' DDIMScheduler.step with `model_output` detached, whatever the network predicts. With `until`,
-    sampling ends at that step's estimate of x_0 (ReFL). `recompute` makes the steps that learn again in the backward
+    sampling ends at that step's estimate of x_0 (ReFL). `recompute` makes the trained steps again in the backward
     pass; values and gradients are the same without. `compare` measures the distance from the reference. Noise is
     `sample`'s own, in float32; `dtype` is that of the latents.
     """

@@ -59,8 +59,8 @@ def require_pixels(pipeline: Any) -> None:
         )
     if config["time_embedding_type"] == "fourier":
         raise ModelError(
-            "the model's network is told noise levels (time_embedding_type 'fourier', of score-based models), but this "
-            "version trains networks that are told times"
+            "the model's network takes noise levels (time_embedding_type 'fourier', of score-based models), but this "
+            "version trains networks that take times"
         )
     learned, times = config.get("num_train_timesteps"), pipeline.scheduler.config["num_train_timesteps"]
     if config["time_embedding_type"] == "learned" and learned is not None and learned < times:
@@ -80,25 +80,23 @@ def _require_channels(config: Any) -> None:
 
 
 def _require_plain(unet: Any) -> None:
-    """Raises ModelError where a U-Net is told more than a time and a prompt."""
-    told = {
+    """Raises ModelError where a U-Net takes more than a time and a prompt."""
+    inputs = {
         "class_embed_type": "a class or a further time",
         "num_class_embeds": "a class",
         "time_cond_proj_dim": "the guidance weight, as networks that were distilled from guided ones are",
     }
-    for key, what in told.items():
+    for key, what in inputs.items():
         if unet.get(key) is not None:
-            raise ModelError(
-                f"the model's network is told {what} ({key} {unet[key]!r}), which this version does not do"
-            )
+            raise ModelError(f"the model's network takes {what} ({key} {unet[key]!r}), which this version does not do")
     if unet.get("addition_embed_type") not in (None, "text"):
         raise ModelError(
-            f"the model's network is told more than the prompt (addition_embed_type {unet['addition_embed_type']!r}), "
+            f"the model's network takes more than the prompt (addition_embed_type {unet['addition_embed_type']!r}), "
             "as in SDXL, but this version trains Stable Diffusion 1.x and 2.x"
         )
     if unet.get("encoder_hid_dim_type") not in (None, "text_proj"):
         raise ModelError(
-            "the model's network is told more than the prompt (encoder_hid_dim_type "
+            "the model's network takes more than the prompt (encoder_hid_dim_type "
             f"{unet['encoder_hid_dim_type']!r}), which this version does not do"
         )
 

@@ -256,13 +256,13 @@ def _require_class(entry: Any, part: str, name: str) -> None:
 
 
 def _tokenizer(folder: Path) -> Any:
-    place = folder / "tokenizer"
-    if not place.is_dir() or not any(names <= {path.name for path in place.iterdir()} for names in _TOKENS):
-        raise ModelError(f"there is no tokenizer in {place}: expected tokenizer.json, or vocab.json and merges.txt")
+    path = folder / "tokenizer"
+    if not path.is_dir() or not any(names <= {path.name for path in path.iterdir()} for names in _TOKENS):
+        raise ModelError(f"there is no tokenizer in {path}: expected tokenizer.json, or vocab.json and merges.txt")
     for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "vocab.json"):
-        if (place / name).is_file():
-            read_json(place / name)
-    return _loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(place))
+        if (path / name).is_file():
+            read_json(path / name)
+    return _loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(path))
 
 
 def _meta_network(folder: Path, part: str, kind: Any) -> nn.Module:
@@ -279,8 +279,8 @@ def _meta_network(folder: Path, part: str, kind: Any) -> nn.Module:
     return _loaded(part, make).requires_grad_(False).eval()
 
 
-def _network_config(place: Path, part: str, kind: Any) -> dict[str, Any]:
-    config = read_json(place / "config.json")
+def _network_config(path: Path, part: str, kind: Any) -> dict[str, Any]:
+    config = read_json(path / "config.json")
     if config.get("quantization_config") is not None:
         raise ModelError(f"its {part} has quantized weights, which cannot be trained: give it without quantization")
     if "_class_name" in config and config["_class_name"] != kind.__name__:
@@ -291,41 +291,41 @@ def _network_config(place: Path, part: str, kind: Any) -> dict[str, Any]:
 
 
 def _network(folder: Path, part: str, kind: Any) -> nn.Module:
-    place = folder / part
-    _network_config(place, part, kind)
-    names = [path.name for path in place.iterdir()]
-    weights = chosen_weights(names, str(place))
+    path = folder / part
+    _network_config(path, part, kind)
+    names = [path.name for path in path.iterdir()]
+    weights = chosen_weights(names, str(path))
     for name in files_of(weights, names) if weights.safetensors else ():
-        _require_whole(place / name)
+        _require_whole(path / name)
     options: dict[str, Any] = {"variant": weights.variant, "use_safetensors": weights.safetensors}
     if issubclass(kind, transformers.PreTrainedModel):
-        options |= {"dtype": torch.float32, "ignore_mismatched_sizes": True}  # so that they are told below
+        options |= {"dtype": torch.float32, "ignore_mismatched_sizes": True}  # so that they are reported below
     else:
         options |= {"torch_dtype": torch.float32}
     try:
-        made, info = _loaded(part, lambda: kind.from_pretrained(place, output_loading_info=True, **options))
+        made, info = _loaded(part, lambda: kind.from_pretrained(path, output_loading_info=True, **options))
     except ModelError as error:
         if weights.safetensors:
             raise
         # Both libraries read torch files by torch.load(weights_only=True), and then advise to turn that off.
         raise ModelError(
-            f"the weights in {place} are a torch file ({files_of(weights, names)[0]}) that does not hold tensors "
+            f"the weights in {path} are a torch file ({files_of(weights, names)[0]}) that does not hold tensors "
             "alone, or is damaged: give safetensors, which `save_pretrained` of diffusers writes"
         ) from error
     for key, found, expected in info["mismatched_keys"]:
         raise ModelError(
-            f"the weights in {place} do not fit its config.json: {key} is {list(found)} and not {list(expected)}"
+            f"the weights in {path} do not fit its config.json: {key} is {list(found)} and not {list(expected)}"
         )
     absent, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if absent:
-        raise ModelError(f"the weights in {place} lack {_some(absent)}, which its config.json asks for")
+        raise ModelError(f"the weights in {path} lack {_some(absent)}, which its config.json asks for")
     if part == "text_encoder":
         strange = [key for key in strange if not key.startswith(_WHOLE_CLIP) and not key.endswith("position_ids")]
     if strange:
-        raise ModelError(f"the weights in {place} hold {_some(strange)}, for which its config.json has no place")
+        raise ModelError(f"the weights in {path} hold {_some(strange)}, for which its config.json has no place")
     for name, parameter in made.named_parameters():
         if parameter.numel() and not all(end.isfinite() for end in parameter.detach().aminmax()):
-            raise ModelError(f"the weights in {place} are not finite: {name} holds NaN or infinity")
+            raise ModelError(f"the weights in {path} are not finite: {name} holds NaN or infinity")
     return made.requires_grad_(False).eval()
 
 
@@ -374,12 +374,12 @@ def _require_answer(pipeline: Any) -> None:
     time = torch.tensor([pipeline.scheduler.config["num_train_timesteps"] // 2])
 
     def ask() -> None:
-        told: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
         if latents:
-            told["encoder_hidden_states"], _ = pipeline.encode_prompt("", torch.device("cpu"), 1, False)
+            extra["encoder_hidden_states"], _ = pipeline.encode_prompt("", torch.device("cpu"), 1, False)
         elif unet.config.num_class_embeds:
-            told["class_labels"] = torch.tensor([0])
-        answer = unet(torch.zeros(shape), time, **told, return_dict=False)[0]
+            extra["class_labels"] = torch.tensor([0])
+        answer = unet(torch.zeros(shape), time, **extra, return_dict=False)[0]
         if answer.shape != shape or not answer.isfinite().all():
             raise ModelError(f"its unet answers {list(answer.shape)} to {list(shape)}, or is not finite")
         if latents:

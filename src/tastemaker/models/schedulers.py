@@ -230,7 +230,7 @@ def _require_betas(config: Mapping[str, Any], name: str) -> None:
         )
     if config.get("timestep_type") == "continuous":
         raise ModelError(
-            f"the model's {name} says timestep_type 'continuous', so that its network is told noise levels and not "
+            f"the model's {name} says timestep_type 'continuous', so that its network takes noise levels and not "
             "times, but this version trains networks with discrete times"
         )
     if str(config.get("variance_type", "")).startswith("learned"):

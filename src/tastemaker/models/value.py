@@ -71,14 +71,14 @@ class UNetValue(nn.Module):
         embedded = parts.time_embedding(parts.time_proj(t).to(x.dtype))
         hidden = parts.conv_in(x)
         for block in [*parts.down_blocks, parts.mid_block]:
-            told = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
-            answer = block(hidden_states=hidden, temb=embedded, **told)
+            extra = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+            answer = block(hidden_states=hidden, temb=embedded, **extra)
             hidden = answer[0] if isinstance(answer, tuple) else answer
         return self.pool(hidden, text)
 
 
 class DigitValue(nn.Module):
-    """The value network of the thesis' experiment 1 (App. B): a small classifier of digits, told neither time nor text.
+    """The value network of the thesis' experiment 1 (App. B): a small classifier of digits, without time or text.
 
     For C channels: a 3x3 convolution to 6 C channels, 2x2 max-pooling, a linear layer to 24 and one to 10 outputs. How
     ten outputs become a value is not printed; here by one more linear layer, as experiment 2 adds to its classifier
@@ -103,7 +103,7 @@ class DigitValue(nn.Module):
 
 
 class ConvValue(nn.Module):
-    """A small fresh network for small latents, which is told the time and the text."""
+    """A small fresh network for small latents, which is given the time and the text."""
 
     def __init__(self, shape: Sequence[int], text: int, width: int = 32) -> None:
         super().__init__()
@@ -119,8 +119,8 @@ class ConvValue(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """[N] from latents [N,*D], training times [N] and text states [N,L,C]."""
-        told = self.time(self.frequencies(t).to(x.dtype)) + self.text(text.mean(dim=1))
-        hidden = self.outer(self.inner(x) + told[:, :, None, None])
+        cond = self.time(self.frequencies(t).to(x.dtype)) + self.text(text.mean(dim=1))
+        hidden = self.outer(self.inner(x) + cond[:, :, None, None])
         return self.out(self.head(hidden)).squeeze(-1)
 
 

@@ -12,7 +12,7 @@ from tastemaker.runs import atomic
 
 NAME = "manifest.json"
 FORMAT = 2
-"""1 had the key `fingerprint` in place of `fingerprint`."""
+"""Format 1 had the key `facts` in place of `fingerprint`."""
 
 
 class CorruptCheckpoint(Exception):

@@ -49,7 +49,7 @@ class ImageStore:
 def backprop_round(session: Session, algorithm: RewardGradientAlgorithm) -> dict[str, Any]:
     """One round; returns its record for metrics.jsonl.
 
-    Each update has its own steps with a gradient, the same on every process: for all its images, or for each
+    Each update has its own trained steps, the same on every process: for all its images, or for each
     `algorithm.images_per_draw` of them in the round's order.
     """
     config, accelerator = session.config, session.accelerator
@@ -77,7 +77,7 @@ def backprop_round(session: Session, algorithm: RewardGradientAlgorithm) -> dict
 
 
 def gradient_steps(session: Session, algorithm: RewardGradientAlgorithm, number: int) -> list[list[int]]:
-    """The sampler steps with a gradient, of each draw of a round: one an update, or several of equally many images."""
+    """The sampler trained steps, of each draw of a round: one an update, or several of equally many images."""
     return drawn_gradient_steps(session.config, algorithm, session.window, len(session.task.sde), number)
 
 

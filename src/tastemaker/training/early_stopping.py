@@ -26,7 +26,7 @@ def should_stop(session: Session, record: Mapping[str, Any]) -> bool:
     value = float(record[f"eval/{options.metric}"])
     state.best_metric = value if state.best_metric is None else max(value, state.best_metric)
     if value < state.best_metric - options.min_delta:
-        session.display.say(
+        session.display.log(
             f"stopping after round {state.round}: {options.metric} is {value:.3f}, more than {options.min_delta:g} "
             f"below its best value of {state.best_metric:.3f}; the run keeps the model of round {state.kept_round}"
         )

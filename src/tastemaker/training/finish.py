@@ -26,7 +26,7 @@ def write_adapter(session: Session, folder: Path) -> None:
     with session.averaged() if session.kept is None else session.kept.swapped_in():
         session.model.weights.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
-    session.display.say(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
+    session.display.log(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
     atomic.replace_atomic(folder / "README.md", readable(_card(session, len(grids))).encode())
 
 

@@ -161,7 +161,7 @@ def guidance_rows(config: Config) -> int:
 
 
 def _backprop_calls(config: Config, number: int, processes: int) -> Calls:
-    """Of an algorithm that follows the reward's gradient, whose steps with a gradient are drawn by counters."""
+    """Of an algorithm that follows the reward's gradient, whose trained steps are drawn by counters."""
     algorithm = cast(RewardGradientAlgorithm, config.algorithm)
     s, o = config.sampling, config.optimizer
     double = guidance_rows(config) if algorithm.requirements.guided else 1

@@ -59,7 +59,7 @@ def load_prior_images(session: Session, given: Captioned | None) -> PriorImages 
     if options.weight == 0:
         return None
     count = options.images if given is None else min(options.images, len(given))
-    session.display.say(
+    session.display.log(
         f"prior preservation: {count} images of {session.config.model if given is None else options.source}"
     )
     with session.phase("prior images", count), session.inference():

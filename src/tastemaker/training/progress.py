@@ -79,7 +79,7 @@ class Display:
         if self.interactive:
             self.live.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line that stays on the screen."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -103,7 +103,7 @@ class Display:
             done = int(record["round"])
             each = (time.monotonic() - self.started) / max(1, done - self.done_at_start)
             left = each * (self.rounds - done)
-            self.say(f"{'  '.join(cells)}  left {int(left) // 60}:{int(left) % 60:02d}")
+            self.log(f"{'  '.join(cells)}  left {int(left) // 60}:{int(left) % 60:02d}")
             self.console.file.flush()
 
     def _render(self) -> Group:

@@ -75,7 +75,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
     if not metrics["updates"]:
         count = int(selected.sum())
         few = f"only {count} images were selected, too few for optimizer.images_per_update"
-        session.display.say(
+        session.display.log(
             f"round {number}: {few if count else 'no image was selected'}, so nothing was learned from it"
         )
     figures = image_figures(session, RoundImages(part, made.images, reward, parts)) | {

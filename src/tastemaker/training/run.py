@@ -76,7 +76,7 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
         rewards = base.reward(base.seen)
         session.state.base_mean, session.state.base_std = moments(rewards)
         if not session.state.base_std:
-            session.display.say(
+            session.display.log(
                 f"the rewards of the base model's {len(rewards)} images do not differ "
                 f"({plain(session.state.base_mean)}): figures are in the reward's own unit, not in standard deviations"
             )
@@ -118,7 +118,7 @@ def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None
         raise ConfigError(f"{run} has done {done} rounds already: give a larger --rounds than {config.rounds}")
     session.display = Display(config.rounds, done, accelerator.is_main_process)
     for note in [*notes, *(f"not as it was: {change}" for change in changed)]:
-        session.display.say(note)
+        session.display.log(note)
     with _tracked(session, run, done + 1), session.display:
         if accelerator.is_main_process:
             with _storing(run):
@@ -130,7 +130,7 @@ def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None
                 session.trackers.start_local(config, run, done + 1)
         accelerator.wait_for_everyone()
         last = done == config.rounds
-        session.display.say(
+        session.display.log(
             f"{run} has done its {done} rounds, give a larger --rounds to go on; writing its adapter and report again"
             if last
             else f"{run}: going on after round {done}"
@@ -190,7 +190,7 @@ def _train(session: Session, folder: Path) -> None:
         if accelerator.is_main_process:
             write_adapter(session, folder)
             report = write_report(folder)
-            session.display.say(summary(config, folder, report))
+            session.display.log(summary(config, folder, report))
     if not done:
         raise Interrupted(f"stopped by Ctrl-C after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
 
@@ -290,8 +290,8 @@ def _track_evaluation(session: Session, evaluation: RunEvaluation, *, late: bool
 @contextmanager
 def _tracked(session: Session, folder: Path, first: int) -> Iterator[None]:
     """Inside it the session's trackers are started, those that write into the run's folder excepted."""
-    main, say = session.accelerator.is_main_process, session.display.say
-    with tracking(session.config, folder, first=first, main=main, say=say) as session.trackers:
+    main, log = session.accelerator.is_main_process, session.display.log
+    with tracking(session.config, folder, first=first, main=main, notify=log) as session.trackers:
         yield
 
 

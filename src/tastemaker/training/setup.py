@@ -83,7 +83,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     prompts = load_prompts(config.prompts) if given.prompts is None else given.prompts
     reward = given.reward
     if reward is None:
-        reward = load_reward(config.reward, config.remote, display.say, known, config.vlm)
+        reward = load_reward(config.reward, config.remote, display.log, known, config.vlm)
     if config.pathwise:
         require_gradient(config, reward)
         if accelerator.is_fsdp2:
@@ -92,15 +92,15 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
                 "possible yet where it is sharded: use plain data parallelism"
             )
     others = {
-        name: load_reward(name, config.remote, display.say, known, config.vlm) for name in config.evaluation.rewards
+        name: load_reward(name, config.remote, display.log, known, config.vlm) for name in config.evaluation.rewards
     }
     prompts, unseen = split_prompts(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     prior = given_images(config)
     require_divisible(config, accelerator.num_processes)
     if pairs is not None:
-        display.say(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
-    display.say(f"loading {config.model}")
+        display.log(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
+    display.log(f"loading {config.model}")
     set_seed(config.seed)
     # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
     placed = (config.precision, accelerator.device, "cpu" if accelerator.is_fsdp2 else None)
@@ -126,10 +126,10 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         rates.append((requirements.value.lr, requirements.value.warmup))
     optimizer = _optimizer(config, groups)
     for line in _speed(config.speed, model.network, accelerator.device):
-        display.say(line)
+        display.log(line)
     if accelerator.is_fsdp2:
         model.network, optimizer = sharding.prepare(accelerator, model.network, optimizer)
-        display.say(sharding.describe(model.network))
+        display.log(sharding.describe(model.network))
     else:
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None

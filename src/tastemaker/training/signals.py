@@ -72,7 +72,7 @@ def listening(stop: Stop, display: Display) -> Iterator[None]:
             raise KeyboardInterrupt
         stop.asked = max(stop.asked, number)
         after = "after this round, which will be saved (Ctrl-C again to stop at once)"
-        display.say("stopping " + (after if number == signal.SIGINT else "as soon as the run can be saved"))
+        display.log("stopping " + (after if number == signal.SIGINT else "as soon as the run can be saved"))
 
     # A handler that is not Python's, as of a program that embeds it, could not be put back.
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]

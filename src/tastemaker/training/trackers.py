@@ -137,7 +137,7 @@ class Trackers:
     """The trackers of a run on its main process, by name. Without any, all methods do nothing."""
 
     active: dict[str, Any] = field(default_factory=dict)
-    say: Callable[[str], None] = print
+    notify: Callable[[str], None] = print
     borrowed: dict[str, int] = field(default_factory=dict)
     """Those whose run is the caller's, who also ends it, with the step at which it was; rounds are counted from there.
     """
@@ -194,7 +194,7 @@ class Trackers:
             action()
         except Exception as error:  # of a tracker's own library, of a network or a disk: none of them may end a run
             self.active.pop(name, None)
-            self.say(f"the tracker {name} failed ({what}: {_reason(error)}) and gets nothing more of this run")
+            self.notify(f"the tracker {name} failed ({what}: {_reason(error)}) and gets nothing more of this run")
 
 
 def check_trackers(names: Sequence[str], *, main: bool) -> None:
@@ -218,7 +218,7 @@ def check_trackers(names: Sequence[str], *, main: bool) -> None:
 
 @contextmanager
 def tracking(
-    config: Config, folder: Path, *, first: int, main: bool, say: Callable[[str], None] = print
+    config: Config, folder: Path, *, first: int, main: bool, notify: Callable[[str], None] = print
 ) -> Iterator[Trackers]:
     """A run's trackers, started on the `main` process and ended with the block.
 
@@ -226,7 +226,7 @@ def tracking(
     will be logged; where it is not 0, the trackers go on with the run of which `folder` says that it is theirs. Raises
     ConfigError where one cannot be started.
     """
-    trackers = Trackers(say=say)
+    trackers = Trackers(notify=notify)
     try:
         for name in dict.fromkeys(config.trackers) if main else ():
             if not KINDS[name].local:
@@ -253,11 +253,11 @@ def _log_in() -> None:
 
 
 def _refused(name: str, error: Exception) -> ConfigError:
-    mend = {
+    fix = {
         "wandb": "log in by `wandb login` or with WANDB_API_KEY, or set WANDB_MODE=offline to keep the data here",
-        "trackio": "mend that, or leave it out of trackers",
+        "trackio": "fix that, or leave it out of trackers",
     }[name]
-    return ConfigError(f"the tracker {name} cannot be used ({_reason(error)}): {mend}")
+    return ConfigError(f"the tracker {name} cannot be used ({_reason(error)}): {fix}")
 
 
 def _reason(error: Exception) -> str:
