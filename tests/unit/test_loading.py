@@ -307,7 +307,7 @@ def test_a_tokenizer_with_more_tokens_than_the_text_encoder_has():
     [
         ({"sample_size": (16, 24)}, "not square"),
         ({"sample_size": 15}, "is 15, but must be a multiple of 2"),
-        ({"time_embedding_type": "fourier"}, "told noise levels"),
+        ({"time_embedding_type": "fourier"}, "takes noise levels"),
         ({"time_embedding_type": "learned", "num_train_timesteps": 500}, "knows 500 times, but its scheduler has 1000"),
     ],
 )

@@ -239,7 +239,7 @@ def test_other_processes_are_refused_by_name(tmp_path, name):
     [
         ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "set to flow matching"),
         ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, "set to flow matching"),
-        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "told noise levels"),
+        ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "takes noise levels"),
         ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True}, "Only one of"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "predicts its own variance"),
         ({"_class_name": "DPMSolverMultistepScheduler", "thresholding": True}, "set thresholding to false"),
