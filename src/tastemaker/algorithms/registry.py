@@ -22,7 +22,7 @@ from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError, nearest
-from tastemaker.rewards.registry import working_directory_first
+from tastemaker.importing import working_directory_first
 
 GROUP = "tastemaker.algorithms"
 """Entry-point group in which another package names its algorithms."""

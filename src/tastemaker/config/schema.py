@@ -197,7 +197,7 @@ class Config:
     """A whole run."""
 
     model: str = "bundled"
-    """`bundled`, a folder with a diffusers pipeline, or a name on the Hugging Face hub."""
+    """`bundled`, a folder with a diffusers pipeline, a name on the Hugging Face hub, or `module:factory`."""
     prompts: str = "bundled-single"
     """A built-in list (`tastemaker ls prompts`), a .txt, .jsonl, .json, .csv, .tsv or .parquet file, `dataset:NAME`, or
     a template such as `a(n) [animal] [activity]` (docs/guides/prompts.md)."""

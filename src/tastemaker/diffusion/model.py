@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -57,6 +57,11 @@ class Model(Denoiser, Protocol):
     @property
     def scale(self) -> int:
         """Pixels to a side of one latent element."""
+        ...
+
+    @property
+    def components(self) -> Mapping[str, nn.Module]:
+        """The networks beside the trained one by name, such as `text_encoder` and `vae`."""
         ...
 
     def resize(self, pixels: int) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from tastemaker.diffusion.model import Model
     from tastemaker.models.pixel import PixelUNet
     from tastemaker.models.stable_diffusion import LatentUNet
 
@@ -16,8 +17,11 @@ def load_model(
     precision: str = "fp32",
     device: torch.device | str = "cpu",
     network_device: torch.device | str | None = None,
-) -> LatentUNet | PixelUNet:
-    """The model at `source`: `bundled`, a folder of a diffusers pipeline, or a hub name. Raises ModelError.
+) -> Model:
+    """The model at `source`: `bundled`, a folder of a diffusers pipeline, a hub name, or another package's. Raises
+    ModelError.
+
+    A model of another package is named by `module:factory` or an entry point (`third_party.py`).
 
     Its network may wait on another device, `network_device`, until it is sharded. Also raised where torch is too old to
     read what others made, the model's files and adapters.
@@ -26,23 +30,29 @@ def load_model(
     from tastemaker.in_memory import require_named
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.loading import load_pipeline
+    from tastemaker.models.third_party import load_third_party, target_of
     from tastemaker.safe_torch import require_safe_torch
 
     require_named("model", source, ModelError)
+    if target := target_of(source):
+        return load_third_party(source, target, precision, device, network_device)
     require_safe_torch(f"the model {source}", ModelError)
     pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
     return wrap_pipeline(pipeline, precision, device, network_device)
 
 
-def load_meta_model(source: str) -> LatentUNet | PixelUNet:
+def load_meta_model(source: str) -> Model:
     """The model at `source` on PyTorch's meta device: its shapes without its weights. Raises ModelError.
 
-    It can be resized, tuned and asked for a prediction, none of which computes anything. Of a model on the hub only
+    Another package's factory is called with that device. It can be resized, tuned and asked for a prediction, none of which computes anything. Of a model on the hub only
     the small files are downloaded.
     """
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.loading import load_skeleton
+    from tastemaker.models.third_party import load_third_party, target_of
 
+    if target := target_of(source):
+        return load_third_party(source, target, "fp32", "meta", None)
     return wrap_pipeline(load_skeleton(str(bundled_pipeline()) if source == "bundled" else source), "fp32", "meta")
 
 

@@ -59,6 +59,11 @@ class PixelUNet:
         """Pixels to a side of one latent element."""
         return 1
 
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """None: the U-Net is all there is."""
+        return {}
+
     def resize(self, pixels: int) -> None:
         """Makes images of pixels x pixels from now on. Raises ModelError where the U-Net cannot."""
         multiple = 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)

@@ -58,6 +58,11 @@ class LatentUNet:
         """Pixels to a side of one latent element."""
         return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
 
+    @property
+    def components(self) -> dict[str, nn.Module]:
+        """The networks beside the U-Net."""
+        return {"text_encoder": self.pipeline.text_encoder, "vae": self.pipeline.vae}
+
     def resize(self, pixels: int) -> None:
         """Makes images of pixels x pixels from now on. Raises ModelError where the latents would not fit."""
         multiple = self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import RewardError, nearest
+from tastemaker.importing import working_directory_first
 from tastemaker.in_memory import require_named
 from tastemaker.rewards.expression import Part, labels, parse, parts
 from tastemaker.rewards.serving.settings import Remote, is_remote
@@ -258,25 +257,6 @@ def _import(target: str, name: str) -> Any:
 
 def _attribute(of: Any, name: str) -> Any:
     return getattr(of, name, None)
-
-
-@contextmanager
-def working_directory_first() -> Iterator[None]:
-    """A context in which modules of the working directory are imported first; a user's own are there.
-
-    Console scripts do not search it. Afterwards it comes last in the search path, since a file there may have the name
-    of a module that has not been imported yet.
-    """
-    folder = str(Path.cwd())
-    if folder in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-        sys.path.append(folder)
 
 
 def _shadowed(module: Any) -> str:

@@ -56,22 +56,19 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     x = torch.zeros(1, *model.latent_shape, device="meta")
     with counted_outputs(model.network) as outputs:
         model.predict(x, torch.zeros(1, dtype=torch.int64, device="meta"), cond)
-    text_encoder, vae, decoded = 0, 0, 0
-    if "vae" in model.pipeline.components:
-        text_encoder, vae = parameters(model.pipeline.text_encoder), parameters(model.pipeline.vae)
-        with counted_outputs(model.pipeline.vae.decoder) as counts:
-            model.decode(x)
-        decoded = sum(counts)
+    frozen = {name: parameters(part) for name, part in model.components.items()}
+    with counted_outputs(*model.components.values()) as counts:
+        model.decode(x)
     model.tune(replace(config.tuning, gradient_checkpointing=False), config.seed)
     sde = DDIM(model.process.grid(config.sampling.steps, model.latent_shape), config.sampling.eta)
     return Facts(
         network=network,
         trainable=sum(weight.numel() for weight in model.weights.trainable().values()),
         value=0 if value is None else parameters(value),
-        text_encoder=text_encoder,
-        vae=vae,
+        text_encoder=sum(count for name, count in frozen.items() if name != "vae"),
+        vae=frozen.get("vae", 0),
         outputs=sum(outputs),
-        decoder_outputs=decoded,
+        decoder_outputs=sum(counts),
         pixels=model.latent_shape[-1] * model.scale,
         stochastic=tuple(sde.stochastic()),
         prompts=len(prompts),
@@ -89,15 +86,16 @@ def parameters(module: nn.Module) -> int:
 
 
 @contextmanager
-def counted_outputs(module: nn.Module) -> Iterator[list[int]]:
-    """Inside it the numbers of elements that the module's innermost layers put out are collected."""
+def counted_outputs(*modules: nn.Module) -> Iterator[list[int]]:
+    """Inside it the numbers of elements that the modules' innermost layers put out are collected."""
     found: list[int] = []
 
     def collect(layer: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
             found.append(output.numel())
 
-    handles = [layer.register_forward_hook(collect) for layer in module.modules() if not any(layer.children())]
+    layers = [layer for module in modules for layer in module.modules() if not any(layer.children())]
+    handles = [layer.register_forward_hook(collect) for layer in layers]
     try:
         yield found
     finally:
