@@ -44,8 +44,8 @@ def load_model(
 def load_meta_model(source: str) -> Model:
     """The model at `source` on PyTorch's meta device: its shapes without its weights. Raises ModelError.
 
-    Another package's factory is called with that device. It can be resized, tuned and asked for a prediction, none of which computes anything. Of a model on the hub only
-    the small files are downloaded.
+    It can be resized, tuned and asked for a prediction, none of which computes anything. Of a model on the hub only
+    the small files are downloaded; another package's factory is called with that device.
     """
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.models.loading import load_skeleton
