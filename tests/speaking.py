@@ -105,7 +105,7 @@ class Speaking:
         assert body["model"] == MODEL
         chances: Chances = {}
         if text is None:
-            text, chances = self.log(question["text"], image["image_url"]["url"])
+            text, chances = self.say(question["text"], image["image_url"]["url"])
         told = None
         if self.logprobs and body.get("logprobs") and chances:
             top = [{"token": token, "logprob": math.log(chance)} for token, chance in chances.items()]

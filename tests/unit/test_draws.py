@@ -70,7 +70,7 @@ def test_a_round_is_the_same_images_however_they_are_kept_together():
 
 
 def test_noise_of_the_forward_process_depends_on_its_place_alone_and_is_not_the_samplers():
-    place = {"seed": 1, "round": 2, "prompt": 3, "sample": 4, "place": 5, "epoch": 6}
+    place = {"seed": 1, "round": 2, "prompt": 3, "sample": 4, "index": 5, "epoch": 6}
     draw = lambda **changed: noise.diffused((64,), range(100, 900), **(place | changed))  # noqa: E731
     time, values = draw()
     again_time, again = draw()
