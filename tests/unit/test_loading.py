@@ -14,7 +14,7 @@ import tiny
 from tastemaker.cli.main import main
 from tastemaker.errors import ModelError
 from tastemaker.models import load_model
-from tastemaker.models.checks import require_latent, require_pixels
+from tastemaker.models.config_checks import require_latent, require_pixels
 from tastemaker.models.files import Weights, chosen_weights
 from tastemaker.models.loading import load_pipeline
 

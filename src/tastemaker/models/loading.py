@@ -32,7 +32,7 @@ transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.hub import hub_cause, is_unreachable, quiet_client  # noqa: E402
-from tastemaker.models.checks import require_latent, require_pixels  # noqa: E402
+from tastemaker.models.config_checks import require_latent, require_pixels  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
 from tastemaker.models.library_logging import loading  # noqa: E402
 from tastemaker.models.schedulers import load_scheduler  # noqa: E402

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError, PromptError, nearest
-from tastemaker.models.checks import image_side, require_pixels
+from tastemaker.models.config_checks import image_side, require_pixels
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights

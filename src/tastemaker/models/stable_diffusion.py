@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
 from tastemaker.models import prompt_length
-from tastemaker.models.checks import image_side, require_latent
+from tastemaker.models.config_checks import image_side, require_latent
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
