@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.evaluation import evaluate as evaluation
-from tastemaker.evaluation.images import contact_sheet, fixed_draw, load_here, to_pil
+from tastemaker.evaluation.images import fixed_draw, load_here, save_samples, to_pil
 from tastemaker.evaluation.metrics import diversity, share_correct
 from tastemaker.models import wrap_pipeline
 from tastemaker.models.adapter_files import find_adapter
@@ -49,15 +48,8 @@ class Samples:
         As `tastemaker sample` does. Returns the folder. Raises ConfigError where it is in use.
         """
         indices = {prompt: index for index, prompt in enumerate(dict.fromkeys(self.prompts))}
-        listing = [
-            {"file": f"{indices[prompt]:03d}-{seed:02d}.png", "prompt": prompt, "seed": seed}
-            for prompt, seed in zip(self.prompts, self.seeds, strict=True)
-        ]
         with new_folder(Path(folder)) as target:
-            for entry, image in zip(listing, self.images, strict=True):
-                image.save(target / entry["file"])
-            contact_sheet(self.images, columns=max(self.seeds) + 1).save(target / "sheet.png")
-            (target / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
+            save_samples(target, self.images, self.prompts, [indices[prompt] for prompt in self.prompts], self.seeds)
         return Path(folder)
 
 

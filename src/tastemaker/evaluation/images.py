@@ -108,13 +108,25 @@ def write_samples(
     if found:
         loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
-    rows = list(zip(draw.prompt_index, draw.sample_index, strict=True))
     x = images(loaded, draw, DDIM(loaded.process.grid(steps, loaded.latent_shape), eta), guidance, batch=16)
     with new_folder(out) as folder:
-        image_list = to_pil(x)
-        for (prompt, index), image in zip(rows, image_list, strict=True):
-            image.save(folder / f"{prompt:03d}-{index:02d}.png")
-        contact_sheet(image_list, columns=n).save(folder / "sheet.png")
-        listing = [{"file": f"{p:03d}-{i:02d}.png", "prompt": prompts[p], "seed": i} for p, i in rows]
-        (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
+        save_samples(folder, to_pil(x), draw.prompts, draw.prompt_index, draw.sample_index)
     return out / "sheet.png"
+
+
+def save_samples(
+    folder: Path,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    prompt_index: Sequence[int],
+    seeds: Sequence[int],
+) -> None:
+    """B images with the prompt, its index and the seed of each: a file each, sheet.png and samples.json."""
+    listing = [
+        {"file": f"{index:03d}-{seed:02d}.png", "prompt": prompt, "seed": seed}
+        for prompt, index, seed in zip(prompts, prompt_index, seeds, strict=True)
+    ]
+    for entry, image in zip(listing, images, strict=True):
+        image.save(folder / entry["file"])
+    contact_sheet(images, columns=max(seeds) + 1).save(folder / "sheet.png")
+    (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")

@@ -18,7 +18,7 @@ def guided_x0(
     """Guided estimate of x_0 [N,*D] in float64, from one pass of `predict` (x, t, cond) over both halves."""
     if cond.guidance == 1:
         return process.x0(predict(x, t, cond).double(), x.double(), t)
-    halves = replace(cond, index=torch.cat([torch.zeros_like(cond.index), cond.index]))
+    halves = replace(cond, index=torch.cat([cond.unconditional().index, cond.index]))
     both = predict(torch.cat([x, x]), torch.cat([t, t]), halves).double()
     unconditional, conditional = both.chunk(2)
     return process.x0(unconditional + cond.guidance * (conditional - unconditional), x.double(), t)
