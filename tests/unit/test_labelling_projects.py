@@ -10,8 +10,8 @@ from dataclasses import fields, replace
 import pytest
 import sqlalchemy as sa
 from PIL import Image
-from tests.labelling import add_user, claimed, image, judged, make_project, new_task, rows, saved
 
+from label_projects import add_user, claimed, image, judged, make_project, new_task, rows, saved
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.labelling import database as db
 from tastemaker.labelling.assignments import claim, recent, release, renew
@@ -420,9 +420,14 @@ def test_going_back_through_earlier_tasks(tmp_path):
 def test_nothing_is_stored_of_a_transaction_that_fails(tmp_path):
     with make_project(tmp_path / "p", Labelling(), tasks=1) as project:
         ann = add_user(project, "ann")
-        with pytest.raises(RuntimeError), project.database.write() as session:
-            claim(session, project.settings, ann, 1, 0.0)
-            raise RuntimeError
+
+        def fail() -> None:
+            with project.database.write() as session:
+                claim(session, project.settings, ann, 1, 0.0)
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fail()
         assert rows(project, sa.select(Assignment)) == []
 
 

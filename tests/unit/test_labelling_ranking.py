@@ -275,7 +275,7 @@ def test_implied_comparisons_of_an_order():
         (BEST, [Judgement("y", "best", image=1)], Judgement("x", "best", image=1), "complete"),
         (RATE, [], Judgement("x", "rate", image=0, outcome="good"), "outcome 'good'"),
         (RATE, [], Judgement("x", "rate", image=5, outcome="up"), "no image 5"),
-        (RATE, [Judgement("y", "rate", image=1, outcome="up")], Judgement("x", "rate", image=1, outcome="up"), "already"),
+        (RATE, [Judgement("y", "rate", image=1, outcome="up")], Judgement("x", "rate", image=1, outcome="up"), "rated"),
         (PAIR, [Judgement("y", "skip")], compare(0, 1, "left"), "complete"),
         (RANK, [Judgement("y", "skip")], ordered(0, 1), "skipped"),
     ],

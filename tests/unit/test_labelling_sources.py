@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from PIL import Image
-from tests.labelling import image, rows
 
 import tastemaker as tm
+from label_projects import image, rows
 from tastemaker.cli.label_create import run
 from tastemaker.errors import ConfigError, DataError, PromptError
 from tastemaker.labelling.image_files import image_path

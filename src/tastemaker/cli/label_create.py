@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
@@ -20,9 +20,6 @@ from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.settings import Labelling, Mode
 from tastemaker.printing import print_lines
-
-if TYPE_CHECKING:
-    from tastemaker.labelling.project import NewTask
 
 
 @dataclass(frozen=True)
@@ -173,21 +170,22 @@ def _source(args: CreateArgs) -> _Source | None:
 
 
 def _from_images(args: CreateArgs, settings: Labelling) -> int:
+    from tastemaker.labelling.create import create_from_tasks
     from tastemaker.labelling.sources import image_tasks
 
+    assert args.project is not None
     tasks, left = image_tasks(as_source(str(args.images), "--images"), settings, args.tasks)
     left_over = f" ({left} images are left over)" if left else ""
     if args.dry_run:
         print(f"{len(tasks)} tasks of {settings.task_size} images{left_over}, into {args.project}")
         return 0
-    with _new_project(args, settings) as add, _progress(len(tasks) * settings.task_size) as advance:
-        for task in tasks:
-            add([task])
-            advance(len(task.images))
+    with _progress(len(tasks) * settings.task_size) as advance:
+        create_from_tasks(args.project, settings, tasks, args.database, advance)
     return _made(args, f"{len(tasks)} tasks of {settings.task_size} images{left_over}")
 
 
 def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
+    assert args.project is not None
     tasks = args.tasks or len(source.prompts)
     text = f"{tasks} tasks of {settings.task_size} images"
     if args.dry_run:
@@ -197,36 +195,19 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
         print(f"{text} of {source.name}, {source.sampling.steps} steps, into {args.project}")
         return 0
     from tastemaker.evaluation.images import load_here
-    from tastemaker.labelling.sources import Recipe, sampled_tasks
+    from tastemaker.labelling.create import Sampled, create_from_model
+    from tastemaker.labelling.sources import Recipe
+    from tastemaker.models.adapter_files import find_adapter
 
     model = load_here(source.model)
     if source.adapter is not None:
-        from tastemaker.models.adapter_files import find_adapter
-
         model.weights.load(find_adapter(source.adapter))
     recipe = Recipe(source.sampling.steps, source.sampling.guidance, source.sampling.eta, args.seed)
     origin = {"model": source.model, "adapter": None if source.adapter is None else str(source.adapter)}
-    with _new_project(args, settings) as add, _progress(tasks * settings.task_size) as advance:
-        for task in sampled_tasks(model, source.prompts, settings, tasks, recipe, source.name, origin, advance):
-            add([task])
+    sampled = Sampled(model, source.prompts, tasks, recipe, source.name, origin)
+    with _progress(tasks * settings.task_size) as advance:
+        create_from_model(args.project, settings, sampled, args.database, advance)
     return _made(args, text)
-
-
-@contextmanager
-def _new_project(args: CreateArgs, settings: Labelling) -> Iterator[Callable[[list[NewTask]], int]]:
-    """A function that adds tasks to the new project, which is in its place when the block ends well."""
-    from tastemaker.labelling.database import downgrade
-    from tastemaker.labelling.project import add_tasks, create_project
-    from tastemaker.runs.folders import new_folder
-
-    assert args.project is not None
-    with new_folder(args.project) as folder, create_project(folder, settings, args.database) as project:
-        try:
-            yield lambda tasks: add_tasks(project, tasks)
-        except BaseException:
-            if args.database is not None:  # which the folder's removal leaves as it is
-                downgrade(project.database, "base")
-            raise
 
 
 @contextmanager
