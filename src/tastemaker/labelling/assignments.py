@@ -201,8 +201,8 @@ def _shown(session: Session, row: Assignment) -> Assigned:
         sa.select(TaskImage.sha256).where(TaskImage.task_id == row.task_id).order_by(TaskImage.position)
     ).all()
     return Assigned(
-        row.id, prompt, question, tuple(images), tuple(row.presentation), row.sides, tuple(read_judgements(session, row.id)),
-        row.lease_until,
+        row.id, prompt, question, tuple(images), tuple(row.presentation), row.sides,
+        tuple(read_judgements(session, row.id)), row.lease_until,
     )  # fmt: skip
 
 
