@@ -59,7 +59,14 @@ def measure(line: dict[str, Any]) -> dict[str, Any]:
         model=str(MODEL),
         precision=line["precision"],
         speed=replace(base.speed, compile=line["compile"]),
-        sampling=replace(base.sampling, size=line["pixels"], steps=line["steps"], samples=line["images"], batch=rows),
+        sampling=replace(
+            base.sampling,
+            height=line["pixels"],
+            width=line["pixels"],
+            steps=line["steps"],
+            samples=line["images"],
+            batch=rows,
+        ),
         optimizer=replace(base.optimizer, updates=1, rows=rows),
         tuning=replace(base.tuning, gradient_checkpointing=line["checkpointing"]),
     )

@@ -173,7 +173,7 @@ CASES: dict[str, str] = {
     # Other models: v prediction, class-conditional pixels, the bundled model with its judge.
     "v-prediction": "ddpo-compressibility model={inputs}/sd-v prompts=ddpo-animals",
     "v-prediction-nft": "nft-compressibility model={inputs}/sd-v prompts=ddpo-animals algorithm.noises=2",
-    "size": "ddpo-compressibility {TINY} sampling.size=48 sampling.per_prompt=2",
+    "size": "ddpo-compressibility {TINY} sampling.height=48 sampling.width=48 sampling.per_prompt=2",
     "pixels": "ddpo-compressibility {PIXELS}",
     "pixels-ppo": "ppo-compressibility {PIXELS}",
     "pixels-alignprop": "alignprop-compressibility {PIXELS} {BACKPROP}",

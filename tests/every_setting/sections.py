@@ -358,10 +358,16 @@ def noise_outside(lab: Lab) -> None:
     close(made.rollout.latents[:, 0], x, 1e-4)
 
 
-@acts("sampling.size")
-def size(lab: Lab) -> None:
-    found = evaluate_run(lab.session(sampling={"size": 64}))
-    assert found.seen.images.shape == (4, 3, 64, 64)
+@acts("sampling.height")
+def height(lab: Lab) -> None:
+    found = evaluate_run(lab.session(sampling={"height": 64}))
+    assert found.seen.images.shape == (4, 3, 64, 32)
+
+
+@acts("sampling.width")
+def width(lab: Lab) -> None:
+    found = evaluate_run(lab.session(sampling={"width": 64}))
+    assert found.seen.images.shape == (4, 3, 32, 64)
 
 
 # The optimizer.
@@ -596,7 +602,7 @@ def pairs_source(lab: Lab) -> None:
     assert session.pairs is not None
     assert session.pairs.prompts == ("cat", "dog", "bear")
     # Image 0 is preferred to 1, and 3 to 2.
-    close(session.pairs.images(1, 32), torch.stack([pixels(given.image(n)) for n in (3, 2)]))
+    close(session.pairs.images(1, 32, 32), torch.stack([pixels(given.image(n)) for n in (3, 2)]))
 
 
 def pixels(image: Any) -> Tensor:

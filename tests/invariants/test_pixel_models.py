@@ -215,10 +215,12 @@ def test_latents_of_images_are_what_decode_shows_again(channels):
 
 def test_resize():
     model = PixelUNet(tiny.pixels())
-    model.resize(24)
-    assert shown(model, draw("a", "b")).shape == (2, 3, 24, 24)
-    with pytest.raises(ModelError, match=r"sampling.size is 25, but this model needs a multiple of 2"):
-        model.resize(25)
+    model.resize(24, None)
+    assert shown(model, draw("a", "b")).shape == (2, 3, 24, 16)
+    model.resize(None, 32)
+    assert shown(model, draw("a", "b")).shape == (2, 3, 24, 32)
+    with pytest.raises(ModelError, match=r"sampling.width is 25, but this model needs a multiple of 2"):
+        model.resize(24, 25)
 
 
 def trained(tuning, pipeline=None):

@@ -148,7 +148,7 @@ def test_given_images_are_encoded_with_their_captions(tmp_path, checkpoint, monk
     session = setup.start(made, tmp_path, State())
     chosen = prior_preservation.in_turn(6, made.seed, 0, 4, 3)
     assert len(set(chosen)) == 4
-    images = torch.stack([fitted(given.image(n, (48, 32)), 32) for n in chosen])
+    images = torch.stack([fitted(given.image(n, (48, 32)), 32, 32) for n in chosen])
     torch.testing.assert_close(session.prior_images.x0, session.model.encode_images(images), rtol=1e-5, atol=1e-5)
     text = session.model.encode([given.PROMPTS[n % 5] for n in chosen], 1.0)["text"]
     torch.testing.assert_close(session.prior_images.cond["text"], text, rtol=1e-5, atol=1e-5)

@@ -129,7 +129,7 @@ def test_an_output_folder_that_cannot_be_made(capsys, tmp_path, checkpoint):
     [
         ("sampling.eta=0", "a policy needs noise"),
         ("optimizer.updates=3", "does not divide"),
-        ("sampling.size=33", "multiple of 8"),
+        ("sampling.height=33", "multiple of 8"),
         ("optimizer.lr=fast", "expected a number"),
         ("optimizer.rate=1", "optimizer.rate"),
     ],

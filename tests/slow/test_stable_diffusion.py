@@ -62,7 +62,8 @@ def test_one_round_runs_at_full_size(folder, tmp_path, pixels, capsys):
     """The public code's LoRA preset with fewer, smaller and shorter samples; prints seconds and peak memory."""
     words = [
         "train", "ddpo-compressibility-sd14-lora", "--model", str(folder), "--out", str(tmp_path / "run"),
-        f"sampling.size={pixels}", "sampling.steps=5", "sampling.samples=4", "sampling.batch=4", "optimizer.updates=1",
+        f"sampling.height={pixels}", f"sampling.width={pixels}", "sampling.steps=5", "sampling.samples=4",
+        "sampling.batch=4", "optimizer.updates=1",
         "optimizer.rows=4", "rounds=1", "evaluation.prompts=1", "evaluation.per_prompt=2",
     ]  # fmt: skip
     script = f"import sys; from tastemaker.cli.main import main; sys.exit(main({words!r}))"

@@ -141,7 +141,7 @@ MISTAKES = [
     (["train", PRESET, "--xyzzy"], "unknown flag --xyzzy; see `tastemaker train --help`"),
     (["train", PRESET, "--rounds", "many"], "--rounds is 'many', expected a whole number (see"),
     (["train", PRESET, "optimizer.lr=fast"], "--optimizer.lr is 'fast', expected a number (see"),
-    (["train", PRESET, "--sampling.size", "big"], "--sampling.size is 'big', expected a whole number or None (see"),
+    (["train", PRESET, "--sampling.height", "big"], "--sampling.height is 'big', expected a whole number or None (see"),
     (["train", PRESET, "--precision", "fp31"], "--precision cannot be 'fp31'; known: 'fp32', 'bf16', 'fp16' (see"),
     (["train", PRESET, "--optimizer.betas", "0.9"], "--optimizer.betas needs 2 values (see"),
     (["train", PRESET, "--optimizer.betas", "0.9", "x"], "--optimizer.betas cannot be '0.9', 'x' (see"),
@@ -300,9 +300,9 @@ def test_assignments():
     assert settings.tuning.gradient_checkpointing
     assert settings.tuning.targets == ("to_q",)
     assert settings.checkpoint.every == 2
-    lora = read([f"{PRESET}-sd14", "tuning.gradient_checkpointing=false", "sampling.size=null"])[0].settings
+    lora = read([f"{PRESET}-sd14", "tuning.gradient_checkpointing=false", "sampling.height=null"])[0].settings
     assert not lora.tuning.gradient_checkpointing
-    assert lora.sampling.size is None
+    assert lora.sampling.height is None
 
 
 def test_assignments_leave_values_of_flags_alone():

@@ -46,7 +46,8 @@ CONFIGS = st.builds(
         guidance=st.floats(allow_nan=False, allow_infinity=False),
         samples=st.just(48),
         per_prompt=st.sampled_from([1, 2, 3, 48]),
-        size=st.none() | COUNTS,
+        height=st.none() | COUNTS,
+        width=st.none() | COUNTS,
     ),
     optimizer=st.builds(Optimizer, lr=POSITIVE, betas=st.tuples(POSITIVE, POSITIVE), updates=st.sampled_from([1, 6])),
     tuning=st.builds(
@@ -111,9 +112,9 @@ def test_text_that_yaml_1_1_would_read_otherwise():
 
 
 def test_values_of_every_type():
-    text = "sampling: {size: ~}\ntuning: {alpha: 2, gradient_checkpointing: true, targets: [a, b]}\nprecision: bf16\n"
-    config = read(text, dataclasses.replace(Config(), sampling=Sampling(size=64)))
-    assert config.sampling.size is None
+    text = "sampling: {height: ~}\ntuning: {alpha: 2, gradient_checkpointing: true, targets: [a, b]}\nprecision: bf16\n"
+    config = read(text, dataclasses.replace(Config(), sampling=Sampling(height=64)))
+    assert config.sampling.height is None
     assert config.tuning == Tuning(alpha=2.0, gradient_checkpointing=True, targets=("a", "b"))
     assert config.precision == "bf16"
     assert read("algorithm: {name: ddpo, clip: 0.5}").algorithm == DDPO(clip=0.5)
@@ -141,7 +142,7 @@ MISTAKES = [
     ("rounds: {a: 1}", "run.yaml:1: rounds is a section of keys, expected a whole number"),
     ("rounds: !!int abc", "run.yaml:1: rounds is abc, which cannot be read as a whole number"),
     ("rounds: " + "9" * 5000, "which cannot be read as a whole number"),
-    ("sampling: {size: x}", "run.yaml:1: sampling.size is 'x' (text), expected a whole number or null"),
+    ("sampling: {width: x}", "run.yaml:1: sampling.width is 'x' (text), expected a whole number or null"),
     ("sampling: 3", "run.yaml:1: sampling is 3, expected keys and values (`key: value`)"),
     ("model: 12", "run.yaml:1: model is 12 (a whole number), expected text; put it in quotes"),
     ("tuning: {gradient_checkpointing: yes}", "gradient_checkpointing is 'yes' (text), expected true or false"),

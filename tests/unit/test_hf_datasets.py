@@ -59,14 +59,14 @@ def test_a_damaged_image_of_a_data_set_is_named_by_its_row(tmp_path, name, form)
 
     save({"caption": ["x"] * 3, "image": [GOOD, GOOD, broken]})
     captioned = load_captioned(source)
-    assert captioned.image(1, 32).shape == (3, 32, 32)
+    assert captioned.image(1, 32, 32).shape == (3, 32, 32)
     with pytest.raises(DataError, match=f"set.*, row 2: .*{message}"):
-        captioned.image(2, 32)
+        captioned.image(2, 32, 32)
     save({"caption": ["x"] * 3, "jpg_0": [GOOD, GOOD, GOOD], "jpg_1": [GOOD, GOOD, broken], "preferred": ["1"] * 3})
     pairs = load_pairs(source)
-    assert pairs.images(1, 32).shape == (2, 3, 32, 32)
+    assert pairs.images(1, 32, 32).shape == (2, 3, 32, 32)
     with pytest.raises(DataError, match=f"set.*, row 2, jpg_1: .*{message}"):
-        pairs.images(2, 32)
+        pairs.images(2, 32, 32)
 
 
 def test_other_columns_of_images(tmp_path):
@@ -77,12 +77,12 @@ def test_other_columns_of_images(tmp_path):
     for place, image in enumerate(([png(1)] * 2, ["1.png", "in\\1.png"], [["1.png"]] * 2)):
         file = tmp_path / ("in" if place == 1 else ".") / f"{place}.parquet"
         datasets.Dataset.from_dict(columns | {"image": image}).to_parquet(file)
-    expected = load_captioned(str(tmp_path / "0.parquet")).image(1, 32)
-    assert load_captioned(str(tmp_path / "in/1.parquet")).image(0, 32).equal(expected)
+    expected = load_captioned(str(tmp_path / "0.parquet")).image(1, 32, 32)
+    assert load_captioned(str(tmp_path / "in/1.parquet")).image(0, 32, 32).equal(expected)
     with pytest.raises(DataError, match="row 1: there is no image"):
-        load_captioned(str(tmp_path / "in/1.parquet")).image(1, 32)
+        load_captioned(str(tmp_path / "in/1.parquet")).image(1, 32, 32)
     with pytest.raises(DataError, match="row 0: expected an image or its path, but found list"):
-        load_captioned(str(tmp_path / "2.parquet")).image(0, 32)
+        load_captioned(str(tmp_path / "2.parquet")).image(0, 32, 32)
 
 
 def test_depth_and_alpha_in_a_data_set(tmp_path):
@@ -93,7 +93,7 @@ def test_depth_and_alpha_in_a_data_set(tmp_path):
     made = datasets.Dataset.from_dict({"image": images, "text": ["x"] * 3}, features=features)
     made.save_to_disk(tmp_path / "set")
     captioned = load_captioned(str(tmp_path / "set"))
-    assert [round(255 * captioned.image(n, 2).mean().item()) for n in range(3)] == [128, 127, 255]
+    assert [round(255 * captioned.image(n, 2, 2).mean().item()) for n in range(3)] == [128, 127, 255]
 
 
 def test_classes_are_their_names(tmp_path):
@@ -107,8 +107,8 @@ def test_classes_are_their_names(tmp_path):
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "set")
     pairs = load_pairs(str(tmp_path / "set"))
     assert (pairs.prompts, pairs.ties) == (("cat", "cat"), 1)
-    assert pairs.images(0, 32).equal(pairs.images(1, 32).flip(0))
-    assert not pairs.images(0, 32)[0].equal(pairs.images(0, 32)[1])
+    assert pairs.images(0, 32, 32).equal(pairs.images(1, 32, 32).flip(0))
+    assert not pairs.images(0, 32, 32)[0].equal(pairs.images(0, 32, 32)[1])
     assert load_prompts(f"dataset:{tmp_path / 'set'}").weights == (1.0, 2.0)
 
 
@@ -144,8 +144,10 @@ def test_a_folder_of_images_with_captions_beside_them(tmp_path):
         (tmp_path / junk).write_bytes(b"junk")
     captioned = load_captioned(str(tmp_path))
     assert captioned.captions == ("a cat", "a dog, in two lines", "")
-    assert captioned.image(0, 32).equal(load_captioned(str(tmp_path)).image(0, 32))
-    assert np.array_equal(np.asarray(given.image(1)), (captioned.image(0, 32) * 255).permute(1, 2, 0).round().numpy())
+    assert captioned.image(0, 32, 32).equal(load_captioned(str(tmp_path)).image(0, 32, 32))
+    assert np.array_equal(
+        np.asarray(given.image(1)), (captioned.image(0, 32, 32) * 255).permute(1, 2, 0).round().numpy()
+    )
     (tmp_path / "b.TXT").unlink()
     with pytest.raises(DataError, match=r"1 of the 3 images in .* no caption, b.PNG among them: expected it in b.txt"):
         load_captioned(str(tmp_path))
@@ -169,7 +171,7 @@ def test_metadata_as_other_programs_write_it(tmp_path, name, content):
     for source in (tmp_path, tmp_path / name):
         captioned = load_captioned(str(source))
         assert captioned.captions == ("a cat",)
-        assert captioned.image(0, 32).shape == (3, 32, 32)
+        assert captioned.image(0, 32, 32).shape == (3, 32, 32)
     (tmp_path / name).write_bytes(content.replace("1.PNG", "1.png").encode())
     with pytest.raises(DataError, match=r"there is no image .*1.png; did you mean .*1.PNG"):
         load_captioned(str(tmp_path))

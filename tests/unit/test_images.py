@@ -307,12 +307,12 @@ def test_paths_as_other_systems_write_them(tmp_path):
 
 def test_sizes(tmp_path):
     """One pixel becomes a plain image; of a very long one the middle stays; an image of the right size is kept."""
-    assert fitted(Image.new("RGB", (1, 1), (255, 0, 51)), 4).equal(
+    assert fitted(Image.new("RGB", (1, 1), (255, 0, 51)), 4, 4).equal(
         torch.tensor([1, 0, 0.2]).view(3, 1, 1).expand(3, 4, 4)
     )
     long = Image.new("RGB", (1001, 1), "black")
     long.putpixel((500, 0), (255, 255, 255))
-    assert fitted(long, 1).eq(1).all()
+    assert fitted(long, 1, 1).eq(1).all()
     exact = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
-    assert fitted(exact, 8).equal(to_tensor(exact))
+    assert fitted(exact, 8, 8).equal(to_tensor(exact))
     assert to_tensor(exact)[1, 2, 3].item() == pytest.approx(exact.getpixel((3, 2))[1] / 255)

@@ -42,7 +42,7 @@ def test_a_folder_gives_the_preferred_image_first(tmp_path):
     pairs = load_pairs(str(given.pairs(tmp_path, 4)))
     assert (len(pairs), pairs.ties, pairs.prompts) == (4, 0, ("cat", "dog", "bear", "owl"))
     for n in range(4):
-        better, other = pairs.images(n, 32)
+        better, other = pairs.images(n, 32, 32)
         assert better.equal(pixels(2 * n + n % 2))
         assert other.equal(pixels(2 * n + 1 - n % 2))
 
@@ -53,8 +53,8 @@ def test_ties_are_left_out_and_counted_in_every_kind_of_table(tmp_path, name):
     path = write(tmp_path, rows, name)
     pairs = load_pairs(str(tmp_path if name == "pairs.jsonl" else path))
     assert (len(pairs), pairs.ties) == (2, 2)
-    assert pairs.images(0, 32)[0].equal(pixels(1))
-    assert pairs.images(1, 32)[0].equal(pixels(0))
+    assert pairs.images(0, 32, 32)[0].equal(pixels(1))
+    assert pairs.images(1, 32, 32)[0].equal(pixels(0))
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_pick_a_pics_columns_in_a_data_set(tmp_path, monkeypatch, form, by):
         made.to_parquet(tmp_path / "set/train-00000.parquet")
     pairs = load_pairs(str(tmp_path / "set"))
     assert (pairs.prompts, pairs.ties) == (("cat", "owl"), 1)
-    assert pairs.images(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
-    assert pairs.images(1, 32).equal(torch.stack([pixels(4), pixels(5)]))
+    assert pairs.images(0, 32, 32).equal(torch.stack([pixels(1), pixels(0)]))
+    assert pairs.images(1, 32, 32).equal(torch.stack([pixels(4), pixels(5)]))
     with pytest.raises(DataError, match="no split 'test'; it has train"):
         load_pairs(str(tmp_path / "set"), "test")
 
@@ -189,7 +189,7 @@ def test_tables_of_other_programs(tmp_path, name, content):
     for source in (tmp_path, tmp_path / name):
         pairs = load_pairs(str(source))
         assert pairs.prompts == ("cat",)
-        assert pairs.images(0, 32).equal(torch.stack([pixels(1), pixels(0)]))
+        assert pairs.images(0, 32, 32).equal(torch.stack([pixels(1), pixels(0)]))
 
 
 def test_what_is_not_there_or_no_data_set(tmp_path):
@@ -206,20 +206,20 @@ def test_a_image_that_breaks_off_is_named_when_it_is_used(tmp_path):
     pairs = load_pairs(str(given.pairs(tmp_path, 2)))
     file = tmp_path / "1-0.png"
     file.write_bytes(file.read_bytes()[:200])
-    pairs.images(0, 32)
+    pairs.images(0, 32, 32)
     with pytest.raises(DataError, match=r"pairs.jsonl:2: the image .*1-0.png cannot be read"):
-        pairs.images(1, 32)
+        pairs.images(1, 32, 32)
 
 
 def test_images_are_scaled_and_cut_in_the_middle():
     """Left half black, right half white, three times as wide as high: the middle third has the edge in its middle."""
     wide = Image.new("RGB", (96, 32), "black")
     wide.paste("white", (48, 0, 96, 32))
-    cut = fitted(wide, 32)
+    cut = fitted(wide, 32, 32)
     assert cut.shape == (3, 32, 32)
     assert cut[:, :, :16].max() == 0
     assert cut[:, :, 16:].min() == 1
-    small = fitted(wide, 8)
+    small = fitted(wide, 8, 8)
     assert (small[:, :, 0].max(), small[:, :, 7].min()) == (0, 1)
     assert opened(Image.new("L", (4, 4), 128), "here").mode == "RGB"
 

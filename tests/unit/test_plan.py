@@ -14,8 +14,8 @@ from tastemaker.models import load_meta_model, load_model
 from tastemaker.training.plan import Calls, Facts, estimated_memory, make_plan, round_calls
 
 FACTS = Facts(
-    network=1000, trainable=100, value=0, text_encoder=200, vae=300, outputs=50, decoder_outputs=70, pixels=32,
-    stochastic=(0, 1, 2), prompts=5, unseen=0,
+    network=1000, trainable=100, value=0, text_encoder=200, vae=300, outputs=50, decoder_outputs=70, height=32,
+    width=48, stochastic=(0, 1, 2), prompts=5, unseen=0,
 )  # fmt: skip
 BASE = Config()
 SMALL = replace(
@@ -125,7 +125,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
         (["evaluation.rewards=nowhere"], "nowhere"),
         (["algorithm=draft"], "follows the reward's gradient"),
         (["tuning.targets=nowhere"], "tuning.targets"),
-        (["sampling.size=33"], "sampling.size is 33"),
+        (["sampling.height=33"], "sampling.height is 33"),
         (["trackers=nowhere"], "trackers has 'nowhere'"),
         (["prior_preservation.weight=1", "prior_preservation.source=nowhere"], "nowhere"),
         (["--out", "/proc/nowhere"], "cannot write"),

@@ -78,16 +78,19 @@ def sample(
     guidance: float = 5.0,
     eta: float = 1.0,
     batch: int = 16,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Samples:
     """`n` images of each different prompt, the same for the same arguments as those of `tastemaker sample`.
 
     `model`, `prompts` as in `tastemaker.train`; a loaded pipeline stays as it is. `adapter`: a run, or a folder or file
     of what one trained. `steps`: 1 to 1000; `guidance`: 1 turns it off; `eta`: 0 is deterministic DDIM, 1 the ancestral
-    sampler; `batch`: images sampled at once. On an accelerator the network runs in float16, else in float32.
+    sampler; `batch`: images sampled at once; `height`, `width`: of the images in pixels, the model's own when None. On
+    an accelerator the network runs in float16, else in float32.
 
     Raises ConfigError for a number out of range or a missing adapter, ModelError, or PromptError.
     """
-    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, steps, eta, batch)
+    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, steps, eta, batch, height, width)
     return _samples(draw, evaluation.generate(loaded, sampler, draw, guidance=guidance, batch=batch).images)
 
 
@@ -103,6 +106,8 @@ def evaluate(
     guidance: float = 5.0,
     eta: float = 1.0,
     batch: int = 16,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Evaluation:
     """`n` images of each prompt, as `sample` makes them, with their rewards.
 
@@ -117,7 +122,7 @@ def evaluate(
         if name in named:
             raise RewardError(f"two rewards are called {name!r}: give each a name of its own")
         named[name] = load_reward(one) if isinstance(one, str) else wrap(one)
-    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, steps, eta, batch)
+    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, steps, eta, batch, height, width)
     found = evaluation.evaluate(loaded, sampler, draw, named, guidance=guidance, batch=batch, judged=model == "bundled")
     totals = {name: scores.total for name, scores in found.scores.items()}
     metrics: dict[str, float] = {}
@@ -136,6 +141,8 @@ def _prepared(
     steps: int,
     eta: float,
     batch: int,
+    height: int | None,
+    width: int | None,
 ) -> tuple[Model, Draw, LocalSampler]:
     """The loaded model, the images to be made, and the sampler. Raises what `sample` raises."""
     for name, value, low in (("n", n, 1), ("steps", steps, 1), ("eta", eta, 0), ("batch", batch, 1)):
@@ -150,6 +157,7 @@ def _prepared(
     else:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = wrap_pipeline(copied(model), "fp32" if device == "cpu" else "fp16", device)
+    loaded.resize(height, width)
     if found is not None:
         loaded.weights.load(found)
     sde = DDIM(loaded.process.grid(steps, loaded.latent_shape), eta)

@@ -18,6 +18,7 @@ import torch
 
 from tastemaker.benchmarking.trace import FORWARD, OTHER, PARTS, TRAIN, clock, traced_round
 from tastemaker.config.schema import Config
+from tastemaker.diffusion.model import image_size
 from tastemaker.errors import ConfigError
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
@@ -168,13 +169,14 @@ def _summary(
     rows = sum(size * count for size, count in calls.backward.items()) // double
     median = {name: statistics.median(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
     totals = [floor.total for floor in floors]
+    height, width = image_size(session.model)
     overheads = [wall / floor for wall, floor in zip(walls, totals, strict=True)]
     return Bench(
         settings={
             "model": config.model, "algorithm": config.algorithm.name, "reward": config.reward,
             "precision": config.precision, "tuning": config.tuning.mode, "compile": config.speed.compile,
             "gradient_checkpointing": config.tuning.gradient_checkpointing,
-            "pixels": session.model.latent_shape[-1] * session.model.scale, "samples": s.samples, "steps": s.steps,
+            "height": height, "width": width, "samples": s.samples, "steps": s.steps,
             "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
             "updates": updates_of_round(config), "repeats": len(walls),
         },

@@ -64,7 +64,7 @@ def text(name: str, found: Bench) -> str:
     s, m = found.settings, found.machine
     memory = "of tensors on the GPU" if m["device"] != "cpu" else "of the process, loading included"
     lines = [
-        f"{name}: {s['model']} at {s['pixels']} px, {s['precision']}, {s['tuning']}; "
+        f"{name}: {s['model']} at {s['height']} x {s['width']} px, {s['precision']}, {s['tuning']}; "
         f"{m['device']}, {m['threads']} threads, torch {m['torch']}",
         f"a round: {s['samples']} images of {s['steps']} steps in batches of {s['batch']}, "
         f"{s['trained_rows']} rows trained in batches of {s['rows']}, {s['updates']} updates",

@@ -91,6 +91,10 @@ class CreateArgs:
     """Classifier-free guidance weight."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
     """Weight of the noise added at each step."""
+    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
+    """Height of the images in pixels."""
+    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
+    """Width of the images in pixels."""
     database: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="(default: SQLite in PROJECT)")] = (
         None
     )
@@ -164,7 +168,7 @@ def _source(args: CreateArgs) -> _Source | None:
     elif args.prompts is None:
         raise ConfigError("give a run by --run, a model's prompts by --prompts, or images by --images")
     listed = as_source(args.prompts or base.prompts, "--prompts")
-    sampling = chosen_sampling(base.sampling, args.steps, args.guidance, args.eta)
+    sampling = chosen_sampling(base.sampling, args.steps, args.guidance, args.eta, args.height, args.width)
     name = str(args.run or args.adapter or model)
     return _Source(model, adapter, load_prompts(listed).prompts, sampling, name)
 
@@ -191,7 +195,7 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
     if args.dry_run:
         from tastemaker.models import load_meta_model
 
-        load_meta_model(source.model)
+        load_meta_model(source.model).resize(source.sampling.height, source.sampling.width)
         print(f"{text} of {source.name}, {source.sampling.steps} steps, into {args.project}")
         return 0
     from tastemaker.evaluation.images import load_here
@@ -199,7 +203,7 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
     from tastemaker.labelling.sources import Recipe
     from tastemaker.models.adapter_files import find_adapter
 
-    model = load_here(source.model)
+    model = load_here(source.model, source.sampling.height, source.sampling.width)
     if source.adapter is not None:
         model.weights.load(find_adapter(source.adapter))
     recipe = Recipe(source.sampling.steps, source.sampling.guidance, source.sampling.eta, args.seed)

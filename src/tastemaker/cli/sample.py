@@ -49,6 +49,10 @@ class SampleArgs:
     """Classifier-free guidance weight."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
     """Weight of the noise added at each step."""
+    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
+    """Height of the images in pixels."""
+    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
+    """Width of the images in pixels."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/sample-<n>)")] = None
     """Folder of the images."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -67,7 +71,7 @@ def run(argv: list[str]) -> int:
     if args.dry_run:
         from tastemaker.models import load_meta_model
 
-        load_meta_model(model)
+        load_meta_model(model).resize(sampling.height, sampling.width)
         kinds = f", at {len(masks)} choices of steps, beside the base model and the whole adapter" if masks else ""
         print(f"{len(prompts)} prompts with {args.n} images each of {model}, {sampling.steps} steps{kinds}, into {out}")
         return 0
@@ -86,6 +90,8 @@ def run(argv: list[str]) -> int:
                 guidance=sampling.guidance,
                 eta=sampling.eta,
                 folder=folder,
+                height=sampling.height,
+                width=sampling.width,
             )
         print_lines(out / "sheet.png")
         return 0
@@ -101,6 +107,8 @@ def run(argv: list[str]) -> int:
         guidance=sampling.guidance,
         eta=sampling.eta,
         out=out,
+        height=sampling.height,
+        width=sampling.width,
     )
     print_lines(sheet)
     return 0
@@ -122,4 +130,6 @@ def _settings(args: SampleArgs) -> tuple[str, Sampling]:
             raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder or file")
         base = run_config(args.adapter) or base
     require_at_least("n", args.n, 1)
-    return args.model or base.model, chosen_sampling(base.sampling, args.steps, args.guidance, args.eta)
+    return args.model or base.model, chosen_sampling(
+        base.sampling, args.steps, args.guidance, args.eta, args.height, args.width
+    )

@@ -10,9 +10,16 @@ from tastemaker.config.schema import Sampling
 from tastemaker.errors import ConfigError
 
 
-def chosen_sampling(base: Sampling, steps: int | None, guidance: float | None, eta: float | None) -> Sampling:
+def chosen_sampling(
+    base: Sampling,
+    steps: int | None,
+    guidance: float | None,
+    eta: float | None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Sampling:
     """`base` with what was given over it. Raises ConfigError for numbers out of range."""
-    given = {"steps": steps, "guidance": guidance, "eta": eta}
+    given = {"steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width}
     sampling = replace(base, **{name: value for name, value in given.items() if value is not None})
     require_finite(sampling, "--")
     require_at_least("steps", sampling.steps, 1)

@@ -64,8 +64,10 @@ class Sampling:
     adds up over a latent's elements, above all in half precision (docs/methods/ddpo.md)."""
     noise_outside: bool = True
     """Add noise also at steps outside the window; MixGRPO does not."""
-    size: int | None = None
-    """Side of the images in pixels; the model's own when left out."""
+    height: int | None = None
+    """Height of the images in pixels; the model's own when left out."""
+    width: int | None = None
+    """Width of the images in pixels; the model's own when left out."""
 
 
 @dataclass(frozen=True)

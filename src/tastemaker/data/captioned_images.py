@@ -22,13 +22,13 @@ opened = read_image
 """An RGB image from whatever tables and data sets have."""
 
 
-def fitted(image: Image.Image, side: int) -> Tensor:
-    """[3,side,side] in [0,1]: the shorter side scaled to `side` (bilinear, antialiased), the longer cut at both ends.
+def fitted(image: Image.Image, height: int, width: int) -> Tensor:
+    """[3,height,width] in [0,1]: scaled to cover that size (bilinear, antialiased), and cut at both ends.
 
     An image of that size stays as it is, to the bit.
     """
-    if image.size != (side, side):
-        image = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     return to_tensor(image)
 
 
@@ -55,9 +55,9 @@ class Captioned:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def image(self, index: int, side: int) -> Tensor:
-        """[3,side,side] in [0,1]. Raises DataError with its row where the image is unreadable."""
-        return fitted(read_image(self.source(index), self.where(index)), side)
+    def image(self, index: int, height: int, width: int) -> Tensor:
+        """[3,height,width] in [0,1]. Raises DataError with its row where the image is unreadable."""
+        return fitted(read_image(self.source(index), self.where(index)), height, width)
 
 
 def load_captioned(source: str, split: str = "train") -> Captioned:

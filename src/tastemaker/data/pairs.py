@@ -45,10 +45,10 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def images(self, index: int, side: int) -> Tensor:
-        """[2,3,side,side] in [0,1]: the preferred image, and the other. Raises DataError where one is unreadable."""
+    def images(self, index: int, height: int, width: int) -> Tensor:
+        """[2,3,height,width] in [0,1]: the preferred image, and the other. Raises DataError where one is unreadable."""
         where = self.places(index)
-        return torch.stack([fitted(read_image(source, where), side) for source in self.sources(index)])
+        return torch.stack([fitted(read_image(source, where), height, width) for source in self.sources(index)])
 
 
 def load_pairs(source: str, split: str = "train") -> PairSet:
@@ -114,7 +114,7 @@ def _from_dataset(dataset: Any, source: str) -> PairSet:
 
     mark, ties = digest([prompts, kept]), len(dataset) - len(kept)
     found = PairSet(tuple(prompts), sources, lambda i: f"{source}, row {kept[i][0]}", mark, ties)
-    found.images(0, 8)  # a column that holds no images is found out now
+    found.images(0, 8, 8)  # a column that holds no images is found out now
     return found
 
 

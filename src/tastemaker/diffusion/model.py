@@ -64,8 +64,11 @@ class Model(Denoiser, Protocol):
         """The networks beside the trained one by name, such as `text_encoder` and `vae`."""
         ...
 
-    def resize(self, pixels: int) -> None:
-        """Makes images of pixels x pixels from now on. Raises ModelError where the latents would not fit."""
+    def resize(self, height: int | None, width: int | None) -> None:
+        """Makes images of height x width pixels from now on; None keeps what it is.
+
+        Raises ModelError where the latents would not fit.
+        """
         ...
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
@@ -102,3 +105,9 @@ class Model(Denoiser, Protocol):
     def usage(self, base: str) -> str:
         """Python code that loads, with diffusers alone, what `weights.save` wrote into `adapter` or `model`."""
         ...
+
+
+def image_size(model: Model) -> tuple[int, int]:
+    """Height and width in pixels of the images that a model makes."""
+    height, width = model.latent_shape[-2:]
+    return height * model.scale, width * model.scale

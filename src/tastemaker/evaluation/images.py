@@ -31,14 +31,16 @@ def to_pil(x: Tensor) -> list[Image.Image]:
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, cell: int | None = None, gap: int = 4) -> Image.Image:
-    """Images in rows of `columns`; small ones are enlarged without smoothing to `cell` pixels."""
-    cell = cell or max(96, images[0].width)
+    """Images of one size in rows of `columns`, their longer side `cell` pixels; small ones without smoothing."""
+    width, height = images[0].size
+    cell = cell or max(96, width, height)
+    across, down = round(cell * width / max(width, height)), round(cell * height / max(width, height))
     rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (cell + gap) - gap, rows * (cell + gap) - gap), "white")
+    sheet = Image.new("RGB", (columns * (across + gap) - gap, rows * (down + gap) - gap), "white")
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
-        method = Image.Resampling.NEAREST if image.width < cell else Image.Resampling.LANCZOS
-        sheet.paste(image.resize((cell, cell), method), (column * (cell + gap), row * (cell + gap)))
+        method = Image.Resampling.NEAREST if max(image.size) < cell else Image.Resampling.LANCZOS
+        sheet.paste(image.resize((across, down), method), (column * (across + gap), row * (down + gap)))
     return sheet
 
 
@@ -70,12 +72,17 @@ def save_grid(
     os.replace(temporary, final)
 
 
-def load_here(model: str) -> Model:
-    """The model on this machine's accelerator in half precision, or on the CPU. Raises ModelError."""
+def load_here(model: str, height: int | None = None, width: int | None = None) -> Model:
+    """The model on this machine's accelerator in half precision, or on the CPU, for images of height x width pixels.
+
+    None is the model's own. Raises ModelError.
+    """
     from tastemaker.models import load_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(model, "fp32" if device == "cpu" else "fp16", device)
+    loaded = load_model(model, "fp32" if device == "cpu" else "fp16", device)
+    loaded.resize(height, width)
+    return loaded
 
 
 def fixed_draw(prompts: Sequence[str], n: int, seed: int) -> Draw:
@@ -95,6 +102,8 @@ def write_samples(
     guidance: float,
     eta: float,
     out: Path,
+    height: int | None = None,
+    width: int | None = None,
 ) -> Path:
     """Samples `n` images of each prompt into a new folder, and returns the path of their contact sheet.
 
@@ -104,7 +113,7 @@ def write_samples(
     from tastemaker.runs.folders import new_folder
 
     found = find_adapter(adapter) if adapter else None
-    loaded = load_here(model)
+    loaded = load_here(model, height, width)
     if found:
         loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)

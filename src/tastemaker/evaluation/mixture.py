@@ -103,8 +103,7 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     rewards = {name: load_reward(name) for name in plan.rewards}
     model.check(plan.prompts)
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
-    if sampling.size is not None:
-        model.resize(sampling.size)
+    model.resize(sampling.height, sampling.width)
     sampler = LocalSampler(model, DDIM(model.process.grid(sampling.steps, model.latent_shape), sampling.eta))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:

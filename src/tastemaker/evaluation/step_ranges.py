@@ -30,6 +30,8 @@ def write_ranges(
     guidance: float,
     eta: float,
     folder: Path,
+    height: int | None = None,
+    width: int | None = None,
 ) -> None:
     """Samples `n` images of each prompt with the adapter on at the steps of each mask, by the masks' names.
 
@@ -37,7 +39,7 @@ def write_ranges(
     model, each mask, and the adapter at all steps; its columns are the images.
     """
     found = require_adapter(find_adapter(adapter))
-    loaded = load_here(model)
+    loaded = load_here(model, height, width)
     loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
     several = len(masks) > 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.model import Model, image_size
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.models.tuning import Tuning
@@ -55,8 +55,8 @@ def check_model(make: Callable[[], Model], prompts: Sequence[str], *, guided: bo
     images = model.decode(x0.float())
     if images.shape[:2] != (2, 3) or images.min() < 0 or images.max() > 1:
         wrong.append(f"decode: expected [2,3,H,W] in [0,1], given {list(images.shape)}")
-    elif images.shape[-1] != model.latent_shape[-1] * model.scale:
-        wrong.append("decode: the images' side is not scale times the latents'")
+    elif tuple(images.shape[-2:]) != image_size(model):
+        wrong.append("decode: the images' height and width are not scale times the latents'")
     latents = model.encode_images(images)
     if latents.shape != x.shape:
         wrong.append(f"encode_images: expected {list(x.shape)}, given {list(latents.shape)}")

@@ -10,20 +10,35 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from tastemaker.errors import ModelError
 
 
-def image_side(config: Any) -> int:
-    """`sample_size` of a U-Net's config, as a number or as two equal ones. Raises ModelError."""
+def sample_size(config: Any) -> tuple[int, int]:
+    """Height and width of the latents, by `sample_size` of a U-Net's config, a number or two. Raises ModelError."""
     size = config["sample_size"]
     if not size:
         raise ModelError("the model does not say how large its images are: set sample_size in its unet/config.json")
     sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides) or len(sides) != 2:
-        raise ModelError(f"sample_size in the model's unet/config.json is {size!r}, but must be a whole number above 0")
-    if sides[0] != sides[1]:
         raise ModelError(
-            f"the model makes images that are not square (sample_size {list(sides)}), which this version does not: set "
-            "sample_size to one number in its unet/config.json"
+            f"sample_size in the model's unet/config.json is {size!r}, but must be a whole number above 0, or two "
+            "(height and width)"
         )
-    return sides[0]
+    return sides[0], sides[1]
+
+
+def resized(
+    latent_shape: tuple[int, ...], scale: int, height: int | None, width: int | None, multiple: int
+) -> tuple[int, ...]:
+    """The latent shape for images of height x width pixels, which must be multiples of `multiple`; None keeps a side.
+
+    Raises ModelError.
+    """
+    sides = list(latent_shape[-2:])
+    for index, (name, pixels) in enumerate((("height", height), ("width", width))):
+        if pixels is None:
+            continue
+        if pixels <= 0 or pixels % multiple:
+            raise ModelError(f"sampling.{name} is {pixels}, but this model needs a multiple of {multiple}")
+        sides[index] = pixels // scale
+    return (*latent_shape[:-2], *sides)
 
 
 def require_latent(pipeline: Any) -> None:
@@ -32,7 +47,7 @@ def require_latent(pipeline: Any) -> None:
         if getattr(pipeline, part, None) is None:
             raise ModelError(f"the model has no {part}")
     unet, vae = pipeline.unet.config, pipeline.vae.config
-    image_side(unet)
+    sample_size(unet)
     _require_channels(unet)
     _require_plain(unet)
     _require_vae(vae, unet["in_channels"])
@@ -45,9 +60,12 @@ def require_pixels(pipeline: Any) -> None:
     if not isinstance(unet, UNet2DModel):
         raise ModelError(f"the model's network is a {type(unet).__name__}, but a pixel-space one must be a UNet2DModel")
     config = unet.config
-    side, multiple = image_side(config), 2 ** (len(config["block_out_channels"]) - 1)
-    if side % multiple:
-        raise ModelError(f"sample_size in the model's unet/config.json is {side}, but must be a multiple of {multiple}")
+    multiple = 2 ** (len(config["block_out_channels"]) - 1)
+    for side in sample_size(config):
+        if side % multiple:
+            raise ModelError(
+                f"sample_size in the model's unet/config.json is {side}, but must be a multiple of {multiple}"
+            )
     channels = config["in_channels"]
     if channels not in (1, 3):
         raise ModelError(f"the model's images have {channels} channels, but only 1 (grey) and 3 (RGB) are known here")

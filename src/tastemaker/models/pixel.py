@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError, PromptError, nearest
-from tastemaker.models.config_checks import image_side, require_pixels
+from tastemaker.models.config_checks import require_pixels, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
@@ -45,8 +45,7 @@ class PixelUNet:
             unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = unet
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
-        side = image_side(unet.config)
-        self.latent_shape = (unet.config.in_channels, side, side)
+        self.latent_shape = (unet.config.in_channels, *sample_size(unet.config))
         self.weights = NetworkWeights(unet)
         self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
         """Class indices by name; empty for a model without classes."""
@@ -64,12 +63,13 @@ class PixelUNet:
         """None: the U-Net is all there is."""
         return {}
 
-    def resize(self, pixels: int) -> None:
-        """Makes images of pixels x pixels from now on. Raises ModelError where the U-Net cannot."""
+    def resize(self, height: int | None, width: int | None) -> None:
+        """Makes images of height x width pixels from now on; None keeps what it is.
+
+        Raises ModelError where the U-Net cannot.
+        """
         multiple = 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
-        if pixels <= 0 or pixels % multiple:
-            raise ModelError(f"sampling.size is {pixels}, but this model needs a multiple of {multiple}")
-        self.latent_shape = (self.latent_shape[0], pixels, pixels)
+        self.latent_shape = resized(self.latent_shape, self.scale, height, width, multiple)
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""

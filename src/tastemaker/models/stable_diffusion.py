@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tastemaker.errors import ModelError
 from tastemaker.models import prompt_length
-from tastemaker.models.config_checks import image_side, require_latent
+from tastemaker.models.config_checks import require_latent, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
@@ -46,8 +45,7 @@ class LatentUNet:
             pipeline.unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=True))
-        side = image_side(pipeline.unet.config)
-        self.latent_shape = (pipeline.unet.config.in_channels, side, side)
+        self.latent_shape = (pipeline.unet.config.in_channels, *sample_size(pipeline.unet.config))
         self.weights = NetworkWeights(pipeline.unet)
         self._text: dict[str, Tensor] = {}
         self._pooled: dict[str, Tensor] = {}
@@ -63,13 +61,13 @@ class LatentUNet:
         """The networks beside the U-Net."""
         return {"text_encoder": self.pipeline.text_encoder, "vae": self.pipeline.vae}
 
-    def resize(self, pixels: int) -> None:
-        """Makes images of pixels x pixels from now on. Raises ModelError where the latents would not fit."""
+    def resize(self, height: int | None, width: int | None) -> None:
+        """Makes images of height x width pixels from now on; None keeps what it is.
+
+        Raises ModelError where the latents would not fit.
+        """
         multiple = self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
-        if pixels <= 0 or pixels % multiple:
-            raise ModelError(f"sampling.size is {pixels}, but this model needs a multiple of {multiple}")
-        side = pixels // self.scale
-        self.latent_shape = (self.latent_shape[0], side, side)
+        self.latent_shape = resized(self.latent_shape, self.scale, height, width, multiple)
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""

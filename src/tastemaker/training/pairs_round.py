@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from tastemaker.data.pairs import PairSet
+from tastemaker.diffusion.model import image_size
 from tastemaker.diffusion.sampler import batches
 from tastemaker.training.draws import RoundPart, draw_pairs, share
 from tastemaker.training.measurements import finished_round
@@ -41,13 +42,13 @@ def encoded(session: Session, pairs: PairSet, draw: Draw) -> Rollout:
     Both of a pair are the same image of the draw, and so have the same noise.
     """
     model, count = session.model, len(draw)
-    side = model.latent_shape[-1] * model.scale
+    height, width = image_size(model)
     better, worse = [], []
     with ThreadPoolExecutor(max_workers=4) as readers:
         for part in batches(count, session.config.sampling.batch):
             session.stop.check()
             chosen = [draw.prompt_index[index] for index in part]
-            images = torch.stack(list(readers.map(lambda index: pairs.images(index, side), chosen)))
+            images = torch.stack(list(readers.map(lambda index: pairs.images(index, height, width), chosen)))
             better.append(model.encode_images(images[:, 0]))
             worse.append(model.encode_images(images[:, 1]))
             session.display.advance(2 * len(part))

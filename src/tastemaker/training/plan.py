@@ -45,8 +45,9 @@ class Facts:
     """Elements that all layers of the network put out in a pass over one row."""
     decoder_outputs: int
     """The same of the decoder for one image."""
-    pixels: int
-    """Side of the images."""
+    height: int
+    """Of the images, in pixels."""
+    width: int
     stochastic: tuple[int, ...]
     """Sampler steps that have noise, and so a likelihood."""
     prompts: int
@@ -216,7 +217,8 @@ def describe(config: Config, facts: Facts, plan: Plan) -> str:
     source = f"{plan.images:,} images sampled" if facts.pairs is None else f"{facts.pairs:,} pairs given"
     lines = {
         "algorithm": config.algorithm.name,
-        "model": f"{config.model} at {facts.pixels} px, {facts.network:,} parameters, {config.precision}",
+        "model": f"{config.model} at {facts.height} x {facts.width} px (height x width), {facts.network:,} parameters, "
+        f"{config.precision}",
         "trained": f"{facts.trainable:,} parameters ({config.tuning.mode})"
         + (f", and a value network of {facts.value:,}" if facts.value else ""),
         "prompts": f"{config.prompts} ({prompts})",

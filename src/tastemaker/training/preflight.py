@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tastemaker.config.schema import Config
 from tastemaker.data.pairs import load_pairs
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.model import image_size
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.models import load_meta_model
 from tastemaker.models.value import value_network
@@ -47,8 +48,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     for given in (prompts, unseen):
         if given is not None:
             model.check(given.prompts)
-    if config.sampling.size is not None:
-        model.resize(config.sampling.size)
+    model.resize(config.sampling.height, config.sampling.width)
     cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
     needs, network = config.algorithm.requirements, parameters(model.network)
     value = None if needs.value is None else value_network(needs.value.kind, model)
@@ -61,6 +61,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         model.decode(x)
     model.tune(replace(config.tuning, gradient_checkpointing=False), config.seed)
     sde = DDIM(model.process.grid(config.sampling.steps, model.latent_shape), config.sampling.eta)
+    height, width = image_size(model)
     return Facts(
         network=network,
         trainable=sum(weight.numel() for weight in model.weights.trainable().values()),
@@ -69,7 +70,8 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         vae=frozen.get("vae", 0),
         outputs=sum(outputs),
         decoder_outputs=sum(counts),
-        pixels=model.latent_shape[-1] * model.scale,
+        height=height,
+        width=width,
         stochastic=tuple(sde.stochastic()),
         prompts=len(prompts),
         unseen=0 if unseen is None else len(unseen),

@@ -15,6 +15,7 @@ from tastemaker import noise
 from tastemaker.config.schema import Config
 from tastemaker.data.captioned_images import Captioned, digest, load_captioned
 from tastemaker.diffusion import losses
+from tastemaker.diffusion.model import image_size
 from tastemaker.diffusion.sampler import batches, sample
 from tastemaker.training.draws import draw_round, in_turn
 from tastemaker.training.lr_schedule import updates_before
@@ -84,11 +85,11 @@ def _sampled(session: Session) -> PriorImages:
 @torch.no_grad()
 def _read(session: Session, given: Captioned, count: int) -> PriorImages:
     config, model = session.config, session.model
-    side = model.latent_shape[-1] * model.scale
+    height, width = image_size(model)
     chosen = in_turn(len(given), config.seed, 0, count, _CHOSEN)
     captions, x0 = [given.captions[index] for index in chosen], []
     for part in batches(count, config.sampling.batch):
-        images = [given.image(chosen[index], side) for index in part]
+        images = [given.image(chosen[index], height, width) for index in part]
         x0.append(model.encode_images(torch.stack(images)).cpu())
         model.encode([captions[index] for index in part], 1.0)
         session.display.advance(len(part))

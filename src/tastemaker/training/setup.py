@@ -108,8 +108,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     for listed in (prompts, unseen):
         if listed is not None:
             model.check(listed.prompts)
-    if config.sampling.size is not None:
-        model.resize(config.sampling.size)
+    model.resize(config.sampling.height, config.sampling.width)
     # Raises here where the model cannot be guided.
     model.encode([""], config.sampling.guidance)
     requirements = config.algorithm.requirements
