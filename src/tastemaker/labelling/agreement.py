@@ -5,7 +5,7 @@ Krippendorff's alpha is in none of SciPy and scikit-learn, which have Cohen's ka
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,8 +53,8 @@ def share(cases: int, of: int, confidence: float = 0.95) -> Share:
 
 
 def krippendorff(
-    units: Mapping[Hashable, Sequence[Any]],
-    clusters: Mapping[Hashable, Hashable],
+    units: Mapping[Any, Sequence[Any]],
+    clusters: Mapping[Any, Any],
     values: Sequence[Any],
     metric: Metric = "nominal",
     resamples: int = 1000,

@@ -30,7 +30,7 @@ def alpha(found, values, metric="nominal", **more):
 def test_binary_values_of_two_labelers():
     # Part A: Meg 0 1 0 0 0 0 0 0 1 0 and Owen 1 1 1 0 0 1 0 0 0 0. Of 20 values 14 are 0 and 6 are 1; 0 and 1 meet in
     # four units: alpha = 1 - 19 * 4 / (14 * 6) = 0.0952.
-    meg, owen = ["0", "1", "0", "0", "0", "0", "0", "0", "1", "0"], ["1", "1", "1", "0", "0", "1", "0", "0", "0", "0"]
+    meg, owen = list("0100000010"), list("1110010000")
     found = alpha({n: list(pair) for n, pair in enumerate(zip(meg, owen, strict=True))}, ["0", "1"])
     assert found is not None
     assert found.value == pytest.approx(1 - 19 * 4 / 84)
@@ -39,10 +39,7 @@ def test_binary_values_of_two_labelers():
 
 def test_nominal_values_of_two_labelers():
     # Part B, which gives 0.692.
-    ben, gerry = (
-        ["a", "a", "b", "b", "d", "c", "c", "c", "e", "d", "d", "a"],
-        ["b", "a", "b", "b", "b", "c", "c", "c", "e", "d", "d", "d"],
-    )
+    ben, gerry = list("aabbdcccedda"), list("babbbccceddd")
     found = alpha({n: list(pair) for n, pair in enumerate(zip(ben, gerry, strict=True))}, list("abcde"))
     assert found is not None
     assert found.value == pytest.approx(0.692, abs=5e-4)
