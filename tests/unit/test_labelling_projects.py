@@ -405,6 +405,15 @@ def test_judgements_are_read_as_they_were_written(tmp_path):
         assert list(found.judgements) == [*log, *more]
 
 
+def test_a_task_may_have_a_question_of_its_own(tmp_path):
+    with make_project(tmp_path / "p", Labelling(), tasks=1) as project:
+        add_tasks(project, [new_task(project.settings, 1, question="Which is sharper?")])
+        found = claimed(project, add_user(project, "ann"), 2, 0.0)
+        assert [task.question for task in found] == [None, "Which is sharper?"]
+        with pytest.raises(DataError, match="501 characters"):
+            add_tasks(project, [new_task(project.settings, 2, question="?" * 501)])
+
+
 def test_going_back_through_earlier_tasks(tmp_path):
     with make_project(tmp_path / "p", Labelling(), tasks=5) as project:
         ann = add_user(project, "ann")
