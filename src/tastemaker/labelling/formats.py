@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from tastemaker.data.pairs import preferred
+from tastemaker.data.tables import checked_text
 from tastemaker.errors import DataError
 from tastemaker.labelling.answers import TaskImages
 from tastemaker.labelling.ranking import Order
@@ -310,10 +311,8 @@ def _columns(row: Row, names: Sequence[str], where: str) -> None:
         raise DataError(f"{where}: no column {missing[0]}; it has {', '.join(map(str, row))[:300]}")
 
 
-def _text(row: Row, name: str, where: str) -> str:
-    if not isinstance(row[name], str):
-        raise DataError(f"{where}: expected text in {name}, but found {row[name]!r}")
-    return row[name]
+def _prompt(row: Row, name: str, where: str) -> str:
+    return checked_text(row[name], where, name)
 
 
 def _by_rank(ranks: Sequence[float]) -> Order:
@@ -354,7 +353,7 @@ def _from_pick_a_pic(rows: Iterable[tuple[str, Row]], split: str | None, store: 
         key = (labeler, number if ranking is None else ranking, row["caption"])
         verdict = {name: row[name] for name in ("label_0", "label_1", "best_image_uid", "image_0_uid", "image_1_uid",
                                                 "has_label", "are_different") if name in row}  # fmt: skip
-        one = _Compared(_text(row, "caption", where), (images[0], images[1]), preferred(verdict, where), where)
+        one = _Compared(_prompt(row, "caption", where), (images[0], images[1]), preferred(verdict, where), where)
         groups.setdefault(key, []).append(one)
     for (labeler, _, _), compared in groups.items():
         ranked = _ranking(compared)
@@ -402,7 +401,7 @@ def _from_hpdv2(rows: Iterable[tuple[str, Row]], split: str | None, store: Store
         if not isinstance(row[name], list) or len(row[name]) < 2:
             raise DataError(f"{where}: expected a list of two or more images in {name}, but found {row[name]!r}"[:300])
         images = tuple(GivenImage(store(value, f"{where}, {name}")) for value in row[name])
-        prompt = _text(row, "prompt", where)
+        prompt = _prompt(row, "prompt", where)
         if not test:
             liked = _numbers(row["human_preference"], "human_preference", len(images), where)
             found.add(prompt, split, images, _by_rank([-one for one in liked]), row.get("user_hash"), where)
@@ -423,7 +422,7 @@ def _from_hpdv3(rows: Iterable[tuple[str, Row]], split: str | None, store: Store
         )
         given = row.get("choice_dist")
         votes = (1, 0) if given is None else _numbers(given, "choice_dist", 2, where)
-        _add_votes(found, _text(row, "prompt", where), split, images, votes, where)
+        _add_votes(found, _prompt(row, "prompt", where), split, images, votes, where)
 
 
 def _add_votes(
@@ -452,7 +451,7 @@ def _from_image_reward(rows: Iterable[tuple[str, Row]], split: str | None, store
         values = [row["rank"] if ranked else row.get("overall_rating") for _, row in listed]
         numbers = _numbers(values, "rank" if ranked else "overall_rating", len(listed), where)
         order = _by_rank(numbers if ranked else [-one for one in numbers])
-        found.add(_text(first, "prompt", where), split, images, order, None, where)
+        found.add(_prompt(first, "prompt", where), split, images, order, None, where)
 
 
 def _from_rapidata(rows: Iterable[tuple[str, Row]], split: str | None, store: Store, found: Gathered) -> None:
@@ -463,7 +462,7 @@ def _from_rapidata(rows: Iterable[tuple[str, Row]], split: str | None, store: St
         )
         votes = _numbers([row["votes_image1"], row["votes_image2"]], "votes_image1 and votes_image2", 2, where)
         named = _named_votes(row)
-        prompt = _text(row, "prompt", where)
+        prompt = _prompt(row, "prompt", where)
         if Counter(winner for _, winner in named) != Counter({n: int(v) for n, v in enumerate(votes) if v}):
             _add_votes(found, prompt, split, images, votes, where)
             continue
@@ -490,7 +489,7 @@ def _from_open_image_preferences(
             GivenImage(store(row[name], f"{where}, {name}"), str(row.get(f"{name}_model") or ""))
             for name in ("chosen", "rejected")
         )
-        found.add(_text(row, "prompt", where), split, images, ((0,), (1,)), None, where)
+        found.add(_prompt(row, "prompt", where), split, images, ((0,), (1,)), None, where)
 
 
 # ---------------------------------------------------------------- the formats

@@ -24,6 +24,7 @@ from tastemaker.labelling.formats import FORMATS, Format, Gathered, GivenTask
 from tastemaker.labelling.image_files import ImageFile, store_image
 from tastemaker.labelling.judgements import to_row
 from tastemaker.labelling.project import (
+    MAX_PROMPT,
     NewImage,
     NewTask,
     Project,
@@ -34,16 +35,22 @@ from tastemaker.labelling.project import (
     open_project,
 )  # fmt: skip
 from tastemaker.labelling.ranking import Judgement, Order, refusal, state
-from tastemaker.labelling.settings import MAX_IMAGES, Labelling
+from tastemaker.labelling.settings import MAX_IMAGES, Labelling, to_json
 from tastemaker.labelling.table_files import read_rows
-from tastemaker.labelling.tables import Assignment, Batch, ProjectRow, Task, User
+from tastemaker.labelling.tables import Assignment, ProjectRow, Task, User
 from tastemaker.runs.folders import new_folder
 
 GOLD = "gold"
 IMPORTS = (NATIVE, *FORMATS, GOLD)
 """The formats that are imported."""
 _ENDINGS = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-_PARTS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "validation"}
+_PARTS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "validation",
+}
 
 
 @dataclass(frozen=True)
@@ -89,16 +96,13 @@ def import_labels(
     if there:
         with open_project(folder) as project:
             return _preferences(project, *_gathered(project.folder, source, FORMATS[format]))
-    with _new(folder) as temporary:
-        tasks, files = _gathered(temporary, source, FORMATS[format])
-        chosen = _settings(tasks) if settings is None else settings
-        with _created(temporary, chosen, database) as project:
-            return _preferences(project, tasks, files)
-
-
-def import_native(folder: Path, source: Path, database: str | None = None) -> Imported:
-    """`import_labels` of a native export."""
-    return import_labels(folder, source, NATIVE, None, database)
+    with _new_project(folder, settings or Labelling(), database) as project:
+        tasks, files = _gathered(project.folder, source, FORMATS[format])
+        if settings is None:
+            project = replace(project, settings=_settings(tasks))
+            with project.database.write() as session:
+                session.execute(sa.update(ProjectRow).values(settings=to_json(project.settings)))
+        return _preferences(project, tasks, files)
 
 
 # ---------------------------------------------------------------- native
@@ -108,12 +112,11 @@ def _native(folder: Path, source: Path, settings: Labelling | None, database: st
     if settings is not None:
         raise ConfigError("a native export has its own settings: leave them out")
     name, created, exported = native.read_settings(source)
-    with _new(folder) as temporary, _created(temporary, exported, database, name) as project:
-        with project.database.write() as session:
-            session.execute(sa.update(ProjectRow).values(created=created))
-            added = native.read_into(session, source, temporary)
-            db.restart_keys(session)
-        return Imported(added["task"], added["assignment"], added["user_account"])
+    with _new_project(folder, exported, database, name) as project, project.database.write() as session:
+        session.execute(sa.update(ProjectRow).values(created=created))
+        added = native.read_into(session, source, project.folder)
+        db.restart_keys(session)
+    return Imported(added["task"], added["assignment"], added["user_account"])
 
 
 # ---------------------------------------------------------------- gold tasks
@@ -151,8 +154,7 @@ def _gathered(folder: Path, source: Path, format: Format) -> tuple[list[GivenTas
     """The tasks in a file or folder, whose images are stored in a project's folder, and those files by hash."""
     found, stored = Gathered(), {}
     for file in _files(source, format):
-        part = _PARTS.get(file.name.partition(".")[0].partition("-")[0].partition("_")[0].lower())
-        format.read(read_rows(file), part, _storing(folder, file, source, format, stored), found)
+        format.read(read_rows(file), _part(file), _storing(folder, file, source, format, stored), found)
     if not found.tasks:
         raise DataError(f"{source} has no rows with preferences")
     return found.tasks, stored
@@ -177,7 +179,7 @@ def _storing(
 
 def _resolved(value: Any, file: Path, source: Path, *folders: str) -> Any:
     """The path that a table means: one beside it or in the folder of the data set, or in a folder of its images."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "://" in value:
         return value
     root = source if source.is_dir() else file.parent
     name = value.replace("\\", "/")
@@ -200,12 +202,11 @@ def _files(source: Path, format: Format | None) -> list[Path]:
     if not found:
         wanted = "a table" if format is None else f"a table named {' or '.join(format.files.values())}"
         raise DataError(f"the folder {source} has no {wanted.removeprefix('a ')}")
-    parts = list(dict.fromkeys(_PARTS.values()))
-    return sorted(found, key=lambda path: (parts.index(_part(path)) if _part(path) else len(parts), str(path)))
+    return sorted(found, key=lambda path: (_part(path) or "", str(path)))
 
 
-def _part(path: Path) -> str:
-    return next((part for name, part in _PARTS.items() if path.name.lower().startswith(name)), "")
+def _part(path: Path) -> str | None:
+    return next((part for name, part in _PARTS.items() if path.name.lower().startswith(name)), None)
 
 
 def _settings(tasks: Sequence[GivenTask]) -> Labelling:
@@ -220,13 +221,10 @@ def _settings(tasks: Sequence[GivenTask]) -> Labelling:
 def _preferences(project: Project, tasks: Sequence[GivenTask], files: dict[str, ImageFile]) -> Imported:
     _check(project.settings, tasks)
     now = time.time()
-    new = [
-        (
-            NewTask(task.prompt, [NewImage(None, image.model, {}, task.where) for image in task.images], split=task.split),
-            [files[image.sha256] for image in task.images],
-        )
-        for task in tasks
-    ]
+    new = []
+    for task in tasks:
+        images = [NewImage(None, image.model, {}, task.where) for image in task.images]
+        new.append((NewTask(task.prompt, images, split=task.split), [files[image.sha256] for image in task.images]))
     with project.database.write() as session:
         before = session.execute(sa.select(sa.func.coalesce(sa.func.max(Task.number), -1))).scalar_one()
         insert_tasks(session, project.settings, new, None)
@@ -254,6 +252,8 @@ def _check(settings: Labelling, tasks: Sequence[GivenTask]) -> None:
             "or rank"
         )
     for task in tasks:
+        if len(task.prompt) > MAX_PROMPT:
+            raise DataError(f"{task.where}: the prompt has {len(task.prompt)} characters, but may have {MAX_PROMPT}")
         if settings.mode == "pair" and len(task.images) != 2:
             raise ConfigError(
                 f"{task.where}: the task has {len(task.images)} images, but the project is of mode pair: import into "
@@ -334,23 +334,14 @@ def _judgements(settings: Labelling, presentation: Sequence[int], order: Order) 
 
 
 @contextmanager
-def _new(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes the project's when the block ends well."""
-    with new_folder(folder) as temporary:
-        yield temporary
-
-
-@contextmanager
-def _created(folder: Path, settings: Labelling, database: str | None, name: str | None = None) -> Iterator[Project]:
-    """A new project in a folder that may have images already; an external database is emptied where the block fails."""
-    with create_project(folder, settings, database, name) as project:
+def _new_project(
+    folder: Path, settings: Labelling, database: str | None, copy_of: str | None = None
+) -> Iterator[Project]:
+    """A new project, which is in its place when the block ends well."""
+    with new_folder(folder) as temporary, create_project(temporary, settings, database, copy_of) as project:
         try:
             yield project
         except BaseException:
-            if database is not None:
+            if database is not None:  # which the folder's removal leaves as it is
                 db.downgrade(project.database, "base")
             raise
-
-
-def _unused() -> tuple[Any, ...]:
-    return (replace, Batch)
