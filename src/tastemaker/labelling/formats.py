@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal, get_args
 
 from tastemaker.data.pairs import preferred
@@ -335,6 +336,8 @@ class _Compared:
     images: tuple[GivenImage, GivenImage]
     winner: int | None
     where: str
+    number: int
+    """Of its row."""
 
 
 def _from_pick_a_pic(rows: Iterable[tuple[str, Row]], split: str | None, store: Store, found: Gathered) -> None:
@@ -350,46 +353,72 @@ def _from_pick_a_pic(rows: Iterable[tuple[str, Row]], split: str | None, store: 
         user = row.get("user_id")
         labeler = None if user is None else f"labeler-{user:06d}" if isinstance(user, int) else f"labeler-{user}"
         ranking = row.get("ranking_id")
+        if images[0].sha256 == images[1].sha256:
+            raise DataError(f"{where}: two images of the comparison are the same")
         key = (labeler, number if ranking is None else ranking, row["caption"])
         verdict = {name: row[name] for name in ("label_0", "label_1", "best_image_uid", "image_0_uid", "image_1_uid",
                                                 "has_label", "are_different") if name in row}  # fmt: skip
-        one = _Compared(_prompt(row, "caption", where), (images[0], images[1]), preferred(verdict, where), where)
+        one = _Compared(
+            _prompt(row, "caption", where), (images[0], images[1]), preferred(verdict, where), where, number
+        )
         groups.setdefault(key, []).append(one)
-    for (labeler, _, _), compared in groups.items():
-        ranked = _ranking(compared)
-        if ranked is not None:
-            found.add(compared[0].prompt, split, *ranked, labeler, compared[0].where)
-            continue
-        for one in compared:
-            order: Order = ((0, 1),) if one.winner is None else ((one.winner,), (1 - one.winner,))
-            found.add(one.prompt, split, one.images, order, labeler, one.where)
+    tasks: dict[Any, list[tuple[str | None, list[_Compared]]]] = {}
+    for (labeler, _, caption), compared in groups.items():
+        for ranking in [compared] if _order(compared) is not None else [[one] for one in compared]:
+            names = frozenset(image.sha256 for one in ranking for image in one.images)
+            tasks.setdefault((caption, names), []).append((labeler, ranking))
+    for rankings in tasks.values():
+        images = _positions([one for _, ranking in rankings for one in ranking])
+        place = {image.sha256: index for index, image in enumerate(images)}
+        for labeler, ranking in rankings:
+            groups_of_names = _order(ranking)
+            assert groups_of_names is not None
+            order = tuple(tuple(place[name] for name in group) for group in groups_of_names)
+            found.add(ranking[0].prompt, split, images, order, labeler, ranking[0].where)
 
 
-def _ranking(compared: Sequence[_Compared]) -> tuple[tuple[GivenImage, ...], Order] | None:
-    """The images of a ranking and their order, where its comparisons are those of an order; else None.
+def _positions(compared: Sequence[_Compared]) -> list[GivenImage]:
+    """The images of a task in the order in which `_pick_a_pic` had them, as far as its rows tell.
 
-    A pair that is not there is a tie, as in the rows that `_pick_a_pic` makes.
+    It writes the earlier image first, and the rows by the first image and then by the second. Of data that is not
+    sorted so, the images are in the order in which they come.
     """
     images = {image.sha256: image for one in compared for image in one.images}
-    names = list(images)
+    before: dict[str, set[str]] = {name: set() for name in images}
+    rows = sorted(compared, key=lambda one: one.number)
+    for one in rows:
+        before[one.images[1].sha256].add(one.images[0].sha256)
+    for one, after in itertools.pairwise(rows):
+        side = 1 if one.images[0] == after.images[0] else 0
+        if one.images[side] != after.images[side]:
+            before[after.images[side].sha256].add(one.images[side].sha256)
+    try:
+        return [images[name] for name in TopologicalSorter(before).static_order()]
+    except CycleError:
+        return list(images.values())
+
+
+def _order(compared: Sequence[_Compared]) -> list[list[str]] | None:
+    """The images of a ranking from the best to the worst, equal ones together, where its comparisons are those of an
+    order; else None. A pair that is not there is a tie, as in the rows that `_pick_a_pic` makes."""
+    names = list(dict.fromkeys(image.sha256 for one in compared for image in one.images))
     wins: Counter[str] = Counter()
-    expected = {}
+    better: dict[frozenset[str], str | None] = {}
     for one in compared:
-        pair = (names.index(one.images[0].sha256), names.index(one.images[1].sha256))
-        if frozenset(pair) in expected or pair[0] == pair[1]:
+        pair = [image.sha256 for image in one.images]
+        if frozenset(pair) in better:
             return None
-        expected[frozenset(pair)] = None if one.winner is None else pair[one.winner]
+        better[frozenset(pair)] = None if one.winner is None else pair[one.winner]
         if one.winner is not None:
-            wins[one.images[one.winner].sha256] += 1
-            wins[one.images[1 - one.winner].sha256] -= 1
-    order = _by_rank([-wins[name] for name in names])
-    rank = {image: level for level, group in enumerate(order) for image in group}
-    for a in range(len(names)):
-        for b in range(a):
-            best = None if rank[a] == rank[b] else a if rank[a] < rank[b] else b
-            if expected.get(frozenset((a, b))) != best:
-                return None
-    return tuple(images.values()), order
+            wins[pair[one.winner]] += 1
+            wins[pair[1 - one.winner]] -= 1
+    order = [[names[place] for place in group] for group in _by_rank([-wins[name] for name in names])]
+    level = {name: place for place, group in enumerate(order) for name in group}
+    for a, b in itertools.combinations(names, 2):
+        expected = None if level[a] == level[b] else a if level[a] < level[b] else b
+        if better.get(frozenset((a, b))) != expected:
+            return None
+    return order
 
 
 def _from_hpdv2(rows: Iterable[tuple[str, Row]], split: str | None, store: Store, found: Gathered) -> None:
