@@ -107,7 +107,7 @@ def _votes(answers: Sequence[Said]) -> dict[tuple[int, int], tuple[int, int]]:
     return {pair: (counts[0], counts[1]) for pair, counts in sorted(found.items())}
 
 
-def _decisions(answers: Iterable[Said]) -> list[tuple[Said, int, int]]:
+def decisions(answers: Iterable[Said]) -> list[tuple[Said, int, int]]:
     """(answer, winner, loser) of each decided comparison, by task, then by pair, then by labeler."""
     by_task: dict[int, list[tuple[int, int, int, Said, str]]] = {}
     for place, one in enumerate(answers):
@@ -128,7 +128,7 @@ def _pick_a_pic(answers: Answers) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     for split, found in settled.items():
         rows[split] = []
-        for one, winner, loser in _decisions(found):
+        for one, winner, loser in decisions(found):
             first, second = sorted((winner, loser))
             names = one.task.images
             rows[split].append({
@@ -144,7 +144,7 @@ def _pick_a_pic(answers: Answers) -> dict[str, list[Row]]:
 
 def _hpdv2(answers: Answers) -> dict[str, list[Row]]:
     train = []
-    for one, winner, loser in _decisions(answers.split("train").settled):
+    for one, winner, loser in decisions(answers.split("train").settled):
         first, second = sorted((winner, loser))
         train.append({
             "prompt": one.task.prompt,
@@ -243,7 +243,7 @@ def _open_image_preferences(answers: Answers) -> dict[str, list[Row]]:
                 "rejected": ImageCell(one.task.images[loser]), "chosen_model": one.task.models[winner],
                 "rejected_model": one.task.models[loser],
             }
-            for one, winner, loser in _decisions(answers.split(split).settled)
+            for one, winner, loser in decisions(answers.split(split).settled)
         ]
         for split in SPLITS
     }  # fmt: skip
