@@ -56,7 +56,7 @@ def test_a_copy_has_everything_but_sessions(tmp_path):
 
 
 def test_a_copy_is_consistent_while_people_label(tmp_path):
-    with make_project(tmp_path / "p", Labelling(mode="rank", images=4), tasks=300) as project:
+    with make_project(tmp_path / "p", Labelling(mode="rank", images=4), tasks=100) as project:
         users = [add_user(project, f"user {n}") for n in range(2)]
         stop, count = threading.Event(), [0, 0]
 
@@ -73,7 +73,7 @@ def test_a_copy_is_consistent_while_people_label(tmp_path):
         while sum(count) < 20:
             time.sleep(0.01)
         copies = []
-        for n in range(3):
+        for n in range(2):
             before = sum(count)
             copies.append((before, copy_project(project, tmp_path / f"copy-{n}")))
         stop.set()
@@ -174,10 +174,10 @@ def test_the_digest_of_a_project_changes_with_its_labels(tmp_path):
 
 
 def test_projects_without_pairs_and_with_lost_images(tmp_path):
-    with labelled(tmp_path / "p", {"ann": (None,)}, validation=0.0):
-        with pytest.raises(DataError, match="has no pair of its split train in which an image is preferred"):
-            load_pairs(str(tmp_path / "p"))
-    with labelled(tmp_path / "q", {"ann": (0,)}, validation=0.0):
-        next((tmp_path / "q/images").rglob("*.png")).unlink()
-        with pytest.raises(DataError, match="task 0, labeler ann: there is no image"):
-            load_pairs(str(tmp_path / "q"))
+    labelled(tmp_path / "p", {"ann": (None,)}, validation=0.0).close()
+    with pytest.raises(DataError, match="has no pair of its split train in which an image is preferred"):
+        load_pairs(str(tmp_path / "p"))
+    labelled(tmp_path / "q", {"ann": (0,)}, validation=0.0).close()
+    next((tmp_path / "q/images").rglob("*.png")).unlink()
+    with pytest.raises(DataError, match="task 0, labeler ann: there is no image"):
+        load_pairs(str(tmp_path / "q"))

@@ -36,7 +36,8 @@ class Copied:
 
 
 def copy_project(project: Project, folder: Path, database: str | None = None) -> Copied:
-    """Copies a project into the new folder `folder`, with SQLite or the empty PostgreSQL database at the URL `database`.
+    """Copies a project into the new folder `folder`, with SQLite, or PostgreSQL where `database` is the URL of an empty
+    database.
 
     The rows are those of one moment, however much is labelled meanwhile; images are never changed, and those of these
     rows are copied and checked by their hashes. Users can log in to the copy as before, with invitations that were
@@ -80,8 +81,7 @@ def _copy(source: Session, target: Session, table: sa.Table) -> int:
 
 
 def _chunks(source: Session, table: sa.Table) -> Iterator[list[dict[str, Any]]]:
-    found = source.execute(
-        sa.select(table).order_by(*table.primary_key.columns).execution_options(yield_per=ROWS_AT_ONCE)
-    )
+    query = sa.select(table).order_by(*table.primary_key.columns)
+    found = source.execute(query, execution_options={"yield_per": ROWS_AT_ONCE})
     for rows in found.partitions():
         yield [dict(row._mapping) for row in rows]
