@@ -560,6 +560,19 @@ def test_wrong_imports(ranked, tmp_path):
     refused(ConfigError, "a project of mode best takes none", tmp_path / "best", tmp_path / "pairs", "pairs")
     refused(ConfigError, "but the project is of mode pair", tmp_path / "pair", tmp_path / "ranks", "imagereward")
     refused(DataError, "the project has no ties", tmp_path / "strict", tmp_path / "ranks", "imagereward")
+    table = tmp_path / "native/judgement.jsonl"
+    good = table.read_text()
+    first, _, rest = good.partition("\n")
+    for change, message in (
+        ({"kind": ...}, "judgement.jsonl:1: no column kind"),
+        ({"assignment_id": 999}, "the table judgement in"),
+        ({"kind": ["x"]}, "the table judgement in"),
+        ({"order_of_images": "[1"}, "judgement.jsonl:1: order_of_images is no JSON"),
+    ):
+        row = {name: value for name, value in (json.loads(first) | change).items() if value is not ...}
+        table.write_text(json.dumps(row) + "\n" + rest)
+        refused(DataError, message, tmp_path / "p", tmp_path / "native", "native")
+    table.write_text(good)
     next((tmp_path / "native/images").rglob("*.png")).unlink()
     refused(DataError, "lacks the image", tmp_path / "p", tmp_path / "native", "native")
     (tmp_path / "native/image.jsonl").unlink()
