@@ -95,7 +95,7 @@ def test_gold_and_repeated_tasks(tmp_path):
         import sqlalchemy as sa
 
         from label_projects import rows
-        from tastemaker.labelling.tables import Assignment
+        from tastemaker.labelling.tables import Assignment, JudgementRow
 
         while found := claimed(project, ann, 1, 0.0):
             (kind,) = rows(project, sa.select(Assignment.kind).where(Assignment.id == found[0].id))
@@ -144,7 +144,9 @@ def test_other_modes(tmp_path, mode):
                 judged(project, user, assigned, 0.0, utility)
                 mark = Judgement(str(uuid.uuid4()), "mark", image=1, outcome="broken")
                 assert saved(project, user, assigned.id, mark, 0.0).status == "saved"
+        judgements = len(rows(project, sa.select(JudgementRow.id)))
         found = measured(project)
+    assert found.progress.judgements == judgements
     assert found.marks == {"broken": 4, "off-prompt": 0, "harmful": 0}
     assert found.labelers[0].marks == {"broken": 2}
     assert found.alpha is not None

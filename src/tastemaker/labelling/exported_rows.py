@@ -190,7 +190,7 @@ def image_reward(answers: Answers) -> dict[str, list[Row]]:
             if answers.conflicts == "unanimous" and len({tuple(ranks) for ranks in groups}) > 1:
                 continue
             if answers.conflicts != "all":
-                groups = [_mean_ranks(said)]
+                groups = [ranks for ranks in [_mean_ranks(said)] if max(ranks) > 1]
             for labeler, ranks in enumerate(groups):
                 for name, rank in zip(task.images, ranks, strict=True):
                     rows[split].append({
@@ -199,7 +199,7 @@ def image_reward(answers: Answers) -> dict[str, list[Row]]:
                         "rank": rank, "overall_rating": None, "image_text_alignment_rating": None,
                         "fidelity_rating": None,
                     })  # fmt: skip
-            number += 1
+            number += bool(groups)
     return rows
 
 
