@@ -251,10 +251,13 @@ def test_round_trips_of_other_modes(tmp_path, settings):
             assert content(tmp_path / f"{format}-1") == content(tmp_path / f"{format}-2"), format
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_round_trips_of_random_rankings(tmp_path, seed):
-    rng = random.Random(seed)
-    with make_project(tmp_path / "project", replace(RANK, images=4, overlap=3), tasks=4) as project:
+RATE = Labelling(mode="rate", images=4, overlap=3, validation=0.3)
+
+
+@pytest.mark.parametrize("settings", [replace(RANK, images=4, overlap=3), RATE])
+def test_round_trips_of_random_answers(tmp_path, settings):
+    rng = random.Random(1)
+    with make_project(tmp_path / "project", settings, tasks=4) as project:
         for name in ("x10", "ann", "x2"):
             user = add_user(project, name)
             for assigned in claimed(project, user, 4, 0.0):

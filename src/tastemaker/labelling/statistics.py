@@ -171,7 +171,7 @@ def _progress(
     normal = {task.id for task in tasks.values() if task.kind == "normal"}
     done = Counter(answer.task for answer in counted)
     given = sum(min(done[task], settings.overlap) for task in normal)
-    recent = sum(now - PACE_SECONDS < answer.finished_at <= now for answer in counted)
+    recent = sum(answer.finished_at > now - PACE_SECONDS for answer in counted)
     missing = len(normal) * settings.overlap - given
     held = session.execute(
         sa.select(sa.func.count())
