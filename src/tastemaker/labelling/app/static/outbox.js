@@ -88,6 +88,7 @@ export function makeOutbox({ key, storage, changed, received }) {
     const judgements = batch.map(({ assignment, judgement }) => ({ assignment, ...judgement }));
     const { receipts } = await request("POST", "/api/judgements", { judgements }, { keepalive: true });
     const found = new Map(receipts.map((receipt) => [receipt.id, receipt]));
+    if (!batch.some((entry) => found.has(entry.judgement.id))) throw new TypeError("the answer has no receipts");
     for (const entry of batch) {
       const receipt = found.get(entry.judgement.id);
       if (!receipt) continue;
