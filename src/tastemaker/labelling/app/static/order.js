@@ -19,12 +19,7 @@ export function makeOrder({ list, waitingList, arranged, selected }) {
     button.dataset.image = image;
     button.tabIndex = shown.selected === image ? 0 : -1;
     if (shown.movable) button.classList.add("movable");
-    const img = document.createElement("img");
-    img.src = shown.source(image);
-    img.alt = "";
-    img.draggable = false;
-    img.decoding = "sync";
-    button.append(img);
+    button.append(shown.thumb(image));
     const conflict = shown.conflicts.some((pair) => pair.includes(image));
     if (conflict) {
       button.classList.add("conflict");
@@ -48,7 +43,10 @@ export function makeOrder({ list, waitingList, arranged, selected }) {
     return `place ${index + 1} of ${shown.order.length}` + (group.length > 1 ? `, equal with ${group.length - 1}` : "");
   }
 
-  /** Draws what `ranking.state` says: {presentation, order, waiting, question, conflicts, marks, movable, selected, source}. */
+  /**
+   * Draws what `ranking.state` says: {presentation, order, waiting, question, conflicts, marks}, with `ties` and `movable`
+   * for what dragging may do, `selected`, and `thumb(image)` for the element that shows an image.
+   */
   function show(state, animate = false) {
     const before = animate ? boxes() : null;
     const focused = document.activeElement?.closest?.(".thumb")?.dataset.image;
