@@ -20,7 +20,7 @@ const body = document.body;
 const stacked = matchMedia("(max-width: 640px) and (orientation: portrait)");
 
 const tasks = new Map();
-let project, user, actions, bound, own = {}, progress = { done: 0, available: 0 };
+let project, actions, bound, own = {}, progress = { done: 0, available: 0 };
 let outbox, stage, viewer, order, keys, instructions, history;
 let current = null; // the id of the task in hand
 let queue = []; // ids of the tasks that come next
@@ -30,6 +30,7 @@ let reasked = null; // two images of the task in hand that are compared again
 let flipped = null; // 0 or 1 while one of two images is shown at a time
 let selected = null; // image in hand of best, rate and the order
 let shownAt = Infinity; // when the images were painted
+let drawn = null; // what was on the screen then
 let paces = [], lastDone = null;
 let exhausted = false, filling = false, offline = false, timer = null;
 let lastActive = Date.now(), lastRenewed = Date.now();
@@ -523,7 +524,10 @@ function nameOf(one, image) {
 
 function render(animate = false) {
   const one = task(), view = viewOf(one);
-  shownAt = Infinity;
+  // Drawn again with nothing new, as in a window of another size, the time to the answer goes on.
+  const now = one && `${view} ${one.id} ${one.judgements.length} ${reasked}`;
+  if (now !== drawn) shownAt = Infinity;
+  drawn = now;
   body.dataset.view = view;
   drawMessage(view);
   if (one && view !== "loading") {
@@ -539,7 +543,7 @@ function render(animate = false) {
     body.dataset.task = one.id;
     // Two frames on, the images have been painted.
     requestAnimationFrame(() => {
-      shownAt = performance.now();
+      if (shownAt === Infinity) shownAt = performance.now();
       const box = byId("prompt");
       // A prompt that is longer than its box can be scrolled by keys.
       if (box.scrollHeight > box.clientHeight + 1) box.tabIndex = 0;
@@ -1010,12 +1014,11 @@ function setKeys(given) {
 async function start() {
   const me = await introduce();
   project = me.project;
-  user = me.name;
   progress = me.progress;
   offline = false;
   actions = actionsOf(project);
   byId("title").textContent = document.title = project.title;
-  const key = `tastemaker:${body.dataset.project}:${user}:`;
+  const key = `tastemaker:${body.dataset.project}:${me.name}:`;
   outbox = makeOutbox({ key: `${key}unsaved:`, storage: localStorage, changed: drawSaved, received: answered });
   stage = makeStage({ stage: byId("stage"), marks: project.marks, mode: project.mode, chosen: clicked, act: cardAct });
   viewer = makeViewer(byId("stage"), stage.frameAt);
@@ -1035,11 +1038,7 @@ async function start() {
   });
   history = makeSide("history", { opened: drawPast });
   const read = `${key}instructions`;
-  instructions = makeSide("instructions", {
-    closed: () => localStorage.setItem(read, project.instructions_html),
-    // The images are as large as the room that is left.
-    opened: () => {},
-  });
+  instructions = makeSide("instructions", { closed: () => localStorage.setItem(read, project.instructions_html) });
   byId("instructions-text").innerHTML = project.instructions_html; // rendered by the server, which escapes HTML in it
   document.querySelector('.bar [data-act="instructions"]').hidden = !project.instructions_html;
   setKeys(me.keys);
