@@ -21,7 +21,7 @@ from tastemaker.labelling.app.context import Context
 from tastemaker.labelling.app.pages import add_pages
 from tastemaker.labelling.app.refusals import is_api, refuse
 from tastemaker.labelling.project import Project
-from tastemaker.web.guard import SAFE_METHODS, Guard
+from tastemaker.web.guard import SAFE_METHODS, Guard, LimitedBodies
 from tastemaker.web.hosts import known_hosts
 from tastemaker.web.origins import SECURITY_HEADERS
 from tastemaker.web.tokens import Token
@@ -57,11 +57,12 @@ def make_app(
     add_pages(app, context)
     add_api(app, context)
     _add_errors(app)
-    # The first to be added is the last to be called.
+    # The first to be added is the last to be called: bodies are read of those alone who may send them.
+    app.add_middleware(LimitedBodies, most=_most_bytes, refuse=refuse)
     app.add_middleware(_ContentTypes)
     app.add_middleware(AccessControl, routes=app.routes, context=context)
     app.add_middleware(
-        Guard, hosts=hosts, origins=frozenset({public_url} if public_url else ()), body=_most_bytes, refuse=refuse,
+        Guard, hosts=hosts, origins=frozenset({public_url} if public_url else ()), refuse=refuse,
         headers=SECURITY_HEADERS,
     )  # fmt: skip
     check_declared(app)
