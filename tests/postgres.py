@@ -30,12 +30,13 @@ class Server:
 
     def __init__(self, folder: Path, bin: Path) -> None:
         self.folder, self.bin, self._count = folder, bin, 0
+        self._data = ("-D", str(folder / "data"))
         self._prefix: list[str] = []
         if os.geteuid() == 0:
             user = next(found for found in map(_user, USERS) if found is not None)
             os.chown(folder, user.pw_uid, user.pw_gid)
             self._prefix = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        self._call("initdb", "-D", str(folder / "data"), "-U", "tastemaker", "-A", "trust", "-E", "UTF8",
+        self._call("initdb", *self._data, "-U", "tastemaker", "-A", "trust", "-E", "UTF8",
                    "--locale=C", "--no-sync")  # fmt: skip
         self.start()
 
@@ -48,7 +49,7 @@ class Server:
 
     def stop(self) -> None:
         """Ends the server at once, as a crash does."""
-        self._call("pg_ctl", "-D", str(self.folder / "data"), "-m", "immediate", "-w", "stop")
+        self._call("pg_ctl", *self._data, "-m", "immediate", "-w", "stop")
 
     def new_database(self) -> str:
         """The URL of a new, empty database."""
