@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated
 
 from annotated_types import Ge, Le
@@ -156,7 +157,8 @@ def next_judgement(
     if settings.mode == "rank" and not now.skipped and now.question is None:
         arranged = any(judgement.kind == "order" for judgement in live)
         if not arranged and taste.dice("correct", *seen.occasion).random() < behaviour.correct:
-            return Judgement(new_id(), "order", order=_arranged(seen, now), confirmed=True)
+            order = _arranged(seen, now.order)
+            return Judgement(new_id(), "order", order=order if settings.ties else _apart(seen, order), confirmed=True)
     if now.complete:
         return None
     if settings.mode == "best":
@@ -165,7 +167,8 @@ def next_judgement(
         image = next(image for image in seen.presentation if image not in now.ratings)
         return Judgement(new_id(), "rate", image=image, outcome=_rating(taste, seen, image))
     if now.question is None:
-        return Judgement(new_id(), "order", order=now.order, confirmed=True)
+        order = now.order if settings.ties else _apart(seen, now.order)
+        return Judgement(new_id(), "order", order=order, confirmed=True)
     left, right = left_right(now.question, seen.presentation, seen.sides)
     outcome = _compared(taste, settings, seen, left, right)
     return Judgement(new_id(), "compare", left=left, right=right, outcome=outcome)
@@ -231,10 +234,15 @@ def _rating(taste: Taste, seen: Seen, image: int) -> str:
     return "up" if seen.liking[image] + noise >= taste.behaviour.good else "down"
 
 
-def _arranged(seen: Seen, now: State) -> ranking.Order:
-    """All images by how much they are liked; those that share a place in the order so far keep sharing it."""
-    groups = sorted(now.order, key=lambda group: -max(seen.liking[image] for image in group))
-    return tuple(groups)
+def _arranged(seen: Seen, order: ranking.Order) -> ranking.Order:
+    """All images by how much they are liked; those that are liked equally share a place."""
+    images = sorted((image for group in order for image in group), key=lambda image: -seen.liking[image])
+    return tuple(tuple(group) for _, group in groupby(images, key=lambda image: seen.liking[image]))
+
+
+def _apart(seen: Seen, order: ranking.Order) -> ranking.Order:
+    """The order without shared places, as where comparisons of all pairs contradict each other."""
+    return tuple((image,) for group in order for image in sorted(group, key=lambda image: -seen.liking[image]))
 
 
 def _logistic(dice: random.Random) -> float:
