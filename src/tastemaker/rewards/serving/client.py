@@ -44,7 +44,8 @@ from tastemaker.rewards.serving.retry import (
     retry_after,
     sanitized,
 )
-from tastemaker.rewards.serving.settings import Remote, Token, endpoints, read_token
+from tastemaker.rewards.serving.settings import Remote, endpoints, read_token
+from tastemaker.web.tokens import Token
 
 T = TypeVar("T")
 

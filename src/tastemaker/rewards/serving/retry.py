@@ -19,7 +19,7 @@ import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from tastemaker.errors import RewardError, RewardUnavailable
-from tastemaker.rewards.serving.settings import Token
+from tastemaker.web.tokens import Token
 
 T = TypeVar("T")
 
