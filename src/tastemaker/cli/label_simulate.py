@@ -103,7 +103,7 @@ def run(argv: list[str]) -> int:
 
     with suppress(KeyboardInterrupt):
         asyncio.run(main())
-    print_lines(tally.lines(time.monotonic() - began))
+    print_lines(*tally.lines(time.monotonic() - began))
     return 0
 
 

@@ -218,7 +218,8 @@ class LabelersReward:
             secret = (folder / "admin-token").read_text().strip()
         except FileNotFoundError:
             raise TransientError(
-                f"{folder} is not served: start it with `tastemaker label serve {folder}`", "unreachable"
+                f"{folder}: the labelling app is not running; start it with `tastemaker label serve {folder}`",
+                "unreachable",
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RewardError(
