@@ -218,7 +218,7 @@ def test_a_folder_that_is_not_served(tmp_path):
     with pytest.raises(RewardError, match=r"is no labelling project \(`tastemaker label create` makes one\)"):
         total(load_reward(f"label:{tmp_path}", labelers=QUICK), X, PROMPTS)
     (tmp_path / "project.json").write_text("{}")
-    with pytest.raises(RewardUnavailable, match="the labelling app is not running; start it with `tastemaker label serve"):
+    with pytest.raises(RewardUnavailable, match="app is not running; start it with `tastemaker label serve"):
         total(load_reward(f"label:{tmp_path}", labelers=QUICK), X, PROMPTS)
     (tmp_path / "server.json").write_text("[")
     with pytest.raises(RewardError, match=r"address or the token of the labelling app of .* cannot be read"):
