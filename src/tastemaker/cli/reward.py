@@ -13,6 +13,7 @@ from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
+from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import TOKEN_ENV, check_variable, is_remote, read_token
 from tastemaker.rewards.vlm.settings import Vlm
 from tastemaker.web.hosts import check_port, is_loopback, known_hosts
@@ -73,6 +74,8 @@ def _serve(args: ServeArgs) -> int:
         raise ConfigError("give a reward, as in `tastemaker reward serve jpeg-compressibility`")
     name = as_source(args.name, "the reward")
     for part in parts(parse_reward(name)):
+        if is_label(part):
+            raise ConfigError(f"{part} is already on a server, the labelling app: name it in the run itself")
         if is_remote(part):
             raise ConfigError(f"{part} is already on a server: name a reward of this machine")
     _check(args)
