@@ -33,6 +33,8 @@ class Assigned:
 
     id: int
     prompt: str
+    question: str | None
+    """Asked in place of the project's question."""
     images: tuple[str, ...]
     """SHA-256 by position."""
     presentation: tuple[int, ...]
@@ -192,15 +194,15 @@ def _repeated(user: int, number: int, earlier: Assignment, now: float) -> Assign
 
 
 def _shown(session: Session, row: Assignment) -> Assigned:
-    prompt = session.execute(
-        sa.select(Prompt.text).join(Task, Task.prompt_id == Prompt.id).where(Task.id == row.task_id)
-    ).scalar_one()
+    prompt, question = session.execute(
+        sa.select(Prompt.text, Task.question).join(Task, Task.prompt_id == Prompt.id).where(Task.id == row.task_id)
+    ).one()
     images = session.scalars(
         sa.select(TaskImage.sha256).where(TaskImage.task_id == row.task_id).order_by(TaskImage.position)
     ).all()
     return Assigned(
-        row.id, prompt, tuple(images), tuple(row.presentation), row.sides, tuple(read_judgements(session, row.id)),
-        row.lease_until,
+        row.id, prompt, question, tuple(images), tuple(row.presentation), row.sides,
+        tuple(read_judgements(session, row.id)), row.lease_until,
     )  # fmt: skip
 
 

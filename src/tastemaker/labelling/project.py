@@ -19,7 +19,7 @@ from tastemaker.data.tables import checked_text
 from tastemaker.errors import ConfigError, DataError, StorageError
 from tastemaker.labelling import database as db
 from tastemaker.labelling.image_files import ImageFile, store_image
-from tastemaker.labelling.settings import Labelling, from_json, to_json
+from tastemaker.labelling.settings import MAX_QUESTION, Labelling, from_json, to_json
 from tastemaker.labelling.tables import ImageRow, ProjectRow, Prompt, Task, TaskImage
 from tastemaker.runs.atomic import replace_atomic
 
@@ -76,6 +76,8 @@ class NewTask:
     """For a gold task the comparisons (a, b, `a` | `b` | `tie`) of two of its images that are known to be right."""
     split: str | None = None
     """`train` or `validation`; None leaves it to the project's `validation` and `seed`."""
+    question: str | None = None
+    """What is asked of this task; None asks the project's question."""
 
 
 def is_project(path: Path | str) -> bool:
@@ -191,6 +193,7 @@ def insert_tasks(
         row = Task(
             number=number, prompt_id=_prompt_id(session, settings, task), batch_id=batch,
             kind="normal" if task.gold is None else "gold",
+            question=task.question,
             gold=None if task.gold is None else [list(answer) for answer in task.gold], finished=0,
         )  # fmt: skip
         session.add(row)
@@ -226,6 +229,8 @@ def _checked(task: NewTask) -> NewTask:
     prompt = checked_text(task.prompt, where, "prompt")
     if len(prompt) > MAX_PROMPT:
         raise DataError(f"{where}: the prompt has {len(prompt)} characters, but may have {MAX_PROMPT}")
+    if len(task.question or "") > MAX_QUESTION:
+        raise DataError(f"{where}: the question has {len(task.question or '')} characters, but may have {MAX_QUESTION}")
     if task.split not in (None, "train", "validation"):
         raise DataError(f"{where}: the split is {task.split!r}, but must be train or validation")
     for answer in task.gold or ():

@@ -24,6 +24,8 @@ IMAGES: dict[Mode, int] = {"pair": 2, "rank": 5, "best": 4, "rate": 1}
 """Images of a task where a project does not say."""
 MAX_IMAGES = 16
 """Most images of a task."""
+MAX_QUESTION = 500
+"""Most characters of a question."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Labelling:
 
 
 def _check_texts(settings: Labelling) -> None:
-    limits = {"title": 200, "question": 500, "instructions": 50_000}
+    limits = {"title": 200, "question": MAX_QUESTION, "instructions": 50_000}
     for name, limit in limits.items():
         text = getattr(settings, name) or ""
         if len(text) > limit:

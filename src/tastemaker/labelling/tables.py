@@ -92,6 +92,8 @@ class Task(Base):
     prompt_id: Mapped[int] = mapped_column(ForeignKey("prompt.id"), index=True)
     kind: Mapped[str] = mapped_column(String(20), default="normal")
     """`normal`, or `gold` for a task whose answer is known."""
+    question: Mapped[str | None] = mapped_column(Text)
+    """Asked in place of the project's question."""
     gold: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     """Comparisons [a, b, `a` | `b` | `tie`] that are known to be right."""
     batch_id: Mapped[int | None] = mapped_column(ForeignKey("batch.id"), index=True)

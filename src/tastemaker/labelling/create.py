@@ -1,0 +1,81 @@
+"""Making a labelling project with its images: what `tastemaker label create` and `tm.label.create` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tastemaker.diffusion.model import Model
+from tastemaker.labelling.database import downgrade
+from tastemaker.labelling.project import NewTask, add_tasks, create_project
+from tastemaker.labelling.settings import Labelling
+from tastemaker.labelling.sources import Recipe, sampled_tasks
+from tastemaker.runs.folders import new_folder
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Images to be sampled from a model."""
+
+    model: Model
+    prompts: Sequence[str]
+    tasks: int
+    """Tasks; the prompts come in turn."""
+    recipe: Recipe
+    name: str
+    """What the model is called; never shown to labelers."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What else is written down of how the images were made."""
+
+
+def create_from_model(
+    folder: Path, settings: Labelling, source: Sampled, database: str | None = None, advance: Advance = lambda n: None
+) -> None:
+    """A new project with images of a model. `advance` is called with the number of images after each batch.
+
+    The folder is there when all is made, and not before. Raises ConfigError, StorageError, ModelError.
+    """
+    tasks = sampled_tasks(
+        source.model, source.prompts, settings, source.tasks, source.recipe, source.name, source.origin, advance
+    )
+    _create(folder, settings, tasks, database)
+
+
+def create_from_tasks(
+    folder: Path,
+    settings: Labelling,
+    tasks: Iterable[NewTask],
+    database: str | None = None,
+    advance: Advance = lambda n: None,
+) -> None:
+    """A new project with given tasks, otherwise as `create_from_model`. Raises DataError for images that are broken."""
+
+    def counted() -> Iterator[NewTask]:
+        for task in tasks:
+            yield task
+            advance(len(task.images))
+
+    _create(folder, settings, counted(), database)
+
+
+def _create(folder: Path, settings: Labelling, tasks: Iterable[NewTask], database: str | None) -> None:
+    with _new_project(folder, settings, database) as add:
+        for task in tasks:
+            add([task])
+
+
+@contextmanager
+def _new_project(folder: Path, settings: Labelling, database: str | None) -> Iterator[Callable[[list[NewTask]], int]]:
+    """A function that adds tasks to a new project, which is in its place when the block ends well."""
+    with new_folder(folder) as temporary, create_project(temporary, settings, database) as project:
+        try:
+            yield lambda tasks: add_tasks(project, tasks)
+        except BaseException:
+            if database is not None:  # which the folder's removal leaves as it is
+                downgrade(project.database, "base")
+            raise
