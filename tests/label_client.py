@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from tests.label_projects import make_project
 
 from tastemaker.labelling import accounts
 from tastemaker.labelling.app.app import make_app
@@ -19,6 +18,7 @@ from tastemaker.labelling.project import Project
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.tables import User
 from tastemaker.web.tokens import Token
+from tests.label_projects import make_project
 
 ADDRESS = "http://127.0.0.1:8001"
 TOKEN = Token("test-token-" + "x" * 20)
