@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.config.schema import Config
-from tastemaker.data.pairs import load_pairs
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde import DDIM
+from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
 from tastemaker.models.value import value_network
 from tastemaker.rewards.base import FunctionReward

@@ -14,12 +14,12 @@ from torch import nn
 from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
-from tastemaker.data.pairs import load_pairs
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
+from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.value import value_network
 from tastemaker.models.weight_copy import WeightCopy

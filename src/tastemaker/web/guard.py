@@ -22,10 +22,9 @@ Refuse = Callable[[Scope, int, str], ASGIApp]
 
 @dataclass(frozen=True)
 class Guard:
-    """An application behind its checks: the host name, requests of other sites, the size and time of bodies.
+    """An application that is called by its own names, and not by pages of other sites.
 
-    Requests without a body, such as those of GET, have none read. Responses get the headers, where they have no such
-    one of their own.
+    Every response gets the headers, where it has no such one of its own.
     """
 
     app: ASGIApp
@@ -33,8 +32,6 @@ class Guard:
     """See `hosts.known_hosts`."""
     origins: frozenset[str]
     """Origins besides the request's own host whose pages may send requests, such as that of a proxy."""
-    body: Callable[[Scope], int]
-    """Most bytes of a request's body."""
     refuse: Refuse
     headers: dict[str, str]
 
@@ -43,30 +40,42 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _with_headers(send, self.headers)
-        given = Headers(scope=scope)
-        unsafe = scope["method"] not in SAFE_METHODS
+        app, given = self.app, Headers(scope=scope)
         if not is_known(host_name(given.get("host")), self.hosts):
             text = "the server is not known by this host name: call it by the address that it printed"
-            await self.refuse(scope, 403, text)(scope, receive, answer)
-            return
-        if unsafe and is_cross_site(given, self.origins):
-            await self.refuse(scope, 403, "the request comes from a page of another site")(scope, receive, answer)
-            return
-        if unsafe:
-            try:
-                receive = _replay(await self._read(scope, given, receive), receive)
-            except BodyError as error:
-                await self.refuse(scope, error.status, str(error))(scope, receive, answer)
-                return
-            except ClientDisconnect:
-                return
-        await self.app(scope, receive, answer)
+            app = self.refuse(scope, 403, text)
+        elif scope["method"] not in SAFE_METHODS and is_cross_site(given, self.origins):
+            app = self.refuse(scope, 403, "the request comes from a page of another site")
+        await app(scope, receive, _with_headers(send, self.headers))
 
-    async def _read(self, scope: Scope, given: Headers, receive: Receive) -> bytes:
-        most = self.body(scope)
+
+@dataclass(frozen=True)
+class LimitedBodies:
+    """An application that gets bodies of requests at once, and none that are too long or do not arrive in time."""
+
+    app: ASGIApp
+    most: Callable[[Scope], int]
+    """Most bytes of a request's body."""
+    refuse: Refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await self._read(scope, receive)
+        except ClientDisconnect:
+            return
+        except BodyError as error:
+            await self.refuse(scope, error.status, str(error))(scope, receive, send)
+            return
+        await self.app(scope, _replay(body, receive), send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        most = self.most(scope)
         too_long = BodyError(413, f"the body is too long: it may have {most} bytes")
-        if (content_length(given.get("content-length")) or 0) > most:
+        if (content_length(Headers(scope=scope).get("content-length")) or 0) > most:
             raise too_long
         return await read_body(_parts(receive), most, too_long)
 

@@ -7,7 +7,7 @@ import { actionOf, actionsOf, bindings, keyOf, shown as shownKey } from "./keys.
 import { makeOrder } from "./order.js";
 import { HttpError, makeOutbox, passing, request, uuid } from "./outbox.js";
 import { drawHistory, makeKeys, makeSide } from "./panels.js";
-import { leftRight, live, moved, refusal, state, stepped, worstCase } from "./ranking.js";
+import { leftRight, live, moved, ranks, refusal, state, stepped, worstCase } from "./ranking.js";
 import { make, makeStage } from "./stage.js";
 import { makeViewer } from "./viewer.js";
 
@@ -38,8 +38,8 @@ let lastActive = Date.now(), lastRenewed = Date.now();
 /* ---------------------------------------------------------------- tasks */
 
 function makeTask(assignment) {
-  const { id, prompt, images, presentation, sides } = assignment;
-  const task = { id, prompt, shas: images, presentation, sides, judgements: [], failed: new Set(), loaded: false };
+  const { id, prompt, question, images, presentation, sides } = assignment;
+  const task = { id, prompt, question, shas: images, presentation, sides, judgements: [], failed: new Set(), loaded: false };
   take(task, assignment);
   tasks.set(id, task);
   return task;
@@ -571,14 +571,19 @@ function drawStage(one, view) {
     rating: one.state.ratings.get(image) ?? null,
   }));
   const aspects = images.map((image) => one.elements[image]).map((img) => img.naturalWidth / img.naturalHeight || 1);
-  stage.show(items, Math.max(...aspects), view === "compare" ? flipped : null);
+  const two = { flipped, columns: flipped !== null || stacked.matches ? 1 : 2 };
+  stage.show(items, Math.max(...aspects), view === "compare" ? two : {});
 }
 
 function drawQuestion(one, view) {
   const { order: now, waiting, answers, question } = one.state;
-  let text = project.question, step = "";
-  if (view === "review") text = "Is this the right order?";
-  else if (project.mode === "rank" && question && !reasked) {
+  let text = one.question ?? project.question, step = "";
+  if (view === "review") {
+    text = "Is this the right order?";
+    step = "drag an image, or move the selected one by keys";
+  }
+  else if (reasked) text = `${text} You have compared these two before.`;
+  else if (project.mode === "rank" && question) {
     const count = answers.size + 1;
     const most = project.transitive ? worstCase(one.presentation.length) : worstCase(one.presentation.length, false);
     step = `comparison ${count} of ${project.transitive ? "at most " : ""}${Math.max(most, count)}`;
@@ -623,7 +628,7 @@ function drawAnswers(one, view) {
   }[view].filter(Boolean);
   const words = {
     left: `${sides()[0]} is better`, right: `${sides()[1]} is better`, tie: "Equal", both_bad: "Both are bad",
-    none: "None is good", better: "Move up", worse: "Move down",
+    none: "None is good", better: "Better", worse: "Worse",
     confirm: project.confirm && !liveOf(one, "order")?.confirmed ? "Confirm the order" : "Done",
   };
   const what = names.map((name) => `${name} ${words[name]} ${bound.get(name)}`).join("|");
@@ -680,6 +685,9 @@ function drawConflicts(one, view) {
     const item = make("li");
     const outcome = answers.get(`${Math.min(better, worse)},${Math.max(better, worse)}`);
     const equal = outcome !== "first" && outcome !== "second";
+    const apart = equal ? "they are apart in the order. "
+      : ranks(one.state.order).get(better) === ranks(one.state.order).get(worse) ? "they share a place. "
+        : "it stands behind in the order. ";
     const [a, b] = [better, worse].map((image) => {
       const small = make("img", "tiny", "", { src: url(one.shas[image]), alt: `image ${number(one, image)}` });
       return small;
@@ -690,8 +698,7 @@ function drawConflicts(one, view) {
       render();
       announce("Compare these two again.");
     });
-    item.append("You said ", a, equal ? " and " : " is better than ", b, equal ? " are equal, " : ", ",
-      "but the order says otherwise. ", again);
+    item.append("You said ", a, equal ? " and " : " is better than ", b, equal ? " are equal, but " : ", but ", apart, again);
     return item;
   }));
 }
@@ -935,7 +942,11 @@ function cardAct(kind, image, event, word) {
 function drawHints() {
   for (const button of document.querySelectorAll(".bar [data-act], .tools [data-act]")) {
     const action = actions.find((one) => one.name === button.dataset.act);
-    if (action) button.title = `${action.title} (${shownKey(bound.get(action.name))})`;
+    if (!action) continue;
+    const key = shownKey(bound.get(action.name));
+    button.title = `${action.title} (${key})`;
+    const hint = button.querySelector("kbd");
+    if (hint) hint.textContent = key;
   }
   drawnAnswers = "";
 }
@@ -1047,7 +1058,7 @@ async function start() {
   await earlier().catch(() => {});
   listen();
   if (project.instructions_html && localStorage.getItem(read) !== project.instructions_html) instructions.open(false);
-  new ResizeObserver(() => render()).observe(byId("main"));
+  new ResizeObserver(() => render()).observe(byId("stage"));
   await fill();
 }
 

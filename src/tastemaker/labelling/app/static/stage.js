@@ -17,10 +17,11 @@ export function make(tag, className = "", text = "", attributes = {}) {
  */
 export function makeStage({ stage, marks, mode, chosen, act }) {
   const cards = [];
+  let fitted = "";
 
   function card(index) {
     const figure = make("figure", "card");
-    const box = make("div", "box"), frame = make("div", "frame"), under = make("figcaption", "under");
+    const frame = make("div", "frame"), under = make("figcaption", "under");
     const name = make("span", "name");
     under.append(name);
     const choices = make("span", "choices");
@@ -44,16 +45,15 @@ export function makeStage({ stage, marks, mode, chosen, act }) {
     if (choices.childElementCount) under.append(choices);
     if (marks.length) under.append(group);
     frame.addEventListener("click", (event) => chosen(index, event));
-    box.append(frame);
-    figure.append(box, under);
+    figure.append(frame, under);
     return { figure, frame, name, buttons, group, toggles, image: null };
   }
 
   /**
-   * Shows `items`: {image, element, name, marks, selected, chosen, rating, failed}. All of it is changed within one
-   * frame, so that no image is seen beside one of another task.
+   * Shows `items`: {image, sha, element, name, alt, marks, selected, chosen, rating, failed}. All of it is changed within
+   * one frame, so that no image is seen beside one of another task. `flipped` is the index of the one item to show.
    */
-  function show(items, aspect, flipped) {
+  function show(items, aspect, { flipped = null, columns = null }) {
     while (cards.length < items.length) cards.push(card(cards.length));
     if (stage.childElementCount !== items.length) {
       stage.replaceChildren(...cards.slice(0, items.length).map((one) => one.figure));
@@ -69,14 +69,14 @@ export function makeStage({ stage, marks, mode, chosen, act }) {
       if (one.frame.firstChild !== item.element) one.frame.replaceChildren(item.element);
       if (item.element.alt !== item.alt) item.element.alt = item.alt;
       one.frame.classList.toggle("failed", item.failed);
-      one.name.textContent = item.name;
+      one.name.textContent = mode === "best" ? "" : item.name;
       one.group.setAttribute("aria-label", `Marks, ${item.alt}`);
       one.toggles.forEach((button, at) => button.setAttribute("aria-pressed", item.marks.includes(marks[at])));
       one.figure.classList.toggle("selected", item.selected);
       one.figure.classList.toggle("chosen", item.chosen);
       one.figure.classList.toggle("behind", flipped !== null && flipped !== index);
       if (one.buttons.choose) {
-        one.buttons.choose.textContent = `Choose ${index + 1}`;
+        one.buttons.choose.textContent = `Choose ${item.name}`;
         one.buttons.choose.setAttribute("aria-pressed", item.chosen);
       }
       for (const kind of ["up", "down"]) {
@@ -86,21 +86,31 @@ export function makeStage({ stage, marks, mode, chosen, act }) {
         button.setAttribute("aria-label", `${button.textContent}, ${item.alt}`);
       }
     });
-    if (mode === "best" || mode === "rate") fit(items.length, aspect);
+    fit(flipped === null ? items.length : 1, aspect, columns);
   }
 
-  /** As many columns as make the images largest. */
-  function fit(count, aspect) {
+  /** As large as there is room for; with `columns` null in as many columns as make the images largest. */
+  function fit(count, aspect, columns) {
     const { clientWidth: width, clientHeight: height } = stage;
-    const under = cards[0].figure.lastChild.offsetHeight + 6;
-    const size = (columns) => {
-      const rows = Math.ceil(count / columns);
-      const across = (width - GAP * (columns - 1)) / columns, down = (height - GAP * (rows - 1)) / rows - under;
-      return Math.min(across, down * aspect);
+    if (!width || !height) return;
+    const what = [width, height, count, aspect, columns].join(" ");
+    if (what === fitted) return;
+    const under = () => Math.max(...cards.slice(0, count).map((one) => one.figure.lastChild.offsetHeight));
+    const size = (across, below) => {
+      const rows = Math.ceil(count / across);
+      const wide = (width - GAP * (across - 1)) / across, high = (height - GAP * (rows - 1)) / rows - below;
+      return Math.min(wide, high * aspect);
     };
-    let columns = 1;
-    for (let more = 2; more <= count; more++) if (size(more) > size(columns)) columns = more;
-    stage.style.setProperty("--columns", columns);
+    // What is below an image takes more lines where the image is narrow.
+    for (let pass = 0, below = under(); pass < 3; pass++, below = under()) {
+      let best = columns ?? 1;
+      for (let more = 2; columns === null && more <= count; more++) if (size(more, below) > size(best, below)) best = more;
+      const found = Math.max(48, Math.floor(size(best, below)));
+      stage.style.setProperty("--columns", best);
+      stage.style.setProperty("--width", `${found}px`);
+      if (under() === below) break;
+    }
+    fitted = what;
   }
 
   return {
@@ -109,9 +119,6 @@ export function makeStage({ stage, marks, mode, chosen, act }) {
     pressed(index) {
       // A short sign of which one was taken, the same for both sides.
       cards[index]?.figure.animate?.([{ opacity: 0.55 }, { opacity: 1 }], { duration: 90 });
-    },
-    hints(hint) {
-      cards.forEach((one) => one.toggles.forEach((button, at) => hint(button, one, at)));
     },
   };
 }
