@@ -15,12 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tastemaker.errors import StorageError
+from tastemaker.labelling.app import batches
 from tastemaker.labelling.app.access import AccessControl, access, check_declared
 from tastemaker.labelling.app.api import add_api
 from tastemaker.labelling.app.context import Context
 from tastemaker.labelling.app.pages import add_pages
 from tastemaker.labelling.app.refusals import is_api, refuse
 from tastemaker.labelling.project import Project
+from tastemaker.rewards.serving.protocol import SAFETENSORS
 from tastemaker.web.guard import SAFE_METHODS, Guard, LimitedBodies
 from tastemaker.web.hosts import known_hosts
 from tastemaker.web.origins import SECURITY_HEADERS
@@ -28,9 +30,6 @@ from tastemaker.web.tokens import Token
 
 BODY = 256 * 1024
 """Most bytes of a request's body."""
-BATCH_BODY = 64 * 2**20
-"""Most bytes of the images that a training run sends."""
-BATCHES = "/api/batches"
 RELEASE = "/api/assignments/release"
 MOST_ERRORS = 20
 """Most mistakes of one request that are listed."""
@@ -56,6 +55,7 @@ def make_app(
     _add_basics(app)
     add_pages(app, context)
     add_api(app, context)
+    batches.add_batches(app, context)
     _add_errors(app)
     # The first to be added is the last to be called: bodies are read of those alone who may send them.
     app.add_middleware(LimitedBodies, most=_most_bytes, refuse=refuse)
@@ -70,7 +70,7 @@ def make_app(
 
 
 def _most_bytes(scope: Scope) -> int:
-    return BATCH_BODY if scope["path"] == BATCHES else BODY
+    return batches.LIMITS.body if scope["path"] == batches.PATH else BODY
 
 
 def _add_basics(app: FastAPI) -> None:
@@ -107,9 +107,11 @@ class _ContentTypes:
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
             expected = "application/json" if is_api(scope) else "application/x-www-form-urlencoded"
+            # Pages of other sites cannot send this type unasked either.
+            images = scope["path"] == batches.PATH and kind == SAFETENSORS
             if scope["path"] == RELEASE and kind == "text/plain":  # as a beacon of a closing page has it
                 scope = {**scope, "headers": _as_json(scope["headers"])}
-            elif not empty and kind != expected:
+            elif not (empty or images) and kind != expected:
                 await refuse(scope, 415, f"the content type must be {expected}")(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -14,13 +14,13 @@ from fastapi import FastAPI, HTTPException, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
+
+from tastemaker.errors import DataError
+from tastemaker.labelling import batches
 from tastemaker.labelling.app.access import access
 from tastemaker.labelling.app.api import REFUSALS
 from tastemaker.labelling.app.context import Context
 from tastemaker.labelling.app.schemas import Refusal
-
-from tastemaker.errors import DataError
-from tastemaker.labelling import batches
 from tastemaker.labelling.batches import BatchState
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.serving.protocol import JSON, PROTOCOL, READ, SAFETENSORS, Limits, RequestError
@@ -135,5 +135,5 @@ def add_batches(app: FastAPI, context: Context) -> None:
 def _shown(found: BatchState | None) -> BatchShown:
     if found is None:
         raise HTTPException(404, "there is no batch of this key")
-    content = dataclasses.asdict(found)
-    return BatchShown(**content | {"rewards": None if found.rewards is None else list(found.rewards)})
+    rewards = None if found.rewards is None else list(found.rewards)
+    return BatchShown(key=found.key, state=found.state, tasks=found.tasks, labelled=found.labelled, rewards=rewards)
