@@ -79,8 +79,8 @@ def open_database(url: str) -> Database:
     """Opens a database, whose tables may be missing or of another version. Raises ConfigError, StorageError."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
-        # Connections stay open: when its last one is closed, SQLite moves the whole log into the file, which takes longer
-        # than any transaction.
+        # Connections stay open: when the last one is closed, SQLite moves its whole log into the file, which takes
+        # longer than any transaction.
         engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **_POOL)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
