@@ -17,12 +17,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tastemaker.errors import StorageError
 from tastemaker.labelling.app import batches
 from tastemaker.labelling.app.access import AccessControl, access, check_declared
+from tastemaker.labelling.app.admin import add_admin
 from tastemaker.labelling.app.api import add_api
 from tastemaker.labelling.app.context import Context
 from tastemaker.labelling.app.pages import add_pages
 from tastemaker.labelling.app.refusals import is_api, refuse
 from tastemaker.labelling.project import Project
-from tastemaker.rewards.serving.protocol import SAFETENSORS
+from tastemaker.rewards.serving.protocol import JSON, READ
 from tastemaker.web.guard import SAFE_METHODS, Guard, LimitedBodies
 from tastemaker.web.hosts import known_hosts
 from tastemaker.web.origins import SECURITY_HEADERS
@@ -56,6 +57,7 @@ def make_app(
     add_pages(app, context)
     add_api(app, context)
     batches.add_batches(app, context)
+    add_admin(app, context)
     _add_errors(app)
     # The first to be added is the last to be called: bodies are read of those alone who may send them.
     app.add_middleware(LimitedBodies, most=_most_bytes, refuse=refuse)
@@ -106,15 +108,19 @@ class _ContentTypes:
             headers = Headers(scope=scope)
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-            expected = "application/json" if is_api(scope) else "application/x-www-form-urlencoded"
-            # Pages of other sites cannot send this type unasked either.
-            images = scope["path"] == batches.PATH and kind == SAFETENSORS
+            expected = _expected(scope)
             if scope["path"] == RELEASE and kind == "text/plain":  # as a beacon of a closing page has it
                 scope = {**scope, "headers": _as_json(scope["headers"])}
-            elif not (empty or images) and kind != expected:
-                await refuse(scope, 415, f"the content type must be {expected}")(scope, receive, send)
+            elif not empty and kind not in expected:
+                await refuse(scope, 415, f"the content type must be {' or '.join(expected)}")(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+def _expected(scope: Scope) -> tuple[str, ...]:
+    if scope["path"] == batches.PATH:
+        return tuple(READ)
+    return (JSON,) if is_api(scope) else ("application/x-www-form-urlencoded",)
 
 
 def _as_json(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

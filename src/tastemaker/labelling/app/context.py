@@ -29,6 +29,8 @@ class Context:
     """Where browsers reach it, such as http://127.0.0.1:8001; None takes what each request says."""
     attempts: Attempts = field(default_factory=Attempts)
     """Failed log-ins."""
+    changing: threading.Lock = field(default_factory=threading.Lock)
+    """Held by who changes the settings."""
     hashing: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(PASSWORDS_AT_ONCE))
 
     @property
