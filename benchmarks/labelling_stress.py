@@ -34,9 +34,9 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 from PIL import Image
-from tastemaker.labelling.accounts import invite
 
 from tastemaker.labelling import ranking
+from tastemaker.labelling.accounts import invite
 from tastemaker.labelling.judgements import from_row
 from tastemaker.labelling.project import NewImage, NewTask, Project, add_tasks, create_project, open_project
 from tastemaker.labelling.ranking import Judgement
@@ -62,7 +62,7 @@ class Stress:
     seed: int = 0
     kills: int = 20
     """SIGKILLs of the server."""
-    client_life: float = 10.0
+    client_life: float = 30.0
     """Mean seconds after which a labeler's client is ended; 0 never does it."""
     lease_seconds: float = 6.0
     seconds: float = 0.0
@@ -221,7 +221,7 @@ async def kill_now_and_then(server: Server, stress: Stress, seen: Seen) -> None:
         # Spread over the votes, so that each kill hits a server that is at work.
         due = total * (number + dice.random()) / (stress.kills + 1)
         while len(seen.acknowledged) < due:
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.005)
         await asyncio.sleep(dice.random() * 0.05)
         server.kill()
         seen.server_kills += 1
@@ -244,6 +244,10 @@ async def run(project: Project, stress: Stress, server: Server) -> tuple[Seen, f
     people = asyncio.gather(*work)
     killer = asyncio.ensure_future(kill_now_and_then(server, stress, seen))
     try:
+        # A server that does not start again ends it all.
+        await asyncio.wait({people, killer}, return_when=asyncio.FIRST_COMPLETED)
+        if killer.done():
+            killer.result()
         await people
     finally:
         people.cancel()
