@@ -6,6 +6,7 @@ bundled one, and rewards that need the hub or a server by one of this machine.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import re
 import shlex
@@ -25,6 +26,7 @@ from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ConfigError
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
+from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.registry import BUILTIN, load_reward
 from tastemaker.rewards.serving.settings import is_remote
 
@@ -144,7 +146,7 @@ def local_reward(name, *args, **kwargs):
         entry = BUILTIN.get(part.partition(":")[0])
         argument = part.partition(":")[2]
         other = entry is not None and (argument or entry.default or "bundled") != "bundled" and entry.argument
-        elsewhere |= is_remote(part) or bool(other) or part == "ocr" or part in ENTRY_POINTS
+        elsewhere |= is_remote(part) or is_label(part) or bool(other) or part == "ocr" or part in ENTRY_POINTS
         differentiable &= entry is None or entry.differentiable
     if not elsewhere:
         return load_reward(name, *args, **kwargs)
@@ -185,6 +187,11 @@ def run(argv: list[str], folder: Path) -> int:
     make_examples(argv, folder)
     if argv[0] in DRY and "--help" not in argv:
         return main([*argv, "--dry-run"])
+    if argv[0] == "label":
+        module = importlib.import_module(f"tastemaker.cli.label_{argv[1]}")
+        cls = vars(module)[f"{argv[1].title()}Args"]
+        parse(cls, split_assignments(argv[2:], flag_types(cls)), "label")
+        return 0
     if argv[0] in PARSED and argv[1:]:
         argv = argv[argv[0] == "reward" :]  # `reward serve`
         cls = PARSED[argv[0]]
@@ -199,9 +206,8 @@ def test_documented_command(
 ):
     code = run(arguments(command, monkeypatch), elsewhere)
     errors = capsys.readouterr().err
-    missing = [
-        word for word in re.findall(r"(?:source=|dataset:)([\w./-]+)", command) if not (elsewhere / word).exists()
-    ]
+    named = re.findall(r"(?:source=|dataset:|--pairs )([\w./-]+)", command)
+    missing = [word for word in named if not (elsewhere / word).exists()]
     if code == 2 and missing:  # pictures and data sets that only the reader has
         assert missing[0] in errors
     else:

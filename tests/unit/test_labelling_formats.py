@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from label_projects import add_user, claimed, image, judged, make_project, new_task, rows, saved
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.labelling.export import EXPORTS, ExportOptions, export_project
+from tastemaker.labelling.exported_rows import CONFLICTS
 from tastemaker.labelling.formats import FORMATS
 from tastemaker.labelling.image_files import image_path
 from tastemaker.labelling.imports import import_labels
@@ -249,6 +251,27 @@ def test_round_trips_of_other_modes(tmp_path, settings):
             assert content(tmp_path / f"{format}-1") == content(tmp_path / f"{format}-2"), format
 
 
+RATE = Labelling(mode="rate", images=4, overlap=3, validation=0.3)
+
+
+@pytest.mark.parametrize("settings", [replace(RANK, images=4, overlap=3), RATE])
+def test_round_trips_of_random_answers(tmp_path, settings):
+    rng = random.Random(1)
+    with make_project(tmp_path / "project", settings, tasks=4) as project:
+        for name in ("x10", "ann", "x2"):
+            user = add_user(project, name)
+            for assigned in claimed(project, user, 4, 0.0):
+                if rng.random() < 0.8:
+                    utility = [rng.randint(-1, 1) for _ in range(4)]
+                    judged(project, user, assigned, 1.0, lambda i, u=utility: u[i])
+        for format in FORMATS:
+            export_project(project, tmp_path / f"{format}-1", format)
+            import_labels(tmp_path / f"{format}-p", tmp_path / f"{format}-1", format)
+            with open_project(tmp_path / f"{format}-p") as imported:
+                export_project(imported, tmp_path / f"{format}-2", format)
+            assert content(tmp_path / f"{format}-1") == content(tmp_path / f"{format}-2"), format
+
+
 @pytest.mark.parametrize(
     "settings", [Labelling(overlap=3), replace(RANK, transitive=False), replace(RANK, confirm=False)]
 )
@@ -352,6 +375,28 @@ def test_conflict_policies_of_votes(tmp_path):
         assert short(found("unanimous")) == [("0", 1, 0)]
         votes = [(row["votes_image1"], row["votes_image2"]) for row in found("all", "rapidata")]
         assert votes == [(3, 0), (2, 1), (1, 1)]
+
+        def other(conflicts, format, file):
+            out = tmp_path / str(uuid.uuid4())
+            export_project(project, out, format, ExportOptions(conflicts=conflicts))
+            return json.loads((out / file).read_text())
+
+        dist = {policy: [row["choice_dist"] for row in other(policy, "hpdv3", "train.json")] for policy in CONFLICTS}
+        assert dist == {"all": [[3, 0], [2, 1]], "majority": [[3, 0], [2, 1]], "unanimous": [[3, 0]]}
+        assert [row["confidence"] for row in other("all", "hpdv3", "train.json")] == [1, 2 / 3]
+        # Two rows for each ranking: 3 + 3 + 2 rankings, since a tie of all images is none.
+        file = "images/train/train_1/train_1.json"
+        assert [len(other(policy, "imagereward", file)) for policy in CONFLICTS] == [16, 4, 2]
+        assert [len(other(policy, "hpdv2", "train.json")) for policy in CONFLICTS] == [8, 2, 1]
+
+
+def test_test_rankings_that_somebody_contradicts(ranked, tmp_path):
+    """bob and ann order every task differently; bob alone has decided between 1 and 2."""
+    done = export_project(ranked, tmp_path / "out", "hpdv2", ExportOptions(conflicts="unanimous"))
+    assert list(done.rows) == ["train.json"]
+    for row in json.loads((tmp_path / "out/train.json").read_text()):
+        assert (row["human_preference"], row["user_hash"]) == ([1, 0], "unanimous")
+        assert [shade(tmp_path / "out/train" / name) % 100 for name in row["file_path"]] == [1, 2]
 
 
 def test_pseudonyms_are_the_same_in_each_export(ranked, tmp_path):
@@ -560,6 +605,19 @@ def test_wrong_imports(ranked, tmp_path):
     refused(ConfigError, "a project of mode best takes none", tmp_path / "best", tmp_path / "pairs", "pairs")
     refused(ConfigError, "but the project is of mode pair", tmp_path / "pair", tmp_path / "ranks", "imagereward")
     refused(DataError, "the project has no ties", tmp_path / "strict", tmp_path / "ranks", "imagereward")
+    table = tmp_path / "native/judgement.jsonl"
+    good = table.read_text()
+    first, _, rest = good.partition("\n")
+    for change, message in (
+        ({"kind": ...}, "judgement.jsonl:1: no column kind"),
+        ({"assignment_id": 999}, "the table judgement in"),
+        ({"kind": ["x"]}, "the table judgement in"),
+        ({"order_of_images": "[1"}, "judgement.jsonl:1: order_of_images is no JSON"),
+    ):
+        row = {name: value for name, value in (json.loads(first) | change).items() if value is not ...}
+        table.write_text(json.dumps(row) + "\n" + rest)
+        refused(DataError, message, tmp_path / "p", tmp_path / "native", "native")
+    table.write_text(good)
     next((tmp_path / "native/images").rglob("*.png")).unlink()
     refused(DataError, "lacks the image", tmp_path / "p", tmp_path / "native", "native")
     (tmp_path / "native/image.jsonl").unlink()

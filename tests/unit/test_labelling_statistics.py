@@ -6,12 +6,14 @@ import json
 import uuid
 
 import pytest
+import sqlalchemy as sa
 
-from label_projects import add_user, claimed, judged, make_project, new_task, saved
+from label_projects import add_user, claimed, judged, make_project, new_task, rows, saved
 from tastemaker.labelling.project import add_tasks
 from tastemaker.labelling.ranking import Judgement, left_right
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.statistics import statistics, to_json
+from tastemaker.labelling.tables import Assignment, JudgementRow
 
 DAY = 86400.0
 
@@ -92,11 +94,6 @@ def test_gold_and_repeated_tasks(tmp_path):
         ann = add_user(project, "ann")
         # Always image 0, but for the first repetition.
         kinds, changed = [], 0
-        import sqlalchemy as sa
-
-        from label_projects import rows
-        from tastemaker.labelling.tables import Assignment
-
         while found := claimed(project, ann, 1, 0.0):
             (kind,) = rows(project, sa.select(Assignment.kind).where(Assignment.id == found[0].id))
             other = kind == "repeat" and not changed
@@ -144,7 +141,9 @@ def test_other_modes(tmp_path, mode):
                 judged(project, user, assigned, 0.0, utility)
                 mark = Judgement(str(uuid.uuid4()), "mark", image=1, outcome="broken")
                 assert saved(project, user, assigned.id, mark, 0.0).status == "saved"
+        judgements = len(rows(project, sa.select(JudgementRow.id)))
         found = measured(project)
+    assert found.progress.judgements == judgements
     assert found.marks == {"broken": 4, "off-prompt": 0, "harmful": 0}
     assert found.labelers[0].marks == {"broken": 2}
     assert found.alpha is not None

@@ -34,6 +34,7 @@ REQUIRED = {
     "matplotlib": "3.9",
     "pyyaml": "6",
     "scikit-image": "0.24",
+    "scipy": "1.11",
     "rich": "13.7",
     "tyro": "1.0",
     "annotated-types": "0.6",
@@ -44,6 +45,11 @@ REQUIRED = {
     "fastapi": "0.121",
     "starlette": "0.49.1",
     "uvicorn": "0.35",
+    "sqlalchemy": "2.0.40",
+    "alembic": "1.16",
+    "argon2-cffi": "25.1",
+    "markdown-it-py": "3",
+    "python-multipart": "0.0.20",
 }
 """Packages without which tastemaker does not work, with the oldest version that will do: pyproject.toml's (a test)."""
 EXTRAS = {

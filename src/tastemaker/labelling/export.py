@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from tastemaker.errors import ConfigError, DataError, nearest
 from tastemaker.labelling import native
 from tastemaker.labelling.answers import comparisons, read_answers, read_names, read_tasks, that_count
-from tastemaker.labelling.formats import CONFLICTS, FORMATS, SPLITS, Answers, Conflicts, Format, Said
+from tastemaker.labelling.exported_rows import CONFLICTS, SPLITS, Answers, Conflicts, Said
+from tastemaker.labelling.formats import FORMATS, Format
 from tastemaker.labelling.project import Project
 from tastemaker.labelling.table_files import write_array, write_lines, write_parquet
 from tastemaker.runs.folders import new_folder

@@ -20,8 +20,9 @@ from tastemaker.errors import ConfigError, DataError, nearest
 from tastemaker.labelling import database as db
 from tastemaker.labelling import native
 from tastemaker.labelling.export import NATIVE
-from tastemaker.labelling.formats import FORMATS, Format, Gathered, GivenTask
+from tastemaker.labelling.formats import FORMATS, Format
 from tastemaker.labelling.image_files import ImageFile, store_image
+from tastemaker.labelling.imported_rows import Gathered, GivenTask
 from tastemaker.labelling.judgements import to_row
 from tastemaker.labelling.project import (
     MAX_PROMPT,

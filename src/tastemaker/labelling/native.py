@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import Session
 
 from tastemaker.errors import ConfigError, DataError
@@ -99,9 +99,9 @@ def read_into(session: Session, folder: Path, target: Path) -> dict[str, int]:
         try:
             if rows:
                 session.execute(sa.insert(Base.metadata.tables[name]), rows)
-        except IntegrityError as error:
+        except StatementError as error:  # a value of a wrong type, or a row that others lack
             raise DataError(
-                f"the table {name} in {folder} does not fit the others: {' '.join(str(error.orig).split())}"
+                f"the table {name} in {folder} cannot be imported: {' '.join(str(error.orig).split())}"
             ) from error
         added[name] = len(rows)
     return added
@@ -168,7 +168,10 @@ def _restored(name: str, row: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise DataError(f"{where}: no column {column.name}; it has {', '.join(row)[:300]}")
         value = row[column.name]
         if isinstance(value, str) and isinstance(column.type, sa.JSON):
-            value = json.loads(value)
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise DataError(f"{where}: {column.name} is no JSON ({error})") from error
         found[column.name] = value
     return found
 

@@ -31,7 +31,7 @@ def project_pairs(folder: str, split: str = "train") -> PairSet:
     """
     from tastemaker.labelling.answers import read_names
     from tastemaker.labelling.export import ExportOptions, read_said
-    from tastemaker.labelling.formats import SPLITS, decisions
+    from tastemaker.labelling.exported_rows import SPLITS, decisions
     from tastemaker.labelling.image_files import image_path
     from tastemaker.labelling.project import open_project
 

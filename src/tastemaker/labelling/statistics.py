@@ -29,7 +29,7 @@ from tastemaker.labelling.answers import (
     that_count,
 )
 from tastemaker.labelling.settings import Labelling
-from tastemaker.labelling.tables import Assignment
+from tastemaker.labelling.tables import Assignment, JudgementRow
 
 PACE_SECONDS = 3600.0
 """The time before now over which the pace is taken."""
@@ -60,7 +60,7 @@ class Progress:
     judgements: int
     """Rows, corrections and undos included."""
     votes: int
-    """Comparisons, choices and ratings in force, those of gold and repeated tasks included."""
+    """Comparisons, choices and ratings in force in complete assignments, those of gold and repeated tasks included."""
     per_hour: float | None
     """Answers in the last hour; None where there were none."""
     hours_left: float | None
@@ -171,7 +171,7 @@ def _progress(
     normal = {task.id for task in tasks.values() if task.kind == "normal"}
     done = Counter(answer.task for answer in counted)
     given = sum(min(done[task], settings.overlap) for task in normal)
-    recent = sum(now - PACE_SECONDS < answer.finished_at <= now for answer in counted)
+    recent = sum(answer.finished_at > now - PACE_SECONDS for answer in counted)
     missing = len(normal) * settings.overlap - given
     held = session.execute(
         sa.select(sa.func.count())
@@ -186,7 +186,7 @@ def _progress(
         skipped=sum(answer.skipped for answer in answers),
         surplus=sum(answer.surplus and not answer.skipped for answer in answers),
         open=held,
-        judgements=sum(len(answer.judgements) for answer in answers),
+        judgements=session.execute(sa.select(sa.func.count()).select_from(JudgementRow)).scalar_one(),
         votes=sum(len(answer.votes) for answer in answers),
         per_hour=float(recent) if recent else None,
         hours_left=0.0 if missing == 0 else missing / recent if recent else None,
