@@ -30,7 +30,8 @@ from tastemaker.web.tokens import Token, is_bearer
     ("header", "name"),
     [
         ("Example.org", "example.org"), ("example.org:80", "example.org"), ("[::1]:8000", "::1"),
-        ("127.0.0.1", "127.0.0.1"), ("", None), (None, None), ("a@b", None), ("a/b", None), ("a,b", None), ("[::1", None),
+        ("127.0.0.1", "127.0.0.1"), ("", None), (None, None), ("a@b", None), ("a/b", None), ("a,b", None),
+        ("[::1", None),
     ],
 )  # fmt: skip
 def test_names_of_hosts(header, name):

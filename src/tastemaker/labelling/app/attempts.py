@@ -23,21 +23,19 @@ class Attempts:
     _failures: OrderedDict[tuple[str, str], list[float]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def wait(self, name: str, address: str, now: float) -> float:
-        """Seconds until another attempt is allowed; 0 where it is allowed now."""
+    def begin(self, name: str, address: str, now: float) -> float:
+        """Counts an attempt, before its outcome is known, and returns 0; or seconds until another one is allowed."""
+        keys = (("name", name), ("address", address))
         with self._lock:
-            return max(
-                self._wait(("name", name), MOST_OF_NAME, now), self._wait(("address", address), MOST_OF_ADDRESS, now)
-            )
-
-    def begin(self, name: str, address: str, now: float) -> None:
-        """Counts an attempt, before its outcome is known: many at once must not all be allowed."""
-        with self._lock:
-            for key in (("name", name), ("address", address)):
+            wait = max(self._wait(keys[0], MOST_OF_NAME, now), self._wait(keys[1], MOST_OF_ADDRESS, now))
+            if wait:
+                return wait
+            for key in keys:
                 self._failures.setdefault(key, []).append(now)
                 self._failures.move_to_end(key)
             while len(self._failures) > MOST_KEPT:
                 self._failures.popitem(last=False)
+            return 0.0
 
     def succeeded(self, name: str, address: str, began: float) -> None:
         """Takes back the attempt that began at a time, as it was right, and forgets the name's failures."""

@@ -149,9 +149,8 @@ def _checked_token(context: Context, request: Request, token: str) -> int | None
     now = time.time()
     # A random token cannot be guessed, so failures count for the address alone and lock nobody else out.
     name = f"token from {address}"
-    if wait := context.attempts.wait(name, address, now):
+    if wait := context.attempts.begin(name, address, now):
         raise _TooMany(wait)
-    context.attempts.begin(name, address, now)
     if not same(token.strip().encode("utf-8", "surrogatepass"), context.token.secret.encode()):
         return None
     context.attempts.succeeded(name, address, now)
@@ -161,9 +160,8 @@ def _checked_token(context: Context, request: Request, token: str) -> int | None
 def _checked_password(context: Context, request: Request, name: str, password: str) -> int | None:
     """The user with this name and password, else None. Raises _TooMany."""
     address, key, now = _address(request), f"name {name.strip().casefold()}", time.time()
-    if wait := context.attempts.wait(key, address, now):
+    if wait := context.attempts.begin(key, address, now):
         raise _TooMany(wait)
-    context.attempts.begin(key, address, now)
     with context.project.database.read() as session:
         found = accounts.find_password(session, name)
     with context.hashing:
