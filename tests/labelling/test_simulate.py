@@ -87,16 +87,24 @@ def test_without_noise_a_project_says_what_the_utility_says(tmp_path, settings):
 def test_they_do_all_that_people_do(database, tmp_path):
     """Noise, ties, skips, undos and corrections of the order: all of it is stored, and none refused."""
     folder = tmp_path / "p"
-    rude = Behaviour(temperature=0.05, tie=0.01, bad=0.3, skip=0.1, undo=0.1, correct=0.5)
+    rude = Behaviour(temperature=0.05, tie=0.01, bad=0.3, skip=0.03, undo=0.1, correct=0.5)
     tally = run(folder, Labelling("rank", 4, overlap=2), rude, database, tasks=12, labelers=5, stay=2.0)
     assert not tally.refused
-    assert {"compare", "order", "skip", "undo"} <= tally.kinds.keys()
+    assert {"compare", "order", "undo"} <= tally.kinds.keys()
     assert 0.5 < tally.agreed / tally.compared < 1
     found, finished = states(folder)
     assert finished == [2] * 12
     assert sum(row.skipped for _, _, row in found) == tally.kinds["skip"]
     with open_project(folder) as project, project.database.read() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(JudgementRow)) == tally.votes
+
+
+def test_who_skips_everything_leaves_it_to_others(tmp_path):
+    tally = run(tmp_path / "p", Labelling(), replace(EXACT, skip=1.0), tasks=5, labelers=2)
+    assert tally.kinds == {"skip": 10}
+    found, finished = states(tmp_path / "p")
+    assert finished == [0] * 5
+    assert all(row.skipped for _, _, row in found)
 
 
 def test_position_bias_is_seen_in_the_share_of_the_left(tmp_path):
