@@ -34,9 +34,9 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 from PIL import Image
-from tastemaker.labelling.accounts import invite
 
 from tastemaker.labelling import ranking
+from tastemaker.labelling.accounts import invite
 from tastemaker.labelling.judgements import from_row
 from tastemaker.labelling.project import NewImage, NewTask, Project, add_tasks, create_project, open_project
 from tastemaker.labelling.ranking import Judgement
@@ -62,7 +62,7 @@ class Stress:
     seed: int = 0
     kills: int = 20
     """SIGKILLs of the server."""
-    client_life: float = 10.0
+    client_life: float = 30.0
     """Mean seconds after which a labeler's client is ended; 0 never does it."""
     lease_seconds: float = 6.0
     seconds: float = 0.0
@@ -75,6 +75,8 @@ class Seen:
 
     acknowledged: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
     """Assignment and content of each judgement with a receipt that says it is stored, by id."""
+    times: list[float] = field(default_factory=list)
+    """When these receipts came."""
     refused: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
     """Requests by route and status."""
@@ -122,6 +124,7 @@ class RudeBrowser(Browser):
                 self.seen.refused[str(receipt.reason)] += 1
             else:
                 self.seen.acknowledged[one.id] = (assignment, ranking.to_fields(one))
+                self.seen.times.append(time.monotonic())
         return receipts
 
     async def _note(self, response: httpx.Response) -> None:
@@ -202,7 +205,7 @@ async def labeler(index: int, crowd: Crowd, stress: Stress, memory: Memory, tall
         try:
             async with RudeBrowser(crowd.url, seen, dice, cookies) as browser:
                 # What others hold comes back when their leases have ended.
-                stay = 3 * stress.lease_seconds
+                stay = 2 * stress.lease_seconds
                 await asyncio.wait_for(label(browser, taste, memory, tally, stay=stay, ahead=3), life)
             return
         except asyncio.TimeoutError:
@@ -218,7 +221,7 @@ async def kill_now_and_then(server: Server, stress: Stress, seen: Seen) -> None:
         # Spread over the votes, so that each kill hits a server that is at work.
         due = total * (number + dice.random()) / (stress.kills + 1)
         while len(seen.acknowledged) < due:
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.005)
         await asyncio.sleep(dice.random() * 0.05)
         server.kill()
         seen.server_kills += 1
@@ -237,10 +240,14 @@ async def run(project: Project, stress: Stress, server: Server) -> tuple[Seen, f
     names = [f"labeler {index}" for index in range(stress.labelers)]
     crowd = Crowd(server.url, names, [f"password of {name}" for name in names], token)
     began = time.monotonic()
-    work = [labeler(index, crowd, stress, memory, tally, seen, httpx.Cookies()) for index in range(stress.labelers)]
+    work = [labeler(index, crowd, stress, memory, tally, seen) for index in range(stress.labelers)]
     people = asyncio.gather(*work)
     killer = asyncio.ensure_future(kill_now_and_then(server, stress, seen))
     try:
+        # A server that does not start again ends it all.
+        await asyncio.wait({people, killer}, return_when=asyncio.FIRST_COMPLETED)
+        if killer.done():
+            killer.result()
         await people
     finally:
         people.cancel()
@@ -256,6 +263,8 @@ def check(project: Project, seen: Seen) -> list[str]:
         rows = session.scalars(sa.select(JudgementRow).order_by(JudgementRow.id)).all()
         assignments = session.scalars(sa.select(Assignment)).all()
         tasks = session.scalars(sa.select(Task)).all()
+        # They outlive the session, whose end would forget what they hold.
+        session.expunge_all()
         if project.database.sqlite:
             for pragma, good in {"integrity_check": [("ok",)], "foreign_key_check": []}.items():
                 found = [tuple(row) for row in session.execute(sa.text(f"PRAGMA {pragma}")).all()]
@@ -324,7 +333,8 @@ def stressed(folder: Path, stress: Stress, database: str | None = None) -> dict[
     return {
         **asdict(stress), "database": "sqlite" if database is None else "postgresql", "run_seconds": round(seconds, 1),
         "stored": stored, "acknowledged": len(seen.acknowledged),
-        "votes_per_second": round(len(seen.acknowledged) / seconds, 1),
+        # From the first to the last: what comes before and after is logging in, and waiting for leases to end.
+        "votes_per_second": round(len(seen.acknowledged) / (seen.times[-1] - seen.times[0]), 1),
         "save_ms": _milliseconds(seen.save), "claim_ms": _milliseconds(seen.claim),
         "server_kills": seen.server_kills, "client_kills": seen.client_kills, "sent_twice": seen.doubled,
         "voted_twice": seen.double_votes, "surplus_assignments": surplus, "refused": dict(seen.refused),

@@ -26,6 +26,7 @@ from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ConfigError
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
+from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.registry import BUILTIN, load_reward
 from tastemaker.rewards.serving.settings import is_remote
 
@@ -145,7 +146,7 @@ def local_reward(name, *args, **kwargs):
         entry = BUILTIN.get(part.partition(":")[0])
         argument = part.partition(":")[2]
         other = entry is not None and (argument or entry.default or "bundled") != "bundled" and entry.argument
-        elsewhere |= is_remote(part) or bool(other) or part == "ocr" or part in ENTRY_POINTS
+        elsewhere |= is_remote(part) or is_label(part) or bool(other) or part == "ocr" or part in ENTRY_POINTS
         differentiable &= entry is None or entry.differentiable
     if not elsewhere:
         return load_reward(name, *args, **kwargs)

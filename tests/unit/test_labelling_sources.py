@@ -198,3 +198,16 @@ def test_a_source_that_fails_in_the_middle_leaves_nothing(tmp_path):
     with pytest.raises(DataError, match=r"metadata.jsonl:7"):
         run([str(tmp_path / "p"), "--images", str(folder)])
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_project_for_training_runs_has_no_images_yet(tmp_path, capsys):
+    folder = tmp_path / "live"
+    assert run([str(folder), "--empty", "--mode", "best", "--k", "3", "--dry-run"]) == 0
+    assert not folder.exists()
+    assert run([str(folder), "--empty", "--mode", "best", "--k", "3"]) == 0
+    assert f"a training run sends its images with --reward label:{folder}" in capsys.readouterr().out
+    with open_project(folder) as project:
+        assert (project.settings.mode, project.settings.task_size) == ("best", 3)
+        assert contents(project) == []
+    with pytest.raises(ConfigError, match="--empty makes a project without images: leave --prompts out"):
+        run([str(tmp_path / "other"), "--empty", "--prompts", "bundled-single"])

@@ -195,3 +195,11 @@ def test_ports_that_are_none_and_that_are_taken():
             check_port(port)
     with listen("127.0.0.1", 0) as taken, pytest.raises(ConfigError, match=r"cannot listen at 127\.0\.0\.1 port"):
         listen("127.0.0.1", taken.getsockname()[1])
+
+
+def test_responses_do_not_wait_for_acknowledgements():
+    """With Nagle's algorithm the body of a response waits for the client to acknowledge its headers, 40 ms later."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

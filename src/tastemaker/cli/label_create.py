@@ -26,7 +26,8 @@ from tastemaker.printing import print_lines
 class CreateArgs:
     """Makes a labelling project: a folder with images to compare and what people say of them.
 
-    The images come from a run (--run), from a model with prompts (--model, --prompts), or from files (--images).
+    The images come from a run (--run), from a model with prompts (--model, --prompts), from files (--images), or later
+    from training runs (--empty).
     """
 
     project: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PROJECT", help_behavior_hint="")] = (
@@ -44,6 +45,8 @@ class CreateArgs:
     images: Annotated[str | None, tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
     """Images with captions: a folder of `tastemaker sample`, a folder or table of images, or a data set
     (docs/guides/images.md)."""
+    empty: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """No images yet: training runs send theirs (--reward label:PROJECT, docs/guides/live-labelling.md)."""
     tasks: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one for each prompt)")] = (
         None
     )
@@ -127,6 +130,8 @@ def run(argv: list[str]) -> int:
     if args.tasks is not None:
         require_at_least("tasks", args.tasks, 1)
     require_unused(args.project)
+    if args.empty:
+        return _empty(args, settings)
     source = _source(args)
     if source is None:
         return _from_images(args, settings)
@@ -166,11 +171,25 @@ def _source(args: CreateArgs) -> _Source | None:
         base = load_config(require_run(args.run) / "config.yaml", base)
         adapter, model = find_adapter(args.run), base.model
     elif args.prompts is None:
-        raise ConfigError("give a run by --run, a model's prompts by --prompts, or images by --images")
+        raise ConfigError("give a run by --run, a model's prompts by --prompts, images by --images, or --empty")
     listed = as_source(args.prompts or base.prompts, "--prompts")
     sampling = chosen_sampling(base.sampling, args.steps, args.guidance, args.eta, args.height, args.width)
     name = str(args.run or args.adapter or model)
     return _Source(model, adapter, load_prompts(listed).prompts, sampling, name)
+
+
+def _empty(args: CreateArgs, settings: Labelling) -> int:
+    from tastemaker.labelling.create import create_from_tasks
+
+    assert args.project is not None
+    for name in ("run", "model", "adapter", "prompts", "images", "tasks"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--empty makes a project without images: leave --{name} out")
+    if args.dry_run:
+        print(f"no tasks, into {args.project}")
+        return 0
+    create_from_tasks(args.project, settings, [], args.database)
+    return _made(args, f"no tasks; a training run sends its images with --reward label:{args.project}")
 
 
 def _from_images(args: CreateArgs, settings: Labelling) -> int:

@@ -137,6 +137,8 @@ def _crowd(args: SimulateArgs) -> Crowd:
         match = INVITATION.fullmatch(given)
         if match is None:
             raise ConfigError(f"{given} is no invitation: give its whole link, http://HOST:PORT/join/TOKEN")
+        # The names may be taken by those of another invitation, whose passwords differ.
+        names = [f"{name} {match['token'][:6]}" for name in names]
         return Crowd(match["url"], names, _passwords(match["token"], names), match["token"])
     from tastemaker.labelling.accounts import admin_token, invite
     from tastemaker.labelling.project import open_project

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
-from tastemaker.labelling.judgements import read_judgements
-from tastemaker.labelling.places import has_place, holding, holds_place, withdrawn
+from tastemaker.labelling.judgements import from_row
+from tastemaker.labelling.places import has_place, holding, holds_place
 from tastemaker.labelling.ranking import Judgement, left_right
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.tables import Assignment, JudgementRow, Prompt, Task, TaskImage
@@ -52,12 +52,14 @@ def claim(session: Session, settings: Labelling, user: int, count: int, now: flo
     count = min(count, MOST_AT_ONCE)
     lease = now + 60 * settings.lease_minutes
     chosen: list[Assignment] = []
-    mine = sa.select(Assignment).where(Assignment.user_id == user, Assignment.finished_at.is_(None))
+    mine = (
+        sa.select(Assignment)
+        .join(Task, Task.id == Assignment.task_id)
+        .where(Assignment.user_id == user, Assignment.finished_at.is_(None), Task.kind != "withdrawn")
+    )
     for row in session.scalars(mine.order_by(Assignment.number)):
         if len(chosen) == count:
             break
-        if withdrawn(session, row):
-            continue
         if holds_place(row, now) or has_place(session, settings, row, now):
             row.lease_until = lease
             row.surplus = False
@@ -71,7 +73,7 @@ def claim(session: Session, settings: Labelling, user: int, count: int, now: flo
         session.flush()
         chosen.append(new)
     session.flush()
-    return [_shown(session, row) for row in chosen]
+    return _shown(session, chosen)
 
 
 def renew(session: Session, settings: Labelling, user: int, assignments: Sequence[int], now: float) -> list[int]:
@@ -106,7 +108,7 @@ def recent(session: Session, user: int, count: int, before: int | None = None) -
             Assignment.number < sa.select(Assignment.number).where(Assignment.id == before).scalar_subquery()
         )
     rows = session.scalars(found.order_by(Assignment.number.desc()).limit(min(count, MOST_AT_ONCE))).all()
-    return [_shown(session, row) for row in rows]
+    return _shown(session, rows)
 
 
 def _next(session: Session, settings: Labelling, user: int, now: float) -> Assignment | None:
@@ -137,13 +139,16 @@ def _normal(session: Session, settings: Labelling, user: int, now: float) -> int
         .where(Assignment.task_id == Task.id, holding(now))
         .scalar_subquery()
     )
-    # Tasks that a training run waits for come first.
-    return session.scalar(
+    open_tasks = (
         sa.select(Task.id)
         .where(Task.kind == "normal", Task.finished < settings.overlap, ~had, taken < settings.overlap)
-        .order_by(Task.batch_id.is_(None), Task.number)
+        .order_by(Task.number)
         .limit(1)
     )
+    # Tasks that a training run waits for come first. Two questions, each of which an index answers in its order: one
+    # for both would look at every task.
+    waited_for = session.scalar(open_tasks.where(Task.batch_id.is_not(None)))
+    return session.scalar(open_tasks.where(Task.batch_id.is_(None))) if waited_for is None else waited_for
 
 
 def _gold(session: Session, settings: Labelling, user: int) -> int | None:
@@ -193,17 +198,37 @@ def _repeated(user: int, number: int, earlier: Assignment, now: float) -> Assign
     )  # fmt: skip
 
 
-def _shown(session: Session, row: Assignment) -> Assigned:
-    prompt, question = session.execute(
-        sa.select(Prompt.text, Task.question).join(Task, Task.prompt_id == Prompt.id).where(Task.id == row.task_id)
-    ).one()
-    images = session.scalars(
-        sa.select(TaskImage.sha256).where(TaskImage.task_id == row.task_id).order_by(TaskImage.position)
-    ).all()
-    return Assigned(
-        row.id, prompt, question, tuple(images), tuple(row.presentation), row.sides,
-        tuple(read_judgements(session, row.id)), row.lease_until,
-    )  # fmt: skip
+def _shown(session: Session, rows: Sequence[Assignment]) -> list[Assigned]:
+    if not rows:
+        return []
+    tasks = [row.task_id for row in rows]
+    texts = {
+        row.id: (row.text, row.question)
+        for row in session.execute(
+            sa.select(Task.id, Prompt.text, Task.question)
+            .join(Prompt, Prompt.id == Task.prompt_id)
+            .where(Task.id.in_(tasks))
+        )
+    }
+    images: dict[int, list[str]] = {task: [] for task in tasks}
+    for task, sha256 in session.execute(
+        sa.select(TaskImage.task_id, TaskImage.sha256)
+        .where(TaskImage.task_id.in_(tasks))
+        .order_by(TaskImage.task_id, TaskImage.position)
+    ):
+        images[task].append(sha256)
+    judged: dict[int, list[Judgement]] = {row.id: [] for row in rows}
+    for row in session.scalars(
+        sa.select(JudgementRow).where(JudgementRow.assignment_id.in_(list(judged))).order_by(JudgementRow.id)
+    ):
+        judged[row.assignment_id].append(from_row(row))
+    return [
+        Assigned(
+            row.id, *texts[row.task_id], tuple(images[row.task_id]), tuple(row.presentation), row.sides,
+            tuple(judged[row.id]), row.lease_until,
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 def _random(settings: Labelling, *what: str | int) -> random.Random:

@@ -18,13 +18,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
 
 from tastemaker.errors import ConfigError, StorageError
 from tastemaker.labelling.tables import Base
 
 BUSY_SECONDS = 30
 """How long a transaction waits for another process that writes to the same SQLite file."""
+_POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 32}
+"""More than the threads of a server."""
 _LOCK = 0x7461737465
 """PostgreSQL's advisory lock that writers hold: they take turns, as SQLite's writers do."""
 
@@ -78,12 +79,13 @@ def open_database(url: str) -> Database:
     """Opens a database, whose tables may be missing or of another version. Raises ConfigError, StorageError."""
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite":
-        # A connection for each session: SQLite's own are quick to open, and must not move between threads.
-        engine = sa.create_engine(parsed, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
+        # Connections stay open: when the last one is closed, SQLite moves its whole log into the file, which takes
+        # longer than any transaction.
+        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **_POOL)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     else:
-        engine = sa.create_engine(parsed, pool_size=16, max_overflow=32, pool_pre_ping=True)
+        engine = sa.create_engine(parsed, pool_pre_ping=True, **_POOL)
     return Database(engine)
 
 

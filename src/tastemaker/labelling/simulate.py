@@ -212,9 +212,12 @@ async def label(
             for name in task["images"]:
                 if name not in cached:
                     cached[name] = await browser.image(name)
-        for task in assigned:
+        for number, task in enumerate(assigned):
             if votes is not None and stored >= votes:
-                break
+                # As a page does that is closed: others need not wait for the leases to end.
+                left = [one["id"] for one in assigned[number:]]
+                await browser.post("/api/assignments/release", {"assignments": left})
+                return
             images = {name: cached[name] for name in task["images"]}
             found = await memory.look(task["prompt"], images)
             liking = tuple(taste.liking(name, found[name]) for name in task["images"])

@@ -84,7 +84,7 @@ class Task(Base):
     """A prompt with K images to be labelled."""
 
     __tablename__ = "task"
-    __table_args__ = (Index("ix_task_open", "kind", "finished", "number"), UniqueConstraint("number"))
+    __table_args__ = (Index("ix_task_next", "kind", "number"), UniqueConstraint("number"))
 
     id: Mapped[int] = mapped_column(_Key, primary_key=True)
     number: Mapped[int] = mapped_column(Integer)

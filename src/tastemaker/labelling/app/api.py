@@ -91,6 +91,8 @@ def _add_assignments(app: FastAPI, context: Context) -> None:
         with context.project.database.write() as session:
             now = time.time()
             found = assignments.claim(session, context.settings, caller.id, body.count, now)
+        # Counting takes longer, and others need not wait for it.
+        with context.project.database.read() as session:
             progress = progress_of(session, context.settings, caller.id, now)
         return {"assignments": [_shown(one) for one in found], "progress": dataclasses.asdict(progress)}
 

@@ -135,5 +135,5 @@ def add_batches(app: FastAPI, context: Context) -> None:
 def _shown(found: BatchState | None) -> BatchShown:
     if found is None:
         raise HTTPException(404, "there is no batch of this key")
-    content = dataclasses.asdict(found)
-    return BatchShown(**content | {"rewards": None if found.rewards is None else list(found.rewards)})
+    rewards = None if found.rewards is None else list(found.rewards)
+    return BatchShown(key=found.key, state=found.state, tasks=found.tasks, labelled=found.labelled, rewards=rewards)

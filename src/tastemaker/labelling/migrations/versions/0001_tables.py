@@ -103,7 +103,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("task", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_task_batch_id"), ["batch_id"], unique=False)
-        batch_op.create_index("ix_task_open", ["kind", "finished", "number"], unique=False)
+        batch_op.create_index("ix_task_next", ["kind", "number"], unique=False)
         batch_op.create_index(batch_op.f("ix_task_prompt_id"), ["prompt_id"], unique=False)
 
     op.create_table(
@@ -182,7 +182,7 @@ def downgrade() -> None:
     op.drop_table("assignment")
     with op.batch_alter_table("task", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_task_prompt_id"))
-        batch_op.drop_index("ix_task_open")
+        batch_op.drop_index("ix_task_next")
         batch_op.drop_index(batch_op.f("ix_task_batch_id"))
 
     op.drop_table("task")
