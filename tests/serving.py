@@ -15,8 +15,10 @@ from tastemaker.rewards.base import as_reward
 from tastemaker.rewards.identity import identify
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, response
-from tastemaker.rewards.serving.server import Service, known_hosts, listen, server
+from tastemaker.rewards.serving.server import Service, server
 from tastemaker.rewards.vlm.settings import Vlm
+from tastemaker.web.hosts import known_hosts
+from tastemaker.web.listening import listen
 
 GOOD = Identity("redness", "1")
 

@@ -22,7 +22,7 @@ from PIL import Image
 from tastemaker.drawings.judge import compare, see
 from tastemaker.drawings.scene import parse
 from tastemaker.rewards.caption import captions
-from tastemaker.rewards.serving.server import listen
+from tastemaker.web.listening import listen
 
 MODEL = "judge"
 NUMBERS = ("no things", "one", "two", "three", "four")

@@ -1,4 +1,4 @@
-"""Cases of rewards that are asked over a network: the sections `remote` and `vlm`, on servers of 127.0.0.1."""
+"""Cases of rewards that are asked over a network: the sections `remote`, `vlm` and `labelers`, on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import anyio
 import pytest
 import torch
 from torch import Tensor
 
 import tiny_language
 from every_setting import Lab, acts, close
+from label_app import LabelApp, send
 from scoring import total
 from serving import Scripted, good, raw, redness, slow
 from speaking import Speaking, failing
@@ -264,3 +266,65 @@ def vlm_key_env(lab: Lab) -> None:
     with Speaking() as server, mock.patch.dict(os.environ, {"MY_KEY": "open-sesame"}):
         vlm(lab, "vlm-yes-no", server, [DRAWN], key_env="MY_KEY")
         assert server.headers[0]["authorization"] == "Bearer open-sesame"
+
+
+# ---------------------------------------------------------------- labelers
+
+
+def labelers(lab: Lab, app: LabelApp, **settings: Any) -> Any:
+    """The reward of the people of an app, as a run with these settings has it."""
+    with mock.patch.dict(os.environ, {"TASTEMAKER_LABEL_TOKEN": "secret", "OTHER": "another"}):
+        return lab.session(reward=f"label:{app.url}", labelers={"poll": 0.01, **settings}).reward
+
+
+@acts("labelers.wait")
+def labelers_wait(lab: Lab) -> None:
+    said = pytest.raises(RewardUnavailable, match=r"have labelled 4 of 5 tasks in")
+    with LabelApp(lambda n: 4 if n < 100 else 5) as app, said:
+        total(labelers(lab, app, wait=0.2), X, PROMPTS)
+    assert app.looks > 2
+
+
+@acts("labelers.server_wait")
+def labelers_server_wait(lab: Lab) -> None:
+    """How long an app that is busy is waited for."""
+    busy = lambda handler: send(handler, {"detail": "busy"}, 503)  # noqa: E731
+    with impatient(), LabelApp(lambda n: busy if n < 100 else 5) as app:
+        reward = labelers(lab, app, server_wait=0.2)
+        with pytest.raises(RewardUnavailable, match=r"gave no numbers .*`labelers.server_wait` is how long"):
+            total(reward, X, PROMPTS)
+    assert app.looks > 2
+
+
+@acts("labelers.poll")
+def labelers_poll(lab: Lab) -> None:
+    """Seconds between two looks: no time passes here but by sleeping."""
+    slept: list[float] = []
+    real = anyio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await real(0)
+
+    with LabelApp(lambda n: n if n < 3 else 5) as app, mock.patch.object(anyio, "sleep", sleep):
+        total(labelers(lab, app, poll=7.0), X, PROMPTS)
+    assert slept == [7.0] * 3
+
+
+@acts("labelers.timeout")
+def labelers_timeout(lab: Lab) -> None:
+    def late(handler: Any) -> None:
+        time.sleep(1.0)
+
+    with impatient(), LabelApp(lambda n: 5 if n else late) as app:
+        assert total(labelers(lab, app, timeout=0.3), X, PROMPTS).tolist() == pytest.approx(
+            [1, 1 / 2, 1 / 3, 1 / 4, 0.2]
+        )
+        assert app.looks == 2
+
+
+@acts("labelers.token_env")
+def labelers_token_env(lab: Lab) -> None:
+    with LabelApp() as app:
+        total(labelers(lab, app, token_env="OTHER"), X, PROMPTS)
+    assert {seen["Authorization"] for seen in app.seen} == {"Bearer another"}

@@ -263,7 +263,7 @@ def test_a_request_that_is_ended_closes_its_connection_first(how, monkeypatch):
             closed.append(request)
         await anyio.sleep(60)
 
-    monkeypatch.setattr(client_module, "_exchange", closes_slowly)
+    monkeypatch.setattr(client_module, "exchange", closes_slowly)
     ask, _ = client("http://127.0.0.1:9", timeout=0.1 if how == "the time is up" else 60, wait=0)
     if how == "it is cancelled":
         threading.Timer(0.1, ask.cancel).start()

@@ -10,6 +10,9 @@ import tyro
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError
+from tastemaker.rewards.expression import parse as parse_reward
+from tastemaker.rewards.expression import parts
+from tastemaker.rewards.labelers.settings import Labelers, is_label
 from tastemaker.rewards.serving.settings import Remote
 from tastemaker.rewards.vlm.settings import Vlm
 
@@ -33,6 +36,8 @@ class DoctorArgs:
     """How a reward on a server is called; its cache is off."""
     vlm: Vlm = field(default_factory=lambda: Vlm(wait=10.0))
     """How a vision-language model is called; its cache is off."""
+    labelers: Labelers = field(default_factory=lambda: Labelers(server_wait=10.0))
+    """How a labelling app is called; its labelers are not asked."""
 
 
 def run(argv: list[str]) -> int:
@@ -46,12 +51,13 @@ def run(argv: list[str]) -> int:
     from tastemaker.rewards.check import check_reward
     from tastemaker.rewards.registry import load_reward
 
+    name = as_source(args.reward, "--reward")
+    if asked := [part for part in parts(parse_reward(name)) if is_label(part)]:
+        return _people(asked, args.labelers)
     known = load_prompts(as_source(args.prompts, "--prompts"))
     prompts = [known.prompts[index] for index in known.spread(args.batch)]
     # A cache would make any reward deterministic.
-    reward = load_reward(
-        as_source(args.reward, "--reward"), replace(args.remote, cache=0), vlm=replace(args.vlm, cache=0)
-    )
+    reward = load_reward(name, replace(args.remote, cache=0), vlm=replace(args.vlm, cache=0))
     broken = 0
     for finding in check_reward(reward, (prompts * args.batch)[: args.batch], args.size):
         broken += finding.state == "failed"
@@ -59,3 +65,18 @@ def run(argv: list[str]) -> int:
     if broken:
         print(f"\n{args.reward}: {broken} {'part' if broken == 1 else 'parts'} of the contract broken.")
     return 1 if broken else 0
+
+
+def _people(names: list[str], settings: Labelers) -> int:
+    """What labelling projects there are: synthetic images are no work for people."""
+    from tastemaker.rewards.labelers.reward import LabelersReward
+    from tastemaker.rewards.labelers.settings import least_size
+
+    for name in names:
+        project = LabelersReward(name, settings).project()
+        least, most = least_size(project.mode), project.images
+        size = f"{most}" if least == most else f"{least} to {most}"
+        print(f"ok       {name} answers: {project.title!r}, {project}, {project.overlap} labelers for each task")
+        print(f"note     a run needs {size} images of each prompt in a task (sampling.per_prompt)")
+        print("note     no image is put before labelers here")
+    return 0

@@ -18,6 +18,7 @@ COMMANDS = {
     "sample": "make images with a model or with what a run trained",
     "mix": "mix adapters, and measure the mixtures by the rewards of both",
     "report": "write a run's report, or compare several runs",
+    "label": "let people compare images in their browsers",
     "reward": "serve a reward to runs on other machines",
     "bench": "measure speed, memory and overhead of a model and its settings",
     "ls": "list presets, algorithms, rewards, prompts and models",

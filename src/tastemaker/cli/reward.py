@@ -13,8 +13,10 @@ from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
+from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import TOKEN_ENV, check_variable, is_remote, read_token
 from tastemaker.rewards.vlm.settings import Vlm
+from tastemaker.web.hosts import check_port, is_loopback, known_hosts
 
 _HELP = """usage: tastemaker reward serve NAME ...
 
@@ -72,6 +74,8 @@ def _serve(args: ServeArgs) -> int:
         raise ConfigError("give a reward, as in `tastemaker reward serve jpeg-compressibility`")
     name = as_source(args.name, "the reward")
     for part in parts(parse_reward(name)):
+        if is_label(part):
+            raise ConfigError(f"{part} is already on a server, the labelling app: name it in the run itself")
         if is_remote(part):
             raise ConfigError(f"{part} is already on a server: name a reward of this machine")
     _check(args)
@@ -79,7 +83,8 @@ def _serve(args: ServeArgs) -> int:
     from tastemaker.rewards.identity import identify
     from tastemaker.rewards.registry import load_reward
     from tastemaker.rewards.serving.protocol import Limits
-    from tastemaker.rewards.serving.server import Service, is_loopback, known_hosts, listen, server
+    from tastemaker.rewards.serving.server import Service, server
+    from tastemaker.web.listening import listen, shown_host
 
     if token is None and not is_loopback(args.host) and not args.without_token:
         raise ConfigError(
@@ -100,9 +105,9 @@ def _serve(args: ServeArgs) -> int:
     )
     with listen(args.host, args.port) as listener:
         port = listener.getsockname()[1]
-        shown = f"[{args.host}]" if ":" in args.host else args.host
         access = f"with the token in ${args.token_env}" if token else "without a token"
-        print(f"serving {service.identity} at http://{shown}:{port}, {access}; Ctrl-C stops it", flush=True)
+        address = f"http://{shown_host(args.host)}:{port}"
+        print(f"serving {service.identity} at {address}, {access}; Ctrl-C stops it", flush=True)
         server(service).run(sockets=[listener])
     print("tastemaker: the server has stopped", file=sys.stderr)
     return 0
@@ -110,8 +115,7 @@ def _serve(args: ServeArgs) -> int:
 
 def _check(args: ServeArgs) -> None:
     check_variable("--token-env", args.token_env)
-    if not 0 <= args.port < 65536:
-        raise ConfigError(f"--port is {args.port}, but must be 0 (any that is free) to 65535")
+    check_port(args.port)
     if not 0 <= args.join_ms <= 10_000:
         raise ConfigError(f"--join-ms is {args.join_ms}, but must lie in [0, 10000]")
     sizes = {

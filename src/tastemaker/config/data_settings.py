@@ -17,10 +17,10 @@ class Pairs:
     """Pairs of images that somebody has compared, for algorithms that learn from those and not from the reward."""
 
     source: str | None = None
-    """A folder with a pairs.jsonl, a table (docs/guides/tables.md), or a Hugging Face data set, local or by name
-    (docs/methods/diffusion-dpo.md)."""
+    """A labelling project, a folder with a pairs.jsonl, a table (docs/guides/tables.md), or a Hugging Face data set,
+    local or by name (docs/methods/diffusion-dpo.md)."""
     split: str = "train"
-    """Which split of a data set."""
+    """Which split of a data set; of a labelling project `train` or `validation`."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
+from tastemaker.rewards.labelers.settings import Labelers
 from tastemaker.rewards.serving.settings import Remote
 from tastemaker.rewards.vlm.settings import Vlm
 
@@ -202,8 +203,9 @@ class Config:
     """A built-in list (`tastemaker ls prompts`), a .txt, .jsonl, .json, .csv, .tsv or .parquet file, `dataset:NAME`, or
     a template such as `a(n) [animal] [activity]` (docs/guides/prompts.md)."""
     reward: str = "jpeg-compressibility"
-    """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, the URL of a server, or
-    several put together: `clip-score + 0.5*jpeg-compressibility` (docs/guides/rewards.md)."""
+    """A built-in reward (`tastemaker ls rewards`), an entry point's name, `module:function`, the URL of a server, the
+    people of a labelling project (`label:PROJECT`), or several put together: `clip-score +
+    0.5*jpeg-compressibility` (docs/guides/rewards.md)."""
     rounds: Annotated[int, Gt(0)] = 100
     """Rounds of sampling and training."""
     seed: int = 0
@@ -227,6 +229,7 @@ class Config:
     speed: Speed = field(default_factory=Speed)
     remote: Remote = field(default_factory=Remote)
     vlm: Vlm = field(default_factory=Vlm)
+    labelers: Labelers = field(default_factory=Labelers)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     trackers: tuple[str, ...] = ()
     """Any of tensorboard, wandb, trackio; metrics.jsonl is always written."""

@@ -76,14 +76,13 @@ def generate(
             if scorer.rewards:
                 scorer.submit(x, chosen.prompts)
         start = time.perf_counter()
-        answers = list(scorer.finished(while_waiting))
+        found = scorer.finish(while_waiting)
         waited = time.perf_counter() - start
     trajectories = [rollout.trajectory for rollout in rollouts if rollout.trajectory is not None]
     whole = Rollout(
         model.encode(draw.prompts, guidance, pooled=pooled), draw, torch.cat([rollout.x0 for rollout in rollouts]),
         tree.concat(trajectories) if trajectories else None,
     )  # fmt: skip
-    found = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]} if answers else {}
     return Generated(whole, torch.cat(images), found, waited)
 
 
@@ -110,13 +109,18 @@ def evaluate(
     batch: int,
     judged: bool,
     advance: Callable[[int], None] = _no_progress,
+    while_waiting: Callable[[], None] = _nothing,
 ) -> Evaluation:
     """Samples and scores the images of a draw, which settles prompts and seeds.
 
     A combination of rewards that has not been measured takes its statistics from these images, so the base model's
-    come first. `judged` says whether the bundled world's judge looks at the images. Raises RewardError.
+    come first. `judged` says whether the bundled world's judge looks at the images. Calls `while_waiting` again and
+    again while rewards are waited for. Raises RewardError.
     """
-    made = generate(model, sampler, draw, guidance=guidance, batch=batch, rewards=rewards, advance=advance)
+    made = generate(
+        model, sampler, draw, guidance=guidance, batch=batch, rewards=rewards, advance=advance,
+        while_waiting=while_waiting,
+    )  # fmt: skip
     return scored(made, rewards, judged=judged)
 
 

@@ -1,4 +1,7 @@
-"""Rewards of images while the next ones are sampled: one thread, in batches, cut short after a failure."""
+"""Rewards of images while the next ones are sampled: one thread, in batches, cut short after a failure.
+
+Rewards that are `whole`, such as people, are called once, when all images are there.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
-from tastemaker.rewards.base import Reward, leaf_scores
+from tastemaker.rewards.base import Reward, functions, leaf_scores
 
 
 class BackgroundScorer:
@@ -18,17 +22,34 @@ class BackgroundScorer:
         self.rewards, self.thread = rewards, ThreadPoolExecutor(max_workers=1)
         self.answers: list[Future[dict[str, Tensor]]] = []
         self.failed: BaseException | None = None
+        found = functions(rewards)
+        self._whole = {name: one for name, one in found.items() if one.whole}
+        self._by_batch = {name: one for name, one in found.items() if not one.whole}
+        self._images: list[Tensor] = []
+        self._prompts: list[str] = []
 
     def submit(self, x: Tensor, prompts: Sequence[str]) -> None:
         """Asks for the rewards of one batch of images [N,3,H,W]."""
-        self.answers.append(self.thread.submit(self._score, x, prompts))
+        if self._by_batch:
+            self.answers.append(self.thread.submit(self._score, self._by_batch, x, prompts))
+        if self._whole:
+            self._images.append(x)
+            self._prompts += prompts
 
-    def finished(self, meanwhile: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
-        """The batches' rewards in order, each when it is there; calls `meanwhile` again and again until then."""
+    def finish(self, meanwhile: Callable[[], None]) -> dict[str, Tensor]:
+        """The rewards [B] of all images by the names of their functions; calls `meanwhile` again and again until they
+        are there."""
+        batches = len(self.answers)
+        if self._images:
+            self.answers.append(self.thread.submit(self._score, self._whole, torch.cat(self._images), self._prompts))
+        found = []
         for answer in self.answers:
             while wait([answer], timeout=0.2).not_done:
                 meanwhile()
-            yield answer.result()
+            found.append(answer.result())
+        names = found[0] if batches else {}
+        joined = {name: torch.cat([answer[name] for answer in found[:batches]]) for name in names}
+        return joined | (found[-1] if self._images else {})
 
     def check(self) -> None:
         """Raises what a reward has raised."""
@@ -39,10 +60,10 @@ class BackgroundScorer:
         for reward in self.rewards.values():
             reward.cancel()
 
-    def _score(self, x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _score(self, rewards: Mapping[str, Reward], x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         self.check()
         try:
-            return leaf_scores(self.rewards, x, prompts)
+            return leaf_scores(rewards, x, prompts)
         except BaseException as error:  # a reward may raise KeyboardInterrupt
             self.failed = error
             raise

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from tastemaker.errors import ConfigError, StorageError
+from tastemaker.labelling.tables import Base
 
 BUSY_SECONDS = 30
 """How long a transaction waits for another process that writes to the same SQLite file."""
@@ -127,6 +128,17 @@ def upgrade(database: Database, revision: str = "head") -> None:
 def downgrade(database: Database, revision: str) -> None:
     """Brings the tables back to an earlier version, `base` for none at all. What they lack then is lost."""
     _migrate(database, lambda config: command.downgrade(config, revision))
+
+
+def restart_keys(session: Session) -> None:
+    """Lets new rows have keys beyond those of rows that were added with theirs; SQLite does by itself."""
+    if session.get_bind().dialect.name == "sqlite":
+        return
+    for table in Base.metadata.sorted_tables:
+        if table.autoincrement_column is not None:
+            name, key = table.name, table.autoincrement_column.name
+            most = sa.select(sa.func.coalesce(sa.func.max(table.c[key]), 0) + 1).scalar_subquery()
+            session.execute(sa.select(sa.func.setval(sa.func.pg_get_serial_sequence(name, key), most, False)))
 
 
 def _migrate(database: Database, change: Any) -> None:

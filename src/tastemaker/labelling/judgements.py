@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -48,8 +48,8 @@ def read_judgements(session: Session, assignment: int) -> list[Judgement]:
     return [from_row(row) for row in rows]
 
 
-def from_row(row: JudgementRow) -> Judgement:
-    """A judgement out of its row."""
+def from_row(row: JudgementRow | sa.Row[Any]) -> Judgement:
+    """A judgement out of its row, or out of a row of the table's columns."""
     order = None if row.order_of_images is None else tuple(tuple(group) for group in row.order_of_images)
     return Judgement(
         row.client_id, row.kind, row.left_image, row.right_image, row.outcome, row.image, order, row.confirmed,  # type: ignore[arg-type]

@@ -85,12 +85,14 @@ def is_project(path: Path | str) -> bool:
     return os.path.isfile(Path(path).expanduser() / DESCRIPTION)
 
 
-def create_project(folder: Path, settings: Labelling, database: str | None = None) -> Project:
+def create_project(
+    folder: Path, settings: Labelling, database: str | None = None, copy_of: str | None = None
+) -> Project:
     """A new project without tasks in a folder that is empty or not there.
 
     `database` is the URL of an empty PostgreSQL database; by default the project has a SQLite file in its folder. A
-    password is not written down: PostgreSQL's own PGPASSWORD or password file gives it later. Raises ConfigError,
-    StorageError.
+    password is not written down: PostgreSQL's own PGPASSWORD or password file gives it later. `copy_of` is the UUID of
+    the project that this one is to be a copy of. Raises ConfigError, StorageError.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there already: give another folder for the new project")
@@ -106,7 +108,7 @@ def create_project(folder: Path, settings: Labelling, database: str | None = Non
         if db.current_revision(opened) is not None:
             raise ConfigError("the database has a labelling project already: give an empty database")
         db.upgrade(opened)
-        name = str(uuid.uuid4())
+        name = copy_of or str(uuid.uuid4())
         with opened.write() as session:
             session.add(ProjectRow(id=1, uuid=name, settings=to_json(settings), created=time.time()))
         # Last, so that a folder is a project only when all of it is there.

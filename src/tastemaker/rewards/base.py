@@ -120,6 +120,8 @@ class FunctionReward:
     cancel: Callable[[], None] = _cannot_cancel
     concurrent: bool = False
     """Whether it waits for something elsewhere, and is called in a thread of its own while others work."""
+    whole: bool = False
+    """Whether it is given all images of a round or an evaluation in one call, in place of one batch after another."""
     may_be_flat: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What its answers depend on beside its name and its source code."""
@@ -158,9 +160,9 @@ def wrap(function: RewardFunction, name: str | None = None) -> FunctionReward:
     """A user's function as a `FunctionReward`, with `name` (by default its own) for messages.
 
     Attributes of the function are read here and nowhere else: `differentiable` and `space`, as `@reward` sets them;
-    and of an object that calls something elsewhere, the methods `identity()` (which reward answers, compared when a
-    run is resumed) and `cancel()` (called from another thread, ends a call under way). A function without them takes
-    images and has no gradient. A FunctionReward is returned unchanged.
+    `whole` (a call is given all images of a round); and of an object that calls something elsewhere, the methods
+    `identity()` (which reward answers, compared when a run is resumed) and `cancel()` (called from another thread, ends
+    a call under way). A function without them takes images and has no gradient. A FunctionReward is returned unchanged.
 
     Raises RewardError for what cannot be called, for a class, and for attributes with other values.
     """
@@ -177,8 +179,8 @@ def wrap(function: RewardFunction, name: str | None = None) -> FunctionReward:
         raise RewardError(
             f"the reward {shown} is no function, but {type(function).__name__}: give one that takes images and prompts"
         )
-    attributes = {"differentiable": False, "space": "image", "identity": None, "cancel": None}
-    differentiable, space, identity, cancel = call(
+    attributes = {"differentiable": False, "space": "image", "identity": None, "cancel": None, "whole": False}
+    differentiable, space, identity, cancel, whole = call(
         lambda: [getattr(function, attribute, default) for attribute, default in attributes.items()],
         f"reading the attributes of the reward {shown}",
     )
@@ -186,6 +188,8 @@ def wrap(function: RewardFunction, name: str | None = None) -> FunctionReward:
         raise RewardError(f"the reward {shown} has differentiable = {differentiable!r}, but it must be True or False")
     if space not in ("image", "latent"):
         raise RewardError(f"the reward {shown} has space = {space!r}, but it must be 'image' or 'latent'")
+    if not isinstance(whole, bool):
+        raise RewardError(f"the reward {shown} has whole = {whole!r}, but it must be True or False")
     return FunctionReward(
         function,
         name or own_name,
@@ -194,6 +198,7 @@ def wrap(function: RewardFunction, name: str | None = None) -> FunctionReward:
         _no_identity if identity is None else partial(_as_text, identity),
         _cannot_cancel if cancel is None else cancel,
         concurrent=cancel is not None,
+        whole=whole,
     )
 
 
@@ -233,6 +238,14 @@ def score_all(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[s
     return combined(rewards, leaf_scores(rewards, images, prompts), prompts)
 
 
+def functions(rewards: Mapping[str, Reward]) -> dict[str, FunctionReward]:
+    """The functions that these rewards are made of, by name; a single function's is the one it has in `rewards`."""
+    found: dict[str, FunctionReward] = {}
+    for name, reward in rewards.items():
+        found |= {name: reward} if isinstance(reward, FunctionReward) else reward.parts
+    return found
+
+
 def leaf_scores(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     """The checked answers [B] of the functions that these rewards are made of, by name; see `score`.
 
@@ -240,9 +253,7 @@ def leaf_scores(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence
     threads of their own at the same time; the others one after the other in this thread, since they need not be safe
     to call from several. With answers of several batches concatenated, `combined` gives the rewards.
     """
-    leaves: dict[str, FunctionReward] = {}
-    for name, reward in rewards.items():
-        leaves |= {name: reward} if isinstance(reward, FunctionReward) else reward.parts
+    leaves = functions(rewards)
     tracked = images.requires_grad and torch.is_grad_enabled()
     ask = partial(_answer_with_graph if tracked else _answer_without_graph, images=images, prompts=prompts)
     threaded = {name: leaf for name, leaf in leaves.items() if leaf.concurrent}

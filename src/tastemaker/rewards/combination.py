@@ -23,6 +23,7 @@ from tastemaker.rewards.expression import (
     to_text,
     walk,
 )
+from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import is_remote
 from tastemaker.rewards.vlm.settings import is_vlm
 from tastemaker.spread import moments
@@ -41,7 +42,7 @@ class Combination:
         self.name, self.tree, self.parts = name, tree, dict(parts)
         self.statistics: Statistics = {}
         # Statistics are stored without addresses, since a server may have moved when a run is resumed.
-        elsewhere = [part for part in parts if is_remote(part) or is_vlm(part)]
+        elsewhere = [part for part in parts if is_remote(part) or is_label(part) or is_vlm(part)]
         self._keys = {part: part for part in parts} | dict(zip(elsewhere, labels(elsewhere), strict=True))
         spaces: dict[str, Space] = {part: reward.space for part, reward in parts.items()}
         if len(set(spaces.values())) > 1:

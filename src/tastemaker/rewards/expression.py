@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from tastemaker.errors import RewardError
+from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import is_remote
 from tastemaker.rewards.vlm.settings import is_vlm, without_servers
 
@@ -145,10 +146,15 @@ def to_text(node: Node, rename: Callable[[str], str] = lambda name: name) -> str
 def without_addresses(name: str) -> str:
     """A reward's name without the addresses of servers, which may move."""
     tree = parse(name)
-    if not any(is_remote(part) or is_vlm(part) for part in parts(tree)):
+    if not any(is_remote(part) or is_label(part) or is_vlm(part) for part in parts(tree)):
         return name
-    without = lambda part: "remote" if is_remote(part) else without_servers(part)  # noqa: E731
-    return without(name) if isinstance(tree, Part) else to_text(tree, without)
+    return _without_address(name) if isinstance(tree, Part) else to_text(tree, _without_address)
+
+
+def _without_address(name: str) -> str:
+    if is_remote(name):
+        return "remote"
+    return "label" if is_label(name) else without_servers(name)
 
 
 def labels(names: Sequence[str]) -> list[str]:
@@ -165,10 +171,8 @@ def labels(names: Sequence[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    if is_remote(name):
-        return "remote"
-    if is_vlm(name):
-        return without_servers(name)
+    if is_remote(name) or is_label(name) or is_vlm(name):
+        return _without_address(name)
     head, colon, argument = name.partition(":")
     local = colon and argument.startswith(("/", "~", "."))
     return f"{head}:{argument.rstrip('/').rpartition('/')[2]}" if local else name

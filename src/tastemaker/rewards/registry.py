@@ -1,4 +1,4 @@
-"""Rewards by name: the built-in ones, entry points of other packages, `module:function`, and those on servers."""
+"""Rewards by name: built-in ones, entry points of other packages, `module:function`, those on servers, and people."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tastemaker.errors import RewardError, nearest
 from tastemaker.importing import working_directory_first
 from tastemaker.in_memory import require_named
 from tastemaker.rewards.expression import Part, labels, parse, parts
+from tastemaker.rewards.labelers.settings import Labelers, is_label
 from tastemaker.rewards.serving.settings import Remote, is_remote
 from tastemaker.rewards.vlm.settings import Vlm
 
@@ -181,12 +182,14 @@ def load_reward(
     log: Callable[[str], None] | None = None,
     loaded: dict[str, FunctionReward] | None = None,
     vlm: Vlm | None = None,
+    labelers: Labelers | None = None,
 ) -> Reward:
     """The reward of this name, which for some is followed by a colon and an argument: `target-image:four.png`.
 
     Several are combined as in `clip-score + 0.5*jpeg-compressibility` (rewards/expression.py). A URL, or several after
     `remote:`, is a reward on servers, which are called as `remote` says; `log` is called with a line when they have to
-    be waited for. A reward that calls a vision-language model does so as `vlm` says. What is in `loaded` is not loaded
+    be waited for. A reward that calls a vision-language model does so as `vlm` says, and one that asks people
+    (`label:PROJECT`) as `labelers` says. What is in `loaded` is not loaded
     again, and what is loaded is added to it.
 
     Raises RewardError where there is none of this name, its module does not import, the argument is missing or wrong,
@@ -198,7 +201,7 @@ def load_reward(
     loaded = {} if loaded is None else loaded
     for part in parts(tree):
         if part not in loaded:
-            loaded[part] = _load_one(part, remote, log, vlm)
+            loaded[part] = _load_one(part, remote, log, vlm, labelers)
     if isinstance(tree, Part):
         return loaded[tree.name]
     from tastemaker.rewards.combination import Combination
@@ -206,7 +209,9 @@ def load_reward(
     return Combination(name, tree, {part: loaded[part] for part in parts(tree)})
 
 
-def _load_one(name: str, remote: Remote | None, log: Callable[[str], None] | None, vlm: Vlm | None) -> FunctionReward:
+def _load_one(
+    name: str, remote: Remote | None, log: Callable[[str], None] | None, vlm: Vlm | None, labelers: Labelers | None
+) -> FunctionReward:
     from tastemaker.rewards.base import wrap
 
     require_named("reward", name, RewardError)
@@ -214,6 +219,10 @@ def _load_one(name: str, remote: Remote | None, log: Callable[[str], None] | Non
         from tastemaker.rewards.serving.client import RemoteReward
 
         return wrap(RemoteReward(name, remote) if log is None else RemoteReward(name, remote, log))
+    if is_label(name):
+        from tastemaker.rewards.labelers.reward import LabelersReward
+
+        return wrap(LabelersReward(name, labelers) if log is None else LabelersReward(name, labelers, log))
     # Messages may be sent to another machine, which paths and addresses are no business of.
     (shown,) = labels([name])
     first, _, argument = name.partition(":")

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 
 from tastemaker.config.schema import Config
 from tastemaker.rewards.expression import parse, parts, without_addresses
+from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import is_remote
 from tastemaker.rewards.vlm.settings import is_vlm
 from tastemaker.runs.metrics import versions
 
-FREE = ("rounds", "trackers", "checkpoint", "remote", "vlm")
+FREE = ("rounds", "trackers", "checkpoint", "remote", "labelers", "vlm")
 """Settings that change no weight and no figure, and may differ."""
 
 
@@ -34,7 +35,7 @@ def fingerprint(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     asked = [part for reward in (config.reward, *config.evaluation.rewards) for part in parts(parse(reward))]
     # A server may move. Which reward it offers is compared instead (run.py), and how images travel to it.
     settings["reward"] = without_addresses(config.reward)
-    if any(is_remote(part) or is_vlm(part) for part in asked):
+    if any(is_remote(part) or is_label(part) or is_vlm(part) for part in asked):
         looking = tuple(without_addresses(reward) for reward in config.evaluation.rewards)
         settings["evaluation"] = {**settings["evaluation"], "rewards": looking}
     if any(is_remote(part) for part in asked):

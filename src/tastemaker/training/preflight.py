@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.config.schema import Config
-from tastemaker.data.pairs import load_pairs
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde import DDIM
+from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
 from tastemaker.models.value import value_network
 from tastemaker.rewards.base import FunctionReward
 from tastemaker.rewards.registry import load_reward
+from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.plan import Facts
 from tastemaker.training.prior_preservation import given_images
 from tastemaker.training.setup import require_divisible, require_gradient, split_prompts
@@ -35,11 +36,14 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     check_trackers(config.trackers, main=False)
     prompts, unseen = split_prompts(config, load_prompts(config.prompts))
     loaded: dict[str, FunctionReward] = {}
-    reward = load_reward(config.reward, config.remote, loaded=loaded, vlm=config.vlm)
+    reward = load_reward(config.reward, config.remote, loaded=loaded, vlm=config.vlm, labelers=config.labelers)
     if config.pathwise:
         require_gradient(config, reward)
-    for name in config.evaluation.rewards:
-        load_reward(name, config.remote, loaded=loaded, vlm=config.vlm)
+    others = {
+        name: load_reward(name, config.remote, loaded=loaded, vlm=config.vlm, labelers=config.labelers)
+        for name in config.evaluation.rewards
+    }
+    require_labelers_fit(config, reward, others, processes)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     given_images(config)
     require_divisible(config, processes)

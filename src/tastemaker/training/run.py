@@ -141,7 +141,7 @@ def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None
 def _train(session: Session, folder: Path) -> None:
     """Rounds until the last, or until a signal; then the adapter, the report and the trackers' end."""
     config, accelerator, state = session.config, session.accelerator, session.state
-    signalled, saved, stopped_early = 0, state.round, False
+    signalled, saved, stopped_early, cut_short = 0, state.round, False, False
     try:
         with listening(session.stop, session.display):
             stopped_early = _evaluate_again(session, folder)
@@ -177,14 +177,14 @@ def _train(session: Session, folder: Path) -> None:
                 _save(session, folder)
         raise type(error)(f"{error}; {_how_to_go_on(folder)}") from error
     except StopNow:
-        signalled = signal.SIGTERM
+        signalled, cut_short = signal.SIGTERM, True
         if saved != state.round:
             with _storing(folder):
                 _save(session, folder)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {_how_to_go_on(folder)}") from None
     done = stopped_early or state.round == config.rounds
-    if signalled == signal.SIGTERM and not done:
+    if cut_short or (signalled == signal.SIGTERM and not done):
         raise Preempted(f"stopped by SIGTERM after round {state.round} of {config.rounds}; {_how_to_go_on(folder)}")
     with sharding.whole(session.model.network, keep=accelerator.is_main_process), _storing(folder):
         if accelerator.is_main_process:
@@ -202,11 +202,11 @@ def _due(session: Session) -> bool:
     return here and (number == config.rounds or number % config.evaluation.every == 0)
 
 
-def _evaluated(session: Session) -> tuple[RunEvaluation | None, RewardError | None]:
+def _evaluated(session: Session) -> tuple[RunEvaluation | None, RewardError | StopNow | None]:
     """The evaluation, or why there is none: the round before it is whole, and is kept."""
     try:
         return evaluate_run(session), None
-    except RewardError as error:
+    except (RewardError, StopNow) as error:
         return None, error
 
 

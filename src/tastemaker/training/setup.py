@@ -14,12 +14,12 @@ from torch import nn
 from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
-from tastemaker.data.pairs import load_pairs
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
+from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.value import value_network
 from tastemaker.models.weight_copy import WeightCopy
@@ -27,6 +27,7 @@ from tastemaker.rewards.base import FunctionReward, Reward
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
+from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.prior_preservation import given_images, load_prior_images
 from tastemaker.training.progress import Display
 from tastemaker.training.reference import start_reference
@@ -83,7 +84,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     prompts = load_prompts(config.prompts) if given.prompts is None else given.prompts
     reward = given.reward
     if reward is None:
-        reward = load_reward(config.reward, config.remote, display.log, known, config.vlm)
+        reward = load_reward(config.reward, config.remote, display.log, known, config.vlm, config.labelers)
     if config.pathwise:
         require_gradient(config, reward)
         if accelerator.is_fsdp2:
@@ -92,8 +93,10 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
                 "possible yet where it is sharded: use plain data parallelism"
             )
     others = {
-        name: load_reward(name, config.remote, display.log, known, config.vlm) for name in config.evaluation.rewards
+        name: load_reward(name, config.remote, display.log, known, config.vlm, config.labelers)
+        for name in config.evaluation.rewards
     }
+    require_labelers_fit(config, reward, others, accelerator.num_processes)
     prompts, unseen = split_prompts(config, prompts)
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     prior = given_images(config)

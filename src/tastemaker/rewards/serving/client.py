@@ -44,7 +44,8 @@ from tastemaker.rewards.serving.retry import (
     retry_after,
     sanitized,
 )
-from tastemaker.rewards.serving.settings import Remote, Token, endpoints, read_token
+from tastemaker.rewards.serving.settings import Remote, endpoints, read_token
+from tastemaker.web.tokens import Token
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ class RemoteReward:
         self.settings = settings or Remote()
         self.token: Token | None = read_token(self.settings.token_env)
         servers = Servers(endpoints(name))
-        self._retry = RetryPolicy(name, servers, self.settings.wait, self.settings.tries, log, "remote")
+        self._retry = RetryPolicy(name, servers, self.settings.wait, self.settings.tries, log, "remote.wait")
         secure = any(url.startswith("https:") for url in servers.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._identity: Identity | None = None
@@ -187,7 +188,7 @@ class RemoteReward:
     ) -> T:  # fmt: skip
         try:
             with anyio.fail_after(self.settings.timeout):
-                status, headers, content = await _exchange(client, build(server))
+                status, headers, content = await exchange(client, build(server))
             return self._value_of(server, status, headers, content, read)
         except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, httpx.InvalidURL):
@@ -234,7 +235,7 @@ class RemoteReward:
         return sanitized(text, self.token)
 
 
-async def _exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
+async def exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
     """Status, headers and body of a response; of an overlong one the beginning, which is not valid JSON."""
     response = await client.send(request, stream=True)
     try:

@@ -259,7 +259,12 @@ def read_answer(body: bytes, count: int) -> tuple[list[float], Identity]:
         content = json.loads(body)
     except RecursionError as error:
         raise ValueError("not JSON: nested too deeply") from error
-    identity, rewards = read_identity(content), content.get("rewards")
+    identity = read_identity(content)
+    return read_rewards(content.get("rewards"), count), identity
+
+
+def read_rewards(rewards: Any, count: int) -> list[float]:
+    """The rewards of `count` images out of JSON. Raises ValueError for anything else than so many finite numbers."""
     # A bool is an int in Python, and no reward.
     if not isinstance(rewards, list) or not all(type(value) in (int, float) for value in rewards):
         raise ValueError("its `rewards` are not a list of numbers")
@@ -268,7 +273,7 @@ def read_answer(body: bytes, count: int) -> tuple[list[float], Identity]:
     if not all(abs(value) <= _LARGEST for value in rewards):
         bad = next(value for value in rewards if not abs(value) <= _LARGEST)
         raise ValueError(f"one of its rewards is {_short(bad)}, which is not finite in float32")
-    return [float(value) for value in rewards], identity
+    return [float(value) for value in rewards]
 
 
 _LARGEST = torch.finfo(torch.float32).max

@@ -19,7 +19,7 @@ import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from tastemaker.errors import RewardError, RewardUnavailable
-from tastemaker.rewards.serving.settings import Token
+from tastemaker.web.tokens import Token
 
 T = TypeVar("T")
 
@@ -71,8 +71,8 @@ class RetryPolicy:
     wait: float
     tries: int
     log: Callable[[str], None]
-    section: str
-    """The section of the config in which `wait` is set."""
+    setting: str
+    """The setting of the config that is `wait`, by its full name."""
     outage: bool = False
 
     async def run(self, attempt: Callable[[str], Awaitable[T]]) -> T:
@@ -103,7 +103,7 @@ class RetryPolicy:
         except TransientError as error:
             spent = f"{tries} {'try' if tries == 1 else 'tries'} in {time.monotonic() - start:.0f} s"
             kind = RewardError if error.kind == "invalid" else RewardUnavailable
-            hint = f" (is it running? `{self.section}.wait` is how long to wait for it)"
+            hint = f" (is it running? `{self.setting}` is how long to wait for it)"
             hint = hint if error.kind == "unreachable" else ""
             raise kind(f"the reward {self.reward} gave no numbers after {spent}: {error}{hint}") from None
         raise AssertionError  # the loop returns or raises

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -16,14 +13,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from torch import Tensor
 
-from tastemaker.errors import ConfigError, RewardError
+from tastemaker.errors import RewardError
 from tastemaker.rewards.base import Reward, score
 from tastemaker.rewards.serving.batching import Batcher
 from tastemaker.rewards.serving.protocol import PROTOCOL, READ, Identity, Limits, RequestError, ScoreRequest, response
-from tastemaker.rewards.serving.settings import Token
+from tastemaker.web.bodies import BodyError, content_length, read_body
+from tastemaker.web.hosts import host_name, is_known
+from tastemaker.web.listening import http_server
+from tastemaker.web.tokens import Token, is_bearer
 
-BODY_SECONDS = 60.0
-"""Seconds in which a request's body must arrive."""
 CONCURRENT_BODIES = 8
 """Bodies of the largest size that are read at once; further requests are refused with status 503."""
 
@@ -37,28 +35,12 @@ class Service:
     token: Token | None = None
     """Without one, whoever reaches the server may use it."""
     hosts: frozenset[str] | None = None
-    """Names by which the server may be called; None takes any. See `known_hosts`."""
+    """Names by which the server may be called; None takes any. See `web.hosts.known_hosts`."""
     max_batch: int = 32
     """Most images in one call of the reward."""
     join: float = 0.005
     """Seconds for which a request waits for others to be joined with; 0 joins none."""
     limits: Limits = field(default_factory=Limits)
-
-
-def known_hosts(host: str) -> frozenset[str] | None:
-    """The host names under which a server bound to `host` may be called: only its own where it is on loopback.
-
-    A web page whose name is made to resolve to 127.0.0.1 would otherwise reach it through its visitor's browser.
-    """
-    return frozenset({"localhost", "127.0.0.1", "::1", host}) if is_loopback(host) else None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server bound to `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def make_app(service: Service) -> FastAPI:
@@ -117,7 +99,7 @@ def make_app(service: Service) -> FastAPI:
 
 def check_host(request: Request, service: Service) -> None:
     """Raises RequestError (403) for a host name that is not the server's."""
-    if service.hosts is not None and request.url.hostname not in service.hosts:
+    if not is_known(host_name(request.headers.get("host")), service.hosts):
         raise RequestError(403, "this server is for its own machine: call it as 127.0.0.1 or localhost")
 
 
@@ -125,8 +107,7 @@ def check_token(request: Request, service: Service) -> None:
     """Raises RequestError (401) for a missing or wrong token, in a time that does not depend on the token."""
     if service.token is None:
         return
-    given = request.headers.get("authorization", "").encode("latin-1", "replace")
-    if not hmac.compare_digest(given, b"Bearer " + service.token.secret.encode()):
+    if not is_bearer(request.headers.get("authorization"), service.token):
         raise RequestError(401, "the token is missing or wrong (header `Authorization: Bearer ...`)")
 
 
@@ -141,10 +122,9 @@ class _BodyReader:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in READ:
             raise RequestError(415, f"the content type is {kind[:100]!r}, expected {' or '.join(READ)}")
-        length = request.headers.get("content-length", "")
-        if not (length.isascii() and length.isdigit() and len(length) < 20):
+        size = content_length(request.headers.get("content-length"))
+        if size is None:
             raise RequestError(411, "the length of the body must be given (header Content-Length)")
-        size = int(length)
         if size > limits.body:
             raise RequestError(
                 413, f"the body has {size} bytes, but may have {limits.body}: send fewer images at a time"
@@ -153,23 +133,14 @@ class _BodyReader:
             raise RequestError(503, "too many requests are being read: try again later")
         self.room -= size
         try:
-            body = await asyncio.wait_for(_body(request, size), BODY_SECONDS)
+            too_long = BodyError(400, f"the body is longer than the {size} bytes of its Content-Length")
+            body = await read_body(request.stream(), size, too_long)
             async with self.decoding:
                 return await asyncio.to_thread(READ[kind], body, limits)
-        except asyncio.TimeoutError:
-            raise RequestError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
+        except BodyError as error:
+            raise RequestError(error.status, str(error)) from None
         finally:
             self.room += size
-
-
-async def _body(request: Request, size: int) -> bytes:
-    parts, had = [], 0
-    async for part in request.stream():
-        had += len(part)
-        if had > size:
-            raise RequestError(400, f"the body is longer than the {size} bytes of its Content-Length")
-        parts.append(part)
-    return b"".join(parts)
 
 
 async def _unless_disconnected(request: Request, result: Any) -> Any:
@@ -184,20 +155,6 @@ async def _unless_disconnected(request: Request, result: Any) -> Any:
         task.cancel()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to this address. Raises ConfigError where that fails."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot listen at {host} port {port}: {reason}; give another --host or --port") from error
-
-
 def server(service: Service) -> uvicorn.Server:
     """The HTTP server, to be run on a socket of `listen`."""
-    # uvicorn bounds the size of headers, the time a connection may idle, and the shutdown.
-    config = uvicorn.Config(
-        make_app(service), log_level="warning", access_log=False, server_header=False, limit_concurrency=64,
-        timeout_keep_alive=30, timeout_graceful_shutdown=10, lifespan="on", ws="none",
-    )  # fmt: skip
-    return uvicorn.Server(config)
+    return http_server(make_app(service), limit_concurrency=64)

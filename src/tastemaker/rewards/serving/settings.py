@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt
 
 from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError, RewardError
+from tastemaker.web.tokens import Token
 
 PREFIX = "remote:"
 TOKEN_ENV = "TASTEMAKER_REWARD_TOKEN"
@@ -45,17 +46,6 @@ class Remote:
     def __post_init__(self) -> None:
         check_constraints(self, "remote.")
         check_variable("remote.token_env", self.token_env)
-
-
-@dataclass(frozen=True)
-class Token:
-    """A secret that appears in no error, log or representation of a dataclass."""
-
-    secret: str = field(repr=False)
-
-    def hidden(self, text: str) -> str:
-        """The text without the secret, should a server have sent it back."""
-        return text.replace(self.secret, "***")
 
 
 def check_variable(what: str, name: str) -> None:

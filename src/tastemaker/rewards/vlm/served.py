@@ -68,7 +68,7 @@ class ServedModel:
     ) -> None:
         self.address, self.settings, self.logprobs = address, settings, logprobs
         self.key = read_key(settings.key_env)
-        self._retry = RetryPolicy(reward, Servers(address.urls), settings.wait, settings.tries, log, "vlm")
+        self._retry = RetryPolicy(reward, Servers(address.urls), settings.wait, settings.tries, log, "vlm.wait")
         secure = any(url.startswith("https:") for url in address.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._call, self._one_call = CancellableCall(reward), threading.Lock()

@@ -13,7 +13,8 @@ from annotated_types import Ge, Gt
 
 from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.rewards.serving.settings import Token, check_variable, endpoints, read_token
+from tastemaker.rewards.serving.settings import check_variable, endpoints, read_token
+from tastemaker.web.tokens import Token
 
 KEY_ENV = "TASTEMAKER_VLM_KEY"
 """The variable that a server's key is read from, where no other is named."""
