@@ -34,9 +34,9 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 from PIL import Image
-from tastemaker.labelling.accounts import invite
 
 from tastemaker.labelling import ranking
+from tastemaker.labelling.accounts import invite
 from tastemaker.labelling.judgements import from_row
 from tastemaker.labelling.project import NewImage, NewTask, Project, add_tasks, create_project, open_project
 from tastemaker.labelling.ranking import Judgement

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from browsing import chromium  # noqa: E402
+from browsing import chromium
 
 
 @pytest.fixture(scope="session")

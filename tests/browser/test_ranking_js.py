@@ -161,7 +161,9 @@ def _random_judgement(
     if drawn < 0.22:
         return Judgement(name, "skip")
     if drawn < 0.25 or settings.mode == "best":
-        return Judgement(name, "best", image=None if rng.random() < 0.2 else image, supersedes=_same(rng, in_force, "best"))
+        return Judgement(
+            name, "best", image=None if rng.random() < 0.2 else image, supersedes=_same(rng, in_force, "best")
+        )
     if drawn < 0.28 or settings.mode == "rate":
         outcome = rng.choice(("up", "down", "left")) if rng.random() < 0.1 else rng.choice(("up", "down"))
         return Judgement(name, "rate", image=image, outcome=outcome, supersedes=_same(rng, in_force, "rate"))
@@ -175,7 +177,9 @@ def _random_judgement(
     if rng.random() < 0.05:
         pair = [rng.randint(0, len(presentation)) for _ in range(2)]
     rng.shuffle(pair)
-    outcome = rng.choice(("left", "right", "left", "right", "tie", "both_bad") + (("up",) if rng.random() < 0.1 else ()))
+    outcome = rng.choice(
+        ("left", "right", "left", "right", "tie", "both_bad") + (("up",) if rng.random() < 0.1 else ())
+    )
     return Judgement(name, "compare", pair[0], pair[1], outcome, supersedes=supersedes)
 
 
