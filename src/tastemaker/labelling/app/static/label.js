@@ -488,7 +488,7 @@ function takeBack(one, judgement) {
   if (!judgement || !say(one, { kind: "undo", supersedes: judgement.id })) return;
   if (!one.state.complete) past = past.filter((id) => id !== one.id);
   announce("Taken back.");
-  if (project.mode === "rate" && judgement.image !== undefined) selected = judgement.image;
+  if (project.mode === "rate" && judgement.image != null) selected = judgement.image;
   render(true);
 }
 
@@ -1029,7 +1029,7 @@ async function start() {
   offline = false;
   actions = actionsOf(project);
   byId("title").textContent = document.title = project.title;
-  const key = `tastemaker:${body.dataset.project}:${me.name}:`;
+  const key = `tastemaker:${project.uuid}:${me.name}:`;
   outbox = makeOutbox({ key: `${key}unsaved:`, storage: localStorage, changed: drawSaved, received: answered });
   stage = makeStage({ stage: byId("stage"), marks: project.marks, mode: project.mode, chosen: clicked, act: cardAct });
   viewer = makeViewer(byId("stage"), stage.frameAt);

@@ -1,0 +1,155 @@
+"""The labelling page in a browser, on the real app: by keys alone, undone, rearranged, reloaded; and its accessibility."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+import uvicorn
+from axe_playwright_python.sync_playwright import Axe
+from browsing import Watched
+from tests.label_client import Served, served
+
+from tastemaker.labelling.judgements import read_judgements
+from tastemaker.labelling.ranking import state
+from tastemaker.labelling.settings import Labelling
+from tastemaker.labelling.tables import Assignment, JudgementRow
+from tastemaker.web.listening import listen
+
+LABELLINGS = {
+    "pair": Labelling(mode="pair", instructions="Choose the **better** one."),
+    "rank": Labelling(mode="rank"),
+    "best": Labelling(mode="best"),
+    "rate": Labelling(mode="rate", images=2),
+}
+
+
+@contextmanager
+def opened(browser, folder, settings: Labelling, **options) -> Iterator[tuple[Watched, Served]]:
+    """The page of a new project in a new window, logged in as a labeler. Fails where the page wrote an error."""
+    with served(folder, settings) as app, listen("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(app.app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        context = browser.new_context(reduced_motion="reduce", **options)
+        name = app.app.state.context.cookie
+        context.add_cookies([{"name": name, "value": app.cookie("ann"), "url": address}])
+        watched = Watched(context)
+        try:
+            watched.page.goto(f"{address}/label")
+            watched.page.wait_for_selector("body[data-task]")
+            yield watched, app
+            assert watched.errors == []
+        finally:
+            context.close()
+            server.should_exit = True
+            thread.join()
+
+
+def press(page, key: str) -> None:
+    """A key, later than a bouncing one would come."""
+    time.sleep(0.12)
+    page.keyboard.press(key)
+
+
+def until(page, expression: str) -> None:
+    """Waits until an expression is true. Playwright's own way needs eval, which the page's policy forbids."""
+    for _ in range(250):
+        if page.evaluate(expression):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"still false: {expression}")
+
+
+def stored(app: Served, count: int) -> list[JudgementRow]:
+    """The judgements of the project, once there are `count` of them."""
+    for _ in range(200):
+        with app.project.database.read() as session:
+            rows = list(session.scalars(sa.select(JudgementRow).order_by(JudgementRow.id)))
+            session.expunge_all()
+        if len(rows) >= count:
+            break
+        time.sleep(0.02)
+    assert len(rows) == count
+    return rows
+
+
+def test_ranking_by_keys_alone_with_a_reload_in_the_middle(browser, tmp_path):
+    with opened(browser, tmp_path / "p", LABELLINGS["rank"]) as (watched, app):
+        page = watched.page
+        first = page.get_attribute("body", "data-task")
+        press(page, "ArrowDown")
+        press(page, "ArrowLeft")
+        stored(app, 2)
+        page.reload()
+        page.wait_for_selector(f"body[data-task='{first}']")
+        assert "comparison 3" in page.text_content("#step")
+        while page.get_attribute("body", "data-view") == "compare":
+            press(page, "ArrowLeft")
+            page.wait_for_timeout(30)
+        before = page.locator("#places .place").count()
+        press(page, "]")
+        assert page.locator("#places .place").count() != before
+        press(page, "Enter")
+        until(page, f"document.body.dataset.task !== '{first}'")
+        until(page, "document.getElementById('saved').dataset.state === 'saved'")
+        with app.project.database.read() as session:
+            row = session.get(Assignment, int(first))
+            found = state(app.project.settings, row.presentation, read_judgements(session, row.id))
+            assert row.finished_at is not None
+            assert found.complete
+
+
+def test_undo_goes_back_over_tasks(browser, tmp_path):
+    with opened(browser, tmp_path / "p", LABELLINGS["pair"]) as (watched, app):
+        page = watched.page
+        first = page.get_attribute("body", "data-task")
+        press(page, "ArrowLeft")
+        until(page, f"document.body.dataset.task !== '{first}'")
+        press(page, "z")
+        page.wait_for_selector(f"body[data-task='{first}']")
+        press(page, "ArrowRight")
+        kinds = [(row.kind, row.outcome) for row in stored(app, 3)]
+        assert kinds == [("compare", "left"), ("undo", None), ("compare", "right")]
+
+
+def test_a_double_click_is_one_answer(browser, tmp_path):
+    with opened(browser, tmp_path / "p", LABELLINGS["pair"]) as (watched, app):
+        page = watched.page
+        page.wait_for_timeout(150)
+        page.dblclick("#answers [data-act='left']")
+        page.wait_for_timeout(300)
+        stored(app, 1)
+
+
+def test_dragging_changes_the_order(browser, tmp_path):
+    with opened(browser, tmp_path / "p", LABELLINGS["rank"]) as (watched, app):
+        page = watched.page
+        press(page, "ArrowLeft")
+        until(page, "document.querySelectorAll('#places .place').length === 2")
+        images = [thumb.get_attribute("data-image") for thumb in page.query_selector_all("#places .thumb")]
+        one, two = (thumb.bounding_box() for thumb in page.query_selector_all("#places .place"))
+        page.mouse.move(two["x"] + two["width"] / 2, two["y"] + two["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(one["x"] + 2, one["y"] + one["height"] / 2, steps=5)
+        page.mouse.up()
+        assert [t.get_attribute("data-image") for t in page.query_selector_all("#places .thumb")] == images[::-1]
+        assert page.locator("#conflicts").is_visible()
+        assert stored(app, 2)[1].order_of_images == [[int(image)] for image in images[::-1]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("mode", list(LABELLINGS))
+def test_axe_finds_nothing(browser, tmp_path, mode, scheme):
+    with opened(browser, tmp_path / "p", LABELLINGS[mode], color_scheme=scheme) as (watched, _):
+        for key in (None, "h", "?"):
+            if key:
+                watched.page.keyboard.press(key)
+            # The script of axe is put in by the browser's tools, which the page's policy does not bind.
+            found = Axe().run(watched.page)
+            assert found.violations_count == 0, found.generate_report()
