@@ -13,7 +13,11 @@ import random
 import statistics
 
 from tastemaker.labelling.ranking import Judgement, State, state, worst_case
-from tastemaker.labelling.settings import Labelling
+from tastemaker.labelling.settings import Labelling, Mode
+
+CASES: list[tuple[Mode, int]] = [
+    ("rank", 3), ("rank", 4), ("rank", 5), ("rank", 8), ("best", 5), ("best", 8), ("rate", 5), ("rate", 8),
+]  # fmt: skip
 
 
 def judgements(settings: Labelling, utility: tuple[int, ...]) -> int:
@@ -53,16 +57,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print("| mode | K | pairs | mean | most | bound | mean with ties |\n|---|---|---|---|---|---|---|")
-    for mode, count in (
-        ("rank", 3),
-        ("rank", 4),
-        ("rank", 5),
-        ("rank", 8),
-        ("best", 5),
-        ("best", 8),
-        ("rate", 5),
-        ("rate", 8),
-    ):
+    for mode, count in CASES:
         settings = Labelling(mode=mode, images=count)
         plain = [judgements(settings, utility) for utility in orders(count, args.sample, args.seed)]
         rng = random.Random(args.seed)
