@@ -100,7 +100,11 @@ def hashed_password(password: str) -> str:
 
 def find_password(session: Session, name: str) -> tuple[int, str] | None:
     """The user of this name and the hash of the password; None where there is none who may log in with a password."""
-    row = session.scalar(sa.select(User).where(User.name == unicodedata.normalize("NFC", name).strip()))
+    try:
+        shown = checked_name(name)
+    except ConfigError:  # which nobody has, and PostgreSQL refuses to look for NUL
+        return None
+    row = session.scalar(sa.select(User).where(User.name == shown))
     if row is None or row.password_hash is None or row.disabled:
         return None
     return row.id, row.password_hash
