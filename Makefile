@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 RUNS ?= runs
 
-.PHONY: install demo demo-incompressibility test test-slow check format bench docs measure-bundled bundled clip surrogate curves clean
+.PHONY: install demo demo-incompressibility demo-labelling test test-slow check format bench docs measure-bundled bundled clip surrogate curves clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,9 @@ demo: install ## DDPO on the bundled model, in minutes on a CPU: simple images
 
 demo-incompressibility: install ## the same with the opposite reward: busy images
 	$(BIN)/tastemaker train ddpo-incompressibility
+
+demo-labelling: install ## a labelling project of the bundled model's images, labelled by simulated people (PEOPLE=1: by you)
+	$(BIN)/python scripts/demo_labelling.py $(if $(PEOPLE),--people)
 
 # Two at a time, as they run on one thread each.
 WORKERS ?= 2

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tastemaker.api import label
     from tastemaker.api.presets import preset, presets
     from tastemaker.api.runs import Run, RunImage, load_run
     from tastemaker.api.sampling import Evaluation, Samples, evaluate, sample
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Evaluation", "Run", "RunImage", "Samples", "TastemakerError", "evaluate", "load_reward", "load_run",
+    "Config", "Evaluation", "Run", "RunImage", "Samples", "TastemakerError", "evaluate", "label", "load_reward", "load_run",
     "preset", "presets", "resume", "reward", "sample", "train",
 ]  # fmt: skip
 
@@ -39,6 +40,9 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "label":
+        found = globals()[name] = importlib.import_module("tastemaker.api.label")
+        return found
     for module, names in _MODULES.items():
         if name in names:
             found = globals()[name] = getattr(importlib.import_module(module), name)
