@@ -20,7 +20,7 @@ def drawn_project(folder: Path, settings: Labelling, tasks: int = 4, size: int =
 
 
 def drawn_tasks(settings: Labelling, tasks: int, size: int = 64, seed: int = 0) -> list[NewTask]:
-    """Tasks with prompts of the bundled world: their first image shows the prompt, each further one has more faults."""
+    """Tasks with prompts of the bundled world. Their first image shows the prompt, others have faults."""
     rng = random.Random(seed)
     found = []
     for _ in range(tasks):

@@ -1,4 +1,4 @@
-"""The labelling page in a browser, on the real app: by keys alone, undone, rearranged, reloaded; and its accessibility."""
+"""The labelling page in a browser, on the real app: by keys alone, undone, rearranged, reloaded, and by axe."""
 
 from __future__ import annotations
 
