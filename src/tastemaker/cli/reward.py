@@ -92,8 +92,10 @@ def _serve(args: ServeArgs) -> int:
             f"{unmeasured[0]} is measured on a run's base model, which a server does not have: serve what is in the "
             f"brackets, and let the run standardise it: --reward 'standardise(http://{args.host}:{args.port})'"
         )
-    if reward.space != "image":
-        raise ConfigError(f"the reward {name} is on latents, and only rewards on images can be served")
+    if reward.space != "image":  # a request has images
+        from tastemaker.rewards.combination import of_images
+
+        reward = of_images(reward)
     limits = Limits(int(args.max_body_mib * 2**20), args.max_images, int(args.max_megapixels * 1e6))
     service = Service(
         reward, identify(name, reward), token, known_hosts(args.host), args.max_batch, args.join_ms / 1000, limits

@@ -19,9 +19,9 @@ class BackgroundScorer:
         self.answers: list[Future[dict[str, Tensor]]] = []
         self.failed: BaseException | None = None
 
-    def submit(self, x: Tensor, prompts: Sequence[str]) -> None:
-        """Asks for the rewards of one batch of images [N,3,H,W]."""
-        self.answers.append(self.thread.submit(self._score, x, prompts))
+    def submit(self, x: Tensor, prompts: Sequence[str], latents: Tensor) -> None:
+        """Asks for the rewards of one batch of images [N,3,H,W], or of their latents [N,*D] for rewards on these."""
+        self.answers.append(self.thread.submit(self._score, x, prompts, latents))
 
     def finished(self, meanwhile: Callable[[], None]) -> Iterator[dict[str, Tensor]]:
         """The batches' rewards in order, each when it is there; calls `meanwhile` again and again until then."""
@@ -39,10 +39,10 @@ class BackgroundScorer:
         for reward in self.rewards.values():
             reward.cancel()
 
-    def _score(self, x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _score(self, x: Tensor, prompts: Sequence[str], latents: Tensor) -> dict[str, Tensor]:
         self.check()
         try:
-            return leaf_scores(self.rewards, x, prompts)
+            return leaf_scores(self.rewards, x, prompts, latents)
         except BaseException as error:  # a reward may raise KeyboardInterrupt
             self.failed = error
             raise

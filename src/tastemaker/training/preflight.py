@@ -17,7 +17,7 @@ from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.models import load_meta_model
 from tastemaker.models.value import value_network
-from tastemaker.rewards.base import FunctionReward
+from tastemaker.rewards.base import FunctionReward, require_latents_of
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training.plan import Facts
 from tastemaker.training.prior_preservation import given_images
@@ -38,8 +38,9 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     reward = load_reward(config.reward, config.remote, loaded=loaded, vlm=config.vlm)
     if config.pathwise:
         require_gradient(config, reward)
-    for name in config.evaluation.rewards:
-        load_reward(name, config.remote, loaded=loaded, vlm=config.vlm)
+    others = {
+        name: load_reward(name, config.remote, loaded=loaded, vlm=config.vlm) for name in config.evaluation.rewards
+    }
     pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
     given_images(config)
     require_divisible(config, processes)
@@ -49,6 +50,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
             model.check(given.prompts)
     if config.sampling.size is not None:
         model.resize(config.sampling.size)
+    require_latents_of(model, {config.reward: reward, **others})
     cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
     needs, network = config.algorithm.requirements, parameters(model.network)
     value = None if needs.value is None else value_network(needs.value.kind, model)
