@@ -192,8 +192,8 @@ def run_train(args: argparse.Namespace) -> None:
             mean = [statistics.mean(column) for column in zip(*rows, strict=True)]
             low_high = [f"{min(column):.1%}-{max(column):.1%}" for column in list(zip(*rows, strict=True))[:2]]
             results.append({"kind": name, "tasks": count, "runs": rows})
-            print(f"| {name} | {count} | {mean[0]:.1%} ({low_high[0]}) | {mean[1]:.1%} ({low_high[1]}) | {mean[2]:.0f} | "
-                  f"{mean[3]:.0f} |", flush=True)  # fmt: skip
+            shares = " | ".join(f"{m:.1%} ({span})" for m, span in zip(mean, low_high, strict=False))
+            print(f"| {name} | {count} | {shares} | {mean[2]:.0f} | {mean[3]:.0f} |", flush=True)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")

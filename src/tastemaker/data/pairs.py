@@ -60,9 +60,10 @@ def load_pairs(source: str, split: str = "train", *, ties: bool = False) -> Pair
 
     Columns: prompt, caption or text; image_0 and image_1, or jpg_0 and jpg_1; and who is preferred, as `preferred` (0,
     1, or `tie`), as label_0 and label_1 (the larger one; equal is a tie), or as best_image_uid among image_0_uid and
-    image_1_uid (else `tie`, or empty). Ties are left out, or with `ties` kept with the label 0.5. Then label_0 and label_1
-    that add up to 1 are probabilities, and the pair's images are in the table's order. Paths are relative to the table. That a table's
-    images are there is seen at once, the pixels of all are read when they are used. Raises DataError.
+    image_1_uid (else `tie`, or empty). Ties are left out, or with `ties` kept with the label 0.5. Then
+    label_0 and label_1 that add up to 1 are probabilities, and the pair's images are in the table's order. Paths are
+    relative to the table. That a table's images are there is seen at once, the pixels of all are read when they are
+    used. Raises DataError.
     """
     path = Path(source).expanduser()
     if os.path.isdir(path):
@@ -92,7 +93,7 @@ def _from_table(path: Path, ties: bool) -> PairSet:
     _some(kept, len(rows), str(path))
     prompts, labels = tuple(row[0] for row in kept), tuple(row[3] for row in kept)
     found = [[prompt, *(os.path.relpath(file, path.parent) for file in files)] for prompt, _, files, _ in kept]
-    mark = digest([row + [label] for row, label in zip(found, labels, strict=True)] if ties else found)
+    mark = digest([[*row, label] for row, label in zip(found, labels, strict=True)] if ties else found)
     names = lambda i: (str(kept[i][2][0]), str(kept[i][2][1]))  # noqa: E731
     return PairSet(prompts, lambda i: kept[i][2], lambda i: kept[i][1], mark, len(rows) - len(kept), labels, names)
 

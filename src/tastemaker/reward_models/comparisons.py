@@ -145,7 +145,9 @@ def _of_project(folder: Path) -> Comparisons:
             raise DataError(f"the tasks of {folder} have one image each: there is nothing to compare")
         with project.database.read() as session:
             chosen = session.execute(
-                sa.select(Assignment, Prompt.text, Prompt.split)
+                sa.select(
+                    Assignment.id, Assignment.task_id, Assignment.user_id, Assignment.presentation, Prompt.text, Prompt.split
+                )
                 .join(TaskRow, Assignment.task_id == TaskRow.id)
                 .join(Prompt, TaskRow.prompt_id == Prompt.id)
                 .where(
@@ -158,30 +160,29 @@ def _of_project(folder: Path) -> Comparisons:
             for row in session.scalars(sa.select(JudgementRow).order_by(JudgementRow.id)):
                 said[row.assignment_id].append(from_row(row))
             shown: dict[int, list[str]] = defaultdict(list)
-            for task, sha256 in session.execute(
+            for of, sha256 in session.execute(
                 sa.select(TaskImage.task_id, TaskImage.sha256).order_by(TaskImage.task_id, TaskImage.position)
             ):
-                shown[task].append(sha256)
+                shown[of].append(sha256)
             if not shown:
                 raise DataError(f"the labelling project {folder} has no images: add tasks to it")
     votes: dict[int, dict[tuple[int, int], list[float]]] = {}
     about: dict[int, tuple[str, bool]] = {}
     labelers = set()
-    for assignment, prompt, split in chosen:
-        presentation = assignment.presentation
-        found = state(settings, presentation, said[assignment.id])
+    for assignment, task, user, presentation, prompt, split in chosen:
+        found = state(settings, presentation, said[assignment])
         pairs = implied(settings, presentation, found)
         if pairs:
-            about[assignment.task_id] = prompt, split == "validation"
-            labelers.add(assignment.user_id)
+            about[task] = prompt, split == "validation"
+            labelers.add(user)
         for a, b, outcome in pairs:
-            of_task = votes.setdefault(assignment.task_id, {})
+            of_task = votes.setdefault(task, {})
             of_task.setdefault((a, b), []).append({"a": 1.0, "b": 0.0}.get(outcome, 0.5))
     tasks = []
     for number, of_task in votes.items():
         prompt, apart = about[number]
         tasks.append((prompt, shown[number], averaged(of_task), apart))
-    facts = {"labelers": len(labelers), "judgements": sum(len(said[row[0].id]) for row in chosen)}
+    facts = {"labelers": len(labelers), "judgements": sum(len(said[row.id]) for row in chosen)}
     return _gathered(str(folder), tasks, lambda name: ImageSource(image_path(folder, name), name[:12]), facts)
 
 

@@ -129,7 +129,7 @@ def _pixels(image: Image.Image, where: str, side: int | None, resize: bool) -> T
         return to_tensor(image)
     if not resize:
         raise DataError(
-            f"{where}: the image has {image.width} x {image.height} pixels, but the reward model reads {side} x {side}: "
+            f"{where}: the image has {image.width} x {image.height} pixels, but the model reads {side} x {side}: "
             "give the images' own --size, or --resize to scale them"
         )
     return fitted(image, side)

@@ -40,8 +40,8 @@ class Training:
     bootstrap: bool = True
     """Whether each member of an ensemble learns from a bootstrap sample of the training tasks, or all from the same."""
     refit: bool = False
-    """Train again on all tasks, the validation part included, for as many epochs as were best (thesis section 6.7). What
-    is reported is of the models that did not see the validation part."""
+    """Train again on all tasks, the validation part included, for as many epochs as were best (thesis section 6.7).
+    What is reported is of the models that did not see the validation part."""
     curve: tuple[int, ...] = (25, 50, 100, 200)
     """Numbers of training tasks of the learning curve, as far as there are so many; () leaves it out."""
     standardise: Literal["compared", "samples"] = "compared"
