@@ -1,4 +1,4 @@
-"""`tastemaker reward`: commands for rewards outside of a run; so far `serve`."""
+"""`tastemaker reward`: commands for rewards outside of a run: `serve` and `train`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from tastemaker.rewards.expression import parts
 from tastemaker.rewards.serving.settings import TOKEN_ENV, check_variable, is_remote, read_token
 from tastemaker.rewards.vlm.settings import Vlm
 
-_HELP = """usage: tastemaker reward serve NAME ...
+_HELP = """usage: tastemaker reward COMMAND ...
 
 Commands for rewards outside of a run.
 
   serve    offer a reward to training runs on other machines, over HTTP
+  train    train a reward model on people's comparisons of images
 
-`tastemaker reward serve --help` shows its options."""
+`tastemaker reward COMMAND --help` shows its options."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,12 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_HELP)
         return 0
+    if argv[0] == "train":
+        from tastemaker.cli.reward_train import run as train
+
+        return train(argv[1:])
     if argv[0] != "serve":
-        raise ConfigError(f"unknown `tastemaker reward {argv[0]}`; {nearest(argv[0], ['serve'])}")
+        raise ConfigError(f"unknown `tastemaker reward {argv[0]}`; {nearest(argv[0], ['serve', 'train'])}")
     return _serve(parse(ServeArgs, split_assignments(argv[1:], flag_types(ServeArgs)), "reward serve"))
 
 

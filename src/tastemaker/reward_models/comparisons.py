@@ -146,7 +146,8 @@ def _of_project(folder: Path) -> Comparisons:
         with project.database.read() as session:
             chosen = session.execute(
                 sa.select(
-                    Assignment.id, Assignment.task_id, Assignment.user_id, Assignment.presentation, Prompt.text, Prompt.split
+                    Assignment.id, Assignment.task_id, Assignment.user_id, Assignment.presentation, Prompt.text,
+                    Prompt.split,
                 )
                 .join(TaskRow, Assignment.task_id == TaskRow.id)
                 .join(Prompt, TaskRow.prompt_id == Prompt.id)

@@ -38,10 +38,18 @@ class Features:
     """[R] index of each row's prompt."""
     rows: dict[tuple[int, str], int]
     """Row of an image, by its index in the comparisons, and a prompt."""
+    resize: bool = False
+    """Whether images of another size are scaled."""
 
     def rows_of(self, task: Task) -> list[int]:
         """The rows of a task's images, in their order."""
         return [self.rows[image, task.prompt] for image in task.images]
+
+    def inputs(self, found: Comparisons, task: Task) -> Tensor:
+        """[K,...] the backbone's inputs for a task's images, read again. Raises DataError."""
+        sources = [found.images[image] for image in task.images]
+        pixels = [_pixels(opened(source), source.where, self.backbone.pixels, self.resize) for source in sources]
+        return torch.cat([self.backbone.read(one[None]) for one in pixels])
 
     def rewards(
         self, head: nn.Module, rows: Tensor, dropped: Tensor | None = None, moment: Moment | None = None
@@ -104,7 +112,14 @@ def compute(
     return Features(
         backbone, join(x), join(image), join(free), text, prompts,
         torch.tensor([place[prompt] for _, prompt in keys]), {key: row for row, key in enumerate(keys)},
+        resize,
     )  # fmt: skip
+
+
+def first_input(found: Comparisons, backbone: Backbone, resize: bool = False) -> Tensor:
+    """[1,...] the backbone's input for the first image. Raises DataError, as `compute` does."""
+    source = found.images[0]
+    return backbone.read(_pixels(opened(source), source.where, backbone.pixels, resize)[None])
 
 
 def _batches(

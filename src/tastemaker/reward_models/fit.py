@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,6 @@ from tastemaker.reward_models.statistics import Predictions
 
 EVALUATED = 32
 """Tasks in one pass without gradient."""
-OnEpoch = Callable[[dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ def fit(
     seed: int,
     *,
     epochs: int | None = None,
-    on_epoch: OnEpoch = lambda record: None,
 ) -> Fit:
     """Trains a head in place. `epochs` other than the settings' are all trained, without early stopping.
 
@@ -64,7 +62,6 @@ def fit(
             if validation:
                 record |= {f"validation_{name}": value for name, value in evaluate(head, features, validation).items()}
             history.append(record)
-            on_epoch(record)
             if epochs is not None or not validation:
                 best_epoch = epoch
             elif record["validation_loss"] < best:

@@ -11,7 +11,7 @@ from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 from tastemaker.rewards.preferences.architecture import Architecture, Kind
 
-RATES: dict[Kind, float] = {"unet": 1e-3, "clip": 1e-4, "head": 3e-3}
+RATES: dict[Kind, float] = {"unet": 3e-4, "clip": 3e-4, "head": 3e-3}
 """Learning rates where none is given (docs/methods/reward-models.md)."""
 
 
@@ -24,7 +24,7 @@ class Training:
     epochs: Annotated[int, Gt(0)] = 60
     """Most passes over the training tasks."""
     lr: Annotated[float, Gt(0)] | None = None
-    """Learning rate of AdamW; none: 1e-3 for unet, 1e-4 for clip, 3e-3 for head."""
+    """Learning rate of AdamW; none: 3e-4 for unet and clip, 3e-3 for head."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """Of AdamW."""
     batch: Annotated[int, Gt(0)] = 8

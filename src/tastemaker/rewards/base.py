@@ -235,7 +235,8 @@ def score(reward: Reward, images: Tensor, prompts: Sequence[str], latents: Tenso
     `latents` [B,*D] of the same images are given to rewards on latents; without them, such a reward takes `images` for
     latents. Where gradients are enabled and what a reward is given requires them, the answers are float32 on its device
     and have their graph. Otherwise they are float32 on the CPU, without gradient. The reward is given copies of the
-    images and prompts, and the answers are copies too, so that nothing it does to either, now or later, changes the caller's.
+    images and prompts, and the answers are copies too, so that nothing it does to either, now or later, changes the
+    caller's.
 
     Raises RewardError where the reward raises anything, answers with something else than one finite number for each
     image, or has no gradient where the images require one. A failed reward is never a number.
