@@ -38,11 +38,8 @@ def batch_of(tasks: Sequence[Task], device: torch.device | str = "cpu") -> Batch
             better.append(pair.better)
             weight.append(pair.weight / total)
         start += len(task.images)
-    where = {"device": device}
-    return Batch(
-        torch.tensor(first, **where), torch.tensor(second, **where), torch.tensor(better, **where),
-        torch.tensor(weight, **where), len(tasks),
-    )  # fmt: skip
+    made = [torch.tensor(column, device=device) for column in (first, second, better, weight)]
+    return Batch(*made, tasks=len(tasks))
 
 
 def pair_losses(rewards: Tensor, batch: Batch) -> Tensor:

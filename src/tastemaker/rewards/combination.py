@@ -41,7 +41,7 @@ class Combination:
         # Statistics are stored without addresses, since a server may have moved when a run is resumed.
         elsewhere = [part for part in parts if is_remote(part) or is_vlm(part)]
         self._keys = {part: part for part in parts} | dict(zip(elsewhere, labels(elsewhere), strict=True))
-        spaces = {reward.space for reward in parts.values()}
+        spaces: set[Space] = {reward.space for reward in parts.values()}
         self.space: Space = spaces.pop() if len(spaces) == 1 else "mixed"
         self.may_be_flat = any(isinstance(node, Clip) for node in walk(tree))
 

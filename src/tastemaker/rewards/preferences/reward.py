@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,22 +29,25 @@ def preference_reward(folder: Path, options: Options, name: str) -> FunctionRewa
     """
     if (options.penalty or options.value == "std") and _members(folder) < 2:
         raise RewardError(f"the reward {name} asks for the spread of an ensemble, but {folder} has one member")
-    model = load_reward_model(folder)
+    model, digest = load_reward_model(folder), _digest(folder)
     if options.guidance not in (None, 1.0, model.guidance) and not _dropped(folder):
         raise RewardError(
             f"the reward {name} has a guidance, but {folder} was trained without text dropout: train it with "
             "--text-dropout 0.1"
         )
     answers = _answers(model, options)
-    of_images = _of_images(model, answers)
-    settings = {"reward_model": _digest(folder), "options": vars(options) | {"space": None}}
+    found = FunctionReward(
+        answers, name, differentiable=True, settings={"reward_model": digest, "options": vars(options)},
+        identity=lambda: f"reward model {digest[:12]}",
+    )  # fmt: skip
     if model.backbone.space == "image":
-        return FunctionReward(answers, name, differentiable=True, settings=settings)
+        return found
+    of_images = _of_images(model, answers)
     if options.space == "image":
-        return FunctionReward(of_images, name, settings=settings)
-    return FunctionReward(
-        answers, name, differentiable=True, space="latent", settings=settings, of_images=of_images,
-        latent_shape=model.backbone.shape, require_latents=_requires(model, name),
+        return replace(found, function=of_images, differentiable=False)
+    return replace(
+        found, space="latent", of_images=of_images, latent_shape=model.backbone.shape,
+        require_latents=_requires(model, name),
     )  # fmt: skip
 
 
