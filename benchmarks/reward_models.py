@@ -220,7 +220,7 @@ def main() -> None:
     train.add_argument("--epochs", type=int, default=60)
     train.add_argument("--patience", type=int, default=10)
     train.add_argument("--lr", type=float)
-    train.add_argument("--layers", type=int, default=1)
+    train.add_argument("--layers", type=int, default=0)
     train.add_argument("--hidden", type=int, default=0)
     train.set_defaults(run=run_train)
     args = parser.parse_args()

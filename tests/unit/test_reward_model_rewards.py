@@ -163,7 +163,7 @@ def test_the_gradient_reaches_the_network_past_the_decoder(folders, extra, monke
     assert norms
     assert max(norms) > 0
     assert any(decoded_with_graph) == bool(extra)
-    (indices, images, rewards, _), = seen  # fmt: skip
+    _, images, rewards, _ = seen[0]
     assert images.shape == (3, 3, 32, 32)
     assert rewards.equal(found.detach())
 

@@ -248,3 +248,17 @@ def test_settings_that_do_not_fit_are_refused():
         check(HEAD, Training(guidance=2))
     with pytest.raises(ConfigError, match="text_dropout is for reward models of kind unet and head"):
         check(Architecture("clip"), Training(text_dropout=0.1))
+
+
+def test_python_trains_as_the_command_does(tmp_path, capsys):
+    import tastemaker as tm
+
+    result = tm.train_reward_model(comparisons(), "head", tmp_path / "a", epochs=3, curve=(), lr=3e-3, hidden=8)
+    trained(tmp_path / "b", Architecture("head", hidden=8))
+    assert result.folder == tmp_path / "a"
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert "best after epoch" in capsys.readouterr().out
+    with pytest.raises(tm.TastemakerError, match="unknown setting 'epoch' of a reward model; did you mean 'epochs'"):
+        tm.train_reward_model(comparisons(), epoch=3)
+    with pytest.raises(tm.TastemakerError, match="there are no images at nowhere"):
+        tm.train_reward_model("nowhere", out=tmp_path / "c")
