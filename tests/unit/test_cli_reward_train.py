@@ -142,8 +142,7 @@ def test_wrong_input_is_one_sentence(words, sources, capsys):
 
 
 def test_flags_are_described_and_defaults_are_the_settings(capsys):
-    with pytest.raises(SystemExit):
-        main(["reward", "train", "--help"])
+    assert main(["reward", "train", "--help"]) == 0
     assert "PickScore's" in capsys.readouterr().out
     assert main(["reward", "--help"]) == 0
     assert "train    train a reward model" in capsys.readouterr().out

@@ -29,6 +29,7 @@ from tastemaker.rewards.preferences.files import Description, files, read
 from tastemaker.rewards.preferences.model import Scale
 from tastemaker.rewards.preferences.names import Options, folder_of, parse_options
 from tastemaker.rewards.preferences.reward import load_reward_model
+from tastemaker.rewards.preferences.value import value_from
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.settings import Remote
 from tastemaker.types import Rollout, all_rows
@@ -289,3 +290,20 @@ def test_a_model_that_was_trained_again_is_another_reward(folders, tmp_path):
     first = load_reward(f"{folders}/single").identity()
     assert first == load_reward(f"{folders}/single").identity() != load_reward(f"{folders}/unet").identity()
     assert str(first).startswith("reward model ")
+
+
+def test_a_value_network_begins_as_the_reward(folders):
+    """At time 0 its estimates are the standardised rewards of the first member; it is a copy that learns."""
+    model, z = load_reward_model(folders / "unet"), latents()
+    value = value_from(model)
+    text = model.backbone.texts(PROMPTS)
+    found = value(z, torch.zeros(3, dtype=torch.int64), text)
+    torch.testing.assert_close(found, model.members(z, PROMPTS)[0], rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert all(parameter.grad is not None for name, parameter in value.named_parameters() if "mid_block" in name)
+    with torch.no_grad():
+        for parameter in value.parameters():
+            parameter.add_(1)
+    torch.testing.assert_close(model.members(z, PROMPTS)[0], found.detach(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RewardError, match="and this one is of kind head on clip features: train one with --kind unet"):
+        value_from(load_reward_model(folders / "head"))

@@ -1,4 +1,4 @@
-"""`tm.train_reward_model`: reward models from people's comparisons of images, as `tastemaker reward train` makes them."""
+"""`tm.train_reward_model`: a reward model from comparisons of images, as `tastemaker reward train` makes it."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from tastemaker.reward_models.features import Features, Moment
 from tastemaker.reward_models.losses import batch_of, comparison_loss, pair_losses
 from tastemaker.reward_models.settings import Training
 from tastemaker.reward_models.statistics import Predictions
+from tastemaker.rewards.preferences.heads import seeded
 
 EVALUATED = 32
 """Tasks in one pass without gradient."""
@@ -55,8 +56,7 @@ def fit(
     history: list[dict[str, float]] = []
     best, kept = math.inf, copy.deepcopy(head.state_dict())
     best_epoch = 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of dropout within the head, and of noise
+    with seeded(seed):  # of dropout within the head, and of noise
         for epoch in range(1, (epochs or settings.epochs) + 1):
             record = {"epoch": float(epoch), **_epoch(head, features, training, settings, optimizer, rng)}
             if validation:

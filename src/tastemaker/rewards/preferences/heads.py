@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,10 +75,17 @@ class SmallHead(nn.Module):
         return self.net(torch.cat([image * width**0.5, image * text * width], dim=-1)).squeeze(-1)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside it torch's random numbers are those of a seed; outside they go on as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
 def new_head(architecture: Architecture, backbone: Backbone, seed: int) -> nn.Module:
     """A head as it is before training, its weights drawn from `seed`, on the backbone's device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         head = _head(architecture, backbone)
     return head.to(backbone.device)
 
