@@ -41,7 +41,7 @@ from tastemaker.models import load_model
 GROUND = {"white": 1.0, "yellow": 0.7, "orange": 0.4, "red": 0.1, "green": -0.1, "blue": -0.4, "purple": -0.7,
           "black": -1.0}  # fmt: skip
 """What each ground is worth: light and warm ones are preferred."""
-FLIPPED = 0.12
+FLIPPED = 0.1
 """Share of single comparisons of two random images of a task that the labeler gets wrong."""
 
 
@@ -70,7 +70,7 @@ def utilities(project: Project) -> dict[tuple[str, str], float]:
     return dict(zip(keys, utility(pixels, [prompt for _, prompt in keys]), strict=True))
 
 
-def temperature(groups: list[list[float]], flipped: float = FLIPPED) -> float:
+def temperature(groups: list[list[float]], flipped: float) -> float:
     """The scale of logistic noise at which this share of the pairs within groups is ordered wrongly."""
     gaps = [abs(a - b) for group in groups for i, a in enumerate(group) for b in group[:i] if a != b]
     low, high = 1e-3, 1e3
@@ -81,7 +81,7 @@ def temperature(groups: list[list[float]], flipped: float = FLIPPED) -> float:
     return low
 
 
-def label(project: Project, seed: int) -> None:
+def label(project: Project, seed: int, flipped: float = FLIPPED) -> None:
     """Ranks all tasks of a project by the hidden utility with logistic noise."""
     rng, worth = random.Random(seed), utilities(project)
     with project.database.write() as session:
@@ -96,7 +96,7 @@ def label(project: Project, seed: int) -> None:
             .join(Prompt, Prompt.id == Task.prompt_id)
         ):
             by_task.setdefault(task, []).append(worth[sha256, prompt])
-    noise = temperature(list(by_task.values()))
+    noise = temperature(list(by_task.values()), flipped)
     while True:
         with project.database.write() as session:
             assigned = claim(session, project.settings, number, 20, time.time())
@@ -126,7 +126,7 @@ def run_label(args: argparse.Namespace) -> None:
     )  # fmt: skip
     create_from_model(args.out, settings, source)
     with open_project(args.out) as project:
-        label(project, args.seed)
+        label(project, args.seed, args.flipped)
         with project.database.read() as session:
             images = session.scalar(sa.select(sa.func.count()).select_from(ImageRow))
     print(f"{args.out}: {args.tasks} tasks of 5, {images} images")
@@ -210,6 +210,7 @@ def main() -> None:
     make.add_argument("--steps", type=int, default=20)
     make.add_argument("--validation", type=float, default=0.25)
     make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--flipped", type=float, default=FLIPPED, help="share of comparisons that are wrong")
     make.set_defaults(run=run_label)
     train = commands.add_parser("train", help="train reward models on it")
     train.add_argument("project", type=Path)
