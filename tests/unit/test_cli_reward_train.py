@@ -88,12 +88,13 @@ def test_every_flag_reaches_the_training(labels, monkeypatch):
     for words, found in (
         (["--kind", "head", "--hidden", "8", "--dropout", "0.2", "--features", "unet"], ("head", "unet", 8, 0.2, 0)),
         (["--kind", "clip", "--layers", "2"], ("clip", "clip", 0, 0.0, 2)),
-        (["--kind", "clip", "--clip", "some/where"], ("clip", "clip", 0, 0.0, 0)),
+        (["--kind", "clip", "--clip", "some/where", "--logit-scale", "None"], ("clip", "clip", 0, 0.0, 0)),
     ):
         assert main(["reward", "train", str(labels), *words]) == 2
         made = given["architecture"]
         assert (made.kind, made.features, made.hidden, made.dropout, made.layers) == found
     assert given["architecture"].clip == "some/where"
+    assert given["architecture"].logit_scale is None
     # A CLIP's rewards may be standardised by a diffusion model's samples.
     assert main(["reward", "train", str(labels), "--kind", "clip", "--standardise", "samples", "--model", "sd"]) == 2
     assert given["samples"].model == "sd"

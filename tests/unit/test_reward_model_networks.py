@@ -119,14 +119,23 @@ def test_latents_are_the_models_own(unet):
 @pytest.mark.parametrize("layers", [0, 1, 4])
 def test_an_untrained_clip_head_is_pick_score(layers):
     """exp(logit scale) times the cosine of the same CLIP, as the reward `pick-score` computes it."""
-    backbone = load_backbone(Architecture("clip", layers=layers))
-    head = new_head(Architecture("clip", layers=layers), backbone, 0)
+    architecture = Architecture("clip", layers=layers, logit_scale=None)
+    backbone = load_backbone(architecture)
+    head = new_head(architecture, backbone, 0)
     assert isinstance(head, ClipHead)
     with torch.no_grad():
         found = head(backbone.images(images(), PROMPTS, 0), backbone.texts(PROMPTS))
     model = load_clip("bundled", "test")
     expected = model.model.logit_scale.exp() * model.cosine(images(), PROMPTS)
     torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_cosine_starts_at_the_given_scale(clip):
+    """By default 10 times the cosine."""
+    head = new_head(Architecture("clip"), clip, 0)
+    with torch.no_grad():
+        found = head(clip.images(images(), PROMPTS, 0), clip.texts(PROMPTS))
+    torch.testing.assert_close(found, 10 * load_clip("bundled", "test").cosine(images(), PROMPTS), atol=1e-4, rtol=1e-4)
 
 
 def test_layers_are_what_is_trained_of_a_clip():
@@ -216,6 +225,7 @@ def test_settings_of_other_kinds_are_refused():
         ({"kind": "unet", "clip": "x"}, "clip is a setting of reward models with a CLIP"),
         ({"kind": "head", "size": 64}, "size is a setting of reward models with a U-Net, and .* head on clip features"),
         ({"kind": "unet", "features": "unet"}, "features is a setting of kind head"),
+        ({"kind": "head", "logit_scale": 3.0}, "logit_scale is a setting of kind clip"),
         ({"kind": "vit"}, "of kind 'vit' is not known; known: unet, clip, head"),
         ({"timesteps": (3, 3)}, r"timesteps are \[3, 3\]: name each once"),
         ({"timesteps": ()}, "must be one or several numbers from 0"),

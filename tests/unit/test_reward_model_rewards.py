@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tastemaker as tm
 from compared import quick, trained
 from scoring import total
 from serving import served
@@ -22,7 +24,7 @@ from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import fixed_draw
 from tastemaker.models import load_model
 from tastemaker.models.tuning import Tuning
-from tastemaker.rewards.base import require_latents_of, score
+from tastemaker.rewards.base import leaf_scores, require_latents_of, score
 from tastemaker.rewards.check import check_reward
 from tastemaker.rewards.preferences.architecture import Architecture
 from tastemaker.rewards.preferences.files import Description, files, read
@@ -307,3 +309,37 @@ def test_a_value_network_begins_as_the_reward(folders):
     torch.testing.assert_close(model.members(z, PROMPTS)[0], found.detach(), rtol=1e-4, atol=1e-4)
     with pytest.raises(RewardError, match="and this one is of kind head on clip features: train one with --kind unet"):
         value_from(load_reward_model(folders / "head"))
+
+
+QUICK = (
+    "sampling.samples=4", "sampling.per_prompt=2", "sampling.steps=3", "evaluation.prompts=1",
+    "evaluation.per_prompt=2", "rounds=1", "optimizer.updates=1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["ddpo-compressibility", "alignprop-compressibility"])
+def test_runs_train_on_reward_models(folders, tmp_path, preset):
+    config = tm.preset(preset, *QUICK)
+    run = tm.train(config, reward=f"{folders}/unet:penalty=0.5", prompts=PROMPTS, out=tmp_path / "run")
+    assert math.isfinite(run.metrics()[-1]["reward/mean"])
+    with pytest.raises(RewardError, match="reads latents of shape"):
+        tm.train(tm.preset(preset, *QUICK, "sampling.size=48"), reward=f"{folders}/unet", prompts=PROMPTS,
+                 out=tmp_path / "large")  # fmt: skip
+    assert not (tmp_path / "large").exists()
+
+
+def test_a_run_does_not_go_on_with_another_reward_model(folders, tmp_path):
+    folder = shutil.copytree(folders / "single", tmp_path / "rm")
+    run = tm.train(tm.preset("ddpo-compressibility", *QUICK), reward=str(folder), prompts="bundled-eight",
+                   out=tmp_path / "run")  # fmt: skip
+    for name in ("model.safetensors", "reward_model.json"):
+        shutil.copy(folders / "unet" / name, folder / name)
+    with pytest.raises(tm.TastemakerError, match=r"reward model \w+ -> reward model \w+"):
+        tm.resume(run, rounds=2)
+
+
+def test_what_standardises_a_reward_model_is_measured_on_latents(folders):
+    function = load_reward(f"standardise({folders}/unet)")
+    z = latents()
+    function.measure(leaf_scores({function.name: function}, X, PROMPTS, z))
+    assert score(function, X, PROMPTS, z).total.mean().item() == pytest.approx(0, abs=1e-5)

@@ -50,6 +50,8 @@ class RewardTrainArgs:
     """unet: heads of the attention pool."""
     layers: int = Architecture.layers
     """clip: last layers of the image tower that are trained too."""
+    logit_scale: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = Architecture.logit_scale
+    """clip: what the cosine is multiplied by before training; None takes the CLIP's own, as PickScore does."""
     hidden: int = Architecture.hidden
     """head: width of the hidden layer; 0 is a linear layer."""
     dropout: float = Architecture.dropout
@@ -158,7 +160,7 @@ def _architecture(args: RewardTrainArgs) -> Architecture:
         given["model"] = args.model
     return Architecture(
         args.kind, features=args.features, size=args.size, timesteps=args.timesteps, heads=args.heads,
-        layers=args.layers, hidden=args.hidden, dropout=args.dropout, **given,
+        layers=args.layers, logit_scale=args.logit_scale, hidden=args.hidden, dropout=args.dropout, **given,
     )  # fmt: skip
 
 

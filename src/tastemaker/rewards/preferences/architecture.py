@@ -41,6 +41,9 @@ class Architecture:
     """unet: heads of the attention pool."""
     layers: Annotated[int, Ge(0)] = 0
     """clip: last layers of the image tower that are trained beside the two projections and the temperature."""
+    logit_scale: Annotated[float, Gt(0)] | None = 10.0
+    """clip: what the cosine is multiplied by before training, which then learns it; none: the CLIP's own, as PickScore
+    has it. That belongs to telling captions apart, and its large differences take many labels to unlearn."""
     hidden: Annotated[int, Ge(0)] = 0
     """head: width of the MLP's hidden layer; 0 is a linear layer."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
@@ -77,10 +80,11 @@ class Architecture:
     def _uses(self) -> dict[str, tuple[str, bool]]:
         """Settings that not every kind has: whose they are, and whether this one's."""
         head, pool = ("kind head", self.kind == "head"), ("kind unet", self.kind == "unet")
+        clip = ("kind clip", self.kind == "clip")
         unet = ("reward models with a U-Net", self.unet)
         return {
             "model": unet, "size": unet, "timesteps": unet, "heads": pool, "features": head, "hidden": head,
-            "dropout": head, "layers": ("kind clip", self.kind == "clip"),
+            "dropout": head, "layers": clip, "logit_scale": clip,
             "clip": ("reward models with a CLIP", not self.unet),
         }  # fmt: skip
 

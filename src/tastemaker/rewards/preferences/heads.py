@@ -19,10 +19,11 @@ from tastemaker.rewards.preferences.backbones import Backbone, ClipBackbone, UNe
 class ClipHead(nn.Module):
     """PickScore's model (Kirstain et al. 2023, section 4): exp(temperature) times the cosine of image and text.
 
-    It starts as the CLIP's own projections and temperature, and copies of the last `layers` of its image tower.
+    It starts as the CLIP's own projections, and copies of the last `layers` of its image tower; exp(temperature) starts
+    at `logit_scale`, or where that is None as the CLIP's own.
     """
 
-    def __init__(self, clip: Any, layers: int) -> None:
+    def __init__(self, clip: Any, layers: int, logit_scale: float | None) -> None:
         super().__init__()
         tower = clip.vision_model
         self.layers = nn.ModuleList(
@@ -31,7 +32,8 @@ class ClipHead(nn.Module):
         self.norm = copy.deepcopy(tower.post_layernorm) if layers else None
         self.image = copy.deepcopy(clip.visual_projection)
         self.text = copy.deepcopy(clip.text_projection)
-        self.logit_scale = nn.Parameter(clip.logit_scale.detach().clone())
+        own = clip.logit_scale.detach()
+        self.logit_scale = nn.Parameter(own.clone() if logit_scale is None else torch.full_like(own, logit_scale).log())
         self.requires_grad_(True)
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def new_head(architecture: Architecture, backbone: Backbone, seed: int) -> nn.Mo
 def _head(architecture: Architecture, backbone: Backbone) -> nn.Module:
     if isinstance(backbone, ClipBackbone):
         if architecture.kind == "clip":
-            return ClipHead(backbone.model, architecture.layers)
+            return ClipHead(backbone.model, architecture.layers, architecture.logit_scale)
         width = backbone.model.visual_projection.out_features
         return SmallHead(width, width, architecture.hidden, architecture.dropout)
     assert isinstance(backbone, UNetBackbone)
