@@ -51,6 +51,18 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class PromptUse:
+    """How far rewards depend on the prompt: an image with its own, against the same image with another one."""
+
+    share: float
+    """Of the images, those whose reward is higher with their own prompt; equal ones count half, so that a model that
+    does not look at the prompt has 0.5."""
+    effect: float
+    """By how much it is higher on average, in standard deviations of the rewards. Guidance by s > 1 raises it, and
+    leaves the share as it is, since the reward for the empty prompt is the same for both."""
+
+
+@dataclass(frozen=True)
 class Result:
     """What training found, for the report and for programs."""
 
@@ -74,9 +86,8 @@ class Result:
     """For each validation task the standardised rewards [K] and their spread over members [K]."""
     scale: Scale
     calibration_error: float | None
-    prompt_use: float | None
-    """The share of validation images that get a higher reward with their own prompt than with another one of the
-    comparisons; None where there is one prompt."""
+    prompt_use: PromptUse | None
+    """On the validation images; None where there is one prompt."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -274,25 +285,31 @@ def _standardised(members: Sequence[Sequence[Tensor]], scale: Scale) -> tuple[tu
 @torch.no_grad()
 def prompt_use(
     found: Comparisons, features: Features, architecture: Architecture, fits: Sequence[Fit], training: Training
-) -> float | None:
-    """The share of validation images whose reward is higher with their own prompt than with another one.
+) -> PromptUse | None:
+    """How rewards of validation images change where their prompt is that of the next task that has another.
 
-    The other one is the prompt of the next validation task that has another. Equal rewards count half, so that a model
-    that does not look at the prompt has 0.5. None where all have the same prompt.
+    None where all have the same prompt.
     """
     tasks = found.validation
     if len({task.prompt for task in tasks}) < 2:
         return None
-    backbone = features.backbone
-    right: list[float] = []
     heads = tuple(one.head for one in fits)
-    model = RewardModel(architecture, backbone, heads, Scale(()), training.guidance)
+    model = RewardModel(architecture, features.backbone, heads, Scale(()), training.guidance)
+    rewards, changes = [], []
     for index, task in enumerate(tasks):
         other = next(one.prompt for one in (*tasks[index + 1 :], *tasks[:index]) if one.prompt != task.prompt)
         x = features.inputs(found, task)
         own, swapped = (model.raw(x, [prompt] * len(task.images)).mean(dim=0) for prompt in (task.prompt, other))
-        right += (0.5 * (own == swapped).double() + (own > swapped).double()).tolist()
-    return sum(right) / len(right)
+        rewards.append(own)
+        changes.append(own - swapped)
+    return use_of(torch.cat(rewards), torch.cat(changes))
+
+
+def use_of(rewards: Tensor, changes: Tensor) -> PromptUse:
+    """From rewards [N] with the own prompt, and by how much they are above those with another."""
+    share = (changes > 0).double() + 0.5 * (changes == 0).double()
+    std = moments(rewards)[1]
+    return PromptUse(share.mean().item(), changes.double().mean().item() / std if std else 0.0)
 
 
 def _summary(result: Result, samples: Samples | None) -> dict[str, Any]:
@@ -308,6 +325,7 @@ def _summary(result: Result, samples: Samples | None) -> dict[str, Any]:
         "validation_accuracy": share(result.accuracy), "training_accuracy": share(result.train_accuracy),
         "members": [share(one) for one in result.members],
         "curve": [{"tasks": count, **asdict(one)} for count, one in result.curve],
-        "calibration_error": result.calibration_error, "prompt_use": result.prompt_use,
+        "calibration_error": result.calibration_error,
+        "prompt_use": None if result.prompt_use is None else asdict(result.prompt_use),
         **{name: result.facts[name] for name in ("command", "versions", "device")},
     }  # fmt: skip
