@@ -28,15 +28,15 @@ def free(stem: str) -> Path:
     return next(path for n in itertools.count(1) if not (path := Path("labels") / f"{stem}-{n}").exists())
 
 
-def demo(people: bool, tasks: int) -> None:
+def demo(wait: bool, tasks: int) -> None:
     """Creates, serves, labels, counts and exports a project."""
     start, folder = time.monotonic(), str(free("demo"))
     command(
-        "label", "create", folder, "--prompts", "bundled-attributes", "--tasks", str(tasks), "--mode", "rank", "--k", "4",
-        "--steps", "25", "--overlap", "2", "--repeat-rate", "0.1", "--title", "Shapes",
+        "label", "create", folder, "--prompts", "bundled-pair", "--tasks", str(tasks), "--mode", "rank", "--k", "4",
+        "--steps", "20", "--overlap", "2", "--repeat-rate", "0.1", "--title", "Shapes",
         "--question", "Which image shows the prompt better?",
     )  # fmt: skip
-    if people:
+    if wait:
         command("label", "serve", folder)
         return
     with tm.label.open(folder) as project, tm.label.serving(project) as address:
@@ -53,6 +53,6 @@ def demo(people: bool, tasks: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--people", action="store_true", help="wait for people in place of simulated ones")
-    parser.add_argument("--tasks", type=int, default=40)
+    parser.add_argument("--tasks", type=int, default=30)
     arguments = parser.parse_args()
     demo(arguments.people, arguments.tasks)

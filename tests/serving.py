@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tastemaker.rewards.base import as_reward
+from tastemaker.rewards.combination import of_images
 from tastemaker.rewards.identity import identify
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.protocol import JSON, READ, Identity, Limits, response
@@ -27,7 +28,7 @@ GOOD = Identity("redness", "1")
 def served(name_or_reward: Any, port: int = 0, vlm: Vlm | None = None, **options: Any) -> Iterator[str]:
     """The address of a real server of this reward."""
     named = isinstance(name_or_reward, str)
-    reward = load_reward(name_or_reward, vlm=vlm) if named else as_reward(name_or_reward)
+    reward = of_images(load_reward(name_or_reward, vlm=vlm)) if named else as_reward(name_or_reward)
     identity = identify(name_or_reward, reward) if named else GOOD
     listener = listen("127.0.0.1", port)
     running = server(Service(reward, identity, **({"hosts": known_hosts("127.0.0.1")} | options)))

@@ -15,7 +15,7 @@ from scoring import total
 from serving import Scripted, served
 from tastemaker.cli.main import main
 from tastemaker.errors import ConfigError, RewardError
-from tastemaker.rewards.base import leaf_scores, reward, wrap
+from tastemaker.rewards.base import leaf_scores, reward, score, wrap
 from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.expression import (
     Clip,
@@ -288,8 +288,29 @@ def test_marks_are_those_of_the_parts():
     def smooth(x, prompts):
         return x.mean(dim=(1, 2, 3))
 
-    with pytest.raises(RewardError, match="on latents: red takes images, smooth takes latents"):
-        combined("red + smooth", smooth=smooth)
+    assert combined("smooth", smooth=smooth).space == "latent"
+    assert combined("red + smooth", smooth=smooth).space == "mixed"
+
+
+def test_parts_on_latents_are_given_latents_and_the_others_images():
+    """red of the images plus the latents' own mean, each with its gradient."""
+
+    @reward(differentiable=True, space="latent")
+    def smooth(z, prompts):
+        return z.mean(dim=(1, 2, 3))
+
+    function = combined("red + 2*smooth", smooth=smooth)
+    x, z = torch.rand(3, 3, 8, 8, requires_grad=True), torch.randn(3, 4, 2, 2, requires_grad=True)
+    found = score(function, x, "abc", z).total
+    torch.testing.assert_close(found, x[:, 0].mean(dim=(1, 2)) + 2 * z.mean(dim=(1, 2, 3)))
+    found.sum().backward()
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad, torch.full_like(z, 2 / 16))
+    assert x.grad is not None
+    assert x.grad[:, 0].abs().min() > 0
+    # Without latents there is nothing to give to the part.
+    with pytest.raises(RewardError, match="smooth is on latents, and only rewards on images can be used here"):
+        function(x, "abc")
 
 
 def test_built_in_rewards_by_name(tmp_path):

@@ -16,14 +16,17 @@ from pathlib import Path
 
 import pytest
 
+from tastemaker.cli import reward_train
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.doctor_reward import DoctorArgs
 from tastemaker.cli.main import main
 from tastemaker.cli.report import ReportArgs
 from tastemaker.cli.reward import ServeArgs
+from tastemaker.cli.reward_train import RewardTrainArgs
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ConfigError
+from tastemaker.reward_models.settings import check
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
 from tastemaker.rewards.labelers.settings import is_label
@@ -42,7 +45,7 @@ PLACEHOLDERS = {
 }
 """What stands for an argument of the reader's choice, with such an argument."""
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
-PARSED = {"report": ReportArgs, "doctor": DoctorArgs, "reward": ServeArgs, "serve": ServeArgs}
+PARSED = {"report": ReportArgs, "doctor": DoctorArgs, "reward": ServeArgs, "serve": ServeArgs, "train": RewardTrainArgs}
 """Commands without a dry run, whose flags are read."""
 LOCAL_MODELS = ("path/to/checkpoint", "build/digits", "build/drawn32")
 """Models that the reader has, or that a script of the repository makes."""
@@ -147,6 +150,7 @@ def local_reward(name, *args, **kwargs):
         argument = part.partition(":")[2]
         other = entry is not None and (argument or entry.default or "bundled") != "bundled" and entry.argument
         elsewhere |= is_remote(part) or is_label(part) or bool(other) or part == "ocr" or part in ENTRY_POINTS
+        elsewhere |= part.startswith("runs/")  # a reward model that the reader has trained
         differentiable &= entry is None or entry.differentiable
     if not elsewhere:
         return load_reward(name, *args, **kwargs)
@@ -195,7 +199,9 @@ def run(argv: list[str], folder: Path) -> int:
     if argv[0] in PARSED and argv[1:]:
         argv = argv[argv[0] == "reward" :]  # `reward serve`
         cls = PARSED[argv[0]]
-        parse(cls, split_assignments(argv[1:], flag_types(cls)), argv[0])
+        given = parse(cls, split_assignments(argv[1:], flag_types(cls)), argv[0])
+        if isinstance(given, RewardTrainArgs):
+            check(reward_train._architecture(given), reward_train._training(given))
         return 0
     return main(argv)
 

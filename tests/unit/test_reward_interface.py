@@ -78,6 +78,7 @@ def test_a_plain_function_has_the_defaults():
     assert dataclasses.asdict(dataclasses.replace(found, function=print)) == {
         "function": print, "name": "<lambda>", "differentiable": False, "space": "image", "identity": found.identity,
         "cancel": found.cancel, "concurrent": False, "whole": False, "may_be_flat": False, "settings": {},
+        "of_images": None, "latent_shape": None, "require_latents": found.require_latents,
     }  # fmt: skip
     assert found.identity() is None
     assert found.cancel() is None

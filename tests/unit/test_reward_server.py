@@ -349,7 +349,7 @@ def test_the_verb_refuses_what_it_cannot_serve(capsys, monkeypatch, tmp_path):
         port = str(taken.getsockname()[1])
         for words, said in {
             ("jpeg-compresibility",): "did you mean 'jpeg-compressibility'",
-            ("latent_taste:f",): "only rewards on images can be served",
+            ("latent_taste:f",): "only rewards on images can be used here",
             ("colourfulness", "--port", port): f"cannot listen at 127.0.0.1 port {port}",
             ("colourfulness", "--token-env", "NO_SUCH"): "NO_SUCH",
         }.items():

@@ -69,14 +69,20 @@ def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:
 
     Raises RewardError as `rewards.base.score` does, and ValueError where the task has no reward.
     """
+    import torch
+
     from tastemaker.diffusion.backprop import shown
     from tastemaker.rewards.base import score
 
     if task.reward is None:
         raise ValueError("the task has no reward")
     draw, _ = conditioned(rows)
-    images = shown(task.model, x0, recompute=recompute)
-    found = score(task.reward, images, draw.prompts)
+    if task.reward.space == "latent":  # the gradient does not go through the decoder
+        with torch.no_grad():
+            images = task.model.decode(x0)
+    else:
+        images = shown(task.model, x0, recompute=recompute)
+    found = score(task.reward, images, draw.prompts, x0)
     parts = {name: values.detach() for name, values in found.parts.items()}
     task.on_images(rows.image, images.detach(), found.total.detach(), parts)
     return found.total

@@ -27,8 +27,8 @@ from tastemaker.models import wrap_pipeline
 from tastemaker.models.adapter_files import find_adapter
 
 __all__ = [
-    "ExportOptions", "Labelling", "NewImage", "NewTask", "Project", "backup", "create", "export", "import_labels", "open",
-    "pairs", "serving", "stats",
+    "ExportOptions", "Labelling", "NewImage", "NewTask", "Project", "backup", "create", "export", "import_labels",
+    "open", "pairs", "serving", "stats",
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def create(
 ) -> Project:
     """A new labelling project, open: from a run, from a model with prompts, or from images.
 
-    `run`: the run's trained model with its prompts and sampler settings. `model` and `prompts` as in `tastemaker.train`,
+    `run`: the run's trained model with its prompts and sampler settings. `model`, `prompts`: as in `tastemaker.train`,
     with an `adapter` if wanted. `images`: what `--images` of `tastemaker label create` takes, or a list of tasks.
     `tasks`: how many; by default one for each prompt, or as many as the images make. `steps`, `guidance`, `eta`: of the
     sampler, as in `tastemaker.sample`. `database`: the URL of an empty PostgreSQL database.

@@ -1,4 +1,4 @@
-"""`tastemaker reward`: commands for rewards outside of a run; so far `serve`."""
+"""`tastemaker reward`: commands for rewards outside of a run: `serve` and `train`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from tastemaker.rewards.serving.settings import TOKEN_ENV, check_variable, is_re
 from tastemaker.rewards.vlm.settings import Vlm
 from tastemaker.web.hosts import check_port, is_loopback, known_hosts
 
-_HELP = """usage: tastemaker reward serve NAME ...
+_HELP = """usage: tastemaker reward COMMAND ...
 
 Commands for rewards outside of a run.
 
   serve    offer a reward to training runs on other machines, over HTTP
+  train    train a reward model on people's comparisons of images
 
-`tastemaker reward serve --help` shows its options."""
+`tastemaker reward COMMAND --help` shows its options."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,12 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_HELP)
         return 0
+    if argv[0] == "train":
+        from tastemaker.cli.reward_train import run as train
+
+        return train(argv[1:])
     if argv[0] != "serve":
-        raise ConfigError(f"unknown `tastemaker reward {argv[0]}`; {nearest(argv[0], ['serve'])}")
+        raise ConfigError(f"unknown `tastemaker reward {argv[0]}`; {nearest(argv[0], ['serve', 'train'])}")
     return _serve(parse(ServeArgs, split_assignments(argv[1:], flag_types(ServeArgs)), "reward serve"))
 
 
@@ -97,8 +102,10 @@ def _serve(args: ServeArgs) -> int:
             f"{unmeasured[0]} is measured on a run's base model, which a server does not have: serve what is in the "
             f"brackets, and let the run standardise it: --reward 'standardise(http://{args.host}:{args.port})'"
         )
-    if reward.space != "image":
-        raise ConfigError(f"the reward {name} is on latents, and only rewards on images can be served")
+    if reward.space != "image":  # a request has images
+        from tastemaker.rewards.combination import of_images
+
+        reward = of_images(reward)
     limits = Limits(int(args.max_body_mib * 2**20), args.max_images, int(args.max_megapixels * 1e6))
     service = Service(
         reward, identify(name, reward), token, known_hosts(args.host), args.max_batch, args.join_ms / 1000, limits

@@ -41,6 +41,10 @@ class PairSet:
     """SHA-256 of the captions, of who is preferred, and of a table's paths; not of the images."""
     ties: int = 0
     """Rows left out since neither image is preferred."""
+    labels: tuple[float, ...] = ()
+    """N probabilities in [0, 1] that the first image of a pair is the better one; 1 without ties."""
+    names: Callable[[int], tuple[str, str]] | None = None
+    """By which the same image is known in other pairs; None where it is not."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -51,57 +55,62 @@ class PairSet:
         return torch.stack([fitted(read_image(source, where), height, width) for source in self.sources(index)])
 
 
-def load_pairs(source: str, split: str = "train") -> PairSet:
+def load_pairs(source: str, split: str = "train", *, ties: bool = False) -> PairSet:
     """The pairs of a folder with a pairs.jsonl (or .csv, ...), of a table (docs/guides/tables.md), or of a data set.
 
     Columns: prompt, caption or text; image_0 and image_1, or jpg_0 and jpg_1; and who is preferred, as `preferred` (0,
     1, or `tie`), as label_0 and label_1 (the larger one; equal is a tie), or as best_image_uid among image_0_uid and
-    image_1_uid (else `tie`, or empty). Ties are left out. Paths are relative to the table. That a table's
-    images are there is seen at once, the pixels of all are read when they are used. Raises DataError.
+    image_1_uid (else `tie`, or empty). Ties are left out, or with `ties` kept with the label 0.5. Then
+    label_0 and label_1 that add up to 1 are probabilities, and the pair's images are in the table's order. Paths are
+    relative to the table. That a table's images are there is seen at once, the pixels of all are read when they are
+    used. Raises DataError.
     """
     path = Path(source).expanduser()
     if os.path.isdir(path):
         path = table_named(path, "pairs") or path
     if is_table(path) and not os.path.isdir(path):
-        return _from_table(path)
-    return _from_dataset(open_dataset(source, split), source)
+        return _from_table(path, ties)
+    return _from_dataset(open_dataset(source, split), source, ties)
 
 
-def _from_table(path: Path) -> PairSet:
+def _from_table(path: Path, ties: bool) -> PairSet:
     rows = read_table(path)
     names = list(rows[0][1])
     text, images, verdict = text_column(names, str(path)), _images(names, str(path)), _verdict(names, str(path))
     marks = [name for name in MARKS if name in names]
-    kept: list[tuple[str, str, tuple[Path, Path]]] = []
+    kept: list[tuple[str, str, tuple[Path, Path], float]] = []
     for where, row in rows:
         missing = [name for name in (text, *images, *verdict) if name not in row]
         if missing:
             raise DataError(f"{where}: no {missing[0]}, which the first row has")
-        better = preferred({name: row.get(name) for name in (*verdict, *marks)}, where)
-        if better is None:
+        label, first = _labelled({name: row.get(name) for name in (*verdict, *marks)}, where, ties)
+        if label is None:
             continue
         files = [image_path(row[name], f"{where}, {name}", path.parent) for name in images]
         for file, name in zip(files, images, strict=True):
             check_header(file, f"{where}, {name}")
-        kept.append((caption(row[text], where), where, (files[better], files[1 - better])))
+        kept.append((caption(row[text], where), where, (files[first], files[1 - first]), label))
     _some(kept, len(rows), str(path))
-    prompts = tuple(prompt for prompt, _, _ in kept)
-    mark = digest([[prompt, *(os.path.relpath(file, path.parent) for file in files)] for prompt, _, files in kept])
-    return PairSet(prompts, lambda i: kept[i][2], lambda i: kept[i][1], mark, len(rows) - len(kept))
+    prompts, labels = tuple(row[0] for row in kept), tuple(row[3] for row in kept)
+    found = [[prompt, *(os.path.relpath(file, path.parent) for file in files)] for prompt, _, files, _ in kept]
+    mark = digest([[*row, label] for row, label in zip(found, labels, strict=True)] if ties else found)
+    names = lambda i: (str(kept[i][2][0]), str(kept[i][2][1]))  # noqa: E731
+    return PairSet(prompts, lambda i: kept[i][2], lambda i: kept[i][1], mark, len(rows) - len(kept), labels, names)
 
 
-def _from_dataset(dataset: Any, source: str) -> PairSet:
+def _from_dataset(dataset: Any, source: str, ties: bool) -> PairSet:
     names = dataset.column_names
     text, images, verdict = text_column(names, source), _images(names, source), _verdict(names, source)
     said = (text, *verdict, *(name for name in MARKS if name in names))
-    prompts, kept = [], []
+    prompts, kept, labels = [], [], []
     # Without the images, which may be hundreds of gigabytes.
     for number, row in enumerate(read_columns(dataset, said, source)):
         where = f"{source}, row {number}"
-        better = preferred(row, where)
-        if better is not None:
+        label, first = _labelled(row, where, ties)
+        if label is not None:
             prompts.append(caption(row[text], where))
-            kept.append((number, better))
+            kept.append((number, first))
+            labels.append(label)
     _some(kept, len(dataset), source)
     image_list, folder = as_stored(dataset, images), base_folder(source)
 
@@ -112,8 +121,8 @@ def _from_dataset(dataset: Any, source: str) -> PairSet:
         one, two = (read_image(row[name], f"{where}, {name}", folder) for name in images)
         return (one, two) if better == 0 else (two, one)
 
-    mark, ties = digest([prompts, kept]), len(dataset) - len(kept)
-    found = PairSet(tuple(prompts), sources, lambda i: f"{source}, row {kept[i][0]}", mark, ties)
+    mark, left = digest([prompts, kept, labels] if ties else [prompts, kept]), len(dataset) - len(kept)
+    found = PairSet(tuple(prompts), sources, lambda i: f"{source}, row {kept[i][0]}", mark, left, tuple(labels))
     found.images(0, 8, 8)  # a column that holds no images is found out now
     return found
 
@@ -143,6 +152,24 @@ def preferred(row: Mapping[str, Any], where: str) -> int | None:
     if best not in (one, two) or one == two:
         raise DataError(f"{where}: best_image_uid is {best!r}, which is neither image's uid alone, nor tie")
     return int(best == two)
+
+
+def _labelled(row: Mapping[str, Any], where: str, ties: bool) -> tuple[float | None, int]:
+    """The probability that an image of a row is better than the other, and which, 0 or 1; None leaves the row out.
+
+    Without `ties` that is 1 for the preferred image. With them the image is the first, unless it is a tie of a row that
+    a mark leaves out.
+    """
+    better = preferred(row, where)
+    if not ties:
+        return (None if better is None else 1.0), better or 0
+    if any(not _mark(row[name], name, where) for name in MARKS if name in row):
+        return None, 0
+    if "preferred" not in row and "label_0" in row:
+        one, two = float(row["label_0"]), float(row["label_1"])
+        if min(one, two) >= 0 and abs(one + two - 1) < 1e-6:
+            return one, 0
+    return (0.5 if better is None else 1.0 - better), 0
 
 
 def _plain(value: Any) -> str:

@@ -14,7 +14,7 @@ from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import Sampler, batches
 from tastemaker.evaluation.metrics import verdicts
 from tastemaker.evaluation.scoring import background_scorer
-from tastemaker.rewards.base import Reward, Scores, combined
+from tastemaker.rewards.base import Reward, Scores, combined, require_latents_of
 from tastemaker.rewards.combination import Combination
 from tastemaker.types import Draw, Rollout
 
@@ -60,8 +60,9 @@ def generate(
     `keep` are the sampler steps whose transitions are kept, `pooled` asks for pooled states of the prompts too.
     Calls `before_batch` before each batch, `while_waiting` again and again while rewards are waited for, and `advance`
     with the number of images after each sampler step. Raises RewardError soon after a reward fails, without sampling
-    the rest.
+    the rest, and before all for a reward on the latents of another model.
     """
+    require_latents_of(model, rewards or {})
     rollouts, images = [], []
     with background_scorer(rewards or {}) as scorer:
         for part in batches(len(draw), batch):
@@ -74,7 +75,7 @@ def generate(
             rollouts.append(rollout)
             images.append(x)
             if scorer.rewards:
-                scorer.submit(x, chosen.prompts)
+                scorer.submit(x, chosen.prompts, rollout.x0)
         start = time.perf_counter()
         found = scorer.finish(while_waiting)
         waited = time.perf_counter() - start

@@ -26,14 +26,16 @@ class BackgroundScorer:
         self._whole = {name: one for name, one in found.items() if one.whole}
         self._by_batch = {name: one for name, one in found.items() if not one.whole}
         self._images: list[Tensor] = []
+        self._latents: list[Tensor] = []
         self._prompts: list[str] = []
 
-    def submit(self, x: Tensor, prompts: Sequence[str]) -> None:
-        """Asks for the rewards of one batch of images [N,3,H,W]."""
+    def submit(self, x: Tensor, prompts: Sequence[str], latents: Tensor) -> None:
+        """Asks for the rewards of one batch of images [N,3,H,W], or of their latents [N,*D] for rewards on these."""
         if self._by_batch:
-            self.answers.append(self.thread.submit(self._score, self._by_batch, x, prompts))
+            self.answers.append(self.thread.submit(self._score, self._by_batch, x, prompts, latents))
         if self._whole:
             self._images.append(x)
+            self._latents.append(latents)
             self._prompts += prompts
 
     def finish(self, meanwhile: Callable[[], None]) -> dict[str, Tensor]:
@@ -41,7 +43,8 @@ class BackgroundScorer:
         are there."""
         batches = len(self.answers)
         if self._images:
-            self.answers.append(self.thread.submit(self._score, self._whole, torch.cat(self._images), self._prompts))
+            images, latents = torch.cat(self._images), torch.cat(self._latents)
+            self.answers.append(self.thread.submit(self._score, self._whole, images, self._prompts, latents))
         found = []
         for answer in self.answers:
             while wait([answer], timeout=0.2).not_done:
@@ -60,10 +63,12 @@ class BackgroundScorer:
         for reward in self.rewards.values():
             reward.cancel()
 
-    def _score(self, rewards: Mapping[str, Reward], x: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _score(
+        self, rewards: Mapping[str, Reward], x: Tensor, prompts: Sequence[str], latents: Tensor
+    ) -> dict[str, Tensor]:
         self.check()
         try:
-            return leaf_scores(rewards, x, prompts)
+            return leaf_scores(rewards, x, prompts, latents)
         except BaseException as error:  # a reward may raise KeyboardInterrupt
             self.failed = error
             raise

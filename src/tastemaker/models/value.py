@@ -13,6 +13,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from tastemaker.diffusion.model import Model
+from tastemaker.models.attention_pool import AttentionPool
+from tastemaker.models.unet_encoder import PARTS, bottleneck
 
 
 def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> nn.Module:
@@ -32,49 +34,19 @@ def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> 
     return made.to(model.device)
 
 
-class AttentionPool(nn.Module):
-    """One number from image tokens and text states: their mean asks, both answer (CLIP's pool, with text).
-
-    The last layer starts at 0, so that every value does.
-    """
-
-    def __init__(self, channels: int, text: int, heads: int = 4) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.text = nn.Linear(text, channels)
-        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.out = nn.Linear(channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, features: Tensor, text: Tensor) -> Tensor:
-        """[N] from a feature map [N,C,H,W] and text states [N,L,C']."""
-        tokens = self.norm(features.flatten(2).transpose(1, 2))
-        asked = torch.cat([tokens, self.text(text)], dim=1)
-        pooled, _ = self.attention(tokens.mean(dim=1, keepdim=True), asked, asked, need_weights=False)
-        return self.out(pooled.squeeze(1)).squeeze(-1)
-
-
 class UNetValue(nn.Module):
     """A copy of a diffusers U-Net's encoder and bottleneck, and an attention pool on top: the thesis' reward model."""
 
     def __init__(self, unet: Any, text: int) -> None:
         super().__init__()
-        for name in ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block"):
+        for name in PARTS:
             setattr(self, name, copy.deepcopy(getattr(unet, name)).float().requires_grad_(True))
         width = unet.config.block_out_channels[-1]
         self.pool = AttentionPool(width, text, heads=4 if width % 4 == 0 else 1)
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """[N] from latents [N,*D], training times [N] and text states [N,L,C]."""
-        parts: Any = self
-        embedded = parts.time_embedding(parts.time_proj(t).to(x.dtype))
-        hidden = parts.conv_in(x)
-        for block in [*parts.down_blocks, parts.mid_block]:
-            extra = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
-            answer = block(hidden_states=hidden, temb=embedded, **extra)
-            hidden = answer[0] if isinstance(answer, tuple) else answer
-        return self.pool(hidden, text)
+        return self.pool(bottleneck(self, x, t, text), text)
 
 
 class DigitValue(nn.Module):

@@ -23,7 +23,7 @@ from tastemaker.report.text import differences, summarise
 def write_report(run: Path) -> Path:
     """Writes run/report.html from what is in the folder so far, finished or not, and returns its path."""
     data = read_run(run)
-    return _write(run / "report.html", _render([data], f"{data.name} · tastemaker", run_plots(data)))
+    return write_page(run / "report.html", _render([data], f"{data.name} · tastemaker", run_plots(data)))
 
 
 def compare_report(runs: Sequence[Path], out: Path) -> Path:
@@ -31,17 +31,13 @@ def compare_report(runs: Sequence[Path], out: Path) -> Path:
     if not runs:
         raise ConfigError("a comparison needs the folder of at least one run")
     data = [read_run(run) for run in runs]
-    return _write(out, _render(data, f"{len(data)} runs compared · tastemaker", compare_plots(data)))
+    return write_page(out, _render(data, f"{len(data)} runs compared · tastemaker", compare_plots(data)))
 
 
 def _render(runs: Sequence[Run], title: str, plots: Sequence[Plot]) -> str:
     names = _names(runs)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["csp_hash"] = _csp_hash
-    source = resources.files("tastemaker.report").joinpath("template.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return render_page(
+        _text("template.html"),
         title=title,
         runs=[summarise(run, name) for run, name in zip(runs, names, strict=True)],
         swatches=[swatch(index) for index in range(len(runs))],
@@ -49,6 +45,19 @@ def _render(runs: Sequence[Run], title: str, plots: Sequence[Plot]) -> str:
         plots=plots,
         grid=build_grid(runs, names),
     )
+
+
+def render_page(template: str, **values: object) -> str:
+    """A page in the reports' style: Jinja2 with every value escaped, and `style`, the style sheet."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["csp_hash"] = _csp_hash
+    return environment.from_string(template).render(style=_text("style.css").rstrip("\n"), **values)
+
+
+def _text(name: str) -> str:
+    return resources.files("tastemaker.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -65,7 +74,7 @@ def _csp_hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(readable(str(script)).encode()).digest()).decode()
 
 
-def _write(path: Path, page: str) -> Path:
+def write_page(path: Path, page: str) -> Path:
     """Replaces the file in one go, because a browser may be showing it and a run may be killed meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

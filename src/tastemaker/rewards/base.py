@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import isclass
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,8 +20,12 @@ from tastemaker.errors import RewardError
 from tastemaker.rewards.numbers import numbers
 from tastemaker.rewards.user_code import call, one_line
 
-Space = Literal["image", "latent"]
-"""What a reward is given: images [B,3,H,W] with values in [0,1], or latents [B,C,H,W]."""
+if TYPE_CHECKING:
+    from tastemaker.diffusion.model import Model
+
+Space = Literal["image", "latent", "mixed"]
+"""What a reward is given: images [B,3,H,W] with values in [0,1], latents [B,C,H,W], or for a combination of rewards on
+both, `mixed`."""
 RewardFunction = Callable[[Tensor, Sequence[str]], Any]
 """What a user writes: a function of B images (or latents) and B prompts to B finite numbers; higher is better."""
 Function = TypeVar("Function", bound=RewardFunction)
@@ -57,7 +61,7 @@ class Reward(Protocol):
 
     @property
     def space(self) -> Space:
-        """Whether it is given images or latents."""
+        """Whether it is given images or latents, or its parts one or the other."""
         ...
 
     @property
@@ -108,6 +112,10 @@ def _cannot_cancel() -> None:
     return None
 
 
+def _any_model(model: Model) -> None:
+    """For rewards that do not know whose latents they are given."""
+
+
 @dataclass(frozen=True)
 class FunctionReward:
     """A reward function with everything that is declared about it. Made by `wrap`."""
@@ -125,6 +133,12 @@ class FunctionReward:
     may_be_flat: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What its answers depend on beside its name and its source code."""
+    of_images: RewardFunction | None = None
+    """Of a reward on latents: the same reward of images, for where there are no latents."""
+    latent_shape: tuple[int, ...] | None = None
+    """Of a reward on latents: the shape of one, where it takes no other."""
+    require_latents: Callable[[Model], None] = _any_model
+    """Of a reward on latents: raises RewardError where a model's latents are not those that it takes."""
 
     @property
     def parts(self) -> Mapping[str, FunctionReward]:
@@ -220,22 +234,26 @@ class Scores:
     """[B] each, by name; empty for a single function."""
 
 
-def score(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Scores:
+def score(reward: Reward, images: Tensor, prompts: Sequence[str], latents: Tensor | None = None) -> Scores:
     """The checked rewards of B images and their prompts.
 
-    Where gradients are enabled and the images require them, the answers are float32 on the images' device and have
-    their graph. Otherwise they are float32 on the CPU, without gradient. The reward is given copies of the images and
-    prompts, and the answers are copies too, so that nothing it does to either, now or later, changes the caller's.
+    `latents` [B,*D] of the same images are given to rewards on latents; without them, such a reward takes `images` for
+    latents. Where gradients are enabled and what a reward is given requires them, the answers are float32 on its device
+    and have their graph. Otherwise they are float32 on the CPU, without gradient. The reward is given copies of the
+    images and prompts, and the answers are copies too, so that nothing it does to either, now or later, changes the
+    caller's.
 
     Raises RewardError where the reward raises anything, answers with something else than one finite number for each
     image, or has no gradient where the images require one. A failed reward is never a number.
     """
-    return score_all({reward.name: reward}, images, prompts)[reward.name]
+    return score_all({reward.name: reward}, images, prompts, latents)[reward.name]
 
 
-def score_all(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str]) -> dict[str, Scores]:
+def score_all(
+    rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str], latents: Tensor | None = None
+) -> dict[str, Scores]:
     """As `score` for several rewards by name. A function that is part of several of them is called once."""
-    return combined(rewards, leaf_scores(rewards, images, prompts), prompts)
+    return combined(rewards, leaf_scores(rewards, images, prompts, latents), prompts)
 
 
 def functions(rewards: Mapping[str, Reward]) -> dict[str, FunctionReward]:
@@ -246,22 +264,34 @@ def functions(rewards: Mapping[str, Reward]) -> dict[str, FunctionReward]:
     return found
 
 
-def leaf_scores(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+def leaf_scores(
+    rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[str], latents: Tensor | None = None
+) -> dict[str, Tensor]:
     """The checked answers [B] of the functions that these rewards are made of, by name; see `score`.
 
     A single function's name is the one it has in `rewards`. Functions that wait for something elsewhere are called in
     threads of their own at the same time; the others one after the other in this thread, since they need not be safe
     to call from several. With answers of several batches concatenated, `combined` gives the rewards.
     """
-    leaves = functions(rewards)
-    tracked = images.requires_grad and torch.is_grad_enabled()
-    ask = partial(_answer_with_graph if tracked else _answer_without_graph, images=images, prompts=prompts)
+    leaves, enabled = functions(rewards), torch.is_grad_enabled()
+
+    def ask(leaf: FunctionReward) -> Tensor:
+        given = images if latents is None or leaf.space != "latent" else latents
+        tracked = given.requires_grad and enabled
+        return (_answer_with_graph if tracked else _answer_without_graph)(leaf, given, prompts)
+
     threaded = {name: leaf for name, leaf in leaves.items() if leaf.concurrent}
     if not threaded or len(leaves) == 1:
         return {name: ask(leaf) for name, leaf in leaves.items()}
     local = {name: leaf for name, leaf in leaves.items() if not leaf.concurrent}
     found = _concurrently(threaded, local, ask)
     return {name: found[name] for name in leaves}
+
+
+def require_latents_of(model: Model, rewards: Mapping[str, Reward]) -> None:
+    """Raises RewardError where some of the rewards take other latents than this model's."""
+    for leaf in functions(rewards).values():
+        leaf.require_latents(model)
 
 
 def combined(rewards: Mapping[str, Reward], found: Mapping[str, Tensor], prompts: Sequence[str]) -> dict[str, Scores]:

@@ -18,10 +18,11 @@ from tastemaker.rewards.base import (
     answer_in_place,
     as_reward,
     combined,
+    functions,
     leaf_scores,
     score,
 )
-from tastemaker.rewards.combination import Combination
+from tastemaker.rewards.combination import Combination, of_images
 
 TOLERANCE = 1e-4
 """By how much a reward may differ in another batch or order, in units of the answers' size, and be called the same: a
@@ -69,13 +70,17 @@ def check_reward(reward: Reward, prompts: Sequence[str], size: int = 64, seed: i
     """Runs a reward through its contract on one image of `size` pixels a side for each of the prompts.
 
     Shape and finiteness, order, independence of the batch, determinism, images left as they were, and the gradient
-    where one is declared. A reward on latents is given normal noise [B,4,size/8,size/8]. Where it gives no rewards at
-    all, that is the only finding. Raises RewardUnavailable for a reward elsewhere that does not answer.
+    where one is declared. A reward on latents is given normal noise, [B,4,size/8,size/8] where it does not say which
+    shape it takes; a combination of rewards on both is given images alone. Where it gives no rewards at all, that is
+    the only finding. Raises RewardUnavailable for a reward elsewhere that does not answer.
     """
+    reward = of_images(reward) if reward.space == "mixed" else reward
     space = reward.space
     x = images(len(prompts), size, seed)
     if space == "latent":
-        x = torch.randn(len(prompts), 4, size // 8, size // 8, generator=torch.Generator().manual_seed(seed))
+        shapes = [leaf.latent_shape for leaf in functions({reward.name: reward}).values()]
+        shape = next((shape for shape in shapes if shape is not None), (4, size // 8, size // 8))
+        x = torch.randn(len(prompts), *shape, generator=torch.Generator().manual_seed(seed))
     found = []
     try:
         if isinstance(reward, Combination) and reward.unmeasured:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 
 import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
-from tastemaker.rewards.base import FunctionReward, Space, score
+from tastemaker.rewards.base import FunctionReward, Reward, Space, score
 from tastemaker.rewards.expression import (
     Clip,
     Constant,
@@ -33,10 +34,7 @@ Statistics = dict[str, tuple[float, float]]
 
 
 class Combination:
-    """A `Reward` that combines the answers of others; each of these is logged by itself too.
-
-    Raises RewardError where some of its parts take images and others latents.
-    """
+    """A `Reward` that combines the answers of others; each of these is logged by itself too."""
 
     def __init__(self, name: str, tree: Node, parts: Mapping[str, FunctionReward]) -> None:
         self.name, self.tree, self.parts = name, tree, dict(parts)
@@ -44,11 +42,8 @@ class Combination:
         # Statistics are stored without addresses, since a server may have moved when a run is resumed.
         elsewhere = [part for part in parts if is_remote(part) or is_label(part) or is_vlm(part)]
         self._keys = {part: part for part in parts} | dict(zip(elsewhere, labels(elsewhere), strict=True))
-        spaces: dict[str, Space] = {part: reward.space for part, reward in parts.items()}
-        if len(set(spaces.values())) > 1:
-            wanted = ", ".join(f"{part} takes {space}s" for part, space in spaces.items())
-            raise RewardError(f"the reward {name!r} combines rewards on images with rewards on latents: {wanted}")
-        self.space: Space = next(iter(spaces.values()))
+        spaces: set[Space] = {reward.space for reward in parts.values()}
+        self.space: Space = spaces.pop() if len(spaces) == 1 else "mixed"
         self.may_be_flat = any(isinstance(node, Clip) for node in walk(tree))
 
     @property
@@ -66,8 +61,8 @@ class Combination:
         return [key for key, _ in self._standardised() if key not in self.statistics]
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The checked rewards [B], as `score(...).total`."""
-        return score(self, images, prompts).total
+        """The checked rewards [B], as `score(...).total`; of images where some parts are on latents."""
+        return score(self if self.space != "mixed" else of_images(self), images, prompts).total
 
     def combine(self, found: Mapping[str, Tensor]) -> Tensor:
         """The reward [B] from its parts' rewards. Raises RewardError where a standardised value was not measured."""
@@ -139,3 +134,21 @@ class Combination:
                 "of a run: outside of one, leave standardise out"
             )
         return self.statistics[key]
+
+
+def of_images(reward: Reward) -> Reward:
+    """The same reward of images alone, for where there are no latents. Raises RewardError where a part has no such.
+
+    Parts that have images and latents encode the images themselves, without gradient.
+    """
+    if isinstance(reward, FunctionReward):
+        if reward.space == "image":
+            return reward
+        if reward.of_images is None:
+            raise RewardError(f"the reward {reward.name} is on latents, and only rewards on images can be used here")
+        return replace(reward, function=reward.of_images, space="image", differentiable=False, of_images=None)
+    assert isinstance(reward, Combination)
+    parts = {name: of_images(part) for name, part in reward.parts.items()}
+    made = Combination(reward.name, reward.tree, {n: p for n, p in parts.items() if isinstance(p, FunctionReward)})
+    made.statistics = reward.statistics
+    return made

@@ -13,6 +13,7 @@ import tastemaker
 from tastemaker.rewards.base import FunctionReward, Reward
 from tastemaker.rewards.combination import Combination
 from tastemaker.rewards.expression import to_text
+from tastemaker.rewards.preferences.names import folder_of
 from tastemaker.rewards.serving.protocol import Identity
 from tastemaker.rewards.vlm.settings import without_servers
 
@@ -42,4 +43,7 @@ def identify(name: str, reward: Reward) -> Identity:
     with suppress(OSError, ValueError):
         digest.update(Path(argument).expanduser().read_bytes())
     shown = f"{first}:{Path(argument).name}" if "/" in argument else name
+    if (trained := folder_of(name)) is not None:
+        folder, options = trained
+        shown = f"{folder.resolve().name}:{options}" if options else folder.resolve().name
     return Identity(shown, f"{tastemaker.__version__}+{digest.hexdigest()[:12]}")

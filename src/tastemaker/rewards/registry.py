@@ -15,6 +15,7 @@ from tastemaker.importing import working_directory_first
 from tastemaker.in_memory import require_named
 from tastemaker.rewards.expression import Part, labels, parse, parts
 from tastemaker.rewards.labelers.settings import Labelers, is_label
+from tastemaker.rewards.preferences.names import folder_of, parse_options
 from tastemaker.rewards.serving.settings import Remote, is_remote
 from tastemaker.rewards.vlm.settings import Vlm
 
@@ -215,6 +216,13 @@ def _load_one(
     from tastemaker.rewards.base import wrap
 
     require_named("reward", name, RewardError)
+    if (trained := folder_of(name)) is not None:
+        from tastemaker.rewards.preferences.reward import preference_reward
+        from tastemaker.safe_torch import require_safe_torch
+
+        folder, options = trained
+        require_safe_torch(f"what the reward {name} needs", RewardError)
+        return preference_reward(folder, parse_options(options, name), name)
     if is_remote(name):
         from tastemaker.rewards.serving.client import RemoteReward
 

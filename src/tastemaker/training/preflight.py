@@ -18,7 +18,7 @@ from tastemaker.diffusion.sde import DDIM
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
 from tastemaker.models.value import value_network
-from tastemaker.rewards.base import FunctionReward
+from tastemaker.rewards.base import FunctionReward, require_latents_of
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.plan import Facts
@@ -53,6 +53,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         if given is not None:
             model.check(given.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    require_latents_of(model, {config.reward: reward, **others})
     cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
     needs, network = config.algorithm.requirements, parameters(model.network)
     value = None if needs.value is None else value_network(needs.value.kind, model)

@@ -23,7 +23,7 @@ from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.value import value_network
 from tastemaker.models.weight_copy import WeightCopy
-from tastemaker.rewards.base import FunctionReward, Reward
+from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
@@ -112,6 +112,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         if listed is not None:
             model.check(listed.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    require_latents_of(model, {config.reward: reward, **others})
     # Raises here where the model cannot be guided.
     model.encode([""], config.sampling.guidance)
     requirements = config.algorithm.requirements

@@ -57,14 +57,18 @@ class Clip:
     @torch.no_grad()
     def texts(self, prompts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
         """Features [B,D] of length 1. What is longer than the model's text is cut off at its end."""
+        return F.normalize(self.model.text_projection(self.pooled_texts(prompts, device)), dim=-1)
+
+    @torch.no_grad()
+    def pooled_texts(self, prompts: Sequence[str], device: torch.device | str = "cpu") -> Tensor:
+        """What the text tower makes of prompts before it is projected, [B,C]."""
         nn.Module.to(self.model, device)
         length = min(self.tokenizer.model_max_length, _config(self.model).text_config.max_position_embeddings)
         # All of one length, so that a prompt's neighbours do not change its feature.
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).to(device)
-        pooled = self.model.text_model(**tokens).pooler_output
-        return F.normalize(self.model.text_projection(pooled), dim=-1)
+        return self.model.text_model(**tokens).pooler_output
 
     def cosine(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [B] in [-1,1] of each image's feature and its prompt's, with a gradient in the image."""

@@ -1,0 +1,58 @@
+"""The first half of a diffusers U-Net: from a latent to the features of its bottleneck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from tastemaker.errors import ModelError
+
+PARTS = ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block")
+"""The modules of a diffusers U-Net that make its bottleneck's features."""
+
+
+def bottleneck(parts: Any, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    """Features [N,C,h,w] of latents x [N,*D] at training times t [N], with text states [N,L,C'].
+
+    `parts` has the modules PARTS: a U-Net, or what has copies of them.
+    """
+    embedded = parts.time_embedding(parts.time_proj(t).to(x.dtype))
+    hidden = parts.conv_in(x)
+    for block in [*parts.down_blocks, parts.mid_block]:
+        extra = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
+        answer = block(hidden_states=hidden, temb=embedded, **extra)
+        hidden = answer[0] if isinstance(answer, tuple) else answer
+    return hidden
+
+
+def require_unet(network: nn.Module, source: str) -> None:
+    """Raises ModelError where a model's network is no U-Net of diffusers with an encoder and a bottleneck.
+
+    Networks without these, as transformers, would give the features of one of their blocks; none does yet.
+    """
+    if not isinstance(network, UNet2DModel | UNet2DConditionModel) or network.mid_block is None:
+        raise ModelError(
+            f"the network of {source} is a {type(network).__name__}, but a reward model is made from the encoder and "
+            "the bottleneck of a U-Net: take --kind clip or --kind head, which need none"
+        )
+
+
+def drop_decoder(network: nn.Module) -> None:
+    """Takes away the half of a U-Net that `bottleneck` does not use, and with it half of its memory."""
+    for name in [name for name, _ in network.named_children() if name not in PARTS]:
+        setattr(network, name, nn.Identity())
+
+
+def map_shape(network: Any, latent_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Channels of the bottleneck's features, and their side, for latents of this shape."""
+    channels = network.config.block_out_channels[-1]
+    return channels, latent_shape[-1] // 2 ** (len(network.config.block_out_channels) - 1)
+
+
+def times(t: int, x: Tensor) -> Tensor:
+    """[N] the training time t for each latent of x [N,*D]."""
+    return torch.full((len(x),), t, dtype=torch.int64, device=x.device)
