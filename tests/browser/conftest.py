@@ -1,4 +1,4 @@
-"""A browser for the session."""
+"""A browser, closed before the tests of other files: while it is open, this thread cannot run another event loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from browsing import chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """The system's Chromium."""
     with chromium() as running:

@@ -100,7 +100,7 @@ def test_they_do_all_that_people_do(database, tmp_path):
 
 
 def test_who_skips_everything_leaves_it_to_others(tmp_path):
-    tally = run(tmp_path / "p", Labelling(), replace(EXACT, skip=1.0), tasks=5, labelers=2)
+    tally = run(tmp_path / "p", Labelling(), replace(EXACT, skip=1.0), tasks=5, labelers=2, stay=3.0)
     assert tally.kinds == {"skip": 10}
     found, finished = states(tmp_path / "p")
     assert finished == [0] * 5

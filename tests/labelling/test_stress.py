@@ -17,7 +17,7 @@ from tastemaker.labelling import assignments, ranking
 from tastemaker.labelling.judgements import save
 from tastemaker.labelling.tables import JudgementRow, Task
 
-SHORT = Stress(labelers=12, votes=30, kills=1, client_life=3.0, lease_seconds=2.0)
+SHORT = Stress(labelers=8, votes=20, kills=1, client_life=3.0, lease_seconds=2.0)
 
 
 def well(figures):

@@ -205,7 +205,7 @@ def test_what_is_slow_is_found_in_its_part(session: Session, monkeypatch: pytest
         ("log-prob and scheduler maths", losses, "clipped_surrogate", 2 * 3),
         ("optimizer step", session.optimizer, "step", 2),
         ("optimizer step", session.optimizer, "zero_grad", 2),
-        ("scoring (waited for)", scoring.BackgroundScorer, "finished", 1),
+        ("scoring (waited for)", scoring.BackgroundScorer, "finish", 1),
         ("judge", metrics, "judge", 1),
         ("other", rounds, "advantages", 1),
     ]

@@ -135,6 +135,8 @@ def test_sample_takes_defaults_and_prompts(behind: Callable[..., list[Any]], cap
             "guidance": 5.0,
             "eta": 1.0,
             "out": Path("runs/sample-1"),
+            "height": None,
+            "width": None,
         },
     )
     Path("list.txt").write_text("one\ntwo\n")

@@ -137,7 +137,7 @@ def test_pairs_of_a_project_are_its_votes(tmp_path):
         assert found.ties == 1
         # By task and name: ann and bob 0, ann 0, bob 1, ann 1.
         for index, (task, winner) in enumerate([(0, 0), (0, 0), (1, 0), (1, 1), (2, 1)]):
-            better, worse = found.images(index, 8)
+            better, worse = found.images(index, 8, 8)
             for one, number in ((better, winner), (worse, 1 - winner)):
                 red, green, blue = image(100 * task + number).getpixel((0, 0))
                 assert torch.equal(one[:, 0, 0] * 255, torch.tensor([red, green, blue], dtype=torch.float32))
@@ -147,7 +147,7 @@ def test_pairs_of_a_project_are_its_votes(tmp_path):
     exported = load_pairs(str(tmp_path / "out/train.jsonl"))
     assert exported.prompts == found.prompts
     for index in range(5):
-        assert torch.equal(exported.images(index, 8), found.images(index, 8))
+        assert torch.equal(exported.images(index, 8, 8), found.images(index, 8, 8))
 
 
 def test_pairs_of_a_project_are_split_by_its_prompts(tmp_path):

@@ -175,7 +175,7 @@ def test_another_models_latents_are_refused(folders):
     reward = load_reward(f"{folders}/unet")
     model = load_model("bundled")
     require_latents_of(model, {"r": reward})
-    model.resize(48)
+    model.resize(48, 48)
     with pytest.raises(RewardError, match=r"\(images of 32 pixels\), but this model makes \[4, 12, 12\] \(48 pixels\)"):
         require_latents_of(model, {"r": reward})
     other = load_model("bundled")
@@ -322,9 +322,9 @@ def test_runs_train_on_reward_models(folders, tmp_path, preset):
     config = tm.preset(preset, *QUICK)
     run = tm.train(config, reward=f"{folders}/unet:penalty=0.5", prompts=PROMPTS, out=tmp_path / "run")
     assert math.isfinite(run.metrics()[-1]["reward/mean"])
+    large = tm.preset(preset, *QUICK, "sampling.height=48", "sampling.width=48")
     with pytest.raises(RewardError, match="reads latents of shape"):
-        tm.train(tm.preset(preset, *QUICK, "sampling.size=48"), reward=f"{folders}/unet", prompts=PROMPTS,
-                 out=tmp_path / "large")  # fmt: skip
+        tm.train(large, reward=f"{folders}/unet", prompts=PROMPTS, out=tmp_path / "large")
     assert not (tmp_path / "large").exists()
 
 

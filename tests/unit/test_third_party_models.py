@@ -49,7 +49,7 @@ def argv(out, *more, model="own_family:Family"):
 
 def test_a_run_and_its_continuation_are_those_of_the_family_s_own_name(tmp_path, capsys):
     assert main(argv(tmp_path / "plan", "--dry-run")) == 0
-    assert "own_family:Family at 32 px" in capsys.readouterr().out
+    assert "own_family:Family at 32 x 32 px" in capsys.readouterr().out
     assert not (tmp_path / "plan").exists()
     assert main(argv(tmp_path / "run", "--rounds", "2")) == 0
     assert main(argv(tmp_path / "cut", "--rounds", "1")) == 0

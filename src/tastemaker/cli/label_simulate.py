@@ -145,7 +145,7 @@ def _crowd(args: SimulateArgs) -> Crowd:
 
     with open_project(given) as project:
         try:
-            url = str(json.loads((Path(project.folder) / "server.json").read_text())["url"])
+            url = str(json.loads((Path(project.folder) / "server.json").read_text(encoding="utf-8"))["url"])
         except (OSError, ValueError, TypeError, KeyError):
             raise ConfigError(
                 f"{given} is not being served: start it with `tastemaker label serve {given}` beside this"

@@ -71,7 +71,7 @@ def write(
 def read_settings(folder: Path) -> tuple[str, float, Labelling]:
     """The UUID, the time of creation and the settings of an exported project. Raises ConfigError, DataError."""
     try:
-        content = json.loads((folder / NAME).read_text())
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
         form, uuid, created, settings = (content[name] for name in ("format", "uuid", "created", "settings"))
     except FileNotFoundError as error:
         raise DataError(f"{folder} is no native export: it has no {NAME}") from error

@@ -129,7 +129,7 @@ def open_project(path: Path | str) -> Project:
             f"{folder} is no labelling project: it has no {DESCRIPTION} (`tastemaker label create` makes one)"
         )
     try:
-        content = json.loads((folder / DESCRIPTION).read_text())
+        content = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         form, name, url = content["format"], content["uuid"], content["database"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{folder / DESCRIPTION} cannot be read: {type(error).__name__}: {error}") from error

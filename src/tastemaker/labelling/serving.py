@@ -92,7 +92,7 @@ def login_link(address: str, token: Token) -> str:
 def served_by(folder: Path) -> tuple[str, int] | None:
     """The address and the process by which a project is served on this machine; None where it is not."""
     try:
-        content = json.loads((folder / SERVER_FILE).read_text())
+        content = json.loads((folder / SERVER_FILE).read_text(encoding="utf-8"))
         address, process = str(content["url"]), int(content["pid"])
     except (OSError, ValueError, TypeError, KeyError):
         return None

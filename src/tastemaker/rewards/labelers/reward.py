@@ -214,8 +214,8 @@ class LabelersReward:
         if not (folder / "project.json").is_file():
             raise RewardError(f"{folder} is no labelling project (`tastemaker label create` makes one)")
         try:
-            url = json.loads((folder / "server.json").read_text())["url"]
-            secret = (folder / "admin-token").read_text().strip()
+            url = json.loads((folder / "server.json").read_text(encoding="utf-8"))["url"]
+            secret = (folder / "admin-token").read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             raise TransientError(
                 f"{folder}: the labelling app is not running; start it with `tastemaker label serve {folder}`",
