@@ -402,6 +402,15 @@ class Needy:
     def prepare(self, task, rollout): ...
     def loss(self, task, rows): ...
 
+@dataclass(frozen=True)
+class Unresolved:
+    scale: "Missing" = 1.0
+    name: ClassVar[str] = "unresolved"
+    needs: ClassVar[str] = "rollouts"
+    requirements = Requirements()
+    def prepare(self, task, rollout): ...
+    def loss(self, task, rows): ...
+
 class Plain: ...
 
 @dataclass(frozen=True)
@@ -447,6 +456,7 @@ def test_an_entry_point_names_an_algorithm(own, monkeypatch, capsys):
         ("own_algorithms:Plain", "must be a frozen dataclass"),
         ("own_algorithms:Nameless", "has no name"),
         ("own_algorithms:Needy", "has no default value for must"),
+        ("own_algorithms:Unresolved", "cannot be read .NameError: name 'Missing' is not defined"),
     ],
 )
 def test_what_is_no_algorithm(own, name, message):

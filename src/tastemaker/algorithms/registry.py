@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
@@ -24,10 +24,13 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.importing import working_directory_first
 
+if TYPE_CHECKING:
+    from tastemaker.algorithms.base import Algorithm
+
 GROUP = "tastemaker.algorithms"
 """Entry-point group in which another package names its algorithms."""
 
-ALGORITHMS: dict[str, type] = {
+ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.name: cls
     for cls in (DDPO, PG, DPOK, DPO, GRPO, PPO, RWR, NFT, DiffusionDPO, AlignProp, DRaFT, ReFL, DirectAlign)
 }
@@ -96,6 +99,13 @@ def require_algorithm(cls: Any, name: str) -> None:
     if lacking or needed:
         wrong = f"has no {lacking[0]}" if lacking else f"has no default value for {needed[0]}"
         raise ConfigError(f"the algorithm {name!r} {wrong}, but must be {expected}")
+    try:
+        get_type_hints(cls, include_extras=True)
+    except Exception as error:  # whatever an annotation raises while it is evaluated
+        raise ConfigError(
+            f"the types of the settings of the algorithm {name!r} cannot be read ({type(error).__name__}: {error}): "
+            "import them in its module, and not only for type checkers"
+        ) from error
 
 
 def summary(algorithm: type) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -34,6 +34,12 @@ from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.serving.settings import Remote
 from tastemaker.rewards.vlm.settings import Vlm
+
+if TYPE_CHECKING:
+    from tastemaker.algorithms.base import Algorithm
+else:
+    # What help and error messages list; `algorithms.registry` finds other packages' algorithms.
+    Algorithm = DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
 
 
 @dataclass(frozen=True)
@@ -210,9 +216,7 @@ class Config:
     """Rounds of sampling and training."""
     seed: int = 0
     """Of prompts, noise and new adapters; the same seed gives the same run."""
-    algorithm: (
-        DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
-    ) = field(default_factory=DDPO)
+    algorithm: Algorithm = field(default_factory=DDPO)
     advantage: Advantage = field(default_factory=Advantage)
     window: Whole | Backward | Sliding = field(default_factory=Whole)
     selection: All | BestWorst | NonZero = field(default_factory=All)
