@@ -75,6 +75,14 @@ class Sampling:
     width: int | None = None
     """Width of the images in pixels; the model's own when left out."""
 
+    @property
+    def images_per_batch(self) -> int:
+        """Images sampled at once: at most `batch`, with all branches of their roots, which are sampled together.
+
+        One root's branches where they are more than `batch`.
+        """
+        return max(1, self.batch // self.branches) * self.branches
+
 
 @dataclass(frozen=True)
 class Advantage:
