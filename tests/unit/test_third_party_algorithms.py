@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,8 @@ from tastemaker.cli import settings
 from tastemaker.cli.main import main
 from tastemaker.cli.train import TrainArgs
 from tastemaker.config.presets import PRESETS
+from tastemaker.config.schema import Config
+from tastemaker.config.yaml_file import dump_config, parse_config
 from tastemaker.errors import ConfigError
 
 PRESET = "ddpo-compressibility"
@@ -21,11 +24,16 @@ OWN = """
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from tastemaker.algorithms.requirements import Requirements
 from tastemaker.errors import ConfigError
 from tastemaker.types import all_rows
+
+@dataclass(frozen=True)
+class Schedule:
+    warmup: int = 0
+    decay: float = 1.0
 
 @dataclass(frozen=True)
 class Mine:
@@ -38,6 +46,9 @@ class Mine:
     centred: bool = False
     sign: Literal["plus", "minus"] = "plus"
     range: tuple[float, float] = (0.0, 1.0)
+    steps: tuple[int, ...] = ()
+    limit: Annotated[float, "seconds"] | None = None
+    schedule: Schedule = Schedule()
 
     def __post_init__(self):
         if self.scale <= 0:
@@ -74,9 +85,13 @@ def test_it_is_named_with_or_without_dashes_and_set_by_flags(words):
     assert read(PRESET, *words).algorithm == own()
     assert read(PRESET, *words).optimizer == PRESETS[PRESET].config.optimizer
     flags = ["--algorithm.scale", "3", "algorithm.centred=true", "algorithm.sign=minus", "algorithm.range=[2,3]"]
-    expected = own(scale=3.0, centred=True, sign="minus", range=(2.0, 3.0))
+    flags += ["algorithm.steps=4,5,6", "algorithm.limit=7", "--algorithm.schedule.warmup", "8"]
+    expected = own(scale=3.0, centred=True, sign="minus", range=(2.0, 3.0), steps=(4, 5, 6), limit=7.0)
+    expected = replace(expected, schedule=replace(own().schedule, warmup=8))
     assert read(PRESET, *words, *flags).algorithm == expected
     assert read(*flags, *words, PRESET).algorithm == expected
+    saved = dump_config(read(PRESET, *words, *flags))
+    assert parse_config(saved, Config()).algorithm == expected
     assert read(PRESET, *words, "--algorithm.centred").algorithm == own(centred=True)
 
 
