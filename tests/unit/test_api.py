@@ -402,6 +402,39 @@ class Needy:
     def prepare(self, task, rollout): ...
     def loss(self, task, rows): ...
 
+@dataclass(frozen=True)
+class Unresolved:
+    scale: "Missing" = 1.0
+    name: ClassVar[str] = "unresolved"
+    needs: ClassVar[str] = "rollouts"
+    requirements = Requirements()
+    def prepare(self, task, rollout): ...
+    def loss(self, task, rows): ...
+
+@dataclass(frozen=True)
+class Mapping(Mine):
+    weights: "dict[str, float] | None" = None
+
+@dataclass(frozen=True)
+class Inner:
+    weights: "dict[str, float] | None" = None
+
+@dataclass(frozen=True)
+class Nested(Mine):
+    inner: Inner = Inner()
+
+@dataclass(frozen=True)
+class Optional(Mine):
+    inner: "Requirements | None" = None
+
+@dataclass(frozen=True)
+class Either(Mine):
+    weights: "int | str" = 1
+
+@dataclass(frozen=True)
+class Lists(Mine):
+    weights: "tuple[list[int], ...]" = ()
+
 class Plain: ...
 
 @dataclass(frozen=True)
@@ -447,6 +480,12 @@ def test_an_entry_point_names_an_algorithm(own, monkeypatch, capsys):
         ("own_algorithms:Plain", "must be a frozen dataclass"),
         ("own_algorithms:Nameless", "has no name"),
         ("own_algorithms:Needy", "has no default value for must"),
+        ("own_algorithms:Mapping", "setting weights of the algorithm 'own_algorithms:Mapping' has a type that config"),
+        ("own_algorithms:Nested", "setting inner of the algorithm 'own_algorithms:Nested' has a type that config.yaml"),
+        ("own_algorithms:Optional", "setting inner of the algorithm 'own_algorithms:Optional' has a type that config"),
+        ("own_algorithms:Either", "has a type that config.yaml cannot hold"),
+        ("own_algorithms:Lists", "has a type that config.yaml cannot hold"),
+        ("own_algorithms:Unresolved", "cannot be read .NameError: name 'Missing' is not defined"),
     ],
 )
 def test_what_is_no_algorithm(own, name, message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tastemaker import noise
-from tastemaker.config.schema import Optimizer
+from tastemaker.config.schema import Optimizer, Sampling
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.training.draws import RoundPart, assigned, draw_round, planned_updates, share, value_states
 from tastemaker.types import Cond, Draw, Rollout, Trajectory, all_rows
@@ -21,6 +21,11 @@ def rollout(images, kept, selected=None):
     return Rollout(
         Cond({}, torch.zeros(images, dtype=torch.int64), 1.0), draw, trajectory=kept_steps, selected=selected
     )
+
+
+@pytest.mark.parametrize(("batch", "branches", "expected"), [(8, 1, 8), (8, 2, 8), (8, 3, 6), (8, 8, 8), (2, 4, 4)])
+def test_a_batch_has_all_branches_of_its_roots(batch, branches, expected):
+    assert Sampling(batch=batch, branches=branches).images_per_batch == expected
 
 
 def test_roots_and_groups_by_hand():

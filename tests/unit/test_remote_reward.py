@@ -19,6 +19,7 @@ from tastemaker.errors import ConfigError, RewardError, RewardUnavailable
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving import client as client_module
 from tastemaker.rewards.serving import retry
+from tastemaker.rewards.serving.cache import AnswerCache
 from tastemaker.rewards.serving.client import RemoteReward
 from tastemaker.rewards.serving.retry import backoff, retry_after
 from tastemaker.rewards.serving.settings import Remote, endpoints, read_token
@@ -219,6 +220,15 @@ def test_rewards_of_two_kinds_are_not_mixed(change):
         with pytest.raises(RewardError, match="cannot be mixed"):
             ask(X[1:2], ["b"])
         assert ask.identity() == GOOD
+
+
+def test_an_answer_that_is_kept_again_outlives_older_ones():
+    cache = AnswerCache[float](2)
+    cache.keep([(b"a", 1.0), (b"b", 2.0), (b"a", 1.0), (b"c", 3.0)])
+    assert cache.known([b"a", b"b", b"c", b"d"]) == {b"a": 1.0, b"c": 3.0}
+    none = AnswerCache[float](0)
+    none.keep([(b"a", 1.0)])
+    assert not none.known([b"a"])
 
 
 def test_the_cache_is_by_image_and_prompt_and_bounded():

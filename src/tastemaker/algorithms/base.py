@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -115,9 +115,11 @@ class Task:
 class Algorithm(Protocol):
     """A frozen dataclass of hyperparameters with `prepare` and `loss`."""
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     name: ClassVar[str]
     """By which configs and presets name it."""
-    needs: ClassVar[Literal["prompts", "rollouts", "pairs", "samples"]]
+    # Not a Literal: a class variable can be assigned to, so type checkers would refuse Literal["rollouts"] in a class.
+    needs: ClassVar[Any]
     """What its rounds are made of. `rollouts`: sampled images with the likelihood of their steps. `samples`: sampled
     images. `pairs`: given images of which one is preferred. `prompts`: nothing sampled before its own loss, since it
     follows the reward's gradient; it is a RewardGradientAlgorithm."""

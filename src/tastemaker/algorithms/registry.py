@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import importlib
 from importlib.metadata import entry_points
-from typing import Any
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ddpo import DDPO
@@ -24,10 +25,13 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.importing import working_directory_first
 
+if TYPE_CHECKING:
+    from tastemaker.algorithms.base import Algorithm
+
 GROUP = "tastemaker.algorithms"
 """Entry-point group in which another package names its algorithms."""
 
-ALGORITHMS: dict[str, type] = {
+ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.name: cls
     for cls in (DDPO, PG, DPOK, DPO, GRPO, PPO, RWR, NFT, DiffusionDPO, AlignProp, DRaFT, ReFL, DirectAlign)
 }
@@ -96,6 +100,38 @@ def require_algorithm(cls: Any, name: str) -> None:
     if lacking or needed:
         wrong = f"has no {lacking[0]}" if lacking else f"has no default value for {needed[0]}"
         raise ConfigError(f"the algorithm {name!r} {wrong}, but must be {expected}")
+    try:
+        unreadable = _unreadable(cls)
+    except Exception as error:  # whatever an annotation raises while it is evaluated
+        raise ConfigError(
+            f"the types of the settings of the algorithm {name!r} cannot be read ({type(error).__name__}: {error}): "
+            "import them in its module, and not only for type checkers"
+        ) from error
+    if unreadable:
+        raise ConfigError(
+            f"the setting {unreadable[0]} of the algorithm {name!r} has a type that config.yaml cannot hold: give it "
+            "str, int, float, bool, a Literal or a tuple of those, one of them or None, or a dataclass"
+        )
+
+
+def _unreadable(cls: type) -> list[str]:
+    """Those of a dataclass's fields that cannot be saved in a file and read again."""
+    hints = get_type_hints(cls, include_extras=True)
+    return [field.name for field in dataclasses.fields(cls) if not _is_readable(hints[field.name])]
+
+
+def _is_readable(hint: Any) -> bool:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return not _unreadable(hint)
+    origin, members = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _is_readable(members[0])
+    if origin in (Union, UnionType):
+        values = [member for member in members if member is not NoneType]
+        return len(values) == 1 and not dataclasses.is_dataclass(values[0]) and _is_readable(values[0])
+    if origin is tuple:
+        return all(member is Ellipsis or _is_readable(member) for member in members)
+    return origin is Literal or hint in (str, int, float, bool)
 
 
 def summary(algorithm: type) -> str:

@@ -8,6 +8,7 @@ import difflib
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Iterator
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin
@@ -38,7 +39,9 @@ def parse(cls: type[T], argv: list[str], command: str, default: T | None = None)
     """The dataclass `cls` from a command's arguments. Exits after `--help`; raises ConfigError for wrong ones."""
     stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr), _quick_checks():
+        with contextlib.redirect_stderr(stderr), _quick_checks(), warnings.catch_warnings():
+            # tyro takes the flags of another package's algorithm off the default value, and warns of it.
+            warnings.filterwarnings("ignore", ".* does not match any type in Union", UserWarning)
             # The tuple's first type follows from `default`, which tyro's overloads do not say for an optional one.
             args, unknown = cast(
                 "tuple[T, list[str]]",
@@ -88,8 +91,9 @@ def _quick_checks() -> Iterator[None]:
 def choose(argv: list[str], config: T) -> tuple[list[str], T]:
     """Takes `--algorithm NAME` and the like out of the arguments: sections that are one of several dataclasses.
 
-    The config that is returned has them with their defaults. It is not checked: the flags that follow may be needed
-    for it to be right. Raises ConfigError for an unknown name.
+    An algorithm may also be another package's: an entry point's name, or `module:Class`. The config that is returned
+    has them with their defaults. It is not checked: the flags that follow may be needed for it to be right. Raises
+    ConfigError for an unknown name, and for a class that cannot be imported or is no algorithm.
     """
     rest, chosen = list(argv), copy.copy(config)
     for name, hint in field_types(type(config)).items():
@@ -97,12 +101,23 @@ def choose(argv: list[str], config: T) -> tuple[list[str], T]:
         while len(members) > 1 and f"--{name}" in rest:
             index = rest.index(f"--{name}")
             given = rest[index + 1] if index + 1 < len(rest) else ""
-            if given not in members:
-                raise ConfigError(f"{name} cannot be {given!r}; {nearest(given, list(members))}")
-            if type(getattr(config, name)) is not members[given]:
-                object.__setattr__(chosen, name, members[given]())
+            cls = members.get(given) or _foreign(name, given, list(members))
+            if type(getattr(config, name)) is not cls:
+                object.__setattr__(chosen, name, cls())
             del rest[index : index + 2]
     return rest, chosen
+
+
+def _foreign(section: str, given: str, known: list[str]) -> type:
+    """The class of another package's algorithm. Raises ConfigError, also for an unknown name of another section."""
+    if section == "algorithm":
+        # Imported here, since it searches the installed packages, and most commands name a built-in algorithm.
+        from tastemaker.algorithms.registry import installed, is_foreign, load_algorithm
+
+        if is_foreign(given):
+            return load_algorithm(given)
+        known = [*known, *installed()]
+    raise ConfigError(f"{section} cannot be {given!r}; {nearest(given, known)}")
 
 
 def flag_types(cls: type, prefix: str = "", default: Any = None) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class TrainArgs:
     """Trains a model to a reward, starting from a preset or a file.
 
     The defaults shown are those of the preset or file named before --help. Settings can also be written as
-    in `optimizer.lr=1e-4`. Another algorithm, window or selection than the preset's is named as in `algorithm=grpo`.
+    in `optimizer.lr=1e-4`. Another algorithm, window or selection than the preset's is named as in `algorithm=grpo`;
+    an algorithm of your own as in `algorithm=mymodule:Mine`.
     Precedence: preset, then file, then flags.
     """
 

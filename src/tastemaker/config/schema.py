@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -35,6 +35,12 @@ from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.labelers.settings import Labelers
 from tastemaker.rewards.serving.settings import Remote
 from tastemaker.rewards.vlm.settings import Vlm
+
+if TYPE_CHECKING:
+    from tastemaker.algorithms.base import Algorithm
+else:
+    # What help and error messages list; `algorithms.registry` finds other packages' algorithms.
+    Algorithm = DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,14 @@ class Sampling:
     """Height of the images in pixels; the model's own when left out."""
     width: int | None = None
     """Width of the images in pixels; the model's own when left out."""
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images sampled at once: at most `batch`, with all branches of their roots, which are sampled together.
+
+        One root's branches where they are more than `batch`.
+        """
+        return max(1, self.batch // self.branches) * self.branches
 
 
 @dataclass(frozen=True)
@@ -212,9 +226,7 @@ class Config:
     """Rounds of sampling and training."""
     seed: int = 0
     """Of prompts, noise and new adapters; the same seed gives the same run."""
-    algorithm: (
-        DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
-    ) = field(default_factory=DDPO)
+    algorithm: Algorithm = field(default_factory=DDPO)
     advantage: Advantage = field(default_factory=Advantage)
     window: Whole | Backward | Sliding = field(default_factory=Whole)
     selection: All | BestWorst | NonZero = field(default_factory=All)

@@ -15,15 +15,15 @@ from tastemaker.diffusion.sde import Sde, times
 from tastemaker.types import Cond, Draw, Rollout, Trajectory
 
 
-def _nothing() -> None:
-    """Called after each step where nobody wants to know."""
+def do_nothing() -> None:
+    """A callback for those who need none."""
 
 
 class Sampler(Protocol):
     """Where images come from: the model in this process, or another engine."""
 
     def __call__(
-        self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: Callable[[], None] = _nothing
+        self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: Callable[[], None] = do_nothing
     ) -> Rollout:
         """The B images of a draw, conditioned on `cond` [B], with the transitions of the steps `keep`.
 
@@ -44,7 +44,7 @@ class LocalSampler:
     """Whether steps that are not kept have noise too, where any are kept; MixGRPO's have none."""
 
     def __call__(
-        self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: Callable[[], None] = _nothing
+        self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: Callable[[], None] = do_nothing
     ) -> Rollout:
         sde = self.sde if self.noise_outside or not keep else self.sde.noise_only_at(keep)
         return sample(self.model, cond, draw, sde, keep, on_step, self.reduction)
@@ -57,7 +57,7 @@ def sample(
     draw: Draw,
     sde: Sde,
     keep: Sequence[int] = (),
-    on_step: Callable[[], None] = _nothing,
+    on_step: Callable[[], None] = do_nothing,
     reduction: Reduction = "mean",
 ) -> Rollout:
     """Samples B = len(draw) images' latents, and keeps the transitions of the contiguous steps `keep`.

@@ -11,16 +11,12 @@ from torch import Tensor
 
 from tastemaker import tree
 from tastemaker.diffusion.model import Model
-from tastemaker.diffusion.sampler import Sampler, batches
+from tastemaker.diffusion.sampler import Sampler, batches, do_nothing
 from tastemaker.evaluation.metrics import verdicts
 from tastemaker.evaluation.scoring import background_scorer
 from tastemaker.rewards.base import Reward, Scores, combined, require_latents_of
 from tastemaker.rewards.combination import Combination
 from tastemaker.types import Draw, Rollout
-
-
-def _nothing() -> None:
-    """Where nobody wants to be called."""
 
 
 def _no_progress(count: int) -> None:
@@ -52,8 +48,8 @@ def generate(
     rewards: Mapping[str, Reward] | None = None,
     pooled: bool = False,
     advance: Callable[[int], None] = _no_progress,
-    before_batch: Callable[[], None] = _nothing,
-    while_waiting: Callable[[], None] = _nothing,
+    before_batch: Callable[[], None] = do_nothing,
+    while_waiting: Callable[[], None] = do_nothing,
 ) -> Generated:
     """Samples a draw in batches of `batch` images; a batch is scored while the next one is sampled.
 

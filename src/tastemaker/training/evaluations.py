@@ -69,7 +69,7 @@ def _evaluate(session: Session, prompts: PromptSet, number: int) -> Evaluation:
     with session.phase("evaluate", len(draw) * sampling.steps), session.inference(), session.averaged():
         return evaluate(
             session.model, session.sampler, draw, {config.reward: session.reward, **session.others},
-            guidance=sampling.guidance, batch=max(1, sampling.batch // sampling.branches) * sampling.branches,
+            guidance=sampling.guidance, batch=sampling.images_per_batch,
             judged=config.model == "bundled", advance=session.display.advance,
             # One process may leave; several have to be asked together.
             while_waiting=session.stop.check if session.accelerator.num_processes == 1 else lambda: None,

@@ -20,6 +20,7 @@ from tastemaker.algorithms.advantage import (
 )
 from tastemaker.algorithms.base import RewardGradientAlgorithm
 from tastemaker.diffusion.losses import adaptive_kl
+from tastemaker.diffusion.sampler import do_nothing
 from tastemaker.evaluation.evaluate import Generated, generate
 from tastemaker.rewards.base import combined
 from tastemaker.training.backprop_round import backprop_round
@@ -93,13 +94,11 @@ def sampled(session: Session, draw: Draw, keep: list[int]) -> Generated:
     sampling, value = session.config.sampling, session.config.algorithm.requirements.value
     alone = session.accelerator.num_processes == 1
     made = generate(
-        session.model, session.sampler, draw, guidance=sampling.guidance,
-        # The branches of a root are sampled together.
-        batch=max(1, sampling.batch // sampling.branches) * sampling.branches, keep=keep,
+        session.model, session.sampler, draw, guidance=sampling.guidance, batch=sampling.images_per_batch, keep=keep,
         rewards={session.config.reward: session.reward}, pooled=value is not None and value.states == "pooled",
         advance=session.display.advance, before_batch=session.stop.check,
         # A signal need not wait for a reward that takes long; but several processes have to be asked together.
-        while_waiting=session.stop.check if alone else lambda: None,
+        while_waiting=session.stop.check if alone else do_nothing,
     )  # fmt: skip
     session.seconds["score"] += made.waited
     return made

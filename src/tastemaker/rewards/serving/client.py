@@ -10,7 +10,6 @@ import json
 import ssl
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import chain
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.errors import RewardError
+from tastemaker.rewards.serving.cache import AnswerCache
 from tastemaker.rewards.serving.protocol import (
     JSON,
     PROTOCOL,
@@ -85,7 +85,7 @@ class RemoteReward:
         secure = any(url.startswith("https:") for url in servers.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._identity: Identity | None = None
-        self._cache: OrderedDict[bytes, float] = OrderedDict()
+        self._cache = AnswerCache[float](self.settings.cache)
         self._one_call = threading.Lock()
         self._call = CancellableCall(name)
 
@@ -93,14 +93,14 @@ class RemoteReward:
         x = x.detach().float().cpu().contiguous()
         keys = [_key(image, prompt) for image, prompt in zip(x, prompts, strict=True)]
         with self._one_call:
-            found = {index: self._cache[key] for index, key in enumerate(keys) if key in self._cache}
+            known = self._cache.known(keys)
+            found = {index: known[key] for index, key in enumerate(keys) if key in known}
             missing = [index for index in range(len(keys)) if index not in found]
             size = self.settings.batch
             groups = [missing[start : start + size] for start in range(0, len(missing), size)]
             if groups:
                 found |= self._run(lambda client: self._score(client, x, prompts, groups))
-            for index, key in enumerate(keys):
-                self._keep(key, found[index])
+            self._cache.keep((key, found[index]) for index, key in enumerate(keys))
         return torch.tensor([found[index] for index in range(len(keys))], dtype=torch.float32)
 
     def identity(self) -> Identity:
@@ -112,14 +112,6 @@ class RemoteReward:
     def cancel(self) -> None:
         """Ends the call under way in another thread, if there is one; that call raises RewardUnavailable."""
         self._call.cancel()
-
-    def _keep(self, key: bytes, value: float) -> None:
-        if not self.settings.cache:
-            return
-        self._cache[key] = value
-        self._cache.move_to_end(key)
-        while len(self._cache) > self.settings.cache:
-            self._cache.popitem(last=False)
 
     def _run(self, work: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
         async def main() -> T:

@@ -8,7 +8,6 @@ import json
 import math
 import ssl
 import threading
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -18,6 +17,7 @@ import anyio
 import httpx
 
 from tastemaker.errors import RewardError
+from tastemaker.rewards.serving.cache import AnswerCache
 from tastemaker.rewards.serving.retry import (
     BUSY,
     CONNECT,
@@ -72,33 +72,25 @@ class ServedModel:
         secure = any(url.startswith("https:") for url in address.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._call, self._one_call = CancellableCall(reward), threading.Lock()
-        self._cache: OrderedDict[bytes, Answer] = OrderedDict()
+        self._cache = AnswerCache[Answer](settings.cache)
         self._has_logprobs: bool | None = None
         """Whether answers come with log-probabilities of their tokens; not known before the first."""
 
     def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
+        keys = [_key(query) for query in queries]
         with self._one_call:
-            known = {key: self._cache[key] for query in queries if (key := _key(query)) in self._cache}
+            known = self._cache.known(keys)
             # The same image with the same question is sent once.
-            missing = {key: query for query in queries if (key := _key(query)) not in known}
+            missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in known}
             if missing:
                 answers = self._call.run(lambda: self._ask(list(missing.values()), read))
                 known |= dict(zip(missing, answers, strict=True))
-            for query in queries:
-                self._keep(_key(query), known[_key(query)])
-        return [read(known[_key(query)]) for query in queries]
+            self._cache.keep((key, known[key]) for key in keys)
+        return [read(known[key]) for key in keys]
 
     def cancel(self) -> None:
         """Ends the call under way in another thread, if there is one."""
         self._call.cancel()
-
-    def _keep(self, key: bytes, answer: Answer) -> None:
-        if not self.settings.cache:
-            return
-        self._cache[key] = answer
-        self._cache.move_to_end(key)
-        while len(self._cache) > self.settings.cache:
-            self._cache.popitem(last=False)
 
     async def _ask(self, queries: Sequence[Query], read: Callable[[Answer], Any]) -> list[Answer]:
         gate = anyio.Semaphore(self.settings.in_flight)
