@@ -106,7 +106,7 @@ def evaluate(
     batch: int,
     judged: bool,
     advance: Callable[[int], None] = _no_progress,
-    while_waiting: Callable[[], None] = _nothing,
+    while_waiting: Callable[[], None] = do_nothing,
 ) -> Evaluation:
     """Samples and scores the images of a draw, which settles prompts and seeds.
 
