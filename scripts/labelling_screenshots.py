@@ -36,7 +36,7 @@ def opened(browser: Browser, settings: Labelling, **options) -> Iterator[Page]:
     """The page of a new project of drawn tasks."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        served(Path(folder) / "p", settings) as app,
+        served(Path(folder) / "p", settings, tasks=0) as app,
         listen("127.0.0.1", 0) as listener,
     ):
         add_tasks(app.project, drawn_tasks(settings, 30, 256, seed=3))
@@ -50,9 +50,6 @@ def opened(browser: Browser, settings: Labelling, **options) -> Iterator[Page]:
             page = context.new_page()
             page.goto(f"{address}/label")
             page.wait_for_selector("body[data-task]")
-            for _ in range(2):  # the served project's own tasks have small images
-                if settings.mode == "pair":
-                    press(page, "s")
             yield page
             context.close()
         finally:
