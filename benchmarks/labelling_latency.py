@@ -17,8 +17,8 @@ from statistics import median, quantiles
 
 import uvicorn
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "browser")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "browser"))
 
 from browsing import chromium
 from tests.drawn_tasks import drawn_tasks
@@ -95,6 +95,6 @@ if __name__ == "__main__":
     found, frame_time = measure(arguments.votes, arguments.size)
     late = quantiles(found, n=20, method="inclusive")[-1]
     print(
-        f"{len(found)} votes: median {median(found):.1f} ms, 95th percentile {late:.1f} ms, maximum {max(found):.1f} ms; "
-        f"a frame of the page at rest {frame_time:.1f} ms"
+        f"{len(found)} votes: median {median(found):.1f} ms, 95th percentile {late:.1f} ms, maximum {max(found):.1f} "
+        f"ms; a frame of the page at rest {frame_time:.1f} ms"
     )

@@ -15,8 +15,8 @@ from pathlib import Path
 import uvicorn
 from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "browser")]
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "browser"))
 
 from browsing import chromium
 from tests.drawn_tasks import drawn_tasks
@@ -26,7 +26,7 @@ from tastemaker.labelling.project import add_tasks
 from tastemaker.labelling.settings import Labelling
 from tastemaker.web.listening import listen
 
-IMAGES = ROOT / "docs" / "guides" / "images"
+IMAGES = Path(__file__).parent.parent / "docs" / "guides" / "images"
 QUESTION = "Which image shows the prompt better?"
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 
