@@ -34,6 +34,7 @@ REQUIRED = {
     "matplotlib": "3.9",
     "pyyaml": "6",
     "scikit-image": "0.24",
+    "scipy": "1.11",
     "rich": "13.7",
     "tyro": "1.0",
     "annotated-types": "0.6",
@@ -44,6 +45,7 @@ REQUIRED = {
     "fastapi": "0.121",
     "starlette": "0.49.1",
     "uvicorn": "0.35",
+    "torchmetrics": "1.6",
 }
 """Packages without which tastemaker does not work, with the oldest version that will do: pyproject.toml's (a test)."""
 EXTRAS = {

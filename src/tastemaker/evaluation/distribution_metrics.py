@@ -43,7 +43,8 @@ def fid(images: Tensor, others: Tensor, extractor: nn.Module, batch: int = 64) -
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     _require_several(images, others)
-    metric = FrechetInceptionDistance(feature=extractor, normalize=True, input_img_size=tuple(images.shape[1:]))
+    channels, height, width = images.shape[1:]
+    metric = FrechetInceptionDistance(feature=extractor, normalize=True, input_img_size=(channels, height, width))
     return float(_fed(metric.set_dtype(torch.float64), images, others, batch).compute())
 
 
@@ -147,9 +148,8 @@ def _unit(features: Tensor) -> Tensor:
 def chain_kl(model: Denoiser, reference: Denoiser, sde: Sde, trajectory: Trajectory, cond: Cond) -> Tensor:
     """[B] sum over the kept steps of KL(p_model(x_next|x) || p_reference(x_next|x)), in nats.
 
-    On latents that the model itself sampled, its mean is a Monte Carlo estimate of the KL of the two chains (DPOK §4,
-    Lemma 4.1's bound is equality for the chains). Both have the steps' noise, so each KL is exact; steps without noise
-    must not be kept.
+    On latents that the model itself sampled, its mean is a Monte Carlo estimate of the KL of the two chains, by
+    the chain rule. Both have the steps' noise, so each KL is exact; steps without noise must not be kept.
     """
     total = torch.zeros(len(trajectory.latents), dtype=torch.float64)
     for position, step in enumerate(trajectory.steps.tolist()):

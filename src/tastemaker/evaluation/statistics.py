@@ -101,7 +101,8 @@ def bootstrap_win_rate(
     """The win rate of outcomes [N] (1 win, 0.5 tie, 0 loss) where answers of a prompt, and of a labeler, are alike.
 
     Prompts and labelers are drawn independently, and an answer counts as often as both together: the pigeonhole
-    bootstrap (Owen 2007), which is mildly conservative. With one labeler, prompts alone are drawn. Raises DataError.
+    bootstrap (Owen 2007), which is conservative: it counts the variation of single answers more than once, and where that
+    is most of it, as with one answer for each prompt and labeler, 95 % intervals contain the rate in 99 %. With one labeler, prompts alone are drawn. Raises DataError.
     """
     x, prompt = _checked(outcomes, prompts)
     _, labeler = _checked(outcomes, labelers)
@@ -195,7 +196,7 @@ def bradley_terry(wins: ArrayLike, ties: ArrayLike | None = None, level: float =
             step = step / 2
         theta = theta + step
     theta[:m] -= theta[:m].mean()
-    covariance = np.linalg.pinv(slope(theta)[1], hermitian=True)[:m, :m]
+    covariance: Array = np.linalg.pinv(slope(theta)[1], hermitian=True)[:m, :m].astype(np.float64)
     half = _z(level) * np.sqrt(np.diag(covariance))
     strengths = tuple(Interval(float(b), float(b - h), float(b + h)) for b, h in zip(theta, half, strict=False))
     return BradleyTerry(strengths, float(np.exp(theta[m])) if tied else 0.0, covariance)
