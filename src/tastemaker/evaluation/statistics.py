@@ -101,8 +101,9 @@ def bootstrap_win_rate(
     """The win rate of outcomes [N] (1 win, 0.5 tie, 0 loss) where answers of a prompt, and of a labeler, are alike.
 
     Prompts and labelers are drawn independently, and an answer counts as often as both together: the pigeonhole
-    bootstrap (Owen 2007), which is conservative: it counts the variation of single answers more than once, and where that
-    is most of it, as with one answer for each prompt and labeler, 95 % intervals contain the rate in 99 %. With one labeler, prompts alone are drawn. Raises DataError.
+    bootstrap (Owen 2007). It is conservative, since it counts the variation of single answers more than once: where
+    that is most of it, as with one answer for each prompt and labeler, 95 % intervals contain the rate in 99 %. With
+    one labeler, prompts alone are drawn. Raises DataError.
     """
     x, prompt = _checked(outcomes, prompts)
     _, labeler = _checked(outcomes, labelers)
