@@ -241,7 +241,7 @@ def test_a_combination_calls_people_once_for_all_batches():
         rewards = {"people": mine, "brightness": as_reward(brightness)}
         with background_scorer(rewards) as scorer:
             for start in (0, 2):
-                scorer.submit(X[start : start + 2], PROMPTS[start : start + 2])
+                scorer.submit(X[start : start + 2], PROMPTS[start : start + 2], X[start : start + 2])
             found = scorer.finish(lambda: None)
         assert calls == [2, 2]
         assert [sent.prompts for sent in app.sent] == [PROMPTS]

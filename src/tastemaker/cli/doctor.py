@@ -50,6 +50,7 @@ REQUIRED = {
     "argon2-cffi": "25.1",
     "markdown-it-py": "3",
     "python-multipart": "0.0.20",
+    "torchmetrics": "1.6",
 }
 """Packages without which tastemaker does not work, with the oldest version that will do: pyproject.toml's (a test)."""
 EXTRAS = {
