@@ -210,7 +210,8 @@ function drawSaved({ unsaved, failing, loggedOut: out }) {
     byId("announce-saved").textContent = failing
       ? "The server does not answer. Your answers are kept here and sent when it does."
       : "All answers are saved.";
-    if (!failing) closeNotice();
+    // Only the notice of the log-out: a refused answer, whose notice came with the same response, stays in sight.
+    if (!failing && !byId("notice-link").hidden) closeNotice();
   }
 }
 
@@ -237,8 +238,9 @@ async function renew() {
     for (const id of held) {
       const task = tasks.get(id);
       if (kept.has(id) || !task || task.state.complete || live(task.judgements).length) continue;
+      const shown = id === current;
       drop(id);
-      if (id === current) announce("The task was given to someone else, because it was kept for too long.");
+      if (shown) announce("The task was given to someone else, because it was kept for too long.");
     }
     fill();
   } catch {
