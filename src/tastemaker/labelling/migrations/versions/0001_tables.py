@@ -10,6 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Makes the tables."""
     op.create_table(
         "batch",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -168,6 +169,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Takes them away."""
     with op.batch_alter_table("judgement", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_judgement_assignment_id"))
 
