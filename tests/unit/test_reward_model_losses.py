@@ -18,7 +18,6 @@ from tastemaker.reward_models.statistics import (
     calibration,
     calibration_error,
     effective_count,
-    wilson,
 )
 
 LN = math.log
@@ -106,13 +105,6 @@ def test_accuracy_leaves_ties_out_and_counts_equal_rewards_half():
     assert share is not None
     assert (share.value, share.count) == (pytest.approx(0.5), 3)
     assert accuracy(found([0.9], [0.5])) is None
-
-
-def test_wilsons_interval():
-    """8 of 10 at z = 1.96: (0.4902, 0.9433), as in every textbook; never outside [0, 1]."""
-    assert wilson(0.8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
-    assert wilson(1.0, 5)[1] == 1
-    assert wilson(0.0, 5)[0] == 0
 
 
 def test_the_effective_number_of_pairs_is_that_of_clusters_where_they_agree():

@@ -30,13 +30,16 @@ class Interval:
     high: float
 
 
-def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     """The score interval of a rate of n independent trials (Wilson 1927).
 
-    Ties may count as half successes. Raises DataError where there are no trials, or more successes than trials.
+    Ties may count as half successes; n may be the number of independent trials for which dependent ones stand. Raises
+    DataError where there are no trials, or more successes than trials.
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"a rate of {successes:g} successes in {n} trials is not defined: expected 0 <= successes <= n")
+    if n <= 0 or not 0 <= successes <= n:
+        raise DataError(
+            f"a rate of {successes:g} successes in {n:g} trials is not defined: expected 0 <= successes <= n, and n > 0"
+        )
     z, rate = _z(level), successes / n
     centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Z = 1.959963984540054
-"""Of a 95 % interval."""
+from tastemaker.evaluation.statistics import wilson
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,9 @@ def accuracy(found: Predictions) -> Share | None:
     for cluster, value in zip(pairs.cluster, right, strict=True):
         sums.setdefault(cluster, []).append(float(value))
     value, count = float(right.mean()), len(right)
-    return Share(value, *wilson(value, effective_count(list(sums.values()))), count)
+    independent = effective_count(list(sums.values()))
+    interval = wilson(value * independent, independent)
+    return Share(value, interval.low, interval.high, count)
 
 
 def effective_count(clusters: Sequence[Sequence[float]]) -> float:
@@ -74,13 +74,6 @@ def effective_count(clusters: Sequence[Sequence[float]]) -> float:
     if share in (0, 1) or variance == 0:
         return float(groups if share in (0, 1) else count)
     return min(float(count), share * (1 - share) / variance)
-
-
-def wilson(share: float, count: float, z: float = Z) -> tuple[float, float]:
-    """Wilson's interval of a share of `count` independent values (Wilson 1927)."""
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @dataclass(frozen=True)
