@@ -18,6 +18,7 @@ import random
 import statistics
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,11 @@ def utility(images: torch.Tensor, prompts: list[str]) -> list[float]:
     return found
 
 
-def utilities(project: Project) -> dict[tuple[str, str], float]:
+Utility = Callable[[torch.Tensor, list[str]], list[float]]
+"""Of images [B,3,H,W] in [0,1] with their prompts."""
+
+
+def utilities(project: Project, utility: Utility = utility) -> dict[tuple[str, str], float]:
     """The utility of each image with its prompt, by SHA-256 and prompt."""
     with project.database.read() as session:
         rows = session.execute(
@@ -81,9 +86,9 @@ def temperature(groups: list[list[float]], flipped: float) -> float:
     return low
 
 
-def label(project: Project, seed: int, flipped: float = FLIPPED) -> None:
+def label(project: Project, seed: int, flipped: float = FLIPPED, utility: Utility = utility) -> None:
     """Ranks all tasks of a project by the hidden utility with logistic noise."""
-    rng, worth = random.Random(seed), utilities(project)
+    rng, worth = random.Random(seed), utilities(project, utility)
     with project.database.write() as session:
         user = User(name="hidden utility", role="labeler", password_hash=None, disabled=False, keys={}, created=0.0)
         session.add(user)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compared import quick, trained
 from every_setting import Lab, Policy, acts, called, close, network_calls, one_round, updates_seen
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
@@ -22,6 +23,8 @@ from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.models.value import ConditionalMLP, ConvValue, DigitValue, UNetValue
+from tastemaker.rewards.preferences.architecture import Architecture
+from tastemaker.rewards.preferences.reward import load_reward_model
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
 from tastemaker.training.session import Session
@@ -139,6 +142,20 @@ def value_rates(lab: Lab) -> None:
         session = lab.session(algorithm=algorithm, advantage={"normalise": "base"})
         one_round(session)
         assert [group["lr"] for group in session.optimizer.param_groups] == [1e-3, expected]
+
+
+@acts("algorithm.ppo.value_from")
+def ppo_value_from(lab: Lab) -> None:
+    """The value network's pool is the reward model's, whose last layer is in units of the standardised reward."""
+    folder = lab.folder / "reward-model"
+    trained(folder, Architecture("unet", model=str(lab.checkpoint)), quick(epochs=1))
+    session = lab.session(algorithm=PPO(value_from=str(folder)), advantage={"normalise": "base"})
+    own, model = session.task.value, load_reward_model(folder)
+    assert isinstance(own, UNetValue)
+    for name, weight in model.heads[0].named_parameters():
+        factor = model.scale.members[0][1] * model.scale.std if name == "out.weight" else 1.0
+        if name != "out.bias":
+            close(own.pool.get_parameter(name) * factor, weight, 1e-5)
 
 
 def with_value(lab: Lab, algorithm: DPOK, **changes: Any) -> Session:

@@ -583,6 +583,16 @@ def targets(lab: Lab) -> None:
     assert {name.split(".")[-3] for name in layers if name.endswith("to_out.0")} == {"attn1", "attn2"}
 
 
+@acts("tuning.start_from")
+def start_from(lab: Lab) -> None:
+    """The adapter to be trained has the factors of the file."""
+    saved = lab.session(trained=True)
+    saved.model.weights.save(lab.folder / "started")
+    session = lab.session(tuning={"start_from": str(lab.folder / "started")})
+    for name, value in session.model.weights.trainable().items():
+        assert torch.equal(value, saved.model.weights.trainable()[name])
+
+
 @acts("tuning.gradient_checkpointing")
 def gradient_checkpointing(lab: Lab) -> None:
     """A block behind the adapters runs once for each of the 3 steps of sampling, once in training, and once more in

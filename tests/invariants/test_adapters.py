@@ -1,6 +1,7 @@
 """Adapters: off is the base model, at first they change nothing, and diffusers loads what was saved."""
 
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 import tiny
 from forked import Child, finish, run_script
 from tastemaker.diffusion.sde import DDIM
-from tastemaker.errors import ModelError
+from tastemaker.errors import ConfigError, ModelError
 from tastemaker.evaluation.images import images
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
@@ -119,3 +120,33 @@ def test_a_fresh_process_with_diffusers_alone_gives_the_same_images(tmp_path, tu
         theirs = np.asarray(Image.open(tmp_path / f"{index}.png")).astype(int)
         ours = (expected[index].permute(1, 2, 0) * 255).round().numpy().astype(int)
         assert np.abs(theirs - ours).max() <= 1
+
+
+@pytest.mark.parametrize("alpha", [None, 12.0])
+def test_training_that_starts_from_an_adapter_begins_with_its_output(tmp_path, alpha):
+    """The file's scale is 6 / 2. B takes up the ratio to the new scale; off is still the base model."""
+    model = trained(Tuning(rank=2, alpha=6.0))
+    model.weights.save(tmp_path / "saved")
+    further = LatentUNet(tiny.pipeline())
+    further.tune(Tuning(rank=2, alpha=alpha, start_from=str(tmp_path / "saved")))
+    torch.testing.assert_close(shown(further), shown(model), rtol=0, atol=2e-3)
+    base = shown(LatentUNet(tiny.pipeline()))
+    assert (shown(further) - base).abs().max() > 0.01
+    with further.weights.reference():
+        assert torch.equal(shown(further), base)
+    assert len(further.weights.trainable()) == len(model.weights.trainable())
+
+
+def test_an_adapter_that_training_cannot_start_from_is_named(tmp_path):
+    trained(Tuning(rank=2)).weights.save(tmp_path / "saved")
+    for tuning, message in (
+        (Tuning(rank=4), "whose rank is 2, but the adapter to be trained has rank 4: set tuning.rank to 2"),
+        (Tuning(rank=2, targets=("to_q",)), r"saved.* adapts the layer .* and tuning.targets does not"),
+        (Tuning(rank=2, targets=("to_q", "to_k", "to_v", "to_out.0", "conv1")), r"tuning.targets adapts the layer .*"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            LatentUNet(tiny.pipeline()).tune(replace(tuning, start_from=str(tmp_path / "saved")))
+    with pytest.raises(ConfigError, match="there is no adapter in"):
+        LatentUNet(tiny.pipeline()).tune(Tuning(start_from=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"start_from is x, an adapter, but tuning\.mode is full"):
+        Tuning(mode="full", start_from="x")

@@ -13,7 +13,7 @@ from tastemaker.errors import ConfigError, DataError
 from tastemaker.labelling.project import NewImage, NewTask, add_tasks, create_project, open_project
 from tastemaker.labelling.ranking import Judgement
 from tastemaker.labelling.settings import Labelling
-from tastemaker.reward_models.comparisons import Pair, load_comparisons, opened, split_again
+from tastemaker.reward_models.comparisons import Pair, load_comparisons, load_several, opened, split_again
 
 
 def pairs_of(found):
@@ -192,3 +192,22 @@ def test_the_digest_is_of_prompts_images_and_labels(tmp_path):
     assert digest("b") == first
     assert len({first, digest("c", preferred=1), digest("d", prompt="x"), digest("e", image_1="z.png")}) == 4
     assert json.dumps(first)
+
+
+def test_several_sources_are_one_and_share_no_prompt_between_training_and_validation(tmp_path):
+    """Two projects that set other prompts apart: what one of them sets apart is set apart in both."""
+    folders = [str(project(tmp_path / name, seed=seed, utility=None)) for name, seed in (("a", 1), ("b", 5))]
+    one, two = (load_comparisons(folder) for folder in folders)
+    found = load_several(folders)
+    apart = [{task.prompt for task in part.validation} for part in (one, two, found)]
+    assert apart[0] != apart[1]
+    assert apart[2] == apart[0] | apart[1]
+    assert not apart[2] & {task.prompt for task in found.training}
+    assert len(found.tasks) == len(one.tasks) + len(two.tasks)
+    assert found.facts["pairs"] == one.facts["pairs"] + two.facts["pairs"]
+    assert found.digest not in (one.digest, two.digest)
+    assert load_several(folders[:1]).digest == one.digest
+    for task, own in zip(found.tasks[len(one.tasks) :], two.tasks, strict=True):
+        shown = [opened(found.images[image]) for image in task.images]
+        assert [image.tobytes() for image in shown] == [opened(two.images[i]).tobytes() for i in own.images]
+        assert task.pairs == own.pairs

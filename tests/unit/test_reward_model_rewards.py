@@ -17,9 +17,10 @@ from scoring import total
 from serving import served
 from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.base import Task as LearningTask
+from tastemaker.algorithms.ppo import PPO
 from tastemaker.diffusion.backprop import chain
 from tastemaker.diffusion.sde import DDIM
-from tastemaker.errors import RewardError
+from tastemaker.errors import ConfigError, RewardError
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import fixed_draw
 from tastemaker.models import load_model
@@ -31,7 +32,7 @@ from tastemaker.rewards.preferences.files import Description, files, read
 from tastemaker.rewards.preferences.model import Scale
 from tastemaker.rewards.preferences.names import Options, folder_of, parse_options
 from tastemaker.rewards.preferences.reward import load_reward_model
-from tastemaker.rewards.preferences.value import value_from
+from tastemaker.rewards.preferences.value import value_from, value_from_folder
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving.settings import Remote
 from tastemaker.types import Rollout, all_rows
@@ -309,6 +310,46 @@ def test_a_value_network_begins_as_the_reward(folders):
     torch.testing.assert_close(model.members(z, PROMPTS)[0], found.detach(), rtol=1e-4, atol=1e-4)
     with pytest.raises(RewardError, match="and this one is of kind head on clip features: train one with --kind unet"):
         value_from(load_reward_model(folders / "head"))
+
+
+def test_a_value_network_begins_as_the_reward_model_of_the_same_base(folders, tmp_path):
+    """Where the reward model's prompts or latents are others it is refused, as is another kind of value network."""
+    model = load_model("bundled")
+    own = value_from_folder(str(folders / "unet"), model)
+    found = own(latents(), torch.zeros(3, dtype=torch.int64), model.encode(PROMPTS, 1.0)["text"])
+    torch.testing.assert_close(found, load_reward_model(folders / "unet").members(latents(), PROMPTS)[0],
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+    with torch.no_grad():
+        next(model.components["text_encoder"].parameters()).mul_(1.5)
+    model.clear_prompt_cache()
+    with pytest.raises(RewardError, match="has another text encoder than the model that is trained"):
+        value_from_folder(str(folders / "unet"), model)
+    model.resize(48, 48)
+    with pytest.raises(RewardError, match="reads latents of shape"):
+        value_from_folder(str(folders / "unet"), model)
+    with pytest.raises(RewardError, match="begins as a reward model of kind unet, and this one is of kind clip"):
+        value_from_folder(str(folders / "clip"), load_model("bundled"))
+    with pytest.raises(RewardError, match="is no reward model"):
+        value_from_folder(str(tmp_path), load_model("bundled"))
+    with pytest.raises(ConfigError, match="only a value network of kind unet can begin as a reward model"):
+        PPO(value="conv", value_from="runs/rm")
+
+
+def test_a_run_begins_its_value_network_as_the_reward_model(folders, tmp_path):
+    """And resumes bit for bit; the explained variance of the returns is recorded."""
+    config = tm.preset("ppo-compressibility", *QUICK, f"algorithm.value_from={folders}/unet")
+    whole = tm.train(config, reward=f"{folders}/unet", prompts=PROMPTS, out=tmp_path / "whole", rounds=2)
+    half = tm.train(config, reward=f"{folders}/unet", prompts=PROMPTS, out=tmp_path / "half", rounds=1)
+    half = tm.resume(half, rounds=2, prompts=PROMPTS)
+    last, again = whole.metrics()[-2], half.metrics()[-2]
+    exact = [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in (last, again)]
+    assert exact[0] == exact[1]
+    assert last["value/explained_variance"] <= 1
+    plain = tm.train(replace(config, algorithm=replace(config.algorithm, value_from=None)), reward=f"{folders}/unet",
+                     prompts=PROMPTS, out=tmp_path / "plain", rounds=1)  # fmt: skip
+    first = next(record for record in whole.metrics() if record.get("round") == 1)
+    new = next(record for record in plain.metrics() if record.get("round") == 1)
+    assert new["value"] == 0.0 != first["value"]
 
 
 QUICK = (

@@ -36,6 +36,9 @@ class PPO:
     value: Literal["unet", "cnn", "conv", "mlp"] = "unet"
     """Value network: `unet`, a copy of the U-Net's encoder and bottleneck with an attention pool; `cnn`, that of the
     thesis' experiment 1, which sees the latent alone; `conv` and `mlp`, small and new, given time and text."""
+    value_from: str | None = None
+    """Folder of a reward model of kind unet (`tastemaker reward train`) as which the `unet` value network begins, pool
+    and all (thesis §6.9); None begins with the policy's encoder and a new pool."""
     value_clip: Annotated[float, Gt(0)] = 0.2
     """How far from its old estimate the value is trusted."""
     value_weight: Annotated[float, Gt(0)] = 0.5
@@ -68,6 +71,11 @@ class PPO:
         check_constraints(self, "algorithm.")
         if self.kl_target is not None and (self.kl_target <= 0 or self.kl == 0):
             raise ConfigError("algorithm.kl_target needs to be greater than 0, and algorithm.kl too, which it moves")
+        if self.value_from is not None and self.value != "unet":
+            raise ConfigError(
+                f"algorithm.value_from is {self.value_from}, but algorithm.value is {self.value}: only a value network "
+                "of kind unet can begin as a reward model"
+            )
 
     @property
     def requirements(self) -> Requirements:
@@ -76,7 +84,7 @@ class PPO:
             reference=self.kl > 0,
             kl=self.kl,
             kl_control=None if self.kl_target is None else KlControl(self.kl_target, self.kl_horizon),
-            value=ValueTraining(self.value, self.value_lr, self.value_warmup),
+            value=ValueTraining(self.value, self.value_lr, self.value_warmup, reward_model=self.value_from),
         )
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:

@@ -24,6 +24,8 @@ class ValueTraining:
     """With `batch`: its own steps a round."""
     clip_norm: float | Literal["model"] | None = "model"
     """Largest norm of its gradient: a number, the model's limit (`optimizer.clip_norm`), or None for no limit."""
+    reward_model: str | None = None
+    """Folder of the reward model as which it begins."""
 
 
 @dataclass(frozen=True)

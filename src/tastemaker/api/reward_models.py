@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tastemaker.cli.folders import next_free, require_unused
 from tastemaker.errors import ConfigError, nearest
-from tastemaker.reward_models.comparisons import Comparisons, load_comparisons
+from tastemaker.reward_models.comparisons import Comparisons, load_several
 from tastemaker.reward_models.settings import Training, check
 from tastemaker.reward_models.train import Result, Samples
 from tastemaker.reward_models.train import train_reward_model as run
@@ -17,7 +18,7 @@ from tastemaker.rewards.preferences.architecture import Architecture, Kind
 
 
 def train_reward_model(
-    source: str | Path | Comparisons,
+    source: str | Path | Comparisons | Sequence[str | Path],
     kind: Kind = "unet",
     out: str | Path | None = None,
     *,
@@ -27,7 +28,8 @@ def train_reward_model(
 ) -> Result:
     """Trains a reward model into a new folder, which `reward=str(result.folder)` of `tm.train` then uses.
 
-    - `source`: a labelling project, a table of pairs or a data set, or `Comparisons` that were loaded or made.
+    - `source`: a labelling project, a table of pairs or a data set, or `Comparisons` that were loaded or made; of a
+      list of projects and tables all comparisons are learned from.
     - `out`: the next free runs/reward-model-<n> where it is None.
     - `resize`: scale images that are not of the model's size. `samples`: by which images rewards are standardised where
       `standardise="samples"`.
@@ -44,7 +46,13 @@ def train_reward_model(
     training = Training(**{name: settings[name] for name in settings if name in of_training})
     check(architecture, training)
     folder = require_unused(Path(out) if out is not None else next_free("reward-model"))
-    found = source if isinstance(source, Comparisons) else load_comparisons(str(source), seed=training.seed)
+    if isinstance(source, Comparisons):
+        found = source
+    else:
+        sources = [source] if isinstance(source, (str, Path)) else list(source)
+        if not sources:
+            raise ConfigError("the list of sources is empty: give a labelling project or a table of pairs")
+        found = load_several([str(one) for one in sources], seed=training.seed)
     command = f"tastemaker.train_reward_model(...) in {sys.argv[0] or 'Python'}"
     log = lambda text: print(text, flush=True)  # noqa: E731
     return run(found, architecture, training, folder, resize=resize, samples=samples, command=command, log=log)

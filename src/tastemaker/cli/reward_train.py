@@ -24,11 +24,14 @@ from tastemaker.rewards.preferences.architecture import Architecture, Kind
 class RewardTrainArgs:
     """Trains a reward model on people's comparisons of images; a run uses it as `--reward DIR`.
 
-    SOURCE is a labelling project, a table of pairs, or a data set (docs/methods/reward-models.md).
+    SOURCE is a labelling project, a table of pairs, or a data set (docs/methods/reward-models.md); of several, all
+    comparisons are learned from.
     """
 
-    source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
-    """The folder of a labelling project, a table of pairs or a data set."""
+    source: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...", help_behavior_hint="")
+    ] = ()
+    """Folders of labelling projects, tables of pairs or data sets."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/reward-model-<n>)")] = (
         None
     )
@@ -105,11 +108,11 @@ class RewardTrainArgs:
 def run(argv: list[str]) -> int:
     """Runs the command."""
     args = parse(RewardTrainArgs, split_assignments(argv, flag_types(RewardTrainArgs)), "reward train")
-    if args.source is None:
+    if not args.source:
         raise ConfigError(
             "give a labelling project or a table of pairs, as in `tastemaker reward train labels/animals`"
         )
-    source = as_source(args.source, "the source")
+    sources = [as_source(source, "the source") for source in args.source]
     architecture, training = _architecture(args), _training(args)
     check(architecture, training)
     require_at_least("samples", args.samples, 2)
@@ -117,11 +120,9 @@ def run(argv: list[str]) -> int:
     if args.validation is not None and not 0 <= args.validation < 1:
         raise ConfigError(f"--validation is {args.validation:g}, but must lie in [0, 1)")
     out = require_unused(args.out or next_free("reward-model"))
-    from tastemaker.reward_models.comparisons import load_comparisons
+    from tastemaker.reward_models.comparisons import load_several
 
-    found = load_comparisons(
-        source, validation=args.validation, seed=args.seed, split_by=args.split_by, split=args.split
-    )
+    found = load_several(sources, validation=args.validation, seed=args.seed, split_by=args.split_by, split=args.split)
     facts = found.facts
     line = (
         f"{len(found.training)} training and {len(found.validation)} validation tasks, {facts['pairs']:,} pairs "

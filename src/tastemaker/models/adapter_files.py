@@ -334,6 +334,35 @@ def apply(network: Any, given: Path) -> None:
         _put_on(read(found, network), network, found)
 
 
+def start(network: Any, given: str | Path) -> None:
+    """Lets the network's own adapter, which is to be trained, begin as the one in a file, with the same output.
+
+    Raises ModelError where the file's adapts other layers or has another rank. Scales may differ: B takes it up.
+    """
+    file = find_adapter(given)
+    found, own = read(file, network), _acting(network)
+    if found.keys() != own.keys():
+        name = min(found.keys() ^ own.keys())
+        has, lacks = (file, "tuning.targets") if name in found else ("tuning.targets", file)
+        raise ModelError(
+            f"tuning.start_from is {given}, but {has} adapts the layer {name} and {lacks} does not: set tuning.targets "
+            "to the layers of that adapter"
+        )
+    ranks = sorted({factors.rank for factors in found.values()})
+    if ranks != sorted({factors.rank for factors in own.values()}):
+        raise ModelError(
+            f"tuning.start_from is {given}, whose rank is {', '.join(map(str, ranks))}, but the adapter to be trained "
+            f"has rank {next(iter(own.values())).rank}: set tuning.rank to {ranks[0]}"
+            if len(ranks) == 1
+            else f"tuning.start_from is {given}, whose layers have the ranks {', '.join(map(str, ranks))}, but all "
+            "layers of the adapter to be trained have the same one: give another adapter"
+        )
+    with torch.no_grad():
+        for name, factors in own.items():
+            factors.a.copy_(found[name].a)
+            factors.b.copy_(found[name].b * (found[name].scale / factors.scale))
+
+
 def _put_on(adapter: Adapter, network: Any, file: Path) -> None:
     state = _state(adapter)
     try:

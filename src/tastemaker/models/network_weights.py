@@ -26,9 +26,14 @@ class NetworkWeights:
         """The reference's weights, where they are not those without adapters (training/reference.py)."""
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
-        """Makes the network trainable, by adapters (drawn from `seed`) or in full."""
+        """Makes the network trainable, by adapters (drawn from `seed`, or as in a file) or in full.
+
+        Raises ModelError where the file does not fit.
+        """
         lora.tune(self.network, tuning, seed)
         self.tuning = tuning
+        if tuning.start_from is not None:
+            adapter_files.start(self.network, tuning.start_from)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""

@@ -25,6 +25,10 @@ class Tuning:
     targets: tuple[str, ...] = ATTENTION
     """Names of the linear and convolution layers that get an adapter, or their ends, as attn2.to_q; every attention
     projection when left out."""
+    start_from: str | None = None
+    """An adapter from which training starts: a run, or a folder or file of diffusers, peft or kohya, for the same
+    layers and of the same rank. The reference is still the model without any; what figures call the base model is the
+    one that the run starts with. None starts with an adapter that does nothing."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -32,6 +36,10 @@ class Tuning:
         if self.mode == "lora" and not self.targets:
             raise ConfigError(
                 "tuning.targets is empty: name at least one layer, such as to_q, or use tuning.mode = full"
+            )
+        if self.start_from is not None and self.mode == "full":
+            raise ConfigError(
+                f"tuning.start_from is {self.start_from}, an adapter, but tuning.mode is full: set it to lora"
             )
         if self.alpha == 0:
             raise ConfigError("tuning.alpha is 0, by which an adapter never acts: leave it out for a scale of 1")

@@ -102,6 +102,38 @@ def load_comparisons(
     return _checked(found, split_by)
 
 
+def load_several(
+    sources: Sequence[str], *, validation: float | None = None, seed: int = 0, split_by: SplitBy = "prompt",
+    split: str = "train",
+) -> Comparisons:  # fmt: skip
+    """`load_comparisons` of one or several sources, as one; each must be enough by itself. Raises what that raises."""
+    found = [
+        load_comparisons(source, validation=validation, seed=seed, split_by=split_by, split=split) for source in sources
+    ]
+    return found[0] if len(found) == 1 else merged(found)
+
+
+def merged(parts: Sequence[Comparisons]) -> Comparisons:
+    """The tasks of all parts. A prompt that one of them sets apart for validation is set apart in all."""
+    apart = {task.prompt for part in parts for task in part.validation}
+    tasks: list[Task] = []
+    images: list[ImageSource] = []
+    facts: Counter[str] = Counter()
+    for part in parts:
+        shift = len(images)
+        tasks += [
+            replace(task, images=tuple(shift + image for image in task.images), validation=task.prompt in apart)
+            for task in part.tasks
+        ]
+        images += part.images
+        facts += Counter({name: value for name, value in part.facts.items() if name != "labelers"})
+    digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()
+    source = ", ".join(part.source for part in parts)
+    prompts = len({task.prompt for task in tasks})
+    made = Comparisons(source, tuple(tasks), tuple(images), digest, dict(facts) | {"prompts": prompts})
+    return _checked(made, "prompt")
+
+
 def split_again(found: Comparisons, share: float, seed: int, by: SplitBy = "prompt") -> Comparisons:
     """The same, with `share` of the prompts, or of the tasks, set apart for validation."""
     settings = Labelling(validation=share, seed=seed)

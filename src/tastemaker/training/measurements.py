@@ -17,6 +17,7 @@ from tastemaker.spread import moments
 from tastemaker.training.draws import RoundPart, share
 from tastemaker.training.session import Session
 from tastemaker.training.update import tensor
+from tastemaker.types import Rows
 
 
 def reward_figures(reward: Tensor, state: State) -> dict[str, float]:
@@ -75,6 +76,23 @@ def image_figures(session: Session, made: RoundImages) -> dict[str, float]:
         **share_correct(correct, reduce),
         "diversity": diversity(made.images, own.prompts, made.part.draw.prompts, reduce),
     }
+
+
+def explained_variance(accelerator: Accelerator, rows: Rows) -> dict[str, float]:
+    """How much of the returns' variance a value network knew before it learned from them: 1 - Var(R - V) / Var(R).
+
+    Over the rows of all processes; R are the targets of the value loss, as in CleanRL. 1 is a network that knew them, 0
+    one that knew no more than their mean. Nothing where there is no value network, or where returns do not differ.
+    """
+    if rows.value is None or rows.target is None:
+        return {}
+    target, missed = rows.target.double(), rows.target.double() - rows.value.double()
+    sums = torch.stack([torch.ones_like(target), target, target.square(), missed, missed.square()]).sum(dim=1)
+    count, first, second, *rest = everywhere(accelerator)(sums.cpu()).tolist()
+    variance = second / count - (first / count) ** 2 if count else 0.0
+    if not variance > 1e-12 * max(second / max(count, 1), 1e-300):  # but for rounding
+        return {}
+    return {"value/explained_variance": 1 - (rest[1] / count - (rest[0] / count) ** 2) / variance}
 
 
 def finished_round(session: Session, queries: int, *figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from tastemaker.diffusion.model import image_size
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
-from tastemaker.models.value import value_network
 from tastemaker.rewards.base import FunctionReward, require_latents_of
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training.labelers import require_labelers_fit
@@ -25,6 +24,7 @@ from tastemaker.training.plan import Facts
 from tastemaker.training.prior_preservation import given_images
 from tastemaker.training.setup import require_divisible, require_gradient, split_prompts
 from tastemaker.training.trackers import check_trackers
+from tastemaker.training.value_networks import value_network_for
 
 
 def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
@@ -56,7 +56,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     require_latents_of(model, {config.reward: reward, **others})
     cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
     needs, network = config.algorithm.requirements, parameters(model.network)
-    value = None if needs.value is None else value_network(needs.value.kind, model)
+    value = None if needs.value is None else value_network_for(needs.value, model)
     # Adapters compute as much as the network, but their outputs belong to its layers: they are counted before.
     x = torch.zeros(1, *model.latent_shape, device="meta")
     with counted_outputs(model.network) as outputs:

@@ -25,7 +25,7 @@ from tastemaker.evaluation.evaluate import Generated, generate
 from tastemaker.rewards.base import combined
 from tastemaker.training.backprop_round import backprop_round
 from tastemaker.training.draws import RoundPart, draw_round, share
-from tastemaker.training.measurements import RoundImages, finished_round, gathered, image_figures
+from tastemaker.training.measurements import RoundImages, explained_variance, finished_round, gathered, image_figures
 from tastemaker.training.pairs_round import given_round
 from tastemaker.training.reference import sync_reference
 from tastemaker.training.session import Session
@@ -71,6 +71,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
             value_figures = train_value(session, rollout, part, selected)
     with session.phase("prepare", 1), session.inference(), torch.no_grad():
         rows = config.algorithm.prepare(session.task, rollout)
+    value_figures |= explained_variance(accelerator, rows)
     with session.phase("train", len(rows) * config.optimizer.inner_epochs):
         metrics = update(session, rows, part, selected)
     if not metrics["updates"]:

@@ -21,7 +21,6 @@ from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
-from tastemaker.models.value import value_network
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
@@ -34,6 +33,7 @@ from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
 from tastemaker.training.signals import Stop
 from tastemaker.training.trackers import check_trackers
+from tastemaker.training.value_networks import value_network_for
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     model.encode([""], config.sampling.guidance)
     requirements = config.algorithm.requirements
     # Before the network gets adapters: a value network may be a copy of it.
-    value = None if requirements.value is None else value_network(requirements.value.kind, model)
+    value = None if requirements.value is None else value_network_for(requirements.value, model)
     checkpointing = requirements.gradient_checkpointing or config.tuning.gradient_checkpointing
     model.tune(replace(config.tuning, gradient_checkpointing=checkpointing), config.seed)
     start_reference(config, model)

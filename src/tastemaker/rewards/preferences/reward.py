@@ -120,26 +120,29 @@ def _of_images(model: RewardModel, answers: RewardFunction) -> RewardFunction:
 
 
 def _requires(model: RewardModel, name: str) -> Callable[[Model], None]:
+    return lambda other: require_latents(model, name, other)
+
+
+def require_latents(model: RewardModel, name: str, other: Model) -> None:
+    """Raises RewardError where `other` has not the latents that the reward model `name`, with a U-Net, reads."""
     backbone = model.backbone
     assert isinstance(backbone, UNetBackbone)
-    own = latents_digest(backbone.model)
+    if tuple(other.latent_shape) != backbone.shape:
+        sides = [shape[-1] * scale for shape, scale in
+                 ((backbone.shape, backbone.model.scale), (other.latent_shape, other.scale))]  # fmt: skip
+        raise RewardError(
+            f"the reward model {name} reads latents of shape {list(backbone.shape)} (images of {sides[0]} pixels), "
+            f"but this model makes {list(other.latent_shape)} ({sides[1]} pixels): train a reward model on this "
+            "model, or give its images to the reward by space=image"
+        )
+    if not on_meta(other) and latents_digest(other) != latents_digest(backbone.model):
+        raise RewardError(
+            f"the reward model {name} was trained on the latents of {model.architecture.model}, and the model "
+            f"here has others: train a reward model on it, or give it images by `{name.partition(':')[0]}"
+            ":space=image`"
+        )
 
-    def require(other: Model) -> None:
-        """Raises RewardError where a model's latents are not those that the reward reads."""
-        if tuple(other.latent_shape) != backbone.shape:
-            sides = [shape[-1] * scale for shape, scale in
-                     ((backbone.shape, backbone.model.scale), (other.latent_shape, other.scale))]  # fmt: skip
-            raise RewardError(
-                f"the reward model {name} reads latents of shape {list(backbone.shape)} (images of {sides[0]} pixels), "
-                f"but this model makes {list(other.latent_shape)} ({sides[1]} pixels): train a reward model on this "
-                "model, or give its images to the reward by space=image"
-            )
-        weights = [value for part in other.components.values() for value in part.parameters()]
-        if not any(value.is_meta for value in weights) and latents_digest(other) != own:
-            raise RewardError(
-                f"the reward model {name} was trained on the latents of {model.architecture.model}, and the model "
-                f"here has others: train a reward model on it, or give it images by `{name.partition(':')[0]}"
-                ":space=image`"
-            )
 
-    return require
+def on_meta(model: Model) -> bool:
+    """Whether the model has no weights, as in a dry run."""
+    return any(value.is_meta for part in model.components.values() for value in part.parameters())

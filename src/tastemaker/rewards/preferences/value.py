@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 
+from tastemaker.diffusion.model import Model
 from tastemaker.errors import RewardError
 from tastemaker.models.attention_pool import AttentionPool
 from tastemaker.models.value import UNetValue
 from tastemaker.rewards.preferences.backbones import UNetBackbone
 from tastemaker.rewards.preferences.model import RewardModel
+from tastemaker.rewards.preferences.reward import load_reward_model, on_meta, require_latents
 
 
 def value_from(model: RewardModel) -> UNetValue:
@@ -33,3 +36,27 @@ def value_from(model: RewardModel) -> UNetValue:
         made.pool.out.weight.div_(std * model.scale.std)
         made.pool.out.bias.sub_(mean + std * model.scale.mean).div_(std * model.scale.std)
     return made.to(model.backbone.device)
+
+
+def value_from_folder(folder: str, model: Model) -> UNetValue:
+    """`value_from` of the reward model in a folder, for a policy with the reward model's latents and text encoder.
+
+    Raises RewardError where these differ, and what `load_reward_model` raises.
+    """
+    reward_model = load_reward_model(Path(folder))
+    made = value_from(reward_model)
+    assert isinstance(reward_model.backbone, UNetBackbone)  # value_from refuses others
+    require_latents(reward_model, folder, model)
+    if not _same_texts(reward_model.backbone.model, model):
+        raise RewardError(
+            f"a value network cannot begin as the reward model {folder}, whose base model "
+            f"{reward_model.architecture.model} has another text encoder than the model that is trained: train a "
+            "reward model on that one"
+        )
+    return made.to(model.device)
+
+
+def _same_texts(one: Model, other: Model) -> bool:
+    """Whether two models give the empty prompt the same states, but for what half precision rounds."""
+    a, b = (model.encode([""], 1.0).states["text"].float() for model in (one, other))
+    return a.shape == b.shape and (on_meta(other) or torch.allclose(a.cpu(), b.cpu(), rtol=0.02, atol=0.02))
