@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 RUNS ?= runs
 
-.PHONY: install demo demo-incompressibility demo-labelling test test-slow check format bench docs measure-bundled bundled clip surrogate curves clean
+.PHONY: install demo demo-incompressibility demo-labelling demo-preferences test test-slow check format bench docs measure-bundled bundled clip surrogate curves clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,9 @@ demo-incompressibility: install ## the same with the opposite reward: busy image
 
 demo-labelling: install ## a labelling project of the bundled model's images, labelled by simulated people (PEOPLE=1: by you)
 	$(BIN)/python scripts/demo_labelling.py $(if $(PEOPLE),--people)
+
+demo-preferences: install ## from people's comparisons to an aligned model, twice, with simulated people (PEOPLE=1: you)
+	$(BIN)/python scripts/demo_preferences.py $(if $(PEOPLE),--people)
 
 # Two at a time, as they run on one thread each.
 WORKERS ?= 2

@@ -1,8 +1,8 @@
 """From a labeler's comparisons to an aligned model, and round again: the figures of docs/results/preference-loop.md.
 
-    PYTHONPATH=benchmarks python benchmarks/preference_loop.py --work build/preference-loop [--seeds 0 1 2]
+    PYTHONPATH=examples python benchmarks/preference_loop.py --work build/preference-loop [--seeds 0 1 2]
 
-For each seed: images of the bundled model are ranked by a labeler with the hidden utility of benchmarks/hidden.py; a
+For each seed: images of the bundled model are ranked by a labeler with the utility of examples/hidden_taste.py; a
 reward model is trained on the rankings (an ensemble of three, from the model's own U-Net); runs follow it, and their
 evaluations say what the hidden utility of their images is, which no run sees. Then images of the first PPO run are
 ranked too, and a second reward model is trained on all rankings. What is there already is not made again.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hidden import utility
+from hidden_taste import utility
 from reward_models import label
 from runs import records, run
 
@@ -30,17 +30,18 @@ from tastemaker.models.adapter_files import find_adapter
 PROMPTS, UNSEEN = "bundled-single-train", "bundled-single-test"
 STEPS = 10
 COMMON = [
-    "--prompts", PROMPTS, "--evaluation.unseen", UNSEEN, "--evaluation.rewards", "hidden:utility",
+    "--prompts", PROMPTS, "--evaluation.unseen", UNSEEN, "--evaluation.rewards", "hidden_taste:utility",
     "evaluation.every=2", "evaluation.prompts=16", "evaluation.per_prompt=4", f"sampling.steps={STEPS}",
     "sampling.samples=64", "sampling.per_prompt=4", "rounds=14", "checkpoint.every=100",
 ]  # fmt: skip
-PPO = ["ppo-compressibility", "optimizer.lr=2e-3", "algorithm.value_lr=1e-4"]
-"""The preset has no other value network than a copy of the policy's encoder with a new pool."""
+PPO = ["ppo-compressibility", "optimizer.lr=2e-3"]
+"""The preset's value network is a copy of the policy's encoder with a new pool, whose rate is 1e-3."""
+WARM = ["algorithm.value_from={rm}", "algorithm.value_lr=1e-4"]
 ARMS: dict[str, Sequence[str]] = {
-    "ppo": [*PPO, "algorithm.kl=0", "algorithm.value_from={rm}", "--reward", "{rm}"],
+    "ppo": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}"],
     "ppo, new value network": [*PPO, "algorithm.kl=0", "--reward", "{rm}"],
-    "ppo, KL penalty": [*PPO, "algorithm.kl={kl}", "algorithm.value_from={rm}", "--reward", "{rm}"],
-    "ppo, uncertainty": [*PPO, "algorithm.kl=0", "algorithm.value_from={rm}", "--reward", "{rm}:penalty={penalty}"],
+    "ppo, KL penalty": [*PPO, *WARM, "algorithm.kl={kl}", "--reward", "{rm}"],
+    "ppo, uncertainty": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}:penalty={penalty}"],
     "ddpo": ["ddpo-compressibility", "optimizer.lr=3e-3", "advantage.normalise=group", "--reward", "{rm}"],
 }  # fmt: skip
 KL, PENALTY = "10", "1"
@@ -87,8 +88,8 @@ def arm(work: Path, name: str, rm: Path, seed: int) -> Path:
 def curve(folder: Path) -> dict[str, list[float]]:
     """What evaluations and rounds of a run measured."""
     rounds, evaluations = records(folder)
-    names = {"reward": "eval/reward/mean", "hidden": "eval/rewards/hidden:utility",
-             "unseen": "eval/unseen/rewards/hidden:utility", "correct": "eval/judge/correct",
+    names = {"reward": "eval/reward/mean", "hidden": "eval/rewards/hidden_taste:utility",
+             "unseen": "eval/unseen/rewards/hidden_taste:utility", "correct": "eval/judge/correct",
              "diversity": "eval/diversity"}  # fmt: skip
     found = {short: [record[name] for record in evaluations] for short, name in names.items()}
     found["round"] = [record["evaluation"] for record in evaluations]

@@ -26,6 +26,8 @@ from tastemaker.cli.reward_train import RewardTrainArgs
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ConfigError
+from tastemaker.iteration.settings import IterationSettings
+from tastemaker.models import load_model
 from tastemaker.reward_models.settings import check
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
@@ -122,6 +124,13 @@ def make_examples(argv: list[str], folder: Path) -> None:
         runs = [word for word in named[1:] if re.fullmatch(r"[A-Z]+|runs/[\w.-]+", word)]
     else:
         runs = [after for before, after in itertools.pairwise(argv) if before == "--adapter"]
+    if "--resume" in argv:
+        (folder / argv[argv.index("--resume") + 1]).mkdir(parents=True)
+        (folder / argv[argv.index("--resume") + 1] / "iterate.yaml").write_text(dump_config(IterationSettings()))
+    if "--tuning.start-from" in argv:  # which is read
+        model = load_model("bundled")
+        model.tune(PRESETS["ddpo-compressibility"].config.tuning)
+        model.weights.save(folder / argv[argv.index("--tuning.start-from") + 1] / "adapter")
     for run in runs:
         if not (folder / run).exists():
             make_run(folder / run)

@@ -117,21 +117,8 @@ def serving(project: Project, host: str = "127.0.0.1", port: int = 0) -> Iterato
 
     Gives the address with the administrator's token. Raises ConfigError where the port is taken.
     """
-    import threading
-
     from tastemaker.labelling.accounts import admin_token
-    from tastemaker.labelling.serving import Serving, address_of, announced, login_link, server_of
-    from tastemaker.web.listening import listen
+    from tastemaker.labelling.serving import Serving, login_link, served_in_thread
 
-    options, token = Serving(host), admin_token(project.folder)
-    with listen(host, port) as listener:
-        address = address_of(options, listener)
-        with announced(project, address):
-            server = server_of(project, token, options)
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-            thread.start()
-            try:
-                yield login_link(address, token)
-            finally:
-                server.should_exit = True
-                thread.join(20)
+    with served_in_thread(project, Serving(host), port) as address:
+        yield login_link(address, admin_token(project.folder))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
 import time
 from contextlib import suppress
@@ -129,20 +127,17 @@ def _weights(given: tuple[str, ...]) -> dict[str, float]:
 
 def _crowd(args: SimulateArgs) -> Crowd:
     """Where the labelers go, and who they are there. Raises ConfigError."""
-    from tastemaker.labelling.simulate import INVITATION, Crowd
+    from tastemaker.labelling.project import open_project
+    from tastemaker.labelling.simulate import INVITATION, Crowd, invited, labeler_names, passwords
 
     given = str(args.project)
-    names = [f"simulated {args.seed}-{number}" for number in range(args.labelers)]
     if given.startswith(("http://", "https://")):
         match = INVITATION.fullmatch(given)
         if match is None:
             raise ConfigError(f"{given} is no invitation: give its whole link, http://HOST:PORT/join/TOKEN")
         # The names may be taken by those of another invitation, whose passwords differ.
-        names = [f"{name} {match['token'][:6]}" for name in names]
-        return Crowd(match["url"], names, _passwords(match["token"], names), match["token"])
-    from tastemaker.labelling.accounts import admin_token, invite
-    from tastemaker.labelling.project import open_project
-
+        names = [f"{name} {match['token'][:6]}" for name in labeler_names(args.labelers, args.seed)]
+        return Crowd(match["url"], names, passwords(match["token"], names), match["token"])
     with open_project(given) as project:
         try:
             url = str(json.loads((Path(project.folder) / "server.json").read_text(encoding="utf-8"))["url"])
@@ -150,12 +145,4 @@ def _crowd(args: SimulateArgs) -> Crowd:
             raise ConfigError(
                 f"{given} is not being served: start it with `tastemaker label serve {given}` beside this"
             ) from None
-        now = time.time()
-        with project.database.write() as session:
-            token = invite(session, "labeler", "tastemaker label simulate", len(names), now + 3600, now)
-        return Crowd(url, names, _passwords(admin_token(project.folder).secret, names), token)
-
-
-def _passwords(secret: str, names: list[str]) -> list[str]:
-    """The same ones in the next simulation, which may go on with these labelers' tasks."""
-    return [hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()[:40] for name in names]
+        return invited(project, url, args.labelers, args.seed)

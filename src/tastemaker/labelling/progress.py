@@ -25,12 +25,23 @@ class Progress:
     """Those of them that have as many labelers as the overlap asks for."""
 
 
+def finished_tasks(session: Session, settings: Labelling) -> tuple[int, int]:
+    """How many of a project's tasks have as many labelers as the overlap asks for, and how many there are.
+
+    Gold and withdrawn tasks are not counted.
+    """
+    tasks, done = session.execute(
+        sa.select(sa.func.count(), sa.func.count(sa.case((Task.finished >= settings.overlap, 1)))).where(
+            Task.kind == "normal"
+        )
+    ).one()
+    return done, tasks
+
+
 def progress_of(session: Session, settings: Labelling, user: int, now: float) -> Progress:
     """How far a user and the project are."""
     normal = Task.kind == "normal"
-    tasks, done_tasks = session.execute(
-        sa.select(sa.func.count(), sa.func.count(sa.case((Task.finished >= settings.overlap, 1)))).where(normal)
-    ).one()
+    done_tasks, tasks = finished_tasks(session, settings)
     done = session.execute(
         sa.select(sa.func.count()).where(Assignment.user_id == user, Assignment.finished_at.is_not(None))
     ).scalar_one()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from pathlib import Path
 import uvicorn
 
 from tastemaker.errors import ConfigError, StorageError
+from tastemaker.labelling.accounts import admin_token
 from tastemaker.labelling.app.app import make_app
 from tastemaker.labelling.project import Project
 from tastemaker.web.hosts import host_name, known_hosts, machine_hosts
-from tastemaker.web.listening import http_server, shown_host
+from tastemaker.web.listening import http_server, listen, shown_host
 from tastemaker.web.tokens import Token
 
 SERVER_FILE = "server.json"
@@ -82,6 +84,26 @@ def announced(project: Project, address: str) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def served_in_thread(project: Project, serving: Serving, port: int = 0) -> Iterator[str]:
+    """Serves a project in a thread while the block runs; gives its address. Raises ConfigError where the port is taken.
+
+    Port 0 takes a free one.
+    """
+    token = admin_token(project.folder)
+    with listen(serving.host, port) as listener:
+        address = address_of(serving, listener)
+        with announced(project, address):
+            server = server_of(project, token, serving)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+            thread.start()
+            try:
+                yield address
+            finally:
+                server.should_exit = True
+                thread.join(20)
 
 
 def login_link(address: str, token: Token) -> str:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import io
 import random
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +24,8 @@ from PIL import Image
 from tastemaker.data.images import to_tensor
 from tastemaker.errors import TastemakerError
 from tastemaker.labelling import ranking
+from tastemaker.labelling.accounts import admin_token, invite
+from tastemaker.labelling.project import Project
 from tastemaker.labelling.ranking import Judgement
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.taste import Behaviour, Seen, Taste, Utility, agreement, next_judgement, pause
@@ -284,6 +288,27 @@ class Crowd:
     passwords: Sequence[str]
     invitation: str | None
     """The token of an invitation, for those who have no account yet."""
+
+
+def invited(project: Project, url: str, labelers: int, seed: int) -> Crowd:
+    """`labelers` simulated labelers with a new invitation to a project that is served at `url`.
+
+    Their passwords are the same ones in the next simulation with this seed, which may go on with their tasks.
+    """
+    now, names = time.time(), labeler_names(labelers, seed)
+    with project.database.write() as session:
+        token = invite(session, "labeler", "tastemaker label simulate", len(names), now + 3600, now)
+    return Crowd(url, names, passwords(admin_token(project.folder).secret, names), token)
+
+
+def labeler_names(labelers: int, seed: int) -> list[str]:
+    """What simulated labelers are called."""
+    return [f"simulated {seed}-{number}" for number in range(labelers)]
+
+
+def passwords(secret: str, names: Sequence[str]) -> list[str]:
+    """Of the labelers, the same for the same secret."""
+    return [hmac.new(secret.encode(), name.encode(), hashlib.sha256).hexdigest()[:40] for name in names]
 
 
 INVITATION = re.compile(r"(?P<url>https?://[^/]+)/join/(?P<token>[A-Za-z0-9_-]+)/?")

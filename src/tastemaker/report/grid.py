@@ -86,7 +86,7 @@ def build_grid(runs: Sequence[Run], names: Sequence[str]) -> Grid | None:
     rows = list(prompts.values())
     drawn = [[_groups(checkpoint, rows) for checkpoint in stop.checkpoints] for stop in stops]
     shown = [image for stop in stops for checkpoint in stop.checkpoints for image in checkpoint.images]
-    width, height = _size(shown)
+    width, height = image_size(shown)
     return Grid(
         cards=_cards(list(prompts), rows, stops, drawn),
         names=tuple(names),
@@ -187,7 +187,7 @@ def data_uri(file: Path) -> str | None:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _size(images: Sequence[SavedImage]) -> tuple[int, int]:
+def image_size(images: Sequence[SavedImage]) -> tuple[int, int]:
     """Width and height in pixels of the first image that can be opened."""
     for image in images:
         try:

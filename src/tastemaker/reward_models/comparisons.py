@@ -118,7 +118,7 @@ def merged(parts: Sequence[Comparisons]) -> Comparisons:
     apart = {task.prompt for part in parts for task in part.validation}
     tasks: list[Task] = []
     images: list[ImageSource] = []
-    facts: Counter[str] = Counter()
+    facts: dict[str, Any] = {}
     for part in parts:
         shift = len(images)
         tasks += [
@@ -126,11 +126,12 @@ def merged(parts: Sequence[Comparisons]) -> Comparisons:
             for task in part.tasks
         ]
         images += part.images
-        facts += Counter({name: value for name, value in part.facts.items() if name != "labelers"})
+        for name, value in part.facts.items():
+            facts[name] = max(facts.get(name, 0), value) if name == "labelers" else facts.get(name, 0) + value
     digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()
     source = ", ".join(part.source for part in parts)
     prompts = len({task.prompt for task in tasks})
-    made = Comparisons(source, tuple(tasks), tuple(images), digest, dict(facts) | {"prompts": prompts})
+    made = Comparisons(source, tuple(tasks), tuple(images), digest, facts | {"prompts": prompts})
     return _checked(made, "prompt")
 
 

@@ -1,0 +1,48 @@
+"""`make demo-preferences`: from people's comparisons to an aligned model, twice, with simulated people.
+
+python scripts/demo_preferences.py             # in minutes on a laptop
+python scripts/demo_preferences.py --people    # prints the address, and you label
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+from tastemaker.cli.main import main
+
+TASTE = "hidden_taste:utility"
+"""What the simulated people like (examples/hidden_taste.py). No alignment sees it, only the evaluations."""
+
+
+def demo(people: bool, tasks: int) -> int:
+    """Two iterations, and a page over both."""
+    start = time.monotonic()
+    folder = next(path for n in itertools.count(1) if not (path := Path("runs") / f"preferences-{n}").exists())
+    simulated = [] if people else ["--simulate", "--simulated.utility", TASTE, "--simulated.temperature", "0.15"]
+    words = [
+        "iterate", "ppo-compressibility", "--out", str(folder), "--iterations", "2", "--tasks", str(tasks), *simulated,
+        "--label.title", "Taste", "--label.question", "Which image do you like better?",
+        "--reward-model.members", "3", "--reward", "REWARD_MODEL:penalty=1",
+        "--algorithm.value-from", "REWARD_MODEL", "--algorithm.value-lr", "1e-4", "--algorithm.kl", "0",
+        "--prompts", "bundled-single-train", "--evaluation.unseen", "bundled-single-test",
+        "--evaluation.rewards", TASTE, "rounds=8", "optimizer.lr=2e-3", "sampling.steps=10", "sampling.samples=64",
+        "sampling.per_prompt=4", "evaluation.prompts=16", "evaluation.per_prompt=4", "evaluation.every=4",
+    ]  # fmt: skip
+    print(f"$ tastemaker {' '.join(words)}", flush=True)
+    code = main(words)
+    print(f"\n{time.monotonic() - start:.0f} s; the page over all: {folder / 'report.html'}")
+    return code
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--people", action="store_true", help="wait for people in place of simulated ones")
+    parser.add_argument("--tasks", type=int, default=100)
+    arguments = parser.parse_args()
+    sys.exit(demo(arguments.people, arguments.tasks))

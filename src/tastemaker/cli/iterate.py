@@ -1,0 +1,143 @@
+"""`tastemaker iterate`: sample, label, reward model, alignment, and again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tastemaker.cli.folders import next_free, processes
+from tastemaker.cli.settings import read
+from tastemaker.config.presets import PRESETS
+from tastemaker.config.schema import Config
+from tastemaker.errors import ConfigError
+from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Loop
+from tastemaker.printing import print_lines
+from tastemaker.web.hosts import check_port
+
+
+@dataclass(frozen=True)
+class IterateArgs:
+    """Goes round from images to people's labels, a reward model and a model that is aligned with it, and begins again.
+
+    The settings are those of `tastemaker train`, with the word REWARD_MODEL for the reward model of the iteration
+    (docs/guides/iterate.md).
+    """
+
+    preset: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[PRESET]", help_behavior_hint="")] = None
+    """Of the alignment: a name from `tastemaker ls presets`."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """A YAML file instead of a preset; it may name a preset by `preset: NAME`."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/iterate-<n>)")] = None
+    """Folder of all iterations."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Go on with the iterations in this folder; of the settings only --iterations may be given."""
+    host: str = "127.0.0.1"
+    """Where the labelling app listens; by default people on this machine alone reach it."""
+    port: int = 0
+    """Its port; 0 takes a free one."""
+    accept_unfinished: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the tasks that are labelled, where some are not."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything and print what would be done, without doing it."""
+    loop: Annotated[Loop, tyro.conf.arg(name="")] = field(default_factory=Loop)
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def run(argv: list[str]) -> int:
+    """Runs the command."""
+    if processes() > 1:
+        raise ConfigError(
+            "iterate runs in one process: do its steps by `tastemaker label create`, `tastemaker label serve` and "
+            "`tastemaker reward train`, and launch `tastemaker train` with several"
+        )
+    command = shlex.join(["tastemaker", "iterate", *argv])
+    resumed = any(word == "--resume" or word.startswith("--resume=") for word in argv)
+    if resumed:
+        return _go_on(argv, command)
+    args, stem = read(IterateArgs, argv, "iterate")
+    settings = IterationSettings(args.loop, _with_reward_model(args.settings, stem))
+    check_port(args.port)
+    out = args.out or next_free("iterate")
+    if (out / "iterate.yaml").exists():
+        raise ConfigError(f"{out} has iterations already: go on with them by `tastemaker iterate --resume {out}`")
+    if args.dry_run:
+        return _dry_run(settings, out)
+    from tastemaker.iteration.iterate import start
+    from tastemaker.iteration.labels import Waiting
+
+    waiting = Waiting(args.host, args.port, args.accept_unfinished)
+    start(settings, out, command=command, waiting=waiting, log=_log)
+    return 0
+
+
+def _with_reward_model(config: Config, stem: str) -> Config:
+    """The settings with the reward model as the reward, where that is still the preset's own."""
+    preset = PRESETS.get(stem)
+    own = Config().reward if preset is None else preset.config.reward
+    return replace(config, reward=REWARD_MODEL) if config.reward == own else config
+
+
+def _go_on(argv: list[str], command: str) -> int:
+    from tastemaker.cli.arguments import parse
+
+    args = parse(ResumeArgs, argv, "iterate")
+    assert args.resume is not None
+    check_port(args.port)
+    from tastemaker.iteration.iterate import go_on, load_settings
+    from tastemaker.iteration.labels import Waiting
+
+    if args.dry_run:
+        return _dry_run(load_settings(args.resume), args.resume)
+    waiting = Waiting(args.host, args.port, args.accept_unfinished)
+    go_on(args.resume, args.iterations, command=command, waiting=waiting, log=_log)
+    return 0
+
+
+@dataclass(frozen=True)
+class ResumeArgs:
+    """Goes on with iterations that were stopped."""
+
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Their folder."""
+    iterations: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: their own)")] = None
+    """New total number of iterations, those already done included."""
+    host: str = "127.0.0.1"
+    """Where the labelling app listens."""
+    port: int = 0
+    """Its port; 0 takes a free one."""
+    accept_unfinished: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the tasks that are labelled, where some are not."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Check everything and print what would be done, without doing it."""
+
+
+def _dry_run(settings: IterationSettings, out: Path) -> int:
+    """Checks everything but the reward model, which is not there yet, and prints the plan."""
+    from tastemaker.iteration.iterate import check_settings
+
+    prompts, loop, config = check_settings(settings), settings.loop, settings.train
+    who = f"{loop.simulated.count} simulated labelers" if loop.simulate else "people in their browsers"
+    images = loop.tasks * loop.label.task_size
+    kind = settings.architecture.described
+    print_lines(
+        f"{loop.iterations} iterations into {out}, each:",
+        f"  {loop.tasks} tasks of {loop.label.task_size} images ({images:,} images of {config.model}, "
+        f"{prompts:,} prompts), mode {loop.label.mode}, labelled by {who}",
+        f"  a reward model of kind {kind} on {'all labels so far' if loop.labels == 'all' else 'the newest labels'}"
+        if settings.learns_a_reward
+        else "  no reward model: the algorithm learns from the labels themselves",
+        f"  {config.rounds} rounds of {config.algorithm.name} from "
+        f"{'the base model' if loop.policy == 'base' else 'the adapter of the iteration before'}, "
+        f"{config.sampling.samples:,} images a round",
+    )
+    return 0
+
+
+def _log(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)

@@ -1,0 +1,1 @@
+"""Sampling, labelling, reward model and alignment, again and again (`tastemaker iterate`)."""

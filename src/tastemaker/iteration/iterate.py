@@ -1,0 +1,204 @@
+"""`tastemaker iterate`: sample, label, reward model, alignment, again. Each step is done once and can be gone on with.
+
+A folder of iterations has iterate.yaml (the settings), lineage.json (what came from what), report.html, and for each
+iteration a folder with labels, reward-model and run, as `label create`, `reward train` and `train` make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tastemaker.config.yaml_file import dump_config, parse_config
+from tastemaker.data.prompts import load_prompts
+from tastemaker.errors import ConfigError, StorageError
+from tastemaker.iteration import lineage
+from tastemaker.iteration.labels import Log, Waiting, sample_tasks, wait_for_labels
+from tastemaker.iteration.lineage import Record
+from tastemaker.iteration.report import write_report
+from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, run_config
+from tastemaker.labelling.project import is_project
+from tastemaker.labelling.taste import utility_of
+from tastemaker.models import load_meta_model
+from tastemaker.reward_models.comparisons import load_comparisons, load_several
+from tastemaker.reward_models.settings import check
+from tastemaker.reward_models.train import train_reward_model
+from tastemaker.rewards.preferences.files import read_description
+from tastemaker.rewards.preferences.names import is_reward_model
+from tastemaker.rewards.registry import load_reward
+from tastemaker.runs import atomic
+from tastemaker.runs.checkpoint import saved_round
+from tastemaker.runs.folders import check_new_folder
+from tastemaker.training import run as training
+from tastemaker.training.setup import split_prompts
+
+SETTINGS = "iterate.yaml"
+NO_WAITING = Waiting()
+
+
+def start(
+    settings: IterationSettings, out: Path, *, command: str, waiting: Waiting = NO_WAITING, log: Log = print
+) -> Path:
+    """All iterations, into the new folder `out`, which is returned.
+
+    Raises a TastemakerError, with what is done so far in the folder: `go_on` goes on after it.
+    """
+    check_new_folder(out)
+    check_settings(settings)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        atomic.replace_atomic(out / SETTINGS, dump_config(settings).encode())
+    except OSError as error:
+        raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
+    return _iterate(settings, out, command, waiting, log)
+
+
+def check_settings(settings: IterationSettings) -> int:
+    """Checks all that the settings name, but for the reward model; loads no weights of the model.
+
+    Returns the number of prompts. Raises a TastemakerError.
+    """
+    config, loop = settings.train, settings.loop
+    check(settings.architecture, loop.reward_model)
+    prompts, _ = split_prompts(config, load_prompts(config.prompts))
+    for name in [part for part in config.evaluation.rewards if REWARD_MODEL not in part]:
+        load_reward(name, config.remote, vlm=config.vlm, labelers=config.labelers)
+    if loop.simulate:
+        utility_of(loop.simulated.utility)
+    model = load_meta_model(config.model)
+    model.check(prompts.prompts)
+    model.resize(config.sampling.height, config.sampling.width)
+    return len(prompts)
+
+
+def go_on(
+    out: Path, iterations: int | None = None, *, command: str, waiting: Waiting = NO_WAITING, log: Log = print
+) -> Path:
+    """Goes on where `start` was stopped, to `iterations` in all (the settings' own when None).
+
+    Raises ConfigError where the folder has no iterations, or what they left has been changed.
+    """
+    settings = load_settings(out)
+    if iterations is not None:
+        done = sum(one.run is not None for one in lineage.read(out))
+        if iterations < done:
+            raise ConfigError(f"{out} has done {done} iterations already: give a larger --iterations")
+        settings = replace(settings, loop=replace(settings.loop, iterations=iterations))
+        atomic.replace_atomic(out / SETTINGS, dump_config(settings).encode())
+    return _iterate(settings, out, command, waiting, log)
+
+
+def load_settings(out: Path) -> IterationSettings:
+    """The settings of a folder of iterations. Raises ConfigError where it has none."""
+    path = out / SETTINGS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{out} has no iterations: {SETTINGS} cannot be read; start them with `tastemaker iterate PRESET`"
+        ) from error
+    return parse_config(text, IterationSettings(), str(path))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the steps of an iteration are given."""
+
+    settings: IterationSettings
+    out: Path
+    records: Sequence[Record]
+    """Of this iteration, which is the last one, and those before it."""
+    command: str
+    waiting: Waiting
+    log: Log
+
+    @property
+    def record(self) -> Record:
+        return self.records[-1]
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"iteration-{self.record.number}"
+
+    @property
+    def policy(self) -> Path | None:
+        """The run whose adapter makes this iteration's images; None for the base model."""
+        return None if self.record.number == 1 else self.out / f"iteration-{self.record.number - 1}" / "run"
+
+    def relative(self, path: Path) -> str:
+        """A path as the lineage has it."""
+        return path.relative_to(self.out).as_posix()
+
+
+def _iterate(settings: IterationSettings, out: Path, command: str, waiting: Waiting, log: Log) -> Path:
+    records = lineage.read(out)
+    lineage.require_unchanged(out, records)
+    for number in range(1, settings.loop.iterations + 1):
+        if number > len(records):
+            records.append(Record(number))
+        log(f"iteration {number} of {settings.loop.iterations}")
+        before = records[number - 1]
+        for step in (_label, _learn_reward, _align):
+            records[number - 1] = step(_Work(settings, out, records[:number], command, waiting, log))
+            lineage.write(out, records)
+        if records[number - 1] != before or number == settings.loop.iterations:
+            write_report(out, settings, records)
+    log(f"report: {out / 'report.html'}")
+    return out
+
+
+def _label(work: _Work) -> Record:
+    """Samples the tasks and has them labelled."""
+    record, folder, loop = work.record, work.folder / "labels", work.settings.loop
+    if record.labels is not None:
+        return record
+    if not is_project(folder):
+        sample_tasks(folder, loop, work.settings.train, record.number, work.policy, work.log)
+    if work.policy is not None:
+        record = replace(record, policy=work.relative(work.policy), policy_sha256=lineage.adapter_digest(work.policy))
+    wait_for_labels(folder, loop, work.waiting, work.log)
+    facts = load_comparisons(str(folder))
+    return replace(
+        record, labels=work.relative(folder), labels_sha256=facts.digest, tasks=facts.facts["tasks"],
+        pairs=facts.facts["pairs"],
+    )  # fmt: skip
+
+
+def _learn_reward(work: _Work) -> Record:
+    """Trains the reward model, where the algorithm has one."""
+    record, folder, settings = work.record, work.folder / "reward-model", work.settings
+    if record.reward_model is not None or not settings.learns_a_reward:
+        return record
+    used = work.records if settings.loop.labels == "all" else work.records[-1:]
+    if not is_reward_model(folder):
+        found = load_several([str(work.out / str(one.labels)) for one in used])
+        work.log(f"a reward model of {len(found.training)} training and {len(found.validation)} validation tasks")
+        train_reward_model(
+            found, settings.architecture, settings.loop.reward_model, folder, command=work.command, log=work.log
+        )
+    description, _ = read_description(folder)
+    accuracy = description.training.get("validation_accuracy")
+    if accuracy:
+        work.log(f"validation accuracy {accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})")
+    return replace(
+        record, reward_model=work.relative(folder), reward_model_sha256=lineage.reward_model_digest(folder),
+        learned_from=tuple(str(one.labels_sha256) for one in used), accuracy=accuracy,
+    )  # fmt: skip
+
+
+def _align(work: _Work) -> Record:
+    """Trains the policy, or goes on with its training."""
+    record, folder, settings = work.record, work.folder / "run", work.settings
+    if record.run is not None:
+        return record
+    if saved_round(folder) >= 0:
+        training.resume(folder)
+    else:
+        start = work.policy if settings.loop.policy == "previous" else None
+        reward_model = None if record.reward_model is None else str(work.out / record.reward_model)
+        config = run_config(
+            settings, str(work.out / str(record.labels)), reward_model, None if start is None else str(start)
+        )
+        training.train(config, folder, command=work.command)
+    return replace(record, run=work.relative(folder), run_sha256=lineage.adapter_digest(folder))

@@ -1,0 +1,166 @@
+"""The one-file HTML report over all iterations: labels, reward models, what was reached, and the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from tastemaker.evaluation.figures import Plot, curve, finish, look, panels, share_axis, styled, swatch
+from tastemaker.iteration.lineage import Record
+from tastemaker.iteration.settings import IterationSettings
+from tastemaker.report.data import Checkpoint, Run, measures, number, read_run, series
+from tastemaker.report.grid import PIXEL_ART, data_uri, image_size
+from tastemaker.report.page import render_page, write_page
+
+PROMPTS = 12
+"""Prompts shown."""
+EACH = 4
+"""Images of each by each model."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One iteration in the table."""
+
+    number: int
+    images_of: str
+    tasks: str
+    pairs: str
+    accuracy: str
+    figures: tuple[str, ...]
+    """What was measured before and after the alignment, in the order of the table's heads."""
+    links: tuple[tuple[str, str], ...]
+    """Texts and relative addresses of the reports of its steps."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A prompt with the images of each model."""
+
+    prompt: str
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    """The model's name, and its images as data URIs."""
+
+
+def write_report(out: Path, settings: IterationSettings, records: Sequence[Record]) -> Path:
+    """Writes out/report.html from the iterations whose alignment has ended."""
+    done = [record for record in records if record.run is not None]
+    runs = [read_run(out / str(record.run)) for record in done]
+    names = measured(runs)
+    cards, size = shown_images(runs)
+    source = resources.files("tastemaker.iteration").joinpath("report.html").read_text(encoding="utf-8")
+    page = render_page(
+        source, title=f"{out.name} · tastemaker", name=str(out), model=settings.train.model,
+        algorithm=settings.train.algorithm.name, heads=[head for _, head in names],
+        rows=[_row(out, record, run, names) for record, run in zip(done, runs, strict=True)],
+        plots=plots(runs, done), cards=cards, swatches=[swatch(index) for index in range(len(runs))],
+        ratio=f"{size[0]} / {size[1]}", pixelated=max(size) <= PIXEL_ART, across=EACH,
+        lineage=[_lineage(record) for record in done],
+    )  # fmt: skip
+    return write_page(out / "report.html", page)
+
+
+def measured(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Metrics of evaluations that all runs have, with what the page calls them; the reward model's is not comparable.
+
+    Each iteration has a reward model of its own, so that its rewards have another scale.
+    """
+    if not runs:
+        return []
+    common = [name for name in measures(runs[0], "rewards/") if all(name in measures(run, "rewards/") for run in runs)]
+    found = [(f"eval/rewards/{name}", name) for name in common]
+    found += [(f"eval/unseen/rewards/{name}", f"{name}, unseen prompts") for name in common]
+    found += [("eval/judge/correct", "shows the prompt"), ("eval/diversity", "diversity")]
+    return [
+        (key, head)
+        for key, head in found
+        if all(any(number(one, key) is not None for one in run.evaluations) for run in runs)
+    ]
+
+
+def _row(out: Path, record: Record, run: Run, names: Sequence[tuple[str, str]]) -> Row:
+    accuracy = record.accuracy
+    links = [("run", f"{record.run}/report.html")]
+    if record.reward_model is not None:
+        links.insert(0, ("reward model", f"{record.reward_model}/report.html"))
+    return Row(
+        record.number, "base model" if record.policy is None else f"iteration {record.number - 1}",
+        f"{record.tasks:,}", f"{record.pairs:,}",
+        "" if not accuracy else
+        f"{accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})",
+        tuple(_before_after(run, key) for key, _ in names),
+        tuple((text, address) for text, address in links if (out / address).is_file()),
+    )  # fmt: skip
+
+
+def _before_after(run: Run, key: str) -> str:
+    values = [value for one in run.evaluations if (value := number(one, key)) is not None]
+    best = max(values)
+    ends = f"{values[0]:.3g} → {values[-1]:.3g}"
+    return (ends if best <= max(values[0], values[-1]) else f"{ends} (at most {best:.3g})").replace("-", "−")
+
+
+def _lineage(record: Record) -> list[tuple[str, str]]:
+    rows = [
+        ("images by", f"{record.policy} ({str(record.policy_sha256)[:12]})" if record.policy else "the base model"),
+        ("labels", f"{record.labels} ({str(record.labels_sha256)[:12]})"),
+    ]
+    if record.reward_model is not None:
+        learned = ", ".join(digest[:12] for digest in record.learned_from)
+        rows.append(("reward model", f"{record.reward_model} ({str(record.reward_model_sha256)[:12]}) on {learned}"))
+    return [*rows, ("policy", f"{record.run} ({str(record.run_sha256)[:12]})")]
+
+
+def plots(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot]:
+    """What was measured by round, a curve for each iteration; and the reward models' own rewards."""
+    if not runs:
+        return []
+    with styled():
+        made = [_plot(runs, records, key, head, "A measure that no alignment learns from, by round. Where it turns "
+                      "while the learned reward still rises, the policy exploits that reward.")
+                for key, head in measured(runs)]  # fmt: skip
+        if records[0].reward_model is not None:
+            caption = "The reward that each alignment learns from, by the reward model of its own iteration."
+            name = "learned reward, in base standard deviations"
+            made.insert(0, _plot(runs, records, "eval/reward/base_stds", name, caption))
+    return [plot for plot in made if plot is not None]
+
+
+def _plot(runs: Sequence[Run], records: Sequence[Record], key: str, head: str, caption: str) -> Plot | None:
+    figure, (axis,) = panels()
+    drawn = False
+    for index, (run, record) in enumerate(zip(runs, records, strict=True)):
+        x, y = series(run.evaluations, "evaluation", key)
+        if x:
+            one = look(index)
+            curve(axis, x, y, one.line, f"iteration {record.number}", one.dashes)
+            drawn = True
+    if not drawn:
+        return None
+    if key == "eval/judge/correct":
+        share_axis(axis, "images")
+    else:
+        axis.set_ylabel("standard deviations" if "deviations" in head else head.partition(",")[0])
+    title = head if ":" in head else head[:1].upper() + head[1:]
+    return finish(figure, [axis], "rounds", title, caption)
+
+
+def shown_images(runs: Sequence[Run]) -> tuple[list[Card], tuple[int, int]]:
+    """The same prompts and seeds by the base model and after each iteration; with the size of an image."""
+    checkpoints: list[tuple[str, Checkpoint]] = []
+    if runs and runs[0].checkpoints:
+        checkpoints.append(("before", runs[0].checkpoints[0]))
+    for index, run in enumerate(runs):
+        if len(run.checkpoints) > 1:
+            checkpoints.append((f"iteration {index + 1}", run.checkpoints[-1]))
+    prompts = list(dict.fromkeys(image.prompt for _, one in checkpoints for image in one.images))[:PROMPTS]
+    cards = []
+    for prompt in prompts:
+        groups = []
+        for name, one in checkpoints:
+            files = [image.file for image in one.images if image.prompt == prompt and image.file is not None]
+            groups.append((name, tuple(uri for file in files[:EACH] if (uri := data_uri(file)) is not None)))
+        cards.append(Card(prompt, tuple(groups)))
+    return cards, image_size([image for _, one in checkpoints for image in one.images])

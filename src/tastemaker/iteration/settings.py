@@ -1,0 +1,141 @@
+"""The settings of `tastemaker iterate`. Free of torch: the command line reads them first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from tastemaker.algorithms.ppo import PPO
+from tastemaker.config.schema import Config
+from tastemaker.constraints import check_constraints
+from tastemaker.errors import ConfigError
+from tastemaker.labelling.settings import Labelling
+from tastemaker.reward_models.settings import Training
+from tastemaker.rewards.preferences.architecture import Architecture
+
+REWARD_MODEL = "REWARD_MODEL"
+"""Stands for the folder of an iteration's reward model in `reward`, `evaluation.rewards` and `algorithm.value_from`."""
+LABELS = "LABELS"
+"""Stands for the folder of an iteration's labelling project in `pairs.source`."""
+
+
+@dataclass(frozen=True)
+class SimulatedLabelers:
+    """People who are simulated, with a hidden utility (`tastemaker label simulate`)."""
+
+    count: Annotated[int, Gt(0)] = 2
+    """How many label at the same time."""
+    seed: int = 0
+    """Of all that they do at random."""
+    utility: str = "judge"
+    """What they like: `judge`, how much of the prompt an image of the bundled model's world shows, or any reward."""
+    temperature: Annotated[float, Ge(0)] = 0.05
+    """Noise: the left image is preferred with probability sigmoid((left - right) / temperature)."""
+    tie: Annotated[float, Ge(0)] = 0.0
+    """Images whose difference is at most this are called equal."""
+    left_bias: float = 0.0
+    """Added to the utility of the image on the left."""
+    disagreement: Annotated[float, Ge(0)] = 0.0
+    """Standard deviation of what each labeler thinks of an image beside the utility that all share."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What is repeated, and how often; the alignment itself has the settings of a run."""
+
+    iterations: Annotated[int, Gt(0)] = 2
+    """How often images are sampled, labelled and learned from."""
+    tasks: Annotated[int, Gt(0)] = 120
+    """Labelling tasks of each iteration."""
+    labels: Literal["all", "newest"] = "all"
+    """Which labels a reward model learns from: those of all iterations so far, or the newest alone."""
+    policy: Literal["base", "previous"] = "base"
+    """What an alignment starts from: the base model, or the adapter of the iteration before."""
+    simulate: bool = False
+    """Simulated people label, in place of people in their browsers."""
+    label: Labelling = field(default_factory=lambda: Labelling(mode="rank", images=5))
+    """How tasks are labelled."""
+    simulated: SimulatedLabelers = field(default_factory=SimulatedLabelers)
+    network: Architecture = field(default_factory=Architecture)
+    """The reward model's; one with a U-Net has that of the model that is trained."""
+    reward_model: Training = field(default_factory=lambda: Training(curve=()))
+    """How reward models are trained."""
+
+    def __post_init__(self) -> None:
+        check_constraints(self)
+        if self.label.task_size < 2:
+            raise ConfigError(
+                f"the tasks have {self.label.task_size} image each (label.mode = {self.label.mode}), but a reward "
+                "model learns from images that are compared: set label.mode to pair, rank or best"
+            )
+        if self.simulate and self.simulated.count < self.label.overlap:
+            raise ConfigError(
+                f"label.overlap is {self.label.overlap}, but there are {self.simulated.count} simulated labelers: set "
+                f"simulated.count to at least {self.label.overlap}"
+            )
+
+
+@dataclass(frozen=True)
+class IterationSettings:
+    """All settings of `tastemaker iterate`, as iterate.yaml has them."""
+
+    loop: Loop = field(default_factory=Loop)
+    train: Config = field(default_factory=lambda: Config(reward=REWARD_MODEL))
+    """Of each alignment, with REWARD_MODEL in place of the reward model's folder; its model, prompts and sampler also
+    make the images that are labelled."""
+
+    def __post_init__(self) -> None:
+        config = self.train
+        if config.algorithm.needs == "pairs":
+            if config.pairs.source != LABELS:
+                raise ConfigError(
+                    f"pairs.source is {config.pairs.source}, but an iteration learns from its labels: give {LABELS}"
+                )
+        elif REWARD_MODEL not in config.reward:
+            raise ConfigError(
+                f"the reward is {config.reward}, in which no reward model has a part: write {REWARD_MODEL} for that of "
+                f"the iteration, as in --reward {REWARD_MODEL} or --reward '{REWARD_MODEL}:penalty=0.5'"
+            )
+        if self.loop.policy == "previous" and config.tuning.mode == "full":
+            raise ConfigError(
+                "policy is previous, which starts from an adapter, but tuning.mode is full: set it to lora, or policy "
+                "to base"
+            )
+        if config.tuning.start_from is not None:
+            raise ConfigError(
+                f"tuning.start_from is {config.tuning.start_from}, but where an alignment starts is what policy says: "
+                "leave it out"
+            )
+
+    @property
+    def learns_a_reward(self) -> bool:
+        """Whether there is a reward model; an algorithm that learns from pairs has none."""
+        return self.train.algorithm.needs != "pairs"
+
+    @property
+    def architecture(self) -> Architecture:
+        """The reward model's, with the model that is trained where it has a U-Net."""
+        network, config = self.loop.network, self.train
+        if not network.unet:
+            return network
+        side = config.sampling.height if network.size is None else network.size
+        return replace(network, model=config.model, size=side)
+
+
+def run_config(settings: IterationSettings, labels: str, reward_model: str | None, start_from: str | None) -> Config:
+    """The settings of one alignment: folders in place of the words that stand for them."""
+    config = settings.train
+    config = replace(config, tuning=replace(config.tuning, start_from=start_from))
+    if reward_model is None:
+        return replace(config, pairs=replace(config.pairs, source=labels))
+
+    def named(text: str) -> str:
+        return text.replace(REWARD_MODEL, reward_model)
+
+    algorithm = config.algorithm
+    if isinstance(algorithm, PPO) and algorithm.value_from is not None:
+        algorithm = replace(algorithm, value_from=named(algorithm.value_from))
+    evaluation = replace(config.evaluation, rewards=tuple(map(named, config.evaluation.rewards)))
+    return replace(config, reward=named(config.reward), algorithm=algorithm, evaluation=evaluation)
