@@ -10,14 +10,18 @@ ranked too, and a second reward model is trained on all rankings. What is there 
 
 from __future__ import annotations
 
+import argparse
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hidden_taste import utility
-from reward_models import label
-from runs import records, run
+from matplotlib.figure import Figure
+from reward_models import label, utilities
+from runs import publish, records, run
 
 from tastemaker.data.prompts import load_prompts
 from tastemaker.labelling.create import Sampled, create_from_model
@@ -45,6 +49,8 @@ ARMS: dict[str, Sequence[str]] = {
     "ddpo": ["ddpo-compressibility", "optimizer.lr=3e-3", "advantage.normalise=group", "--reward", "{rm}"],
 }  # fmt: skip
 KL, PENALTY = "10", "1"
+SECOND = "ppo, second iteration"
+"""On a second reward model, of all labels: of the base model's images, and of those that the arm `ppo` left."""
 
 
 def labels(folder: Path, seed: int, tasks: int, adapter: Path | None = None) -> Path:
@@ -58,7 +64,7 @@ def labels(folder: Path, seed: int, tasks: int, adapter: Path | None = None) -> 
         source = Sampled(model, load_prompts(PROMPTS).prompts, tasks, recipe, str(adapter or "bundled"))
         create_from_model(folder, settings, source)
         with open_project(folder) as project:
-            label(project, seed, utility=lambda images, prompts: utility(images, prompts).tolist())
+            label(project, seed, utility=listed)
         (folder / "labelled").touch()
     return folder
 
@@ -102,9 +108,108 @@ def seed_runs(work: Path, seed: int, tasks: int, arms: Sequence[str]) -> dict[st
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
     first = labels(own / "labels-1", seed, tasks)
-    facts = {"reward model 1": reward_model(own / "rm-1", [first], seed)}
+    models = {"first": reward_model(own / "rm-1", [first], seed)}
     found = {name: curve(arm(own, name, own / "rm-1", seed)) for name in arms}
     second = labels(own / "labels-2", seed + 100, tasks, own / "ppo")
-    facts["reward model 2"] = reward_model(own / "rm-2", [first, second], seed)
-    found["ppo, second iteration"] = curve(arm(own / "second", "ppo", own / "rm-2", seed))
-    return {"facts": facts, "curves": found}
+    models["second"] = reward_model(own / "rm-2", [first, second], seed)
+    found[SECOND] = curve(arm(own / "second", "ppo", own / "rm-2", seed))
+    return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
+
+
+def base_deviation(work: Path, seeds: Sequence[int]) -> float:
+    """The standard deviation of the hidden utility over the base model's labelled images, all seeds together."""
+    found: list[float] = []
+    for seed in seeds:
+        with open_project(work / f"seed-{seed}" / "labels-1") as project:
+            found += utilities(project, listed).values()
+    return statistics.pstdev(found)
+
+
+def listed(images: torch.Tensor, prompts: list[str]) -> list[float]:
+    """The hidden utility as `reward_models.label` takes it."""
+    return utility(images, prompts).tolist()
+
+
+def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str, Any]]:
+    """For each arm what was reached, in standard deviations of the base model's images: mean over seeds."""
+    rows = []
+    for name in dict.fromkeys(name for one in results.values() for name in one["curves"]):
+        curves = [one["curves"][name] for one in results.values() if name in one["curves"]]
+
+        def gains(key: str, curves: list[dict[str, list[float]]] = curves) -> list[list[float]]:
+            return [[(value - one[key][0]) / deviation for value in one[key]] for one in curves]
+
+        hidden, unseen = gains("hidden"), gains("unseen")
+        best = [max(range(len(one)), key=one.__getitem__) for one in hidden]
+        explained = [statistics.mean(one["explained"][1:]) for one in curves if one["explained"]]
+        rows.append({
+            "arm": name, "seeds": len(curves), "best": [round(max(one), 2) for one in hidden],
+            "round of the best": [one["round"][index] for one, index in zip(curves, best, strict=True)],
+            "end": [round(one[-1], 2) for one in hidden], "unseen at the best": [
+                round(one[index], 2) for one, index in zip(unseen, best, strict=True)
+            ],
+            "unseen at the end": [round(one[-1], 2) for one in unseen],
+            "learned reward at the end": [round(one["reward"][-1] - one["reward"][0], 2) for one in curves],
+            "shows the prompt at the end": [round(one["correct"][-1], 2) for one in curves],
+            "returns explained": [round(value, 2) for value in explained],
+        })  # fmt: skip
+    return rows
+
+
+def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> None:
+    """Learned reward and hidden utility by round, an arm a panel: thin lines are seeds, thick ones their mean."""
+    names = list(dict.fromkeys(name for one in results.values() for name in one["curves"]))
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    axes = figure.subplots(2, (len(names) + 1) // 2, sharex=True, sharey=True).flatten()
+    for axis, name in zip(axes, names, strict=False):
+        curves = [one["curves"][name] for one in results.values() if name in one["curves"]]
+        for key, colour, text in (
+            ("reward", "#0072b2", "learned reward"), ("hidden", "#d55e00", "hidden utility"),
+            ("unseen", "#e69f00", "hidden utility, unseen prompts"),
+        ):  # fmt: skip
+            unit = 1.0 if key == "reward" else deviation
+            lines = [[(value - one[key][0]) / unit for value in one[key]] for one in curves]
+            for line in lines:
+                axis.plot(curves[0]["round"], line, color=colour, alpha=0.25, linewidth=0.8)
+            mean = [statistics.mean(column) for column in zip(*lines, strict=True)]
+            axis.plot(curves[0]["round"], mean, color=colour, linewidth=2, label=text)
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
+    axes[0].legend(fontsize=7, loc="upper left")
+    figure.supxlabel("rounds of 64 images", fontsize=9)
+    figure.supylabel("above the base model, in its standard deviations", fontsize=9)
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/preference-loop"))
+    parser.add_argument("--out", type=Path, default=Path("docs/results/preference-loop"))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--tasks", type=int, default=160)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    args = parser.parse_args()
+    results = {
+        seed: seed_runs(
+            args.work, seed, args.tasks, [name for name in args.arms if name != "ddpo" or seed == args.seeds[0]]
+        )
+        for seed in args.seeds
+    }
+    deviation = base_deviation(args.work, args.seeds)
+    plot(results, deviation, args.out)
+    publish(
+        {
+            "base deviation of the hidden utility": round(deviation, 3),
+            "accuracy": {seed: one["accuracy"] for seed, one in results.items()},
+            "arms": table(results, deviation), "curves": {seed: one["curves"] for seed, one in results.items()},
+        },
+        args.out,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -38,7 +38,7 @@ from tastemaker.rewards.serving.settings import is_remote
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.M | re.S)
-DRY = ("train", "resume", "sample", "mix", "bench")
+DRY = ("train", "resume", "sample", "mix", "bench", "iterate")
 PLACEHOLDERS = {
     "PRESET": "ddpo-compressibility",
     "$RUN": "RUN",
