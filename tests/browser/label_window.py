@@ -56,6 +56,11 @@ class Window:
     app: Served
     server: Server
 
+    def open_label(self) -> None:
+        """Opens the labelling page, and waits for a task."""
+        self.page.goto(f"{self.server.address}/label")
+        self.page.wait_for_selector("body[data-task]")
+
 
 @contextmanager
 def window(
@@ -91,15 +96,19 @@ def window(
 def opened(browser: Browser, folder: Path, settings: Labelling, *args, **options) -> Iterator[Window]:
     """`window` with the labelling page, once it shows a task."""
     with window(browser, folder, settings, *args, **options) as found:
-        found.page.goto(f"{found.server.address}/label")
-        found.page.wait_for_selector("body[data-task]")
+        found.open_label()
         yield found
 
 
 def press(page: Page, key: str) -> None:
-    """A key, later than a bouncing one would come."""
-    time.sleep(0.12)
+    """A key, once the images are painted, and later than a bouncing one would come."""
+    settle(page)
     page.keyboard.press(key)
+
+
+def settle(page: Page) -> None:
+    """Waits until what is shown has been painted, and a key is an answer to it."""
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 60)))")
 
 
 def until(page: Page, expression: str) -> None:

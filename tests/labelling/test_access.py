@@ -25,7 +25,7 @@ EXPECTED = {
     "labeler": {
         "GET /label", "GET /account", "POST /account", "GET /images/{sha256}.png", "GET /api/me", "PUT /api/keys",
         "POST /api/assignments", "POST /api/assignments/renew", "POST /api/assignments/release",
-        "POST /api/judgements", "GET /api/history",
+        "GET /api/assignments/{assignment}", "POST /api/judgements", "GET /api/history",
     },
     "admin": {
         "GET /openapi.json", "GET /api/stats", "GET /admin", "GET /admin/invitations", "POST /admin/invitations",

@@ -12,6 +12,7 @@ import { make, makeStage } from "./stage.js";
 import { makeViewer } from "./viewer.js";
 
 const HELD = 5; // tasks that the page has: the one in hand, and those fetched and decoded ahead
+const MOST_AT_ONCE = 20; // open tasks that the server gives out at a time
 const KEY_BOUNCE = 50, DOUBLE_CLICK = 350; // ms after new images within which a key or a click is not an answer to them
 const LOOK_AGAIN = 15_000, PAUSE = 60_000, RECENT = 20;
 
@@ -32,7 +33,7 @@ let selected = null; // image in hand of best, rate and the order
 let shownAt = Infinity; // when the images were painted
 let drawn = null; // what was on the screen then
 let paces = [], lastDone = null;
-let exhausted = false, filling = false, offline = false, timer = null;
+let exhausted = false, filling = false, offline = false, listening = false, timer = null;
 let lastActive = Date.now(), lastRenewed = Date.now();
 
 /* ---------------------------------------------------------------- tasks */
@@ -106,11 +107,13 @@ async function fill() {
   filling = true;
   clearTimeout(timer);
   try {
-    const unsent = [...tasks.values()].filter((task) => task.state.complete && outbox.of(task.id).length);
-    const answer = await request("POST", "/api/assignments", { count: Math.min(20, HELD + unsent.length) });
+    // Those that are done here are open for the server; after a reload it is not known which are.
+    const unsent = outbox.assignments().filter((id) => tasks.get(id)?.state.complete ?? true);
+    const count = Math.min(MOST_AT_ONCE, HELD + unsent.length);
+    const answer = await request("POST", "/api/assignments", { count });
     offline = false;
     lastRenewed = Date.now();
-    received(answer);
+    received(answer, count);
   } catch (error) {
     if (error instanceof HttpError && error.status === 401) loggedOut();
     else if (!passing(error)) notice(`No tasks were given out: ${error.message}.`);
@@ -122,7 +125,7 @@ async function fill() {
   }
 }
 
-function received({ assignments, progress: given }) {
+function received({ assignments, progress: given }, asked) {
   let added = 0;
   for (const assignment of assignments) {
     const known = tasks.get(assignment.id);
@@ -132,7 +135,7 @@ function received({ assignments, progress: given }) {
     added++;
   }
   takeProgress(given);
-  exhausted = added === 0;
+  exhausted = added === 0 && assignments.length < asked;
   for (const id of queue) load(tasks.get(id));
   if (current === null && queue.length) next();
   else if (current === null) render();
@@ -163,25 +166,22 @@ async function earlier() {
 
 /** A task as the server has it, after it has refused something. */
 async function reload(id) {
+  const task = tasks.get(id);
+  if (!task) return;
   try {
-    const open = await request("POST", "/api/assignments", { count: 20 });
-    const { assignments } = await request("GET", `/api/history?count=20`);
-    const mine = open.assignments.find((one) => one.id === id);
-    const found = mine ?? assignments.find((one) => one.id === id);
-    const task = tasks.get(id);
-    if (!task) return;
-    if (found) take(task, found);
-    if (!found || (!mine && !task.state.complete)) drop(id);
+    const { assignments: kept } = await request("POST", "/api/assignments/renew", { assignments: [id] });
+    take(task, await request("GET", `/api/assignments/${id}`));
+    if (!task.state.complete && !kept.includes(id)) drop(id);
     else if (!task.state.complete && id !== current && !queue.includes(id)) {
       past = past.filter((other) => other !== id);
       queue.unshift(id);
     } else if (task.state.complete && id === current && !past.includes(id)) finish(task);
     reasked = null;
-    takeProgress(open.progress);
     if (current === null && queue.length) next();
     else render();
-  } catch {
-    setTimeout(() => reload(id), 3000);
+  } catch (error) {
+    if (error instanceof HttpError && error.status === 404) drop(id);
+    else setTimeout(() => reload(id), 3000);
   }
 }
 
@@ -240,7 +240,7 @@ async function renew() {
       if (kept.has(id) || !task || task.state.complete || live(task.judgements).length) continue;
       const shown = id === current;
       drop(id);
-      if (shown) announce("The task was given to someone else, because it was kept for too long.");
+      if (shown) announce("The task is no longer yours: it was kept for too long, or it is no longer asked for.");
     }
     fill();
   } catch {
@@ -722,7 +722,7 @@ function drawScale() {
 
 function drawMessage(view) {
   const texts = {
-    loading: ["Loading", ""],
+    loading: ["Loading", outbox?.size ? "Your answers have to be saved before there are further tasks." : ""],
     offline: ["The server cannot be reached", "Your answers are kept here. The page tries again by itself."],
     end: ["Nothing is left to label", "Thank you. When there are new tasks, they appear here by themselves."],
   }[view];
@@ -954,6 +954,7 @@ function drawHints() {
 }
 
 function listen() {
+  listening = true;
   document.addEventListener("keydown", onKey);
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -1032,7 +1033,13 @@ async function start() {
   actions = actionsOf(project);
   byId("title").textContent = document.title = project.title;
   const key = `tastemaker:${project.uuid}:${me.name}:`;
-  outbox = makeOutbox({ key: `${key}unsaved:`, storage: localStorage, changed: drawSaved, received: answered });
+  outbox = makeOutbox({
+    key: `${key}unsaved:`, storage: localStorage, received: answered,
+    changed: (status) => {
+      drawSaved(status);
+      if (listening && !status.unsaved && current === null) fill(); // what was full of unsaved tasks has room again
+    },
+  });
   stage = makeStage({ stage: byId("stage"), marks: project.marks, mode: project.mode, chosen: clicked, act: cardAct });
   viewer = makeViewer(byId("stage"), stage.frameAt);
   order = makeOrder({
