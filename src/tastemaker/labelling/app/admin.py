@@ -77,10 +77,12 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(share: Any) -> str:
-    """A share with its interval and how many cases it is of."""
-    if share.value is None:
-        return "–"
-    return f"{_percent(share.value)} ({100 * share.low:.0f}–{100 * share.high:.0f}; of {share.of})"
+    """The interval of a share in per cent, and how many cases it is of."""
+    return f"{100 * share.low:.0f}–{100 * share.high:.0f}; of {share.of}"
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # adding zero to -0.0 gives 0.0
 
 
 def _duration(hours: float | None) -> str:
@@ -91,16 +93,20 @@ def _duration(hours: float | None) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def _moment(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+def _minute(seconds: float | None) -> str:
+    return "–" if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
+
+
+def _moment(seconds: float) -> str:
+    return f"{_minute(seconds)} UTC"
 
 
 _SHOWN: dict[str, Callable[..., str]] = {
     "percent": _percent,
     "interval": _interval,
+    "number": _number,
     "duration": _duration,
+    "minute": _minute,
     "moment": _moment,
 }
 """How numbers are written."""
@@ -173,7 +179,8 @@ def _is_storable(text: str) -> bool:
 def _add_users(app: FastAPI, context: Context) -> None:
     def show(caller: accounts.Person, status: int = 200, **values: Any) -> HTMLResponse:
         with context.project.database.read() as session:
-            rows = session.scalars(sa.select(User).order_by(User.name)).all()
+            # Databases differ in how they compare capital and small letters.
+            rows = sorted(session.scalars(sa.select(User)), key=lambda row: row.name.casefold())
             listed = [
                 {
                     "id": row.id, "name": row.name, "role": row.role, "disabled": row.disabled,
