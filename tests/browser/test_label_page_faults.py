@@ -207,6 +207,21 @@ def test_changed_keys_act_also_after_a_reload(browser, tmp_path):
             assert session.scalars(sa.select(User.keys)).all() == [{"left": "a"}]
 
 
+def test_a_key_that_is_refused_says_so_in_sight(browser, tmp_path):
+    """Also where the list of keys is longer than the window, and the action is at its end."""
+    with opened(browser, tmp_path / "p", PAIR, viewport={"width": 390, "height": 600}) as found:
+        page = found.page
+        press(page, "?")
+        page.click("#change-keys")
+        page.click("#key-help")
+        press(page, "z")
+        assert "Z is the key of" in page.text_content("#keys-status")
+        for part in ("#keys-status", "#keys-save"):
+            box = page.locator(part).bounding_box()
+            middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+            assert page.evaluate(f"([x, y]) => document.elementFromPoint(x, y)?.closest('{part}') !== null", middle)
+
+
 # ---------------------------------------------------------------- earlier tasks
 
 
@@ -288,7 +303,9 @@ def test_odd_prompts_on_a_phone(browser, tmp_path):
                 assert page.evaluate(f"(e => e.scrollWidth - e.clientWidth)(document.getElementById('{name}'))") <= 0, (
                     kind
                 )
-            for button in page.locator("#answers button, .frame, #tools button:visible, .bar button:visible").all():
+            for button in page.locator(
+                "#answers button, .frame, #tools button:visible, .bar button:visible, .bar a"
+            ).all():
                 box = button.bounding_box()
                 assert box["x"] >= 0, (kind, box)
                 assert box["x"] + box["width"] <= 390, (kind, box)
