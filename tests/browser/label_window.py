@@ -21,6 +21,9 @@ from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.tables import JudgementRow
 from tastemaker.web.listening import http_server, listen
 
+PATIENCE = 20.0
+"""Seconds to wait for what comes soon on a machine that has nothing else to do."""
+
 
 class Server:
     """The HTTP server of an app. Stopped and started again, it is at the same port."""
@@ -113,11 +116,10 @@ def settle(page: Page) -> None:
 
 def until(page: Page, expression: str) -> None:
     """Waits until an expression is true. Playwright's own way needs eval, which the page's policy forbids."""
-    for _ in range(250):
-        if page.evaluate(expression):
-            return
+    deadline = time.monotonic() + PATIENCE
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"still false: {expression}"
         time.sleep(0.02)
-    raise AssertionError(f"still false: {expression}")
 
 
 def until_saved(page: Page) -> None:
@@ -142,10 +144,8 @@ def rows_of(app: Served) -> list[JudgementRow]:
 
 def stored(app: Served, count: int) -> list[JudgementRow]:
     """The judgements of the project, once there are `count` of them."""
-    for _ in range(200):
-        rows = rows_of(app)
-        if len(rows) >= count:
-            break
+    deadline = time.monotonic() + PATIENCE
+    while len(rows := rows_of(app)) < count and time.monotonic() < deadline:
         time.sleep(0.02)
     assert len(rows) == count
     return rows

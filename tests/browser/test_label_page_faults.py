@@ -107,7 +107,8 @@ def test_a_reload_with_more_unsaved_tasks_than_are_fetched_at_once(browser, tmp_
             vote(page, "ArrowLeft")
         seventh = task_of(page)
         page.reload()
-        page.wait_for_selector(f"body[data-task='{seventh}']", timeout=3000)
+        page.wait_for_selector("body:not([data-view='loading'])")
+        assert task_of(page) == seventh  # and not the message that nothing is left
         assert "Unsaved 6" in page.text_content("#saved-text")
 
 
@@ -156,6 +157,7 @@ def test_a_refused_answer_does_not_hold_up_the_others(browser, tmp_path):
         vote(page, "ArrowRight")
         until(page, f"document.body.dataset.task === '{first}'")
         vote(page, "ArrowRight")
+        until_saved(page)  # `answer` runs only while the browser is waited for
         rows = stored(found.app, 4)
         assert [row.outcome for row in rows if row.assignment_id == first] == ["right"]
         assert notice.is_visible()
