@@ -7,9 +7,9 @@ import time
 from axe_playwright_python.sync_playwright import Axe
 from label_window import opened, press, until, vote, window
 from playwright.sync_api import Page
-from tests.label_projects import claimed, judged
+from tests.label_projects import claimed, image, judged
 
-from tastemaker.labelling import accounts
+from tastemaker.labelling import accounts, batches
 from tastemaker.labelling.settings import Labelling
 
 SIZES = ((1280, 800), (390, 844))
@@ -91,7 +91,9 @@ def test_administrators_pages(browser, tmp_path):
             user = found.app.user(f"labeler {number} with quite a long name, as some have")
             for task in claimed(project, user, 6, time.time()):
                 judged(project, user, task, time.time(), lambda image, number=number: image * (1 - 2 * number))
-        for name in ("", "/invitations", "/users", "/settings", "/export"):
+        for number in range(2):
+            batches.submit(project, ["a prompt"] * 2, [image(2 * number), image(2 * number + 1)], time.time())
+        for name in ("", "/invitations", "/users", "/batches", "/settings", "/export"):
             page.goto(f"{found.server.address}/admin{name}")
             check(page, name or "overview")
             if name == "/invitations":

@@ -238,3 +238,21 @@ def test_a_withdrawn_batch_is_asked_for_no_more_and_again_when_it_is_sent_again(
         # What is finished stays.
         with project.database.write() as session:
             assert batches.withdraw(session, project.settings, sent.key) == done
+
+
+def test_batches_in_a_list(database, tmp_path):
+    with create_project(tmp_path / "p", RATE, database) as project:
+        (user,) = labelers(project, 1)
+        done = batches.submit(project, ["a", "b"], images(2), 0.0)
+        for _ in range(2):
+            label(project, user)
+        half = batches.submit(project, ["c", "d"], images(2, 10), 1.0)
+        label(project, user)
+        gone = batches.submit(project, ["e"], images(1, 20), 2.0)
+        with project.database.write() as session:
+            batches.withdraw(session, project.settings, gone.key)
+            assert batches.summaries(session, project.settings) == [
+                batches.BatchSummary(gone.key, "withdrawn", 1, 0, 2.0),
+                batches.BatchSummary(half.key, "waiting", 2, 1, 1.0),
+                batches.BatchSummary(done.key, "finished", 2, 2, 0.0),
+            ]
