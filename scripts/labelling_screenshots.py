@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
 from playwright.sync_api import Browser, Page
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "browser"))
 
+import label_window
 from browsing import chromium
 from tests.drawn_tasks import drawn_tasks
-from tests.label_client import served
 
-from tastemaker.labelling.project import add_tasks
 from tastemaker.labelling.settings import Labelling
-from tastemaker.web.listening import listen
 
 IMAGES = Path(__file__).parent.parent / "docs" / "guides" / "images"
 QUESTION = "Which image shows the prompt better?"
@@ -34,34 +30,21 @@ WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 @contextmanager
 def opened(browser: Browser, settings: Labelling, **options) -> Iterator[Page]:
     """The page of a new project of drawn tasks."""
+    tasks = drawn_tasks(settings, 30, 256, seed=3)
     with (
         tempfile.TemporaryDirectory() as folder,
-        served(Path(folder) / "p", settings, tasks=0) as app,
-        listen("127.0.0.1", 0) as listener,
+        label_window.opened(browser, Path(folder) / "p", settings, tasks, **{"viewport": WIDE, **options}) as window,
     ):
-        add_tasks(app.project, drawn_tasks(settings, 30, 256, seed=3))
-        server = uvicorn.Server(uvicorn.Config(app.app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            context = browser.new_context(**{"viewport": WIDE, "reduced_motion": "reduce", **options})
-            context.add_cookies([{"name": app.app.state.context.cookie, "value": app.cookie("ann"), "url": address}])
-            page = context.new_page()
-            page.goto(f"{address}/label")
-            page.wait_for_selector("body[data-task]")
-            yield page
-            context.close()
-        finally:
-            server.should_exit = True
-            thread.join()
+        yield window.page
 
 
-def press(page: Page, *keys: str) -> None:
-    """Keys, slowly enough that each is an answer to what it is shown."""
-    for key in keys:
-        page.wait_for_timeout(250)
-        page.keyboard.press(key)
+def answer(page: Page, count: int) -> None:
+    """Comparisons, answered as people would: of drawn images the earlier one in its task has fewer faults."""
+    for _ in range(count):
+        if page.get_attribute("body", "data-view") == "review":
+            return
+        left, right = (int(figure.get_attribute("data-image") or 0) for figure in page.query_selector_all("figure"))
+        label_window.press(page, "ArrowLeft" if left < right else "ArrowRight")
     page.wait_for_timeout(400)
 
 
@@ -77,22 +60,20 @@ def main() -> None:
     best = Labelling(mode="best", title="Shapes")
     with chromium() as browser:
         with opened(browser, pair) as page:
-            press(page, "ArrowLeft", "ArrowRight")
+            answer(page, 2)
             save(page, "pair")
         with opened(browser, rank) as page:
-            press(page, "ArrowLeft", "ArrowRight", "ArrowLeft")
+            answer(page, 3)
             save(page, "rank")
-            for _ in range(8):
-                if page.get_attribute("body", "data-view") == "review":
-                    break
-                press(page, "ArrowLeft")
+            answer(page, 8)
+            label_window.until_saved(page)
             save(page, "review")
         with opened(browser, best) as page:
             save(page, "best")
         with opened(browser, pair, viewport=PHONE, has_touch=True, is_mobile=True) as page:
             save(page, "phone")
         with opened(browser, rank, color_scheme="dark") as page:
-            press(page, "ArrowLeft", "ArrowRight")
+            answer(page, 2)
             save(page, "dark")
 
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-import sqlalchemy as sa
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from browsing import Watched
-from tests.label_client import Served, served
+from label_window import opened, press, stored, until, until_saved
 
 from tastemaker.labelling.judgements import read_judgements
 from tastemaker.labelling.ranking import state
 from tastemaker.labelling.settings import Labelling
-from tastemaker.labelling.tables import Assignment, JudgementRow
-from tastemaker.web.listening import listen
+from tastemaker.labelling.tables import Assignment
 
 LABELLINGS = {
     "pair": Labelling(mode="pair", instructions="Choose the **better** one."),
@@ -28,60 +19,9 @@ LABELLINGS = {
 }
 
 
-@contextmanager
-def opened(browser, folder, settings: Labelling, **options) -> Iterator[tuple[Watched, Served]]:
-    """The page of a new project in a new window, logged in as a labeler. Fails where the page wrote an error."""
-    with served(folder, settings) as app, listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app.app, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        context = browser.new_context(reduced_motion="reduce", **options)
-        name = app.app.state.context.cookie
-        context.add_cookies([{"name": name, "value": app.cookie("ann"), "url": address}])
-        watched = Watched(context)
-        try:
-            watched.page.goto(f"{address}/label")
-            watched.page.wait_for_selector("body[data-task]")
-            yield watched, app
-            assert watched.errors == []
-        finally:
-            context.close()
-            server.should_exit = True
-            thread.join()
-
-
-def press(page, key: str) -> None:
-    """A key, later than a bouncing one would come."""
-    time.sleep(0.12)
-    page.keyboard.press(key)
-
-
-def until(page, expression: str) -> None:
-    """Waits until an expression is true. Playwright's own way needs eval, which the page's policy forbids."""
-    for _ in range(250):
-        if page.evaluate(expression):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"still false: {expression}")
-
-
-def stored(app: Served, count: int) -> list[JudgementRow]:
-    """The judgements of the project, once there are `count` of them."""
-    for _ in range(200):
-        with app.project.database.read() as session:
-            rows = list(session.scalars(sa.select(JudgementRow).order_by(JudgementRow.id)))
-            session.expunge_all()
-        if len(rows) >= count:
-            break
-        time.sleep(0.02)
-    assert len(rows) == count
-    return rows
-
-
 def test_ranking_by_keys_alone_with_a_reload_in_the_middle(browser, tmp_path):
-    with opened(browser, tmp_path / "p", LABELLINGS["rank"]) as (watched, app):
-        page = watched.page
+    with opened(browser, tmp_path / "p", LABELLINGS["rank"]) as found:
+        page, app = found.page, found.app
         first = page.get_attribute("body", "data-task")
         press(page, "ArrowDown")
         press(page, "ArrowLeft")
@@ -97,17 +37,17 @@ def test_ranking_by_keys_alone_with_a_reload_in_the_middle(browser, tmp_path):
         assert page.locator("#places .place").count() != before
         press(page, "Enter")
         until(page, f"document.body.dataset.task !== '{first}'")
-        until(page, "document.getElementById('saved').dataset.state === 'saved'")
+        until_saved(page)
         with app.project.database.read() as session:
             row = session.get(Assignment, int(first))
-            found = state(app.project.settings, row.presentation, read_judgements(session, row.id))
+            said = state(app.project.settings, row.presentation, read_judgements(session, row.id))
             assert row.finished_at is not None
-            assert found.complete
+            assert said.complete
 
 
 def test_undo_goes_back_over_tasks(browser, tmp_path):
-    with opened(browser, tmp_path / "p", LABELLINGS["pair"]) as (watched, app):
-        page = watched.page
+    with opened(browser, tmp_path / "p", LABELLINGS["pair"]) as found:
+        page, app = found.page, found.app
         first = page.get_attribute("body", "data-task")
         press(page, "ArrowLeft")
         until(page, f"document.body.dataset.task !== '{first}'")
@@ -119,8 +59,8 @@ def test_undo_goes_back_over_tasks(browser, tmp_path):
 
 
 def test_a_double_click_is_one_answer(browser, tmp_path):
-    with opened(browser, tmp_path / "p", LABELLINGS["pair"]) as (watched, app):
-        page = watched.page
+    with opened(browser, tmp_path / "p", LABELLINGS["pair"]) as found:
+        page, app = found.page, found.app
         page.wait_for_timeout(150)
         page.dblclick("#answers [data-act='left']")
         page.wait_for_timeout(300)
@@ -128,8 +68,8 @@ def test_a_double_click_is_one_answer(browser, tmp_path):
 
 
 def test_dragging_changes_the_order(browser, tmp_path):
-    with opened(browser, tmp_path / "p", LABELLINGS["rank"]) as (watched, app):
-        page = watched.page
+    with opened(browser, tmp_path / "p", LABELLINGS["rank"]) as found:
+        page, app = found.page, found.app
         press(page, "ArrowLeft")
         until(page, "document.querySelectorAll('#places .place').length === 2")
         images = [thumb.get_attribute("data-image") for thumb in page.query_selector_all("#places .thumb")]
@@ -146,10 +86,10 @@ def test_dragging_changes_the_order(browser, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("mode", list(LABELLINGS))
 def test_axe_finds_nothing(browser, tmp_path, mode, scheme):
-    with opened(browser, tmp_path / "p", LABELLINGS[mode], color_scheme=scheme) as (watched, _):
+    with opened(browser, tmp_path / "p", LABELLINGS[mode], color_scheme=scheme) as found:
         for key in (None, "h", "?"):
             if key:
-                watched.page.keyboard.press(key)
+                found.page.keyboard.press(key)
             # The script of axe is put in by the browser's tools, which the page's policy does not bind.
-            found = Axe().run(watched.page)
-            assert found.violations_count == 0, found.generate_report()
+            results = Axe().run(found.page)
+            assert results.violations_count == 0, results.generate_report()

@@ -25,13 +25,14 @@ EXPECTED = {
     "labeler": {
         "GET /label", "GET /account", "POST /account", "GET /images/{sha256}.png", "GET /api/me", "PUT /api/keys",
         "POST /api/assignments", "POST /api/assignments/renew", "POST /api/assignments/release",
-        "POST /api/judgements", "GET /api/history",
+        "GET /api/assignments/{assignment}", "POST /api/judgements", "GET /api/history",
     },
     "admin": {
         "GET /openapi.json", "GET /api/stats", "GET /admin", "GET /admin/invitations", "POST /admin/invitations",
         "POST /admin/invitations/{invitation}/revoke", "GET /admin/users", "POST /admin/users/{user}/disable",
         "POST /admin/users/{user}/enable", "POST /admin/users/{user}/reset", "GET /admin/settings",
-        "POST /admin/settings", "GET /admin/export", "POST /admin/export",
+        "POST /admin/settings", "GET /admin/export", "POST /admin/export", "GET /admin/batches",
+        "POST /admin/batches/{key}/withdraw",
     },
     "token": {"GET /api/batches", "POST /api/batches", "GET /api/batches/{key}", "DELETE /api/batches/{key}"},
 }  # fmt: skip

@@ -223,15 +223,36 @@ def test_a_withdrawn_batch_is_asked_for_no_more_and_again_when_it_is_sent_again(
             assert batches.withdraw(session, project.settings, "0" * 64) is None
         assert label(project, second) is None
         with project.database.write() as session:
+            assert assignments.renew(session, project.settings, first, [open_task.id], 1.5) == []
             (receipt,) = save(
                 session, project.settings, first, [(open_task.id, answers(project.settings, open_task)[0])], 2.0
             )
         assert (receipt.status, receipt.reason) == ("refused", "the task is no longer asked for")
         again = batches.submit(project, ["a", "b"], images(2), 3.0)
         assert (again.key, again.state, again.labelled) == (sent.key, "waiting", 1)
+        with project.database.write() as session:
+            assert assignments.renew(session, project.settings, first, [open_task.id], 3.5) == [open_task.id]
         label(project, second, now=10_000.0)
         done = look(project, sent.key)
         assert (done.state, done.rewards) == ("finished", (1.0, 1.0))
         # What is finished stays.
         with project.database.write() as session:
             assert batches.withdraw(session, project.settings, sent.key) == done
+
+
+def test_batches_in_a_list(database, tmp_path):
+    with create_project(tmp_path / "p", RATE, database) as project:
+        (user,) = labelers(project, 1)
+        done = batches.submit(project, ["a", "b"], images(2), 0.0)
+        for _ in range(2):
+            label(project, user)
+        half = batches.submit(project, ["c", "d"], images(2, 10), 1.0)
+        label(project, user)
+        gone = batches.submit(project, ["e"], images(1, 20), 2.0)
+        with project.database.write() as session:
+            batches.withdraw(session, project.settings, gone.key)
+            assert batches.summaries(session, project.settings) == [
+                batches.BatchSummary(gone.key, "withdrawn", 1, 0, 2.0),
+                batches.BatchSummary(half.key, "waiting", 2, 1, 1.0),
+                batches.BatchSummary(done.key, "finished", 2, 2, 0.0),
+            ]

@@ -13,12 +13,12 @@ import zipfile
 import httpx
 import pytest
 from tests.label_client import TOKEN, served
-from tests.label_projects import add_user, claimed, judged, make_project
+from tests.label_projects import add_user, claimed, image, judged, make_project
 
 from tastemaker.cli import label_serve
 from tastemaker.cli.main import main
 from tastemaker.errors import ConfigError, StorageError
-from tastemaker.labelling import accounts
+from tastemaker.labelling import accounts, batches
 from tastemaker.labelling.project import open_project
 from tastemaker.labelling.serving import (
     SERVER_FILE,
@@ -179,13 +179,33 @@ def test_the_overview_has_the_figures(tmp_path):
             judged(app.project, ann, one, now)
         page = admin.get("/admin").text
         assert "<dd>3 of 4</dd>" in page  # tasks, and answers
-        assert '<th scope="row">ann &lt;a&gt;</th><td class="figure">3</td><td class="figure">3</td>' in page
+        assert '<th scope="row">ann &lt;a&gt;</th>' in page
+        assert '<td class="figure" data-label="Tasks">3</td>' in page
+        assert '<td class="figure" data-label="Votes">3</td>' in page
         # One task is left, at 3 tasks in the last hour: 20 minutes.
         assert "<dd>20 minutes</dd>" in page
         assert "it needs answers of two labelers" in page
         found = admin.get("/api/stats").json()
         assert found["progress"]["tasks_done"] == 3
         assert found["labelers"][0]["name"] == "ann <a>"
+
+
+def test_an_administrator_withdraws_a_batch(tmp_path):
+    with served(tmp_path / "project", Labelling(mode="rate"), tasks=0) as app:
+        admin = app.client("admin")
+        assert "There are none yet" in admin.get("/admin/batches").text
+        sent = batches.submit(app.project, ["a", "b"], [image(1), image(2)], 0.0)
+        page = admin.get("/admin/batches").text
+        path = f"/admin/batches/{sent.key}/withdraw"
+        assert f'action="{path}"' in page
+        assert '<td class="figure" data-label="Tasks labelled">0 of 2</td>' in page
+        assert admin.post(path).headers["location"] == "/admin/batches"
+        page = admin.get("/admin/batches").text
+        assert '<td data-label="State">withdrawn</td>' in page
+        assert path not in page
+        assert claimed(app.project, app.user("ann"), 5, time.time()) == []
+        unknown = admin.post(f"/admin/batches/{'0' * 64}/withdraw")
+        assert (unknown.status_code, "There is no batch of this key." in unknown.text) == (404, True)
 
 
 def test_settings_are_changed_at_once_and_kept(tmp_path):

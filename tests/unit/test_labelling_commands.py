@@ -7,8 +7,9 @@ import json
 import pytest
 
 from label_projects import add_user, claimed, image, judged, make_project
-from tastemaker.cli import label_backup, label_export, label_import, label_stats
+from tastemaker.cli import label_backup, label_export, label_import, label_stats, label_withdraw
 from tastemaker.errors import ConfigError
+from tastemaker.labelling import batches
 from tastemaker.labelling.project import open_project
 from tastemaker.labelling.settings import Labelling
 
@@ -76,7 +77,7 @@ def test_statistics_of_a_project_without_answers(tmp_path, capsys):
     assert "agreement: not known before two labelers have answered the same tasks" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [label_export, label_import, label_backup, label_stats])
+@pytest.mark.parametrize("command", [label_export, label_import, label_backup, label_stats, label_withdraw])
 def test_what_is_missing_is_said(command, tmp_path):
     with pytest.raises(ConfigError, match="give "):
         command.run([])
@@ -85,6 +86,36 @@ def test_what_is_missing_is_said(command, tmp_path):
         return
     with pytest.raises(ConfigError, match="is no labelling project"):
         command.run(given[: 2 if command is label_backup else 1])
+
+
+def test_withdraw(tmp_path, capsys):
+    """Three batches wait, of which one is withdrawn by its key, and then all others."""
+    folder = str(tmp_path / "p")
+    with make_project(tmp_path / "p", Labelling(mode="rate"), tasks=0) as project:
+        keys = [batches.submit(project, ["a"], [image(number)], float(number)).key for number in range(3)]
+    assert len({key[:4] for key in keys}) == 3
+    assert label_withdraw.run([folder]) == 0
+    assert capsys.readouterr().out.split("\n") == [f"{key[:12]}  0 of 1 tasks labelled" for key in keys[::-1]] + [""]
+    with pytest.raises(ConfigError, match="no batch that waits has a key that begins with 'xyz'; those that wait: "):
+        label_withdraw.run([folder, "xyz"])
+    with pytest.raises(ConfigError, match="3 batches that wait have a key that begins with ''"):
+        label_withdraw.run([folder, ""])
+    with pytest.raises(ConfigError, match="not both"):
+        label_withdraw.run([folder, keys[0], "--all"])
+
+    def states() -> list[str]:
+        with open_project(tmp_path / "p") as project, project.database.read() as session:
+            return [one.state for one in batches.summaries(session, project.settings)][::-1]
+
+    assert states() == ["waiting"] * 3
+    assert label_withdraw.run([folder, keys[1][:4]]) == 0
+    assert capsys.readouterr().out == f"withdrawn: {keys[1][:12]}  0 of 1 tasks labelled\n"
+    assert states() == ["waiting", "withdrawn", "waiting"]
+    assert label_withdraw.run([folder, "--all"]) == 0
+    assert states() == ["withdrawn"] * 3
+    capsys.readouterr()
+    assert label_withdraw.run([folder]) == 0
+    assert capsys.readouterr().out == "no batch waits for labelers\n"
 
 
 def test_wrong_choices(folder):

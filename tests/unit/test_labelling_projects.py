@@ -14,7 +14,7 @@ from PIL import Image
 from label_projects import add_user, claimed, image, judged, make_project, new_task, rows, saved
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.labelling import database as db
-from tastemaker.labelling.assignments import claim, recent, release, renew
+from tastemaker.labelling.assignments import claim, find, recent, release, renew
 from tastemaker.labelling.image_files import image_path, store_image
 from tastemaker.labelling.project import (
     NewImage,
@@ -412,6 +412,20 @@ def test_a_task_may_have_a_question_of_its_own(tmp_path):
         assert [task.question for task in found] == [None, "Which is sharper?"]
         with pytest.raises(DataError, match="501 characters"):
             add_tasks(project, [new_task(project.settings, 2, question="?" * 501)])
+
+
+def test_one_task_of_a_user(tmp_path):
+    with make_project(tmp_path / "p", Labelling(), tasks=2) as project:
+        ann, ben = add_user(project, "ann"), add_user(project, "ben")
+        done, other = claimed(project, ann, 2, 0.0)
+        log = judged(project, ann, done, 1.0)
+        with project.database.read() as session:
+            found = find(session, ann, done.id)
+            assert found is not None
+            assert (found.id, found.prompt, list(found.judgements)) == (done.id, "prompt 0", log)
+            assert find(session, ann, other.id) == other
+            assert find(session, ben, done.id) is None
+            assert find(session, ann, 999) is None
 
 
 def test_going_back_through_earlier_tasks(tmp_path):

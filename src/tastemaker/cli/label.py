@@ -13,6 +13,7 @@ ACTIONS = {
     "import": "read preferences of other people's data sets into a project",
     "stats": "show how far a project is, and how well its labelers agree",
     "simulate": "label a project by simulated people, over HTTP",
+    "withdraw": "ask labelers no more for images of a training run that was given up",
     "backup": "copy a project while it is labelled",
 }
 """The commands, each a module `label_NAME` of this package with a function `run(argv) -> exit code`."""

@@ -77,12 +77,18 @@ def claim(session: Session, settings: Labelling, user: int, count: int, now: flo
 
 
 def renew(session: Session, settings: Labelling, user: int, assignments: Sequence[int], now: float) -> list[int]:
-    """Begins the leases of a user's open assignments anew, and returns those that the user still has."""
+    """Begins the leases of a user's open assignments anew, and returns those that the user still has.
+
+    Those whose task was withdrawn are not among them.
+    """
     found = session.scalars(
-        sa.select(Assignment).where(
-            Assignment.id.in_(assignments), Assignment.user_id == user, Assignment.finished_at.is_(None)
+        sa.select(Assignment)
+        .join(Task, Task.id == Assignment.task_id)
+        .where(
+            Assignment.id.in_(assignments), Assignment.user_id == user, Assignment.finished_at.is_(None),
+            Task.kind != "withdrawn",
         )
-    ).all()
+    ).all()  # fmt: skip
     kept = [row for row in found if holds_place(row, now) or has_place(session, settings, row, now)]
     for row in kept:
         row.lease_until = now + 60 * settings.lease_minutes
@@ -109,6 +115,12 @@ def recent(session: Session, user: int, count: int, before: int | None = None) -
         )
     rows = session.scalars(found.order_by(Assignment.number.desc()).limit(min(count, MOST_AT_ONCE))).all()
     return _shown(session, rows)
+
+
+def find(session: Session, user: int, assignment: int) -> Assigned | None:
+    """An assignment of a user, finished or not; None where the user has none of this id."""
+    rows = session.scalars(sa.select(Assignment).where(Assignment.id == assignment, Assignment.user_id == user)).all()
+    return next(iter(_shown(session, rows)), None)
 
 
 def _next(session: Session, settings: Labelling, user: int, now: float) -> Assignment | None:

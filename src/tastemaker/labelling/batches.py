@@ -39,6 +39,19 @@ class BatchState:
     """By image, in the order in which they were sent; None before all tasks are labelled."""
 
 
+@dataclass(frozen=True)
+class BatchSummary:
+    """A batch in a list."""
+
+    key: str
+    state: Literal["waiting", "finished", "withdrawn"]
+    tasks: int
+    labelled: int
+    """Tasks with as many labelers as the project's overlap."""
+    created: float
+    """When it was sent first; seconds since 1970-01-01 UTC."""
+
+
 def grouped(settings: Labelling, prompts: Sequence[str]) -> list[tuple[int, ...]]:
     """The tasks of a batch, each as the indices of its images, which have one prompt.
 
@@ -99,6 +112,28 @@ def look_up(session: Session, settings: Labelling, key: str) -> BatchState | Non
     """How far a batch is; None where there is none of this key."""
     found = session.scalar(sa.select(Batch).where(Batch.key == key))
     return None if found is None else _state(session, settings, found)
+
+
+def summaries(session: Session, settings: Labelling) -> list[BatchSummary]:
+    """All batches of a project, the latest first."""
+    rows = session.execute(
+        sa.select(
+            Batch.key,
+            Batch.created,
+            sa.func.count(Task.id),
+            sa.func.count(sa.case((Task.finished >= settings.overlap, 1))),
+            sa.func.count(sa.case((Task.kind == "withdrawn", 1))),
+        )
+        .join(Task, Task.batch_id == Batch.id)
+        .group_by(Batch.id, Batch.key, Batch.created)
+        .order_by(Batch.id.desc())
+    )
+    return [
+        BatchSummary(
+            key, "withdrawn" if gone else "waiting" if labelled < tasks else "finished", tasks, labelled, created
+        )
+        for key, created, tasks, labelled, gone in rows
+    ]
 
 
 def withdraw(session: Session, settings: Labelling, key: str) -> BatchState | None:

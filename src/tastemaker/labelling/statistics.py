@@ -132,7 +132,7 @@ def statistics(session: Session, settings: Labelling, now: float) -> Statistics:
     labelers = []
     for user, own in _by_user(answers).items():
         labelers.append(_labeler(settings, user, names[user], own, tasks, by_unit))
-    labelers.sort(key=lambda labeler: (labeler.name, labeler.user))
+    labelers.sort(key=lambda labeler: (labeler.name.casefold(), labeler.user))
     days = Counter(day for answer in answers for day in _days_of(answer))
     return Statistics(
         _progress(session, settings, tasks, answers, counted, now),

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Form, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from tastemaker.errors import ConfigError, DataError
-from tastemaker.labelling import accounts
+from tastemaker.labelling import accounts, batches
 from tastemaker.labelling.app.access import Caller, access
 from tastemaker.labelling.app.api import REFUSALS
 from tastemaker.labelling.app.context import Context
@@ -32,6 +32,7 @@ MOST_DAYS, MOST_USES = 365, 1000
 _CHUNK = 2**18
 
 Number = Annotated[int, Path(ge=1, le=2**53 - 1)]
+Key = Annotated[str, Path(pattern="^[0-9a-f]{64}$")]
 
 
 def add_admin(app: FastAPI, context: Context) -> None:
@@ -39,6 +40,7 @@ def add_admin(app: FastAPI, context: Context) -> None:
     _add_overview(app, context)
     _add_invitations(app, context)
     _add_users(app, context)
+    _add_batches(app, context)
     _add_settings(app, context)
     _add_export(app, context)
 
@@ -77,10 +79,12 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(share: Any) -> str:
-    """A share with its interval and how many cases it is of."""
-    if share.value is None:
-        return "–"
-    return f"{_percent(share.value)} ({100 * share.low:.0f}–{100 * share.high:.0f}; of {share.of})"
+    """The interval of a share in per cent, and how many cases it is of."""
+    return f"{100 * share.low:.0f}–{100 * share.high:.0f}; of {share.of}"
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # adding zero to -0.0 gives 0.0
 
 
 def _duration(hours: float | None) -> str:
@@ -91,16 +95,20 @@ def _duration(hours: float | None) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def _moment(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+def _minute(seconds: float | None) -> str:
+    return "–" if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M")
+
+
+def _moment(seconds: float) -> str:
+    return f"{_minute(seconds)} UTC"
 
 
 _SHOWN: dict[str, Callable[..., str]] = {
     "percent": _percent,
     "interval": _interval,
+    "number": _number,
     "duration": _duration,
+    "minute": _minute,
     "moment": _moment,
 }
 """How numbers are written."""
@@ -173,7 +181,8 @@ def _is_storable(text: str) -> bool:
 def _add_users(app: FastAPI, context: Context) -> None:
     def show(caller: accounts.Person, status: int = 200, **values: Any) -> HTMLResponse:
         with context.project.database.read() as session:
-            rows = session.scalars(sa.select(User).order_by(User.name)).all()
+            # Databases differ in how they compare capital and small letters.
+            rows = sorted(session.scalars(sa.select(User)), key=lambda row: row.name.casefold())
             listed = [
                 {
                     "id": row.id, "name": row.name, "role": row.role, "disabled": row.disabled,
@@ -218,6 +227,28 @@ def _add_users(app: FastAPI, context: Context) -> None:
         except ConfigError as error:
             return show(caller, 400, problem=_sentence(error))
         return show(caller, password=password, of=name)
+
+
+# ---------------------------------------------------------------- images of training runs
+
+
+def _add_batches(app: FastAPI, context: Context) -> None:
+    def show(caller: accounts.Person, status: int = 200, **values: Any) -> HTMLResponse:
+        with context.project.database.read() as session:
+            listed = batches.summaries(session, context.settings)
+        return _page(context, "batches", caller, status, batches=listed, show=_SHOWN, **values)
+
+    @app.get("/admin/batches", **access("admin"), include_in_schema=False)
+    def list_batches(caller: Caller) -> HTMLResponse:
+        return show(caller)
+
+    @app.post("/admin/batches/{key}/withdraw", **access("admin"), include_in_schema=False)
+    def withdraw(caller: Caller, key: Key) -> Response:
+        with context.project.database.write() as session:
+            found = batches.withdraw(session, context.settings, key)
+        if found is None:
+            return show(caller, 404, problem="There is no batch of this key.")
+        return RedirectResponse("/admin/batches", 303)
 
 
 # ---------------------------------------------------------------- settings

@@ -10,7 +10,7 @@ import time
 from typing import Annotated, Any
 
 import sqlalchemy as sa
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, HTTPException, Path, Query
 
 from tastemaker.labelling import assignments, judgements, ranking
 from tastemaker.labelling.app import schemas
@@ -34,6 +34,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"model": Refusal, "description": "The database does not answer."},
 }
 """Responses that every route of the API may give."""
+UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Refusal, "description": "There is none of this name."}}
+"""Besides, those of routes whose path names one thing."""
 
 
 def add_api(app: FastAPI, context: Context) -> None:
@@ -95,6 +97,16 @@ def _add_assignments(app: FastAPI, context: Context) -> None:
         with context.project.database.read() as session:
             progress = progress_of(session, context.settings, caller.id, now)
         return {"assignments": [_shown(one) for one in found], "progress": dataclasses.asdict(progress)}
+
+    @app.get("/api/assignments/{assignment}", **access("labeler"), responses=REFUSALS | UNKNOWN,
+             response_model=schemas.Assignment, response_model_exclude_unset=True)  # fmt: skip
+    def look_up(assignment: Annotated[int, Path(ge=1, le=2**53 - 1)], caller: Caller) -> dict[str, Any]:
+        """One of the caller's tasks with what the caller has said on it."""
+        with context.project.database.read() as session:
+            found = assignments.find(session, caller.id, assignment)
+        if found is None:
+            raise HTTPException(404, "there is no such task among yours")
+        return _shown(found)
 
     @app.post("/api/assignments/renew", **access("labeler"), responses=REFUSALS)
     def renew(body: schemas.AssignmentIds, caller: Caller) -> schemas.AssignmentIds:

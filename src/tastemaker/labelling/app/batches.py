@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from tastemaker.errors import DataError
 from tastemaker.labelling import batches
 from tastemaker.labelling.app.access import access
-from tastemaker.labelling.app.api import REFUSALS
+from tastemaker.labelling.app.api import REFUSALS, UNKNOWN
 from tastemaker.labelling.app.context import Context
-from tastemaker.labelling.app.schemas import Refusal
 from tastemaker.labelling.batches import BatchState
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.rewards.serving.protocol import JSON, PROTOCOL, READ, SAFETENSORS, Limits, RequestError
@@ -79,7 +78,6 @@ _BODY: dict[str, Any] = {
         SAFETENSORS: {"schema": {"type": "string", "format": "binary"}},
     },
 }  # fmt: skip
-_UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Refusal, "description": "There is no batch of this key."}}
 
 
 def add_batches(app: FastAPI, context: Context) -> None:
@@ -117,14 +115,14 @@ def add_batches(app: FastAPI, context: Context) -> None:
             raise HTTPException(400, str(error)) from None
         return _shown(found)
 
-    @app.get(PATH + "/{key}", **access("token"), responses=REFUSALS | _UNKNOWN)
+    @app.get(PATH + "/{key}", **access("token"), responses=REFUSALS | UNKNOWN)
     def look_up(key: Key) -> BatchShown:
         """How far a batch is, and its rewards when all of it is labelled."""
         with context.project.database.read() as session:
             found = batches.look_up(session, context.settings, key)
         return _shown(found)
 
-    @app.delete(PATH + "/{key}", **access("token"), responses=REFUSALS | _UNKNOWN)
+    @app.delete(PATH + "/{key}", **access("token"), responses=REFUSALS | UNKNOWN)
     def withdraw(key: Key) -> BatchShown:
         """Asks labelers no more for what is missing of a batch. Submitted again, it is asked for again."""
         with context.project.database.write() as session:

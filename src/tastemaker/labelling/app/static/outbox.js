@@ -138,6 +138,8 @@ export function makeOutbox({ key, storage, changed, received }) {
     add, flush,
     /** The judgements of an assignment that are not known to be saved, oldest first. */
     of: (assignment) => entries.filter((entry) => entry.assignment === assignment).map((entry) => entry.judgement),
+    /** The assignments that have such judgements. */
+    assignments: () => [...new Set(entries.map((entry) => entry.assignment))],
     get size() {
       return entries.length;
     },

@@ -162,7 +162,7 @@ export function makeSide(id, { opened = () => {}, closed = () => {} } = {}) {
 }
 
 /** The list of earlier tasks. Items are {id, prompt, images: [url], answer, current}. */
-export function drawHistory(items, more, choose) {
+export function drawHistory(items, more) {
   byId("history-list").replaceChildren(...items.map((item) => {
     const line = make("li");
     const button = make("button", "past", "", { type: "button", "data-id": item.id });
@@ -174,7 +174,6 @@ export function drawHistory(items, more, choose) {
     }
     const prompt = make("span", "past-prompt", item.prompt, { dir: "auto" });
     button.append(images, prompt, make("span", "past-answer quiet", item.answer));
-    button.addEventListener("click", () => choose(item.id));
     line.append(button);
     return line;
   }));
