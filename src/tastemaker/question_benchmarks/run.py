@@ -1,0 +1,267 @@
+"""A benchmark from images to results, in a folder in which it can be gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tastemaker.errors import ConfigError, RewardError, StorageError
+from tastemaker.question_benchmarks.answers import FILE, Answered, append, appending, read_answers
+from tastemaker.question_benchmarks.benchmark import Benchmark, ImageScores, Question
+from tastemaker.question_benchmarks.images import Picture, find_pictures, sample_missing, sampled_pictures
+from tastemaker.question_benchmarks.judge import NAME, JudgeModel
+from tastemaker.question_benchmarks.results import Results, figures, write_results
+from tastemaker.question_benchmarks.scoring import Scored, score
+from tastemaker.question_benchmarks.settings import WRITTEN, Calls
+from tastemaker.rewards.vlm.answers import Answer, Query, VisionLanguageModel
+from tastemaker.rewards.vlm.rewards import load_vlm
+from tastemaker.rewards.vlm.settings import parse_address
+from tastemaker.runs import atomic
+from tastemaker.runs.folders import check_new_folder
+
+if TYPE_CHECKING:
+    from tastemaker.diffusion.model import Model
+
+SETTINGS = "benchmark.json"
+AT_ONCE = 256
+"""Questions that are handed to the model together; as many images at most are in memory."""
+
+Log = Callable[[str], None]
+Advance = Callable[[str, int], None]
+"""Called with what goes on, `images` or `answers`, and how many more of them there are."""
+
+
+def _no_progress(what: str, count: int) -> None:
+    """Where nobody looks at the progress."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Images of a model."""
+
+    name: str
+    """The model and the adapter, for people."""
+    load: Callable[[], Model]
+    identity: Mapping[str, Any]
+    """By which the same model is known again, as JSON."""
+    n: int
+    seed: int
+    steps: int
+    guidance: float
+    eta: float
+    batch: int = 16
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What the images depend on, as JSON."""
+        names = ("n", "seed", "steps", "guidance", "eta")
+        return {**self.identity, **{name: getattr(self, name) for name in names}}
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images that are there."""
+
+    path: Path
+    n: int | None = None
+    grid: int = 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked about what, by whom, and where the answers go."""
+
+    benchmark: Benchmark
+    images: Sampling | Given
+    vlm: str
+    """`judge`, or what `rewards.vlm.settings.parse_address` takes."""
+    out: Path
+    calls: Calls = field(default_factory=Calls)
+    written: bool = False
+    """Count answers as they are written where the benchmark is of probabilities."""
+
+    @property
+    def vlm_name(self) -> str:
+        """Without its servers, which may change."""
+        return parse_address(self.vlm).model
+
+    @property
+    def logprobs(self) -> bool:
+        return self.benchmark.scoring == "probability" and not self.written
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What the answers depend on, as JSON."""
+        prompts = json.dumps([asdict(prompt) for prompt in self.benchmark.prompts]).encode()
+        images = self.images.figures if isinstance(self.images, Sampling) else {"path": str(self.images.path)}
+        return {
+            "benchmark": self.benchmark.name,
+            "source": self.benchmark.source,
+            "prompts": len(self.benchmark.prompts),
+            "questions": hashlib.sha256(prompts).hexdigest(),
+            "vlm": self.vlm_name,
+            "written": self.written,
+            "tokens": self.calls.tokens,
+            "images": images,
+        }
+
+
+def run(plan: Plan, advance: Advance = _no_progress, log: Log | None = None) -> Results:
+    """Samples or finds the images, asks what has not been answered yet, and writes the results.
+
+    Raises ConfigError where the folder holds another benchmark, and what sampling, images and the model raise. Images
+    and answers that are there by then stay, and a further call goes on with them.
+    """
+    claim(plan)
+    images = plan.images
+    vlm = None if plan.vlm != NAME and not parse_address(plan.vlm).urls else _load_vlm(plan, log)
+    if isinstance(images, Sampling):
+        folder = plan.out / "images"
+        sample_missing(
+            folder, plan.benchmark.prompts, images.n, images.seed, images.load, steps=images.steps,
+            guidance=images.guidance, eta=images.eta, batch=images.batch, advance=lambda count: advance("images", count),
+        )  # fmt: skip
+        pictures, name = sampled_pictures(folder, plan.benchmark.prompts, images.n), images.name
+    else:
+        pictures, name = find_pictures(images.path, plan.benchmark.prompts, images.n, images.grid), str(images.path)
+    # A model in this process is loaded now, when the memory of the one that made the images is free.
+    answered = _ask(plan, pictures, lambda: vlm or _load_vlm(plan, log), advance)
+    results = summarised(plan.benchmark, name, plan.vlm_name, plan.written, pictures, answered)
+    write_results(results, plan.out)
+    return results
+
+
+def claim(plan: Plan) -> None:
+    """Makes the folder, or checks that it holds the same benchmark. Raises ConfigError, StorageError."""
+    path, now = plan.out / SETTINGS, json.loads(json.dumps(plan.figures))
+    if path.is_file():
+        then = json.loads(path.read_text(encoding="utf-8"))
+        if then != now:
+            changed = ", ".join(_changes(then, now))
+            raise ConfigError(
+                f"{plan.out} holds answers of another kind ({changed}): give another folder with --out, or the same "
+                "settings to go on with it"
+            )
+        return
+    check_new_folder(plan.out)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+        atomic.replace_atomic(path, (json.dumps(now, indent=1) + "\n").encode())
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {plan.out}: {error.strerror or error}") from error
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in dict.fromkeys([*then, *now]):
+        before, after = then.get(name), now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _changes(before, after)
+        elif before != after:
+            found.append(f"{name} {before} -> {after}")
+    return found
+
+
+def _load_vlm(plan: Plan, log: Log | None) -> VisionLanguageModel:
+    if plan.vlm == NAME:
+        return JudgeModel()
+    caller = f"the model {plan.vlm}"
+    return load_vlm(caller, plan.vlm, plan.calls.settings(), log, plan.logprobs, WRITTEN)
+
+
+def _ask(
+    plan: Plan, pictures: Sequence[Picture], load: Callable[[], VisionLanguageModel], advance: Advance
+) -> list[tuple[Picture, list[Answered]]]:
+    """Each image with its answers, in the questions' order. Raises RewardError, DataError or StorageError."""
+    path, prompts = plan.out / FILE, plan.benchmark.prompts
+    known = {one.key: one for one in read_answers(path)}
+    wanted = [
+        (picture, digest, question)
+        for picture in pictures
+        for digest in [picture.digest]
+        for question in prompts[picture.prompt].questions
+    ]
+
+    def key(picture: Picture, digest: str, question: Question) -> tuple[str, str, str, str]:
+        return digest, prompts[picture.prompt].id, question.id, question.text
+
+    open_ = [one for one in wanted if key(*one) not in known]
+    advance("answers", len(wanted) - len(open_))
+    if open_:
+        vlm = load()
+        with appending(path) as file:
+            for start in range(0, len(open_), AT_ONCE):
+                part = open_[start : start + AT_ONCE]
+
+                def received(index: int, scored: Scored, part: Sequence[Any] = part) -> None:
+                    picture, digest, question = part[index]
+                    one = Answered(
+                        picture.name, digest, prompts[picture.prompt].id, question.id, question.text, scored.text,
+                        scored.score, scored.note,
+                    )  # fmt: skip
+                    known[one.key] = one
+                    append(file, one)
+                    advance("answers", 1)
+
+                try:
+                    _ask_part(plan, vlm, part, received)
+                except RewardError as error:
+                    raise type(error)(
+                        f"{error}; {len(known)} of {len(wanted)} answers are in {path}: run it again with --out "
+                        f"{plan.out} to go on"
+                    ) from error
+    return [
+        (picture, [known[key(picture, digest, question)] for question in prompts[picture.prompt].questions])
+        for picture, digest in dict.fromkeys((picture, digest) for picture, digest, _ in wanted)
+    ]
+
+
+def _ask_part(
+    plan: Plan, vlm: VisionLanguageModel, part: Sequence[Any], received: Callable[[int, Scored], None]
+) -> None:
+    """Asks some questions. Those with the same scoring and question are read alike; the model reads by the answer."""
+    files = {digest: picture.file(lossless=plan.vlm == NAME) for digest, picture in {d: p for p, d, _ in part}.items()}
+    queries = [Query(files[digest], question.text) for _, digest, question in part]
+
+    def scored(index: int, answer: Answer) -> None:
+        received(index, score(answer, part[index][2], plan.benchmark.scoring, plan.written))
+
+    def read(answer: Answer) -> Answer:
+        score(answer, part[0][2], plan.benchmark.scoring, plan.written)  # raises where no score can be read
+        return answer
+
+    vlm(queries, read, scored)
+
+
+def summarised(
+    benchmark: Benchmark,
+    images_of: str,
+    vlm: str,
+    written: bool,
+    pictures: Sequence[Picture],
+    answered: Sequence[tuple[Picture, Sequence[Answered]]],
+) -> Results:
+    """The results from all answers."""
+    images = [
+        ImageScores(benchmark.prompts[picture.prompt], {one.question: one.score for one in answers})
+        for picture, answers in answered
+    ]
+    every = [one for _, answers in answered for one in answers]
+    return Results(
+        benchmark=benchmark.name,
+        source=benchmark.source,
+        whole=benchmark.whole,
+        images_of=images_of,
+        vlm=vlm,
+        written=written,
+        prompts=len(benchmark.prompts),
+        images=len(pictures),
+        answers=len(every),
+        no_choice=sum(one.note == "no choice" for one in every),
+        not_listed=sum(one.note == "not listed" for one in every),
+        figures=figures(benchmark.measures(images)),
+    )
