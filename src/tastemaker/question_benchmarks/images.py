@@ -168,18 +168,18 @@ def sample_missing(
     guidance: float,
     eta: float,
     batch: int,
-    advance: Callable[[int], None],
+    advance: Callable[[int, int], None],
 ) -> None:
     """Samples those images that are not in the folder, with samples.json of all; the model is loaded if there are any.
 
-    Calls `advance` with the number of images that are there, and that are made. Raises ModelError, StorageError.
+    Calls `advance` with the number of images that are there by then, and of all. Raises ModelError, StorageError.
     """
     from tastemaker.diffusion.sde import DDIM
     from tastemaker.evaluation.images import fixed_draw, images, to_pil
 
     pictures = sampled_pictures(folder, prompts, n)
     missing = [index for index, picture in enumerate(pictures) if not picture.path.is_file()]
-    advance(len(pictures) - len(missing))
+    advance(len(pictures) - len(missing), len(pictures))
     if not missing:
         return
     draw = fixed_draw([prompt.text for prompt in prompts], n, seed)
@@ -198,6 +198,6 @@ def sample_missing(
                 buffer = io.BytesIO()
                 image.save(buffer, format="PNG")
                 atomic.replace_atomic(pictures[index].path, buffer.getvalue())
-            advance(len(part))
+            advance(len(pictures) - len(missing) + start + len(part), len(pictures))
     except OSError as error:
         raise StorageError(f"cannot write images into {folder}: {error.strerror or error}") from error

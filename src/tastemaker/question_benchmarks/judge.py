@@ -19,7 +19,6 @@ from tastemaker.errors import RewardError
 from tastemaker.rewards.vlm.answers import NUMBERS, Answer, AnswerToken, Query
 
 T = TypeVar("T")
-NAME = "judge"
 _KINDS = {"fish" if kind == "fish" else f"{kind}s": kind for kind in KINDS}
 _FORMS = {
     "count": re.compile(r"How many (\w+) are in the image\?"),

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.question_benchmarks.answers import FILE, Answered, append, appending, read_answers
-from tastemaker.question_benchmarks.benchmark import Benchmark, ImageScores, Question
+from tastemaker.question_benchmarks.benchmark import Benchmark, ImageScores, Prompt, Question
 from tastemaker.question_benchmarks.images import Picture, find_pictures, sample_missing, sampled_pictures
-from tastemaker.question_benchmarks.judge import NAME, JudgeModel
+from tastemaker.question_benchmarks.judge import JudgeModel
 from tastemaker.question_benchmarks.results import Results, figures, write_results
-from tastemaker.question_benchmarks.scoring import Scored, score
-from tastemaker.question_benchmarks.settings import WRITTEN, Calls
+from tastemaker.question_benchmarks.scoring import Scored, require_usable, score
+from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, WRITTEN, Calls
 from tastemaker.rewards.vlm.answers import Answer, Query, VisionLanguageModel
 from tastemaker.rewards.vlm.rewards import load_vlm
 from tastemaker.rewards.vlm.settings import parse_address
@@ -26,16 +26,15 @@ from tastemaker.runs.folders import check_new_folder
 if TYPE_CHECKING:
     from tastemaker.diffusion.model import Model
 
-SETTINGS = "benchmark.json"
 AT_ONCE = 256
 """Questions that are handed to the model together; as many images at most are in memory."""
 
 Log = Callable[[str], None]
-Advance = Callable[[str, int], None]
-"""Called with what goes on, `images` or `answers`, and how many more of them there are."""
+Advance = Callable[[str, int, int], None]
+"""Called with what goes on, `images` or `answers`, how many of them there are by then, and how many there will be."""
 
 
-def _no_progress(what: str, count: int) -> None:
+def _no_progress(what: str, done: int, total: int) -> None:
     """Where nobody looks at the progress."""
 
 
@@ -118,12 +117,13 @@ def run(plan: Plan, advance: Advance = _no_progress, log: Log | None = None) -> 
     """
     claim(plan)
     images = plan.images
-    vlm = None if plan.vlm != NAME and not parse_address(plan.vlm).urls else _load_vlm(plan, log)
+    vlm = None if plan.vlm != JUDGE and not parse_address(plan.vlm).urls else _load_vlm(plan, log)
     if isinstance(images, Sampling):
         folder = plan.out / "images"
         sample_missing(
             folder, plan.benchmark.prompts, images.n, images.seed, images.load, steps=images.steps,
-            guidance=images.guidance, eta=images.eta, batch=images.batch, advance=lambda count: advance("images", count),
+            guidance=images.guidance, eta=images.eta, batch=images.batch,
+            advance=lambda done, total: advance("images", done, total),
         )  # fmt: skip
         pictures, name = sampled_pictures(folder, plan.benchmark.prompts, images.n), images.name
     else:
@@ -167,10 +167,28 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _load_vlm(plan: Plan, log: Log | None) -> VisionLanguageModel:
-    if plan.vlm == NAME:
+    if plan.vlm == JUDGE:
         return JudgeModel()
     caller = f"the model {plan.vlm}"
     return load_vlm(caller, plan.vlm, plan.calls.settings(), log, plan.logprobs, WRITTEN)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question about an image."""
+
+    picture: Picture
+    digest: str
+    prompt: Prompt
+    question: Question
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """As `Answered.key`."""
+        return self.digest, self.prompt.id, self.question.id, self.question.text
+
+    def answered(self, scored: Scored) -> Answered:
+        return Answered(self.picture.name, *self.key, scored.text, scored.score, scored.note)
 
 
 def _ask(
@@ -179,62 +197,48 @@ def _ask(
     """Each image with its answers, in the questions' order. Raises RewardError, DataError or StorageError."""
     path, prompts = plan.out / FILE, plan.benchmark.prompts
     known = {one.key: one for one in read_answers(path)}
-    wanted = [
-        (picture, digest, question)
-        for picture in pictures
-        for digest in [picture.digest]
-        for question in prompts[picture.prompt].questions
-    ]
-
-    def key(picture: Picture, digest: str, question: Question) -> tuple[str, str, str, str]:
-        return digest, prompts[picture.prompt].id, question.id, question.text
-
-    open_ = [one for one in wanted if key(*one) not in known]
-    advance("answers", len(wanted) - len(open_))
-    if open_:
+    asked = {
+        picture: [_Asked(picture, digest, prompts[picture.prompt], one) for one in prompts[picture.prompt].questions]
+        for picture, digest in ((picture, picture.digest) for picture in pictures)
+    }
+    total = sum(map(len, asked.values()))
+    missing = [one for several in asked.values() for one in several if one.key not in known]
+    done = total - len(missing)
+    advance("answers", done, total)
+    if missing:
         vlm = load()
         with appending(path) as file:
-            for start in range(0, len(open_), AT_ONCE):
-                part = open_[start : start + AT_ONCE]
 
-                def received(index: int, scored: Scored, part: Sequence[Any] = part) -> None:
-                    picture, digest, question = part[index]
-                    one = Answered(
-                        picture.name, digest, prompts[picture.prompt].id, question.id, question.text, scored.text,
-                        scored.score, scored.note,
-                    )  # fmt: skip
-                    known[one.key] = one
-                    append(file, one)
-                    advance("answers", 1)
+            def keep(one: Answered) -> None:
+                nonlocal done
+                known[one.key] = one
+                append(file, one)
+                done += 1
+                advance("answers", done, total)
 
+            for start in range(0, len(missing), AT_ONCE):
                 try:
-                    _ask_part(plan, vlm, part, received)
+                    _ask_some(plan, vlm, missing[start : start + AT_ONCE], keep)
                 except RewardError as error:
                     raise type(error)(
-                        f"{error}; {len(known)} of {len(wanted)} answers are in {path}: run it again with --out "
-                        f"{plan.out} to go on"
+                        f"{error}; {done} of {total} answers are in {path}: the same command with --out {plan.out} "
+                        "goes on with the others"
                     ) from error
-    return [
-        (picture, [known[key(picture, digest, question)] for question in prompts[picture.prompt].questions])
-        for picture, digest in dict.fromkeys((picture, digest) for picture, digest, _ in wanted)
-    ]
+    return [(picture, [known[one.key] for one in several]) for picture, several in asked.items()]
 
 
-def _ask_part(
-    plan: Plan, vlm: VisionLanguageModel, part: Sequence[Any], received: Callable[[int, Scored], None]
-) -> None:
-    """Asks some questions. Those with the same scoring and question are read alike; the model reads by the answer."""
-    files = {digest: picture.file(lossless=plan.vlm == NAME) for digest, picture in {d: p for p, d, _ in part}.items()}
-    queries = [Query(files[digest], question.text) for _, digest, question in part]
+def _ask_some(plan: Plan, vlm: VisionLanguageModel, some: Sequence[_Asked], keep: Callable[[Answered], None]) -> None:
+    """Asks some questions, and keeps each answer as it comes."""
+    scoring, written = plan.benchmark.scoring, plan.written
+    pictures = {one.digest: one.picture for one in some}
+    files = {digest: picture.file(lossless=plan.vlm == JUDGE) for digest, picture in pictures.items()}
 
-    def scored(index: int, answer: Answer) -> None:
-        received(index, score(answer, part[index][2], plan.benchmark.scoring, plan.written))
+    def received(index: int, answer: Answer) -> None:
+        one = some[index]
+        keep(one.answered(score(answer, one.question, scoring, written)))
 
-    def read(answer: Answer) -> Answer:
-        score(answer, part[0][2], plan.benchmark.scoring, plan.written)  # raises where no score can be read
-        return answer
-
-    vlm(queries, read, scored)
+    queries = [Query(files[one.digest], one.question.text) for one in some]
+    vlm(queries, lambda answer: require_usable(answer, scoring, written), received)
 
 
 def summarised(

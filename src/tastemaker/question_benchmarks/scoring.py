@@ -9,6 +9,7 @@ from typing import Literal
 
 from tastemaker.errors import RewardError
 from tastemaker.question_benchmarks.benchmark import Question, Scoring
+from tastemaker.question_benchmarks.settings import WRITTEN
 from tastemaker.rewards.vlm.answers import NUMBERS, Answer, text_of
 
 Note = Literal["", "no choice", "not listed"]
@@ -25,19 +26,26 @@ class Scored:
     note: Note = ""
 
 
-def score(answer: Answer, question: Question, scoring: Scoring, written: bool) -> Scored:
-    """The score of an answer. With `written`, probabilities are replaced by 1 and 0 for the answer as it is written.
+def require_usable(answer: Answer, scoring: Scoring, written: bool) -> Answer:
+    """The answer, if `score` can read it.
 
-    Raises ValueError for an empty answer, and RewardError where probabilities are needed and the model gives none.
+    Raises ValueError where it is empty, and RewardError where probabilities are needed and the model gives none.
     """
-    text = text_of(answer)
+    text_of(answer)
+    if scoring == "probability" and not written and not answer.tokens:
+        raise RewardError(
+            "this benchmark is of the probabilities of answers, and the model gives no log-probabilities: take a "
+            f"server that does (vLLM, SGLang, Ollama from 0.12.11 on), or give {WRITTEN} to count answers as they are "
+            "written, which is another measure"
+        )
+    return answer
+
+
+def score(answer: Answer, question: Question, scoring: Scoring, written: bool) -> Scored:
+    """The score of an answer that is usable. With `written`, probabilities are replaced by 1 and 0 for the answer as
+    it is written."""
+    text = answer.text.strip()
     if scoring == "probability" and not written:
-        if not answer.tokens:
-            raise RewardError(
-                "this benchmark is of the probabilities of answers, and the model gives no log-probabilities: take a "
-                "server that does (vLLM, SGLang, Ollama from 0.12.11 on), or give --written to count answers as they "
-                "are written, which makes another measure of it"
-            )
         return _probability(text, answer, question)
     found = choose(text, question.choices)
     right = {normalised(one) for one in question.expected}
@@ -83,4 +91,5 @@ def normalised(text: str) -> str:
 
 def _has(part: str, whole: str, start: bool = False) -> bool:
     """Whether the words of a part are in the whole, or at its beginning."""
-    return bool(part) and re.search(rf"{'^' if start else r'(?<!\S)'}{re.escape(part)}(?!\S)", whole) is not None
+    at = f" {whole} ".find(f" {part} ") if part else -1
+    return at == 0 if start else at >= 0

@@ -11,6 +11,10 @@ from tastemaker.constraints import check_constraints
 from tastemaker.rewards.serving.settings import check_variable
 from tastemaker.rewards.vlm.settings import KEY_ENV, Vlm
 
+JUDGE = "judge"
+"""The bundled world's judge, in the place of a model's name."""
+SETTINGS = "benchmark.json"
+"""The file of a folder that says what its answers depend on."""
 WRITTEN = "--written"
 """The flag that does without probabilities."""
 
