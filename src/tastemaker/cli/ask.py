@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from tastemaker.config.schema import Sampling as SamplerSettings
     from tastemaker.question_benchmarks.benchmark import Benchmark
     from tastemaker.question_benchmarks.results import Results
-    from tastemaker.question_benchmarks.run import Advance, Given, Plan, Sampling
+    from tastemaker.question_benchmarks.run import Advance, Given, Plan
+    from tastemaker.question_benchmarks.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -130,43 +130,19 @@ def _check(args: AskArgs) -> None:
 
 
 def _images(args: AskArgs, benchmark: Benchmark) -> Sampling | Given:
-    from tastemaker.question_benchmarks.run import Given, Sampling
+    from tastemaker.question_benchmarks.run import Given
+    from tastemaker.question_benchmarks.sampling import sampling_of
 
     if args.images is not None:
         return Given(args.images, args.n, args.grid)
     assert args.model is not None
     model, adapter, base = _model(args.model, args.adapter)
     s = chosen_sampling(base, args.steps, args.guidance, args.eta, args.height, args.width)
-    from tastemaker.models import load_meta_model
-    from tastemaker.models.adapter_files import find_adapter
-
-    load_meta_model(model).resize(s.height, s.width)
-    found = None if adapter is None else find_adapter(adapter)
-
-    def load() -> Any:
-        from tastemaker.evaluation.images import load_here
-
-        loaded = load_here(model, s.height, s.width)
-        if found is not None:
-            loaded.weights.load(found)
-        return loaded
-
-    return Sampling(
-        name=args.model if args.adapter is None else f"{args.model} with {args.adapter}",
-        load=load,
-        identity={
-            "model": model,
-            "adapter": None if found is None else _digest(found),
-            "height": s.height,
-            "width": s.width,
-        },
-        n=args.n or benchmark.per_prompt,
-        seed=args.seed,
-        steps=s.steps,
-        guidance=s.guidance,
-        eta=s.eta,
-        batch=args.batch,
-    )
+    name = args.model if args.adapter is None else f"{args.model} with {args.adapter}"
+    return sampling_of(
+        model, adapter, name=name, n=args.n or benchmark.per_prompt, seed=args.seed, steps=s.steps,
+        guidance=s.guidance, eta=s.eta, height=s.height, width=s.width, batch=args.batch,
+    )  # fmt: skip
 
 
 def _model(given: str, adapter: Path | None) -> tuple[str, Path | None, SamplerSettings]:
@@ -182,16 +158,6 @@ def _model(given: str, adapter: Path | None) -> tuple[str, Path | None, SamplerS
     if not adapter.exists():
         raise ConfigError(f"--adapter is {adapter}, but there is no such folder or file")
     return given, adapter, (run_config(adapter) or Config()).sampling
-
-
-def _digest(found: Path) -> str:
-    """SHA-256 of an adapter's file, or of the weights in the folder of a whole U-Net."""
-    file = found / "diffusion_pytorch_model.safetensors" if found.is_dir() else found
-    with file.open("rb") as content:
-        digest = hashlib.sha256()
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _planned(plan: Plan) -> str:

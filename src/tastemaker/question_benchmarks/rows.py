@@ -25,7 +25,7 @@ def text(row: Mapping[str, Any], column: str, where: str) -> str:
 
 def checked(value: Any, column: str, where: str) -> str:
     """A value that is text and not empty. Raises DataError."""
-    found = tidy(checked_text(value, f"{where}, column {column}", "text"))
+    found = tidy(checked_text(value, f"{where}, column {column}", column))
     if not found:
         raise DataError(f"{where}, column {column}: expected a text, but it is empty")
     return found

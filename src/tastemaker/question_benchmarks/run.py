@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.question_benchmarks.answers import FILE, Answered, append, appending, read_answers
@@ -15,6 +15,7 @@ from tastemaker.question_benchmarks.benchmark import Benchmark, ImageScores, Pro
 from tastemaker.question_benchmarks.images import Picture, find_pictures, sample_missing, sampled_pictures
 from tastemaker.question_benchmarks.judge import JudgeModel
 from tastemaker.question_benchmarks.results import Results, figures, write_results
+from tastemaker.question_benchmarks.sampling import Sampling
 from tastemaker.question_benchmarks.scoring import Scored, require_usable, score
 from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, WRITTEN, Calls
 from tastemaker.rewards.vlm.answers import Answer, Query, VisionLanguageModel
@@ -22,9 +23,6 @@ from tastemaker.rewards.vlm.rewards import load_vlm
 from tastemaker.rewards.vlm.settings import parse_address
 from tastemaker.runs import atomic
 from tastemaker.runs.folders import check_new_folder
-
-if TYPE_CHECKING:
-    from tastemaker.diffusion.model import Model
 
 AT_ONCE = 256
 """Questions that are handed to the model together; as many images at most are in memory."""
@@ -36,29 +34,6 @@ Advance = Callable[[str, int, int], None]
 
 def _no_progress(what: str, done: int, total: int) -> None:
     """Where nobody looks at the progress."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Images of a model."""
-
-    name: str
-    """The model and the adapter, for people."""
-    load: Callable[[], Model]
-    identity: Mapping[str, Any]
-    """By which the same model is known again, as JSON."""
-    n: int
-    seed: int
-    steps: int
-    guidance: float
-    eta: float
-    batch: int = 16
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """What the images depend on, as JSON."""
-        names = ("n", "seed", "steps", "guidance", "eta")
-        return {**self.identity, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)
