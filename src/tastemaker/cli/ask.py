@@ -110,7 +110,7 @@ def run(argv: list[str]) -> int:
     if args.dry_run:
         print_lines(_planned(plan))
         return 0
-    print_lines(_planned(plan))
+    print_lines(f"{benchmark.name}: {len(benchmark.prompts)} prompts, into {out}")
     with _progress() as advance:
         results = ask(plan, advance)
     _show(results, out)
@@ -166,17 +166,16 @@ def _planned(plan: Plan) -> str:
 
     prompts, images = plan.benchmark.prompts, plan.images
     if isinstance(images, Given):
-        counts = [
-            len(prompts[one.prompt].questions) for one in find_pictures(images.path, prompts, images.n, images.grid)
-        ]
-        shown, answers = f"{len(counts)} images in {images.path}", sum(counts)
+        found = find_pictures(images.path, prompts, images.n, images.grid)
+        shown, answers = (
+            f"{len(found)} images in {images.path}",
+            sum(len(prompts[one.prompt].questions) for one in found),
+        )
     else:
         shown = f"{images.n} {'image' if images.n == 1 else 'images'} each of {images.name}, {images.steps} steps"
         answers = plan.benchmark.questions * images.n
-    return (
-        f"{plan.benchmark.name}: {len(prompts)} prompts with {shown}; {answers} answers of {plan.vlm_name}, "
-        f"into {plan.out}"
-    )
+    counted = f"{len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'} with {shown}"
+    return f"{plan.benchmark.name}: {counted}; {answers} answers of {plan.vlm_name}, into {plan.out}"
 
 
 @contextmanager
