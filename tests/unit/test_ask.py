@@ -14,6 +14,7 @@ from PIL import Image
 
 import tastemaker as tm
 import tiny
+import tiny_language
 from speaking import Speaking, failing, image
 from tastemaker.cli import ask as command
 from tastemaker.cli.main import main
@@ -25,6 +26,7 @@ from tastemaker.errors import ConfigError, DataError, RewardUnavailable
 from tastemaker.question_benchmarks.formats import load_benchmark
 from tastemaker.question_benchmarks.images import Picture, find_pictures
 from tastemaker.question_benchmarks.judge import answer
+from tastemaker.question_benchmarks.nearest import load_nearest
 from tastemaker.question_benchmarks.run import Given, Plan, run
 from tastemaker.question_benchmarks.sampling import Sampling as Sampled
 from tastemaker.question_benchmarks.settings import Calls
@@ -93,8 +95,9 @@ def test_soft_tifa_of_a_server_s_probabilities(drawn, capsys):
     assert "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode() in shown
     # All right but in the last image, which shows two stars and no circle: of four, only `a red star` is right. Yes is
     # among the other words there, with 0.1, and `one` is not.
+    told = sorted(rows(), key=lambda row: int(row["question"]))  # they come in any order
     scores = [[SURE] * 3, [SURE] * 4, [0.0, SURE, UNSURE, UNSURE]]
-    assert [[row["score"] for row in rows() if row["image"] == name] for name in ("0.png", "1-0.png", "1-1.png")] == [
+    assert [[row["score"] for row in told if row["image"] == name] for name in ("0.png", "1-0.png", "1-1.png")] == [
         pytest.approx(several) for several in scores
     ]
     assert figure("Soft-TIFA GM") == pytest.approx((SURE + SURE + 0) / 3)
@@ -145,6 +148,38 @@ def test_questions_with_dependencies(tmp_path, capsys):
     assert results()["no_choice"] == 1
     assert "1 of 6 answers are none of the choices, and count as wrong" in capsys.readouterr().out
     assert [row["answer"] for row in rows() if row["note"]] == ["Perhaps."]
+
+
+def test_answers_in_free_form(tmp_path):
+    for name in ("coco_1", "drawbench_8"):
+        render(PAIR, 32).save(tmp_path / f"{name}.png")
+    encoder = str(tiny_language.deberta(tmp_path / "encoder"))
+    words = {
+        "are there stars?": "Yes",
+        "is there a circle?": "off-topic",
+        "how many stars are in the picture?": "Three.",
+    }
+    with Speaking(say=lambda question, url: (words.get(question, "whitish"), {})) as server:
+        flags = ("--text-model", encoder)
+        assert ask(server, tmp_path, *flags, benchmark=f"tifa-free-form:{DATA / 'tifa.json'}") == 0
+    nearest = load_nearest(encoder)
+    colour, circle = nearest("whitish", ("off white", "white", "red")), nearest("off-topic", ("yes", "no"))
+    assert figure("color") == (colour == "white")
+    assert figure("object") == (1 + (circle == "yes")) / 2
+    assert figure("counting") == 1
+    assert results()["no_choice"] == 0
+    assert json.loads(Path("out/benchmark.json").read_text())["text_model"] == encoder
+
+
+def test_a_model_in_this_process(drawn, tmp_path):
+    """A small LLaVA with random weights, whose answers are never right but have probabilities."""
+    path = str(tiny_language.llava(tmp_path / "llava"))
+    flags = ["--vlm", path, "--images", str(drawn), "--vlm.tokens", "2", "--vlm.batch", "3"]
+    assert main(["ask", str(DATA / "geneval2.jsonl"), *flags, "--out", "out"]) == 0
+    assert len(rows()) == 11
+    assert results()["not_listed"] + sum(row["score"] > 0 for row in rows()) == 11
+    assert main(["ask", str(DATA / "geneval2.jsonl"), *flags, "--out", "plain", "--written"]) == 0
+    assert figure("Soft-TIFA GM", "plain") == 0
 
 
 def test_a_server_that_fails_in_the_middle_and_is_back(drawn, capsys):
@@ -359,11 +394,12 @@ def test_flags_reach_the_plan(monkeypatch, drawn):
         "--vlm.in-flight", "5",
         "--vlm.timeout", "7", "--vlm.wait", "9", "--vlm.tries", "2", "--vlm.tokens", "11", "--vlm.key-env", "MY_KEY",
         "--written", "--n", "2", "--seed", "3", "--steps", "4", "--guidance", "1.5", "--eta", "0.5", "--batch", "6",
-        "--take", "1", "--out", "x", "--height", "32", "--width", "64",
+        "--take", "1", "--out", "x", "--text-model", "some/encoder", "--height", "32", "--width", "64",
     )  # fmt: skip
     assert plan.calls == Calls(11, 3, 5, 7, 9, 2, "MY_KEY")
     assert vars(plan.calls.settings()).items() >= vars(plan.calls).items()
     assert (plan.vlm, plan.written, plan.out, len(plan.benchmark.prompts)) == ("some/model", True, Path("x"), 1)
+    assert plan.text_model == "some/encoder"
     made = plan.images
     assert (made.n, made.seed, made.steps, made.guidance, made.eta, made.batch) == (2, 3, 4, 1.5, 0.5, 6)
     assert (made.identity["height"], made.identity["width"]) == (32, 64)

@@ -74,6 +74,10 @@ def test_tifa():
     )
     assert (counted.expected, counted.choices) == (("3",), ("1", "2", "3", "4"))
     assert counted.categories == {"element type": ("counting",)}
+    bare = load_benchmark(f"tifa-free-form:{DATA / 'tifa.json'}")
+    assert bare.free_form
+    assert questions(bare)[1].text == "how many stars are in the picture?"
+    assert (questions(bare)[1].choices, questions(bare)[1].expected) == (counted.choices, counted.expected)
 
 
 def test_oneig():

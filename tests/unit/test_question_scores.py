@@ -6,12 +6,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from scipy.stats import gmean
 
+import tiny_language
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.statistics import bootstrap_mean
 from tastemaker.question_benchmarks.benchmark import ImageScores, Measure, Prompt, Question, with_parents
 from tastemaker.question_benchmarks.formats import load_benchmark
+from tastemaker.question_benchmarks.nearest import load_nearest
 from tastemaker.question_benchmarks.results import Results, figures, markdown
 from tastemaker.question_benchmarks.scoring import choose, normalised, require_usable, score, spellings
 from tastemaker.rewards.vlm.answers import Answer, AnswerToken
@@ -88,6 +91,36 @@ def test_choices_count_where_they_are_expected():
     assert [(one.score, one.note) for one in found] == [(1, ""), (0, ""), (1, ""), (0, "no choice")]
     assert [one.text for one in found] == ["Three!", "1", "many stars", "who knows"]
     assert normalised("  An  Off-White, (two) cats! ") == "off-white 2 cats"
+
+
+def test_an_answer_in_other_words_is_the_nearest_choice(tmp_path):
+    """Against embeddings of one text at a time, without padding; a small network with random weights."""
+    from transformers import AutoModel, AutoTokenizer
+
+    path = str(tiny_language.deberta(tmp_path / "deberta"))
+    nearest = load_nearest(path)
+    tokenizer, network = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
+
+    @torch.no_grad()
+    def embedded(text):
+        return network(**tokenizer([text], return_tensors="pt")).last_hidden_state[0].mean(dim=0)
+
+    choices = ("black", "green", "yellowish brown", "blue")
+    found = set()
+    for answer in ("pale green", "b", "brownish, I should say", "no colour that I know", "xyz"):
+        cosines = [torch.cosine_similarity(embedded(answer), embedded(choice), dim=0).item() for choice in choices]
+        found.add(nearest(answer, choices))
+        assert nearest(answer, choices) == choices[cosines.index(max(cosines))]
+    assert len(found) > 1
+    question = Question("1", "?", ("green",), ("green", "black"))
+    asked = []
+    take = lambda text, choices: asked.append(text) or "green"  # noqa: E731
+    assert score(Answer("It is green."), question, "choice", False, take).score == 1
+    assert not asked  # what is one of the choices needs no nearest
+    scored = score(Answer("lime"), question, "choice", False, take)
+    assert (scored.score, scored.note, asked) == (1, "", ["lime"])
+    with pytest.raises(RewardError, match=r"the sentence encoder '.*nowhere' cannot be loaded .--text-model"):
+        load_nearest(str(tmp_path / "nowhere"))
 
 
 def images(benchmark, *scores):

@@ -27,7 +27,7 @@ from tastemaker.question_benchmarks.results import Results
 from tastemaker.question_benchmarks.run import Given, Plan
 from tastemaker.question_benchmarks.run import run as ask_plan
 from tastemaker.question_benchmarks.sampling import Sampling, adapter_digest, sampling_of
-from tastemaker.question_benchmarks.settings import JUDGE, Calls
+from tastemaker.question_benchmarks.settings import JUDGE, TEXT_MODEL, Calls
 
 
 def ask(
@@ -39,6 +39,7 @@ def ask(
     adapter: Run | str | Path | None = None,
     out: str | Path | None = None,
     written: bool = False,
+    text_model: str = TEXT_MODEL,
     calls: Calls | None = None,
     grid: int = 1,
     take: int | None = None,
@@ -93,7 +94,7 @@ def ask(
         else:
             source = _of_pipeline(given, path, count, seed, s, batch)
     folder = Path(out) if out is not None else next_free("ask")
-    return ask_plan(Plan(found, source, vlm, folder, calls or Calls(), written), log=log)
+    return ask_plan(Plan(found, source, vlm, folder, calls or Calls(), written, text_model), log=log)
 
 
 def _of_pipeline(pipeline: Any, adapter: Path | None, n: int, seed: int, s: Any, batch: int) -> Sampling:

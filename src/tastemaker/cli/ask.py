@@ -18,7 +18,7 @@ from tastemaker.cli.text import as_source
 from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError
 from tastemaker.printing import Output, print_lines
-from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, Calls
+from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, TEXT_MODEL, Calls
 
 if TYPE_CHECKING:
     from tastemaker.config.schema import Sampling as SamplerSettings
@@ -39,7 +39,8 @@ class AskArgs:
         tyro.conf.Positional[str | None], tyro.conf.arg(metavar="BENCHMARK", help_behavior_hint="")
     ] = None
     """`bundled`, a published file (GenEval 2, DPG-Bench, TIFA, GenAI-Bench) or folder (OneIG-Bench), or NAME:PATH with
-    the name of its form (geneval2, dpg, tifa, oneig, oneig-zh, genai-bench); vqascore:PROMPTS, bundled:PROMPTS."""
+    the name of its form (geneval2, dpg, tifa, tifa-free-form, oneig, oneig-zh, genai-bench); vqascore:PROMPTS,
+    bundled:PROMPTS."""
     model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
     """A run, or as --model of `tastemaker sample`: `bundled`, a folder, a name on the hub."""
     vlm: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(bundled: judge)")] = None
@@ -48,6 +49,9 @@ class AskArgs:
     calls: Annotated[Calls, tyro.conf.arg(name="vlm")] = field(default_factory=Calls)
     written: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Count answers as they are written, for a model that gives no probabilities."""
+    text_model: str = TEXT_MODEL
+    """tifa-free-form: the sentence encoder by which an answer is taken for the nearest choice, a folder or a name on
+    the hub."""
     adapter: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """An adapter for MODEL: a folder, or its .safetensors file."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
@@ -106,7 +110,7 @@ def run(argv: list[str]) -> int:
     benchmark = load_benchmark(given)
     if args.take is not None:
         benchmark = take(benchmark, args.take)
-    plan = Plan(benchmark, _images(args, benchmark), vlm, out, args.calls, args.written)
+    plan = Plan(benchmark, _images(args, benchmark), vlm, out, args.calls, args.written, args.text_model)
     if args.dry_run:
         print_lines(_planned(plan))
         return 0

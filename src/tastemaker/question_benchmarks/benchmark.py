@@ -80,6 +80,8 @@ class Benchmark:
     """Images of each prompt, as the benchmark's authors evaluate."""
     measures: Callable[[Sequence[ImageScores]], list[Measure]]
     """The figures from the scores of all images: a pure function."""
+    free_form: bool = False
+    """Questions are asked without their choices, and an answer in other words is taken for the nearest of them."""
     whole: bool = True
     """Whether these are all prompts of the source."""
 

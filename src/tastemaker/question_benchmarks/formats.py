@@ -44,6 +44,11 @@ FORMATS = {
         _of_path(tifa.read),
         "tifa_v1.0_question_answers.json of github.com/Yushi-Hu/tifa",
     ),
+    "tifa-free-form": Format(
+        "TIFA v1.0 without showing choices: answers are taken for the nearest one",
+        _of_path(tifa.read_free_form),
+        "tifa_v1.0_question_answers.json of github.com/Yushi-Hu/tifa",
+    ),
     "oneig": Format(
         "OneIG-Bench: alignment, questions with dependencies",
         _of_path(oneig.read),

@@ -14,10 +14,11 @@ from tastemaker.question_benchmarks.answers import FILE, Answered, append, appen
 from tastemaker.question_benchmarks.benchmark import Benchmark, ImageScores, Prompt, Question
 from tastemaker.question_benchmarks.images import Picture, find_pictures, sample_missing, sampled_pictures
 from tastemaker.question_benchmarks.judge import JudgeModel
+from tastemaker.question_benchmarks.nearest import Nearest, load_nearest
 from tastemaker.question_benchmarks.results import Results, figures, write_results
 from tastemaker.question_benchmarks.sampling import Sampling
 from tastemaker.question_benchmarks.scoring import Scored, require_usable, score
-from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, WRITTEN, Calls
+from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, TEXT_MODEL, WRITTEN, Calls
 from tastemaker.rewards.vlm.answers import Answer, Query, VisionLanguageModel
 from tastemaker.rewards.vlm.rewards import load_vlm
 from tastemaker.rewards.vlm.settings import parse_address
@@ -58,6 +59,9 @@ class Plan:
     written: bool = False
     """Count answers as they are written where the benchmark is of probabilities."""
 
+    text_model: str = TEXT_MODEL
+    """The sentence encoder that finds the choice nearest to an answer in free form."""
+
     @property
     def vlm_name(self) -> str:
         """Without its servers, which may change."""
@@ -81,6 +85,7 @@ class Plan:
             "written": self.written,
             "tokens": self.calls.tokens,
             "images": images,
+            **({"text_model": self.text_model} if self.benchmark.free_form else {}),
         }
 
 
@@ -181,7 +186,7 @@ def _ask(
     done = total - len(missing)
     advance("answers", done, total)
     if missing:
-        vlm = load()
+        vlm, nearest = load(), load_nearest(plan.text_model) if plan.benchmark.free_form else None
         with appending(path) as file:
 
             def keep(one: Answered) -> None:
@@ -193,7 +198,7 @@ def _ask(
 
             for start in range(0, len(missing), AT_ONCE):
                 try:
-                    _ask_some(plan, vlm, missing[start : start + AT_ONCE], keep)
+                    _ask_some(plan, vlm, missing[start : start + AT_ONCE], keep, nearest)
                 except RewardError as error:
                     raise type(error)(
                         f"{error}; {done} of {total} answers are in {path}: the same command with --out {plan.out} "
@@ -202,7 +207,13 @@ def _ask(
     return [(picture, [known[one.key] for one in several]) for picture, several in asked.items()]
 
 
-def _ask_some(plan: Plan, vlm: VisionLanguageModel, some: Sequence[_Asked], keep: Callable[[Answered], None]) -> None:
+def _ask_some(
+    plan: Plan,
+    vlm: VisionLanguageModel,
+    some: Sequence[_Asked],
+    keep: Callable[[Answered], None],
+    nearest: Nearest | None,
+) -> None:
     """Asks some questions, and keeps each answer as it comes."""
     scoring, written = plan.benchmark.scoring, plan.written
     pictures = {one.digest: one.picture for one in some}
@@ -210,7 +221,7 @@ def _ask_some(plan: Plan, vlm: VisionLanguageModel, some: Sequence[_Asked], keep
 
     def received(index: int, answer: Answer) -> None:
         one = some[index]
-        keep(one.answered(score(answer, one.question, scoring, written)))
+        keep(one.answered(score(answer, one.question, scoring, written, nearest)))
 
     queries = [Query(files[one.digest], one.question.text) for one in some]
     vlm(queries, lambda answer: require_usable(answer, scoring, written), received)

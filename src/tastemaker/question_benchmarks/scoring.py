@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,13 +42,21 @@ def require_usable(answer: Answer, scoring: Scoring, written: bool) -> Answer:
     return answer
 
 
-def score(answer: Answer, question: Question, scoring: Scoring, written: bool) -> Scored:
+def score(
+    answer: Answer,
+    question: Question,
+    scoring: Scoring,
+    written: bool,
+    nearest: Callable[[str, Sequence[str]], str] | None = None,
+) -> Scored:
     """The score of an answer that is usable. With `written`, probabilities are replaced by 1 and 0 for the answer as
-    it is written."""
+    it is written. `nearest` finds the choice that an answer in other words is closest to."""
     text = answer.text.strip()
     if scoring == "probability" and not written:
         return _probability(text, answer, question)
     found = choose(text, question.choices)
+    if found is None and nearest is not None:
+        found = nearest(text, question.choices)
     right = {normalised(one) for one in question.expected}
     return Scored(text, float(found is not None and normalised(found) in right), "" if found else "no choice")
 

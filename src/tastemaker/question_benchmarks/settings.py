@@ -15,6 +15,8 @@ JUDGE = "judge"
 """The bundled world's judge, in the place of a model's name."""
 SETTINGS = "benchmark.json"
 """The file of a folder that says what its answers depend on."""
+TEXT_MODEL = "sentence-transformers/all-mpnet-base-v2"
+"""The sentence encoder of TIFA."""
 WRITTEN = "--written"
 """The flag that does without probabilities."""
 

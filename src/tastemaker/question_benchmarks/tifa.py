@@ -9,6 +9,7 @@ The file is tifa_v1.0/tifa_v1.0_question_answers.json of github.com/Yushi-Hu/tif
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,18 @@ ASKED = "Answer the multiple-choice question. Question: {} Choices: {} Answer:"
 TYPE = "element type"
 
 
-def read(path: Path) -> Benchmark:
-    """The benchmark in a file. Raises DataError."""
+def read(path: Path, free_form: bool = False) -> Benchmark:
+    """The benchmark in a file; with `free_form`, questions are asked without their choices. Raises DataError."""
     items: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for where, row in read_table(path):
         items.setdefault(name(cell(row, "id", where), "id", where), []).append((where, row))
-    return Benchmark("tifa", str(path), tuple(_prompt(*item) for item in items.items()), "choice", 1, measures)
+    prompts = tuple(_prompt(item, rows, free_form) for item, rows in items.items())
+    return Benchmark(
+        "tifa-free-form" if free_form else "tifa", str(path), prompts, "choice", 1, measures, free_form=free_form
+    )
+
+
+read_free_form = partial(read, free_form=True)
 
 
 def measures(images: Sequence[ImageScores]) -> list[Measure]:
@@ -48,16 +55,17 @@ def measures(images: Sequence[ImageScores]) -> list[Measure]:
     ]
 
 
-def _prompt(item: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Prompt:
+def _prompt(item: str, rows: Sequence[tuple[str, Mapping[str, Any]]], free_form: bool) -> Prompt:
     first, row = rows[0]
     caption = text(row, "caption", first)
     for where, row in rows:
         if text(row, "caption", where) != caption:
             raise DataError(f"{where}, column caption: {item} has another caption at {first}")
-    return Prompt(item, caption, tuple(_question(row, str(n), where) for n, (where, row) in enumerate(rows, 1)))
+    asked = [_question(row, str(number), where, free_form) for number, (where, row) in enumerate(rows, 1)]
+    return Prompt(item, caption, tuple(asked))
 
 
-def _question(row: Mapping[str, Any], number: str, where: str) -> Question:
+def _question(row: Mapping[str, Any], number: str, where: str, free_form: bool) -> Question:
     asked, answer = text(row, "question", where), text(row, "answer", where)
     choices = cell(row, "choices", where)
     if not isinstance(choices, list) or not choices:
@@ -67,7 +75,7 @@ def _question(row: Mapping[str, Any], number: str, where: str) -> Question:
         raise DataError(f"{where}, column answer: {answer!r} is none of the choices {', '.join(map(repr, choices))}")
     return Question(
         number,
-        ASKED.format(asked, ", ".join(choices)),
+        asked if free_form else ASKED.format(asked, ", ".join(choices)),
         (answer,),
         choices,
         categories={TYPE: (text(row, "element_type", where),)},
