@@ -250,6 +250,19 @@ def test_a_folder_of_other_answers_is_left_alone(drawn, capsys):
     assert Path("out/answers.jsonl").read_bytes() == before
 
 
+def test_a_folder_without_answers_may_begin_anew(drawn, capsys):
+    with Speaking(lambda n: failing(401, {"detail": "no"}), say=say) as server:
+        assert ask(server, drawn, "--images", "nowhere") == 2
+        assert not Path("out").exists()
+        assert ask(server, drawn) == 2
+        assert "refuses: status 401: no; is the right key in $TASTEMAKER_VLM_KEY?" in capsys.readouterr().err
+        server.begin(())
+        assert ask(server, drawn, "--vlm.tokens", "9") == 0
+        Path("out/benchmark.json").write_text("{")
+        assert ask(server, drawn) == 2
+        assert "out/benchmark.json is not what was written here" in capsys.readouterr().err
+
+
 def test_images_by_names_lists_and_grids(tmp_path):
     prompts = load_benchmark(str(DATA / "geneval2.jsonl")).prompts
     names = tmp_path / "names"

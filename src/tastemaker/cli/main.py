@@ -22,7 +22,7 @@ COMMANDS = {
     "label": "let people compare images in their browsers",
     "reward": "serve a reward to runs on other machines",
     "bench": "measure speed, memory and overhead of a model and its settings",
-    "ls": "list presets, algorithms, rewards, prompts and models",
+    "ls": "list presets, algorithms, rewards, prompts, models and benchmarks",
     "doctor": "show what is installed and what is missing",
 }
 """Commands, each a module of this package with a function `run(argv) -> exit code`, and what they do."""

@@ -22,6 +22,8 @@ class Format:
     """From what follows the name and a colon. Raises DataError or PromptError."""
     published: str
     """What to give, and where it is from."""
+    argument: str = "FILE"
+    """What follows the name and a colon, for people."""
 
 
 def _of_path(read: Callable[[Path], Benchmark]) -> Callable[[str], Benchmark]:
@@ -53,22 +55,27 @@ FORMATS = {
         "OneIG-Bench: alignment, questions with dependencies",
         _of_path(oneig.read),
         "the folder of github.com/OneIG-Bench/OneIG-Benchmark",
+        "FOLDER",
     ),
     "oneig-zh": Format(
         "OneIG-Bench in Chinese",
         _of_path(oneig.read_chinese),
         "the folder of github.com/OneIG-Bench/OneIG-Benchmark",
+        "FOLDER",
     ),
     "genai-bench": Format(
         "GenAI-Bench: VQAScore by skill",
         _of_path(vqascore.read_genai_bench),
         "genai_image.json of huggingface.co/datasets/BaiqiL/GenAI-Bench-1600, with genai_skills.json beside it",
     ),
-    "vqascore": Format("VQAScore of any prompts", vqascore.read, "prompts, as --prompts of `tastemaker sample` takes"),
+    "vqascore": Format(
+        "VQAScore of any prompts", vqascore.read, "prompts, as --prompts of `tastemaker sample` takes", "PROMPTS"
+    ),
     "bundled": Format(
         "the bundled model's world: objects, attributes, counts and relations",
         bundled.read,
-        "nothing, or prompts of the bundled model's grammar",
+        "prompts of the bundled model's grammar; `bundled` alone takes some of each kind",
+        "PROMPTS",
     ),
 }
 """By name."""

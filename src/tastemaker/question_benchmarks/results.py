@@ -13,6 +13,8 @@ from tastemaker.question_benchmarks.benchmark import Measure
 from tastemaker.runs import atomic
 
 LEVEL = 0.95
+WEIGHTS = 40_000_000
+"""Most weights of resamples in memory, 8 bytes each; large benchmarks have fewer resamples, and never less than 500."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def figures(measures: Sequence[Measure]) -> tuple[Figure, ...]:
     """Means with 95 % bootstrap intervals over prompts, each drawn with all its images and answers."""
     found = []
     for measure in measures:
-        interval = bootstrap_mean(measure.values, measure.prompts, level=LEVEL)
+        resamples = max(500, min(2000, WEIGHTS // len(measure.values)))
+        interval = bootstrap_mean(measure.values, measure.prompts, level=LEVEL, resamples=resamples)
         found.append(
             Figure(
                 measure.heading, measure.name, interval.estimate, interval.low, interval.high, len(measure.values),

@@ -16,6 +16,7 @@ from tastemaker.question_benchmarks.images import Picture, find_pictures, sample
 from tastemaker.question_benchmarks.judge import JudgeModel
 from tastemaker.question_benchmarks.nearest import Nearest, load_nearest
 from tastemaker.question_benchmarks.results import Results, figures, write_results
+from tastemaker.question_benchmarks.rows import mapping
 from tastemaker.question_benchmarks.sampling import Sampling
 from tastemaker.question_benchmarks.scoring import Scored, require_usable, score
 from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, TEXT_MODEL, WRITTEN, Calls
@@ -95,8 +96,11 @@ def run(plan: Plan, advance: Advance = _no_progress, log: Log | None = None) -> 
     Raises ConfigError where the folder holds another benchmark, and what sampling, images and the model raise. Images
     and answers that are there by then stay, and a further call goes on with them.
     """
-    claim(plan)
     images = plan.images
+    found = (
+        find_pictures(images.path, plan.benchmark.prompts, images.n, images.grid) if isinstance(images, Given) else None
+    )
+    claim(plan)
     vlm = None if plan.vlm != JUDGE and not parse_address(plan.vlm).urls else _load_vlm(plan, log)
     if isinstance(images, Sampling):
         folder = plan.out / "images"
@@ -107,10 +111,10 @@ def run(plan: Plan, advance: Advance = _no_progress, log: Log | None = None) -> 
         )  # fmt: skip
         pictures, name = sampled_pictures(folder, plan.benchmark.prompts, images.n), images.name
     else:
-        pictures, name = find_pictures(images.path, plan.benchmark.prompts, images.n, images.grid), str(images.path)
+        pictures, name = found or [], str(images.path)
     # A model in this process is loaded now, when the memory of the one that made the images is free.
     answered = _ask(plan, pictures, lambda: vlm or _load_vlm(plan, log), advance)
-    results = summarised(plan.benchmark, name, plan.vlm_name, plan.written, pictures, answered)
+    results = summarised(plan.benchmark, name, plan.vlm_name, plan.written, answered)
     write_results(results, plan.out)
     return results
 
@@ -118,8 +122,13 @@ def run(plan: Plan, advance: Advance = _no_progress, log: Log | None = None) -> 
 def claim(plan: Plan) -> None:
     """Makes the folder, or checks that it holds the same benchmark. Raises ConfigError, StorageError."""
     path, now = plan.out / SETTINGS, json.loads(json.dumps(plan.figures))
-    if path.is_file():
-        then = json.loads(path.read_text(encoding="utf-8"))
+    answers = plan.out / FILE
+    begun = (answers.is_file() and answers.stat().st_size > 0) or any((plan.out / "images").glob("*.png"))
+    if path.is_file() and begun:
+        try:
+            then = mapping(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except ValueError as error:
+            raise ConfigError(f"{path} is not what was written here: give another folder with --out") from error
         if then != now:
             changed = ", ".join(_changes(then, now))
             raise ConfigError(
@@ -127,7 +136,8 @@ def claim(plan: Plan) -> None:
                 "settings to go on with it"
             )
         return
-    check_new_folder(plan.out)
+    if not path.is_file():
+        check_new_folder(plan.out)
     try:
         plan.out.mkdir(parents=True, exist_ok=True)
         atomic.replace_atomic(path, (json.dumps(now, indent=1) + "\n").encode())
@@ -232,7 +242,6 @@ def summarised(
     images_of: str,
     vlm: str,
     written: bool,
-    pictures: Sequence[Picture],
     answered: Sequence[tuple[Picture, Sequence[Answered]]],
 ) -> Results:
     """The results from all answers."""
@@ -249,7 +258,7 @@ def summarised(
         vlm=vlm,
         written=written,
         prompts=len(benchmark.prompts),
-        images=len(pictures),
+        images=len(answered),
         answers=len(every),
         no_choice=sum(one.note == "no choice" for one in every),
         not_listed=sum(one.note == "not listed" for one in every),
