@@ -109,7 +109,7 @@ def test_soft_tifa_of_a_server_s_probabilities(drawn, capsys):
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "Soft-TIFA GM" in printed
-    assert "in 1 answers the expected word was not among the likeliest" in printed
+    assert "answers whose expected word is not among the likeliest, probability 0: 1\n" in printed
     assert "| Soft-TIFA GM | 53.3 % |" in Path("out/results.md").read_text()
 
 
@@ -146,7 +146,7 @@ def test_questions_with_dependencies(tmp_path, capsys):
     assert figure("DPG") == pytest.approx((0.8 + 0) / 2)
     assert figure("attribute") == 0.5
     assert results()["no_choice"] == 1
-    assert "1 of 6 answers are none of the choices, and count as wrong" in capsys.readouterr().out
+    assert "answers that are none of the choices, and count as wrong: 1\n" in capsys.readouterr().out
     assert [row["answer"] for row in rows() if row["note"]] == ["Perhaps."]
 
 
@@ -358,7 +358,7 @@ def test_images_are_made_and_asked_about_once(monkeypatch):
     with pytest.raises(ConfigError, match=r"made holds answers of another kind .seed 3 -> 4"):
         sampled(seed=4)
     # The images may be asked about by others.
-    again = tm.ask("bundled", images="made/images", vlm="judge", take=2, out="again")
+    again = tm.ask("bundled", images="made", vlm="judge", take=2, out="again")
     assert again.figures == first.figures
 
 

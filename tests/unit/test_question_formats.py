@@ -90,6 +90,9 @@ def test_oneig():
     assert questions(found)[1].text == "Are there two stars?. Please answer 'Yes' or 'No' only."
     assert [question.depends_on for question in questions(found)] == [(), ("1",), ("2",), ()]
     assert found.prompts[1].categories == {"class": ("object",)}
+    without = DATA / "oneig/scripts/alignment/Q_D/object.json"
+    assert json.loads(without.read_text())["000"]["dependency"] == '{"1": [2]}'  # a question may have no parents named
+    assert [question.depends_on for question in questions(found, 1)] == [("2",), ()]
     chinese = load_benchmark(f"oneig-zh:{DATA / 'oneig'}")
     assert [(prompt.id, prompt.text) for prompt in chinese.prompts] == [("multilingualism/000", "一颗红色的星星")]
 
@@ -150,7 +153,6 @@ REFUSED = {
         "dpg", HEAD + "a,b,1,0,e - w (s),Is it?\na,b,2,7,e - w (s),Is it?\n",
         "x:3, column dependency: question 2 depends on question 7, which the prompt does not have; it has 1, 2",
     ),
-    "of itself": ("dpg", HEAD + "a,b,1,1,e (s),Is it?\n", "x:2, column dependency: question 1 depends on itself"),
     "twice": ("dpg", HEAD + "a,b,1,0,e,q\na,b,1,0,e,q\n", "x:3, column proposition_id: item a has a question 1"),
     "no id": ("dpg", HEAD + "a,b,one,0,e,q\n", "x:2, column proposition_id: expected a whole number, but found 'one'"),
     "no parent": ("dpg", HEAD + "a,b,1,none,e,q\n", "x:2, column dependency: expected a whole number"),
@@ -182,7 +184,7 @@ def test_what_is_wrong_is_named_with_its_file_row_and_column(case, tmp_path):
     ("question", "dependency", "message"),
     [
         ({"1": "Is it?"}, {"1": [2]}, "entry 000, column dependency: question 1 depends on question 2, which the"),
-        ({"1": "Is it?", "2": "?"}, {"1": [0]}, "entry 000, column dependency: nothing is said of question 2"),
+        ({"1": "Is it?"}, {"1": [0], "2": [1]}, "entry 000, column dependency: there is no question 2"),
         ({"1": "Is it?"}, {"1": 0}, "entry 000, column dependency: expected a list of questions, but found 0"),
         ({}, {}, "entry 000, column question: there are no questions"),
         ([], {}, "entry 000, column question: expected a JSON object"),

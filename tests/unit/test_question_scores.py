@@ -231,7 +231,7 @@ def test_a_page_of_results():
     assert "| kind | mean | 95 % interval | values | prompts |" in page
     assert "| x\\|y | 100.0 % | 100.0 to 100.0 | 1 | 1 |" in page
     assert "(`--written`)" in page
-    assert "1 answers are none" in page
+    assert "none of their question's choices, and count as wrong: 1." in page
     assert "likeliest" not in page
     assert results["m"] is main
     assert results["kind/x|y"] is other

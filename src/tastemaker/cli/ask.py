@@ -220,7 +220,7 @@ def _show(results: Results, out: Path) -> None:
     Console(file=output).print(table)
     notes = []
     if results.no_choice:
-        notes.append(f"{results.no_choice} of {results.answers} answers are none of the choices, and count as wrong")
+        notes.append(f"answers that are none of the choices, and count as wrong: {results.no_choice}")
     if results.not_listed:
-        notes.append(f"in {results.not_listed} answers the expected word was not among the likeliest: probability 0")
+        notes.append(f"answers whose expected word is not among the likeliest, probability 0: {results.not_listed}")
     print_lines(*notes, out / "results.md", out / "results.json", out / "answers.jsonl")

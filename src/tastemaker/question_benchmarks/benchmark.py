@@ -99,15 +99,13 @@ def take(benchmark: Benchmark, count: int) -> Benchmark:
 
 
 def check_dependencies(questions: Sequence[Question], where: Sequence[str], column: str) -> None:
-    """Raises DataError where a question depends on itself, or on one that the prompt does not have.
+    """Raises DataError where a question depends on one that the prompt does not have.
 
     `where` has the row of each question, and `column` is what the file calls dependencies.
     """
     known = {question.id for question in questions}
     for question, row in zip(questions, where, strict=True):
         for parent in question.depends_on:
-            if parent == question.id:
-                raise DataError(f"{row}, column {column}: question {question.id} depends on itself")
             if parent not in known:
                 raise DataError(
                     f"{row}, column {column}: question {question.id} depends on question {parent}, which the prompt "

@@ -59,7 +59,7 @@ def _prompt(item: str, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> Prompt:
     prompt = text(row, "text", first)
     questions: list[Question] = []
     for where, row in rows:
-        if text(row, "text", where) != prompt:
+        if text(row, "text", where).split() != prompt.split():
             raise DataError(f"{where}, column text: item {item} has another text at {first}")
         question = _question(row, where)
         if question.id in [other.id for other in questions]:

@@ -74,11 +74,13 @@ def find_pictures(given: Path, prompts: Sequence[Prompt], n: int | None = None, 
     """The images of each prompt, at most `n` of one. Raises DataError where a prompt has none.
 
     `given` is one of
-    - a folder with samples.json, as `tastemaker sample` writes it: by the texts of the prompts;
+    - a folder with samples.json, as `tastemaker sample` writes it, or of `tastemaker ask`: by the prompts' texts;
     - a JSON file {PROMPT OR ID: FILE or [FILE, ...]}, files relative to it;
     - a folder of files ID.png, ID-0.png, ID-1.png, ... or ID_0.png, ..., also in folders where ids have a `/` in them.
     With a `grid` of 2 each file has 2 x 2 images; those that are all black are left out, as generators fill up with.
     """
+    if (given / "images" / LISTING).is_file():  # a folder of `tastemaker ask`
+        given = given / "images"
     if given.is_file():
         files, expected = _of_mapping(given), f"an entry with its text or id in {given}"
     elif (given / LISTING).is_file():

@@ -101,14 +101,14 @@ def _questions_file(folder: Path, name: str) -> Path | None:
 def _questions(entry: Any, where: str) -> tuple[Question, ...]:
     row = mapping(entry, where)
     texts, parents = _object(row, "question", where), _object(row, "dependency", where)
-    if missing := [number for number in texts if number not in parents]:
-        raise DataError(f"{where}, column dependency: nothing is said of question {missing[0]}")
+    if unknown := [number for number in parents if number not in texts]:
+        raise DataError(f"{where}, column dependency: there is no question {unknown[0]}")
     questions = [
         Question(
             number,
             ASKED.format(checked(asked, "question", where)),
             ("yes",),
-            depends_on=_parents(parents[number], where),
+            depends_on=_parents(parents.get(number, []), where),
         )
         for number, asked in texts.items()
     ]

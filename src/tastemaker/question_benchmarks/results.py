@@ -90,9 +90,9 @@ def markdown(results: Results) -> str:
     if results.written:
         lines += ["", "Answers counted as they are written (`--written`), and not by their probabilities."]
     if results.no_choice:
-        lines += ["", f"{results.no_choice} answers are none of their question's choices, and count as wrong."]
+        lines += ["", f"Answers that are none of their question's choices, and count as wrong: {results.no_choice}."]
     if results.not_listed:
-        lines += ["", f"In {results.not_listed} answers the expected word was not among the likeliest: probability 0."]
+        lines += ["", f"Answers whose expected word is not among the likeliest, probability 0: {results.not_listed}."]
     for heading in dict.fromkeys(figure.heading for figure in results.figures):
         lines += ["", f"| {heading} | mean | 95 % interval | values | prompts |", "|---|---|---|---|---|"]
         for one in results.figures:

@@ -59,7 +59,7 @@ def _prompt(item: str, rows: Sequence[tuple[str, Mapping[str, Any]]], free_form:
     first, row = rows[0]
     caption = text(row, "caption", first)
     for where, row in rows:
-        if text(row, "caption", where) != caption:
+        if text(row, "caption", where).split() != caption.split():
             raise DataError(f"{where}, column caption: {item} has another caption at {first}")
     asked = [_question(row, str(number), where, free_form) for number, (where, row) in enumerate(rows, 1)]
     return Prompt(item, caption, tuple(asked))
