@@ -15,6 +15,7 @@ from PIL import Image
 import tastemaker as tm
 import tiny
 import tiny_language
+from drawing import undrawn
 from speaking import Speaking, failing, image
 from tastemaker.cli import ask as command
 from tastemaker.cli.main import main
@@ -23,6 +24,7 @@ from tastemaker.config.yaml_file import dump_config
 from tastemaker.drawings import Scene, Thing, render
 from tastemaker.drawings.judge import see
 from tastemaker.errors import ConfigError, DataError, RewardUnavailable
+from tastemaker.question_benchmarks.benchmark import take
 from tastemaker.question_benchmarks.formats import load_benchmark
 from tastemaker.question_benchmarks.images import Picture, find_pictures
 from tastemaker.question_benchmarks.judge import answer
@@ -381,6 +383,39 @@ def test_a_loaded_pipeline_is_asked_about():
     assert tm.ask("bundled", tiny.pipeline(), **options) == found
     with pytest.raises(ConfigError, match=r"own holds answers of another kind .model \w+ -> \w+"):
         tm.ask("bundled", tiny.pipeline(seed=1), **options)
+
+
+def test_images_are_those_of_sample(checkpoint):
+    """Of a run with its adapter, and of the model without; each setting of the sampler matters."""
+    settings = tm.preset(
+        "ddpo-compressibility", "sampling.steps=3", "sampling.guidance=2.0", "sampling.eta=0.5", "sampling.samples=4",
+        "sampling.per_prompt=2",
+        "sampling.batch=4", "optimizer.updates=2", "optimizer.rows=4", "optimizer.lr=0.1", "evaluation.every=1",
+        "evaluation.prompts=1", "evaluation.per_prompt=1",
+    )  # fmt: skip
+    with undrawn():
+        made = tm.train(settings, str(checkpoint), "jpeg-compressibility", ["a cat", "a dog"], "runs/mine", 1)
+    prompts = [prompt.text for prompt in take(load_benchmark("bundled"), 2).prompts]
+    options = {"n": 2, "seed": 5, "batch": 4}
+
+    def images(folder):
+        found = []
+        for path in sorted(Path(folder, "images").glob("*.png")):
+            with Image.open(path) as image:
+                found.append(image.convert("RGB").tobytes())
+        return found
+
+    def sampled_by(**changes):
+        given = {"adapter": made, "steps": 3, "guidance": 2.0, "eta": 0.5} | options | changes
+        return [image.tobytes() for image in tm.sample(checkpoint, prompts, **given).images]
+
+    tm.ask("bundled", made, take=2, out="own", **options)
+    tm.ask("bundled", "runs/mine", take=2, out="other", steps=2, guidance=1.0, eta=0.0, **options)
+    tm.ask("bundled", checkpoint, take=2, out="base", steps=3, guidance=2.0, eta=0.5, **options)
+    assert images("own") == sampled_by()
+    assert images("other") == sampled_by(steps=2, guidance=1.0, eta=0.0)
+    assert images("base") == sampled_by(adapter=None)
+    assert len({tuple(images(folder)) for folder in ("own", "other", "base")}) == 3
 
 
 def captured(monkeypatch, *argv):
