@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tastemaker.api import label
     from tastemaker.api.iteration import Iterations, iterate
     from tastemaker.api.presets import preset, presets
+    from tastemaker.api.question_benchmarks import ask
     from tastemaker.api.reward_models import train_reward_model
     from tastemaker.api.runs import Run, RunImage, load_run
     from tastemaker.api.sampling import Evaluation, Samples, evaluate, sample
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Evaluation", "Iterations", "Run", "RunImage", "Samples", "TastemakerError", "evaluate", "iterate",
+    "Config", "Evaluation", "Iterations", "Run", "RunImage", "Samples", "TastemakerError", "ask", "evaluate", "iterate",
     "label", "load_reward", "load_run", "preset", "presets", "resume", "reward", "sample", "train",
     "train_reward_model",
 ]  # fmt: skip
@@ -33,6 +34,7 @@ __all__ = [
 _MODULES = {
     "tastemaker.api.iteration": ("Iterations", "iterate"),
     "tastemaker.api.presets": ("preset", "presets"),
+    "tastemaker.api.question_benchmarks": ("ask",),
     "tastemaker.api.reward_models": ("train_reward_model",),
     "tastemaker.api.runs": ("Run", "RunImage", "load_run"),
     "tastemaker.api.sampling": ("Evaluation", "Samples", "evaluate", "sample"),

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tastemaker.cli import reward_train
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
@@ -28,6 +31,8 @@ from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ConfigError
 from tastemaker.iteration.settings import IterationSettings
 from tastemaker.models import load_model
+from tastemaker.models.adapter_files import WEIGHTS
+from tastemaker.question_benchmarks.formats import load_benchmark
 from tastemaker.reward_models.settings import check
 from tastemaker.rewards.expression import parse as parse_reward
 from tastemaker.rewards.expression import parts
@@ -38,7 +43,7 @@ from tastemaker.rewards.serving.settings import is_remote
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.M | re.S)
-DRY = ("train", "resume", "sample", "mix", "bench", "iterate")
+DRY = ("train", "resume", "sample", "mix", "ask", "bench", "iterate")
 PLACEHOLDERS = {
     "PRESET": "ddpo-compressibility",
     "$RUN": "RUN",
@@ -122,6 +127,9 @@ def make_examples(argv: list[str], folder: Path) -> None:
     named = [word for word in argv if not word.startswith("-")]
     if argv[0] in ("resume", "mix", "report"):
         runs = [word for word in named[1:] if re.fullmatch(r"[A-Z]+|runs/[\w.-]+", word)]
+    elif argv[0] == "ask":
+        runs = [word for word in named[2:3] if word.startswith("runs/")]
+        make_benchmarks(argv, folder)
     else:
         runs = [after for before, after in itertools.pairwise(argv) if before == "--adapter"]
     if "--resume" in argv:
@@ -134,6 +142,8 @@ def make_examples(argv: list[str], folder: Path) -> None:
     for run in runs:
         if not (folder / run).exists():
             make_run(folder / run)
+        if argv[0] == "ask":  # which tells adapters apart by what is in them
+            (folder / run / "adapter" / WEIGHTS).write_bytes(b"")
     for word in argv:
         for name in re.findall(r"[\w.-]+\.txt", word):
             (folder / name).write_text("a dog\na cat\na bird\na horse\n", encoding="utf-8")
@@ -146,6 +156,20 @@ def make_examples(argv: list[str], folder: Path) -> None:
                 f"def {function}(images, prompts):\n    return images.mean(dim=(1, 2, 3))\n",
                 encoding="utf-8",
             )
+
+
+def make_benchmarks(argv: list[str], folder: Path) -> None:
+    """The published files that a command names, and images of their prompts."""
+    forms = {"geneval2_data.jsonl": "geneval2.jsonl", "dpg_bench.csv": "dpg.csv"}
+    for name in [word for word in argv if word in forms]:
+        shutil.copy(Path(__file__).parents[1] / "data/question_benchmarks" / forms[name], folder / name)
+        prompts = [prompt.id for prompt in load_benchmark(str(folder / name)).prompts]
+        for given in [after for before, after in itertools.pairwise(argv) if before == "--images"]:
+            (folder / "my-model").mkdir(exist_ok=True)
+            for prompt in prompts:
+                Image.new("RGB", (8, 8), "red").save(folder / f"my-model/{prompt}.png")
+            if given.endswith(".json"):
+                (folder / given).write_text(json.dumps({prompt: f"my-model/{prompt}.png" for prompt in prompts}))
 
 
 def local_reward(name, *args, **kwargs):
@@ -240,6 +264,7 @@ def test_the_pages_have_commands():
         "tastemaker train ddpo-compresibility",
         "tastemaker train ddpo-compressibility --reward clip-scor",
         "tastemaker sample --promt x",
+        "tastemaker ask bundld bundled",
         "tastemaker trian ddpo-compressibility",
     ],
 )

@@ -76,7 +76,7 @@ def test_bertscore_of_a_model_in_the_process_keeps_the_contract(models):
 
 def test_an_answer_that_is_no_number_is_an_error(models):
     reward = load_reward(f"vlm-yes-no:{models[0]}", vlm=Vlm(tokens=TOKENS))
-    with pytest.raises(RewardError, match=r"vlm-yes-no.* gave no number: expected an answer that begins with"):
+    with pytest.raises(RewardError, match=r"vlm-yes-no.* gave no answer: expected an answer that begins with"):
         reward(X, ["a red star"] * 4)
 
 

@@ -21,6 +21,8 @@ from tastemaker.errors import RewardError, RewardUnavailable
 from tastemaker.rewards.learned.bertscore import load_recall
 from tastemaker.rewards.registry import load_reward
 from tastemaker.rewards.serving import retry
+from tastemaker.rewards.vlm.answers import Query, text_of
+from tastemaker.rewards.vlm.rewards import load_vlm
 from tastemaker.rewards.vlm.settings import Vlm
 
 STAR, CIRCLE = Thing("star", "red", 0.3, 0.5, 0.2), Thing("circle", "blue", 0.7, 0.5, 0.2)
@@ -154,6 +156,18 @@ def test_what_was_asked_is_not_asked_again():
         assert len(server.asked) == 4
 
 
+def test_answers_are_handed_on_as_they_come():
+    queries = [Query(b"one", "?"), Query(b"two", "?"), Query(b"one", "?"), Query(b"three", "?")]
+    with Speaking(["1", "2", failing(400, {"detail": "no"})]) as server:
+        model = load_vlm("the test", server.name, Vlm(in_flight=1))
+        came: dict[int, str] = {}
+        with pytest.raises(RewardError, match="refuses: status 400: no"):
+            model(queries, text_of, received=came.__setitem__)
+        # The third has the first's image and question, and its answer; the last one is refused.
+        assert came == {0: "1", 1: "2", 2: "1"}
+        assert len(server.asked) == 3
+
+
 NOT_JSON = failing(200, b"<html>")
 PASSING = {
     "500": failing(500, {"error": {"message": "out of memory", "type": "x", "param": None, "code": None}}),
@@ -214,7 +228,7 @@ def test_a_fault_that_lasts_is_an_error_and_no_number(fault, speaking):
     with pytest.raises(RewardError, match=said) as caught:
         ask("vlm-yes-no", speaking, tries=3, timeout=0.3 if fault == "slow" else 60.0, wait=0.6 if waited_for else 60.0)
     assert type(caught.value) is kind
-    assert re.search(r"vlm-yes-no:judge@http\S+ gave no numbers after \d+ tries", str(caught.value))
+    assert re.search(r"vlm-yes-no:judge@http\S+ gave no answers after \d+ tries", str(caught.value))
     assert waited_for or len(speaking.asked) == 3
     assert time.monotonic() - began < 30
 

@@ -121,7 +121,8 @@ def _foreign(section: str, given: str, known: list[str]) -> type:
 
 
 def flag_types(cls: type, prefix: str = "", default: Any = None) -> dict[str, Any]:
-    """Dotted names of a dataclass's flags with their types; a field annotated with `arg(name="")` adds no prefix.
+    """Dotted names of a dataclass's flags with their types; a field annotated with `arg(name="")` adds no prefix, and
+    one with another name has that.
 
     Where a section is one of several dataclasses, the flags of the one in `default`, or of all without it.
     """
@@ -130,7 +131,8 @@ def flag_types(cls: type, prefix: str = "", default: Any = None) -> dict[str, An
         marks = getattr(hint, "__metadata__", ())
         if tyro.conf.Positional in marks:
             continue
-        path = prefix if "" in [getattr(mark, "name", None) for mark in marks] else f"{prefix}{name}"
+        named = [given for mark in marks if (given := getattr(mark, "name", None)) is not None]
+        path = prefix if "" in named else f"{prefix}{(named or [name])[0]}"
         members, value = dataclass_members(hint), getattr(default, name, None)
         if len(members) > 1:
             found[path] = Literal[tuple(str(variant_name(member)) for member in members)]

@@ -21,10 +21,10 @@ MODELS = {
 
 @dataclass(frozen=True)
 class LsArgs:
-    """Lists presets, algorithms, rewards, prompts and models: all of them, or one kind."""
+    """Lists presets, algorithms, rewards, prompts, models and benchmarks: all of them, or one kind."""
 
     kind: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[KIND]", help_behavior_hint="")] = None
-    """presets, algorithms, rewards, prompts or models; all when left out."""
+    """presets, algorithms, rewards, prompts, models or benchmarks; all when left out."""
 
 
 def _presets() -> dict[str, str]:
@@ -73,12 +73,19 @@ def _prompts() -> dict[str, str]:
     )
 
 
+def _benchmarks() -> dict[str, str]:
+    from tastemaker.question_benchmarks.formats import FORMATS
+
+    return {f"{name}:{one.argument}": f"{one.summary} ({one.published})" for name, one in FORMATS.items()}
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "presets": _presets,
     "algorithms": _algorithms,
     "rewards": _rewards,
     "prompts": _prompts,
     "models": lambda: MODELS,
+    "benchmarks": _benchmarks,
 }
 
 

@@ -17,12 +17,13 @@ COMMANDS = {
     "resume": "go on with a run that was stopped",
     "sample": "make images with a model or with what a run trained",
     "mix": "mix adapters, and measure the mixtures by the rewards of both",
+    "ask": "run a benchmark that asks questions about a model's images",
     "report": "write a run's report, or compare several runs",
     "label": "let people compare images in their browsers",
     "iterate": "go round: sample, label, reward model, alignment, and again",
     "reward": "serve a reward to other machines, or train one on people's comparisons",
     "bench": "measure speed, memory and overhead of a model and its settings",
-    "ls": "list presets, algorithms, rewards, prompts and models",
+    "ls": "list presets, algorithms, rewards, prompts, models and benchmarks",
     "doctor": "show what is installed and what is missing",
 }
 """Commands, each a module of this package with a function `run(argv) -> exit code`, and what they do."""

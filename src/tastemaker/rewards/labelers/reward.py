@@ -86,11 +86,14 @@ class LabelersReward:
         self.log = log
         self._token = read_token(self.settings.token_env, "", "labelling app's admin token") if self._is_url else None
         servers = Servers((self.place,))
-        self._retry = RetryPolicy(name, servers, self.settings.server_wait, TRIES, log, "labelers.server_wait")
+        self._retry = RetryPolicy(
+            f"the reward {name} gave no numbers", servers, self.settings.server_wait, TRIES, log,
+            "labelers.server_wait",
+        )  # fmt: skip
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if self.place.startswith("https:") else False
         self._project: LabelProject | None = None
         self._one_call = threading.Lock()
-        self._call = CancellableCall(name)
+        self._call = CancellableCall(f"the reward {name}")
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         x = x.detach().float().cpu().contiguous()

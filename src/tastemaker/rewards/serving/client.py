@@ -81,13 +81,15 @@ class RemoteReward:
         self.settings = settings or Remote()
         self.token: Token | None = read_token(self.settings.token_env)
         servers = Servers(endpoints(name))
-        self._retry = RetryPolicy(name, servers, self.settings.wait, self.settings.tries, log, "remote.wait")
+        self._retry = RetryPolicy(
+            f"the reward {name} gave no numbers", servers, self.settings.wait, self.settings.tries, log, "remote.wait"
+        )
         secure = any(url.startswith("https:") for url in servers.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._identity: Identity | None = None
         self._cache = AnswerCache[float](self.settings.cache)
         self._one_call = threading.Lock()
-        self._call = CancellableCall(name)
+        self._call = CancellableCall(f"the reward {name}")
 
     def __call__(self, x: Tensor, prompts: Sequence[str]) -> Tensor:
         x = x.detach().float().cpu().contiguous()

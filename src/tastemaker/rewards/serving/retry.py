@@ -65,8 +65,8 @@ class Servers:
 class RetryPolicy:
     """Repeats a request until it succeeds: for at most `wait` seconds, and `tries` times where servers respond."""
 
-    reward: str
-    """Its name, for messages."""
+    failure: str
+    """What has failed when it gives up, for messages: `the reward NAME gave no numbers`."""
     servers: Servers
     wait: float
     tries: int
@@ -105,7 +105,7 @@ class RetryPolicy:
             kind = RewardError if error.kind == "invalid" else RewardUnavailable
             hint = f" (is it running? `{self.setting}` is how long to wait for it)"
             hint = hint if error.kind == "unreachable" else ""
-            raise kind(f"the reward {self.reward} gave no numbers after {spent}: {error}{hint}") from None
+            raise kind(f"{self.failure} after {spent}: {error}{hint}") from None
         raise AssertionError  # the loop returns or raises
 
     async def _attempt_at(self, server: str, attempt: Callable[[str], Awaitable[T]]) -> T:
@@ -117,7 +117,7 @@ class RetryPolicy:
         self.servers.avoided.pop(server, None)
         if self.outage:
             self.outage = False
-            self.log(f"the reward server {server} answers again")
+            self.log(f"the server {server} answers again")
         return value
 
     def _pause(self, state: RetryCallState) -> float:
@@ -131,14 +131,14 @@ class RetryPolicy:
         error = state.outcome.exception() if state.outcome else None
         if not self.outage:
             self.outage = True
-            self.log(f"the reward server {error}; trying again, for up to {self.wait:g} s")
+            self.log(f"the server {error}; trying again, for up to {self.wait:g} s")
 
 
 class CancellableCall:
     """Runs a coroutine from synchronous code in a loop of its own; `cancel` ends it from another thread."""
 
-    def __init__(self, reward: str) -> None:
-        self.reward = reward
+    def __init__(self, caller: str) -> None:
+        self.caller = caller
         self._running: tuple[asyncio.AbstractEventLoop, anyio.CancelScope] | None = None
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -151,7 +151,7 @@ class CancellableCall:
                     return await work()
                 finally:
                     self._running = None
-            raise RewardUnavailable(f"the call of the reward {self.reward} was cancelled")
+            raise RewardUnavailable(f"the call of {self.caller} was cancelled")
 
         if not _event_loop_is_running():
             return anyio.run(main)

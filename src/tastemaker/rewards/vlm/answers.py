@@ -40,8 +40,14 @@ class Answer:
 class VisionLanguageModel(Protocol):
     """A model, here or on a server."""
 
-    def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
-        """What `read` makes of each query's answer; it raises ValueError for one that cannot be used."""
+    def __call__(
+        self, queries: Sequence[Query], read: Callable[[Answer], T], received: Callable[[int, T], None] | None = None
+    ) -> list[T]:
+        """What `read` makes of each query's answer; it raises ValueError for one that cannot be used.
+
+        `received` is called with a query's index and what was read as soon as its answer is there, in any order, so
+        that it can be kept should a later one fail.
+        """
         ...
 
     def cancel(self) -> None:

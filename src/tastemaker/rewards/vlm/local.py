@@ -26,8 +26,9 @@ TOP_LOGPROBS = 20
 class LocalModel:
     """Greedy answers, `settings.batch` images at once. Raises RewardError where one cannot be read."""
 
-    def __init__(self, reward: str, model: str, settings: Vlm, logprobs: bool = False) -> None:
-        self.reward, self.settings, self.logprobs = reward, settings, logprobs
+    def __init__(self, caller: str, model: str, settings: Vlm, logprobs: bool = False) -> None:
+        """`caller` begins messages, as `the reward NAME`."""
+        self.caller, self.settings, self.logprobs = caller, settings, logprobs
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             with quiet():
@@ -37,20 +38,22 @@ class LocalModel:
         except Exception as error:  # transformers raises OSError, ValueError, ImportError and others
             reason = hub_cause(error, model) or " ".join(str(error).split())
             raise RewardError(
-                f"the reward {reward} cannot load the vision-language model {model!r} (a folder or a name on the "
+                f"{caller} cannot load the vision-language model {model!r} (a folder or a name on the "
                 f"Hugging Face hub; for one on a server give MODEL@http://HOST:PORT/v1): {reason[:500]}"
             ) from error
         self.model.requires_grad_(False).eval().to(self.device)
         if not getattr(self.processor, "chat_template", None):
             raise RewardError(
-                f"the reward {reward} cannot use {model!r}: it has no chat template, which says how an image and a "
+                f"{caller} cannot use {model!r}: it has no chat template, which says how an image and a "
                 "question are written; take a version of the model that has one"
             )
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
-    def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
+    def __call__(
+        self, queries: Sequence[Query], read: Callable[[Answer], T], received: Callable[[int, T], None] | None = None
+    ) -> list[T]:
         size = self.settings.batch
         found = []
         for start in range(0, len(queries), size):
@@ -59,7 +62,9 @@ class LocalModel:
                     found.append(read(answer))
                 except ValueError as error:
                     # Asked again, the model would give the same answer.
-                    raise RewardError(f"the reward {self.reward} gave no number: {error}") from None
+                    raise RewardError(f"{self.caller} gave no answer: {error}") from None
+                if received is not None:
+                    received(len(found) - 1, found[-1])
         return found
 
     def cancel(self) -> None:

@@ -185,16 +185,30 @@ def _given(given: Mapping[str, tuple[Expected, ...]], prompt: str) -> tuple[Expe
 
 
 def _model(name: str, argument: str, settings: Vlm, log: Log | None, logprobs: bool = False) -> VisionLanguageModel:
+    return load_vlm(f"the reward {name}:{argument}", argument, settings, log, logprobs)
+
+
+def load_vlm(
+    caller: str,
+    argument: str,
+    settings: Vlm,
+    log: Log | None = None,
+    logprobs: bool = False,
+    written: str = "vlm.logprobs=false",
+) -> VisionLanguageModel:
+    """The model of an address, `MODEL` in this process or `MODEL@URL` on a server. Raises RewardError.
+
+    `caller` begins its messages, as `the reward NAME`; `written` is the setting that does without `logprobs`.
+    """
     address = parse_address(argument)
     if address.urls:
         from tastemaker.rewards.vlm.served import ServedModel
 
-        return ServedModel(
-            f"{name}:{argument}", address, settings, log or (lambda line: print(line, file=sys.stderr)), logprobs
-        )
+        log = log or (lambda line: print(line, file=sys.stderr))
+        return ServedModel(caller, address, settings, log, logprobs, written)
     from tastemaker.rewards.vlm.local import LocalModel
 
-    return LocalModel(f"{name}:{argument}", address.model, settings, logprobs)
+    return LocalModel(caller, address.model, settings, logprobs)
 
 
 def _queries(x: Tensor, prompts: Sequence[str], question: str) -> list[Query]:

@@ -8,7 +8,7 @@ import json
 import math
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -48,7 +48,7 @@ _HEADERS = {
     "accept", "accept-encoding", "authorization", "connection", "content-length", "content-type", "host", "user-agent",
 }  # fmt: skip
 _HINTS = {
-    400: "does the model take images? if it refuses `logprobs`, give vlm.logprobs=false",
+    400: "does the model take images? if it refuses `logprobs`, give {written}",
     401: "is the right key in ${key_env}?",
     403: "is the right key in ${key_env}?",
     404: "does the address end as the server wants it, mostly in /v1, and has it this model?",
@@ -64,26 +64,47 @@ class ServedModel:
     """
 
     def __init__(
-        self, reward: str, address: ModelAddress, settings: Vlm, log: Callable[[str], None], logprobs: bool = False
+        self,
+        caller: str,
+        address: ModelAddress,
+        settings: Vlm,
+        log: Callable[[str], None],
+        logprobs: bool = False,
+        written: str = "vlm.logprobs=false",
     ) -> None:
-        self.address, self.settings, self.logprobs = address, settings, logprobs
+        """`caller` begins messages, as `the reward NAME`; `written` is the setting that does without logprobs."""
+        self.address, self.settings, self.logprobs, self.written = address, settings, logprobs, written
         self.key = read_key(settings.key_env)
-        self._retry = RetryPolicy(reward, Servers(address.urls), settings.wait, settings.tries, log, "vlm.wait")
+        servers, failure = Servers(address.urls), f"{caller} gave no answers"
+        self._retry = RetryPolicy(failure, servers, settings.wait, settings.tries, log, "vlm.wait")
         secure = any(url.startswith("https:") for url in address.urls)
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
-        self._call, self._one_call = CancellableCall(reward), threading.Lock()
+        self._call, self._one_call = CancellableCall(caller), threading.Lock()
         self._cache = AnswerCache[Answer](settings.cache)
         self._has_logprobs: bool | None = None
         """Whether answers come with log-probabilities of their tokens; not known before the first."""
 
-    def __call__(self, queries: Sequence[Query], read: Callable[[Answer], T]) -> list[T]:
+    def __call__(
+        self, queries: Sequence[Query], read: Callable[[Answer], T], received: Callable[[int, T], None] | None = None
+    ) -> list[T]:
         keys = [_key(query) for query in queries]
+        places: dict[bytes, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+
+        def arrived(key: bytes, answer: Answer) -> None:
+            if received is not None:
+                for place in places[key]:
+                    received(place, read(answer))
+
         with self._one_call:
             known = self._cache.known(keys)
+            for key, answer in known.items():
+                arrived(key, answer)
             # The same image with the same question is sent once.
             missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in known}
             if missing:
-                answers = self._call.run(lambda: self._ask(list(missing.values()), read))
+                answers = self._call.run(lambda: self._ask(missing, read, arrived))
                 known |= dict(zip(missing, answers, strict=True))
             self._cache.keep((key, known[key]) for key in keys)
         return [read(known[key]) for key in keys]
@@ -92,15 +113,19 @@ class ServedModel:
         """Ends the call under way in another thread, if there is one."""
         self._call.cancel()
 
-    async def _ask(self, queries: Sequence[Query], read: Callable[[Answer], Any]) -> list[Answer]:
+    async def _ask(
+        self, queries: Mapping[bytes, Query], read: Callable[[Answer], Any], arrived: Callable[[bytes, Answer], None]
+    ) -> list[Answer]:
         gate = anyio.Semaphore(self.settings.in_flight)
 
-        async def one(query: Query, clients: dict[str, openai.AsyncOpenAI]) -> Answer:
+        async def one(key: bytes, query: Query, clients: dict[str, openai.AsyncOpenAI]) -> Answer:
             async with gate:
-                return await self._retry.run(lambda server: self._once(server, clients[server], query, read))
+                answer = await self._retry.run(lambda server: self._once(server, clients[server], query, read))
+            arrived(key, answer)
+            return answer
 
         async with self._clients() as clients:
-            return await gather_all(partial(one, query, clients) for query in queries)
+            return await gather_all(partial(one, key, query, clients) for key, query in queries.items())
 
     @asynccontextmanager
     async def _clients(self) -> AsyncIterator[dict[str, openai.AsyncOpenAI]]:
@@ -172,7 +197,7 @@ class ServedModel:
         if self._has_logprobs is None and not has:
             self._retry.log(f"{self.address.model} gives no log-probabilities: answers are used as they are written")
         if self._has_logprobs not in (None, has):
-            raise ValueError("log-probabilities come with some answers only: give vlm.logprobs=false to do without")
+            raise ValueError(f"log-probabilities come with some answers only: give {self.written} to do without")
         self._has_logprobs = has
 
     def _refused(self, server: str, error: openai.APIStatusError) -> Exception:
@@ -185,6 +210,7 @@ class ServedModel:
         if status >= 500:
             return TransientError(f"{server}: {reason}", "failed", retry_after(error.response.headers))
         hint = _HINTS.get(status, "").replace("{key_env}", self.settings.key_env)
+        hint = hint.replace("{written}", self.written)
         return RewardError(f"the VLM server {server} refuses: {reason}" + (f"; {hint}" if hint else ""))
 
     def _safe(self, text: Any) -> str:

@@ -1,0 +1,1 @@
+"""Benchmarks of prompts with questions that a vision-language model answers about each image."""
