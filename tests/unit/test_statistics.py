@@ -246,8 +246,8 @@ def win_rate_with_ties(random: np.random.Generator) -> tuple[Interval, float]:
 
 
 def win_rate_of_few_labelers(random: np.random.Generator) -> tuple[Interval, float]:
-    """100 prompts answered by each of 3 labelers."""
-    return answered(random, 100, 3, 0.3, 0.1)
+    """50 prompts answered by each of 5 labelers."""
+    return answered(random, 50, 5, 0.3, 0.1)
 
 
 def win_rate_of_answers_here_and_there(random: np.random.Generator) -> tuple[Interval, float]:

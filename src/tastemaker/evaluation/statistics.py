@@ -103,7 +103,8 @@ def clustered_win_rate(
     The variance is that of two-way clustering, V_prompts + V_labelers - V_both (Cameron, Gelbach & Miller 2011, §2.2),
     with Satterthwaite's degrees of freedom. The interval is Wilson's for as many independent answers as have this
     variance, so it stays within [0, 1]. With one labeler, prompts alone are clusters, and the reverse. Where all
-    outcomes are the same, prompts count as independent trials. Raises DataError.
+    outcomes are the same, prompts count as independent trials. Three labelers who differ much are too few for it: 95 %
+    intervals then contain the rate in 91 %. Raises DataError.
     """
     x, prompt = _checked(outcomes, prompts)
     _, labeler = _checked(outcomes, labelers)
