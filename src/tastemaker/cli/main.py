@@ -19,6 +19,7 @@ COMMANDS = {
     "mix": "mix adapters, and measure the mixtures by the rewards of both",
     "report": "write a run's report, or compare several runs",
     "label": "let people compare images in their browsers",
+    "compare": "let people compare models without knowing whose image is whose",
     "reward": "serve a reward to runs on other machines",
     "bench": "measure speed, memory and overhead of a model and its settings",
     "ls": "list presets, algorithms, rewards, prompts and models",

@@ -107,34 +107,44 @@ def clustered_win_rate(
     intervals then contain the rate in 91 %. Raises DataError.
     """
     x, prompt = _checked(outcomes, prompts)
-    _, labeler = _checked(outcomes, labelers)
     if x.min() < 0 or x.max() > 1:
         raise DataError("outcomes are 1 for a win, 0.5 for a tie and 0 for a loss")
     rate = float(x.mean())
-    groups = [group for group in (prompt, labeler) if group.max() > 0] or [np.arange(len(x))]
-    parts = [_cluster_variance(x - rate, group) for group in groups]
-    variance, freedom = parts[0]
-    if len(parts) == 2:
-        both = np.unique(np.stack(groups), axis=1, return_inverse=True)[1].ravel()
-        shared = _cluster_variance(x - rate, both)
-        # The difference may come out too small, or below 0. Of floors, half of what independent answers have keeps
-        # coverage nearest to the level where labelers do not differ.
-        variance = max(parts[0][0] + parts[1][0] - shared[0], shared[0] / 2)
-        spread = sum(v**2 / d for v, d in (*parts, shared) if d)
-        freedom = variance**2 / spread if spread else freedom
-        freedom = max(freedom, min(parts[0][1], parts[1][1]))
-    if variance == 0 or freedom == 0:
+    variance, freedom = two_way_variance(x - rate, prompts, labelers)
+    if variance == 0:
         return _score_interval(rate, int(prompt.max()) + 1, _z(level))
-    count = rate * (1 - rate) / variance
-    return _score_interval(rate, count, float(t.ppf((1 + level) / 2, freedom)))
+    return _score_interval(rate, rate * (1 - rate) / variance, float(t.ppf((1 + level) / 2, freedom)))
 
 
-def _cluster_variance(deviations: Array, group: NDArray[np.int64]) -> tuple[float, int]:
+def two_way_variance(
+    deviations: ArrayLike, prompts: Sequence[Hashable], labelers: Sequence[Hashable]
+) -> tuple[float, float]:
+    """The variance of a mean from its terms' deviations [N], and its degrees of freedom; see `clustered_win_rate`.
+
+    A single prompt or labeler is no cluster; with one of both, the terms are independent. Raises DataError.
+    """
+    x, prompt = _checked(deviations, prompts)
+    _, labeler = _checked(deviations, labelers)
+    groups = [group for group in (prompt, labeler) if group.max() > 0] or [np.arange(len(x))]
+    parts = [_cluster_variance(x, group) for group in groups]
+    if len(parts) < 2:
+        return parts[0]
+    both = np.unique(np.stack(groups), axis=1, return_inverse=True)[1].ravel()
+    shared = _cluster_variance(x, both)
+    # The difference may come out too small, or below 0. Of floors, half of what independent answers have keeps coverage
+    # nearest to the level where labelers do not differ.
+    variance = max(parts[0][0] + parts[1][0] - shared[0], shared[0] / 2)
+    spread = sum(v**2 / d for v, d in (*parts, shared))
+    freedom = variance**2 / spread if spread else 0.0
+    return variance, max(freedom, min(parts[0][1], parts[1][1]))
+
+
+def _cluster_variance(deviations: Array, group: NDArray[np.int64]) -> tuple[float, float]:
     """The variance of a mean whose N deviations are sums of independent clusters, and its degrees of freedom."""
     sums = np.bincount(group, deviations)
     if len(sums) < 2:
-        return 0.0, 0
-    return len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(deviations) ** 2, len(sums) - 1
+        return 0.0, 0.0
+    return len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(deviations) ** 2, len(sums) - 1.0
 
 
 @dataclass(frozen=True)
