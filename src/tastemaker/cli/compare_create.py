@@ -124,15 +124,15 @@ def run(argv: list[str]) -> int:
     chosen = {"steps": args.steps, "guidance": args.guidance, "eta": args.eta}
     base, of_runs = base_settings(given, [name for name, value in chosen.items() if value is not None])
     sampling = chosen_sampling(base, args.steps, args.guidance, args.eta, args.height, args.width)
-    from tastemaker.human_evaluation.create import check_candidates, create_comparison, left_out, rows_of
+    from tastemaker.human_evaluation.create import check_models, create_comparison, left_out, rows_of
     from tastemaker.human_evaluation.study import Stopping, asked
     from tastemaker.labelling.sources import Recipe
 
+    check_models([one.described for one in given])
     found = candidates(given, sampling)
     mode = args.mode or ("pair" if len(found) == 2 else "best")
     questions = asked([as_text(word, "--questions") for word in args.questions], mode)
     settings = _settings(args, mode, len(found), questions)
-    check_candidates(found, settings)
     rows = rows_of(found, _prompts(args, of_runs, found), args.n)
     _print_plan(args, found, rows, questions, settings)
     if args.dry_run:

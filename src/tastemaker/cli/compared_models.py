@@ -32,6 +32,13 @@ class Given:
     config: Config | None = None
     """Of the run that the source is, or is a part of."""
 
+    @property
+    def described(self) -> ComparedModel:
+        """As the comparison has it."""
+        from tastemaker.human_evaluation.study import ComparedModel
+
+        return ComparedModel(self.name, self.source)
+
 
 def recognised(word: str, base: str | None = None) -> Given:
     """NAME=SOURCE or SOURCE alone, whose last part is then the name.
@@ -111,11 +118,9 @@ def candidates(given: Sequence[Given], sampling: Sampling) -> list[Candidate]:
 
 def _candidate(one: Given, sampling: Sampling) -> Candidate:
     from tastemaker.human_evaluation.create import FromModel
-    from tastemaker.human_evaluation.study import ComparedModel
 
-    described = ComparedModel(one.name, one.source)
     if one.model is None:
-        return images_of(described)
+        return images_of(one.described)
     name, adapter = one.model, one.adapter
 
     def load():
@@ -127,7 +132,7 @@ def _candidate(one: Given, sampling: Sampling) -> Candidate:
             model.weights.load(find_adapter(adapter))
         return model
 
-    return FromModel(described, load)
+    return FromModel(one.described, load)
 
 
 def images_of(model: ComparedModel) -> FromImages:

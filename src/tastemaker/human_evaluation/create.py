@@ -132,19 +132,27 @@ def plan(rows: Sequence[Row], questions: int, models: int, mode: str, dice: rand
     return found
 
 
-def check_candidates(candidates: Sequence[Candidate], settings: Labelling) -> None:
-    """Raises ConfigError where so many models, or such names, cannot be compared by tasks of these settings."""
-    if not LEAST_MODELS <= len(candidates) <= MOST_MODELS:
+def check_models(models: Sequence[ComparedModel]) -> None:
+    """Raises ConfigError where so many models cannot be compared, or two have the same name or source."""
+    if not LEAST_MODELS <= len(models) <= MOST_MODELS:
+        count = f"{len(models)} are" if len(models) != 1 else "one is"
         raise ConfigError(
-            f"a comparison has {LEAST_MODELS} or {MOST_MODELS} models, but {len(candidates)} are given: name each as "
-            "NAME=MODEL, NAME=RUN or NAME=FOLDER"
+            f"a comparison has {LEAST_MODELS} or {MOST_MODELS} models, but {count} given: name each as NAME=MODEL, "
+            "NAME=RUN, NAME=ADAPTER or NAME=FOLDER"
         )
-    check_names("model", [one.model.name for one in candidates])
+    check_names("model", [one.name for one in models])
+    for one, two in combinations(models, 2):
+        if one.source == two.source:
+            raise ConfigError(f"{one.name} and {two.name} are both {one.source}: there is nothing to compare")
+
+
+def check_mode(settings: Labelling, models: int) -> None:
+    """Raises ConfigError where tasks of these settings cannot show so many models."""
     if settings.mode == "rate":
         raise ConfigError("models are compared in the modes pair, best and rank; rate shows one image at a time")
-    if settings.mode != "pair" and settings.task_size != len(candidates):
+    if settings.mode != "pair" and settings.task_size != models:
         raise ConfigError(
-            f"a task of mode {settings.mode} shows all {len(candidates)} models, not {settings.task_size} images"
+            f"a task of mode {settings.mode} shows the images of all {models} models, not {settings.task_size}"
         )
 
 
@@ -168,7 +176,8 @@ def create_comparison(
     made or read. `dice` is for tests: by default the system's random numbers, which nobody can draw again. The folder
     is there when all is made, and not before. Raises ConfigError, DataError, ModelError, StorageError.
     """
-    check_candidates(candidates, settings)
+    check_models([one.model for one in candidates])
+    check_mode(settings, len(candidates))
     dice = dice or random.SystemRandom()
     planned = plan(rows, len(questions), len(candidates), settings.mode, dice)
     with new_project(folder, settings, database) as project:

@@ -31,8 +31,9 @@ def preference_figure(study: Study, result: Result) -> Figure:
             axis.barh(index, share, _HEIGHT, left, color=colour, alpha=0.4, linewidth=0)
             left += share
         assert each.rate is not None, "there are answers"
+        rate = each.rate
         axis.errorbar(
-            each.rate.estimate, index, xerr=[[each.rate.estimate - each.rate.low], [each.rate.high - each.rate.estimate]],
+            rate.estimate, index, xerr=[[rate.estimate - rate.low], [rate.high - rate.estimate]],
             fmt="o", color=INK, markersize=4, capsize=3, linewidth=1.3,
         )  # fmt: skip
         axis.text(0.012, index, names[each.first], color=INK, va="center", parse_math=False)

@@ -31,9 +31,7 @@ class ImageFile:
     """Bytes of the file."""
 
 
-def store_image(
-    folder: Path, value: Any, where: str, base: Path | None = None, compressed: bool = True
-) -> ImageFile:
+def store_image(folder: Path, value: Any, where: str, base: Path | None = None, compressed: bool = True) -> ImageFile:
     """Stores an image as PNG in the folder `images` of a project, unless it is there, and returns its name.
 
     `value` and `base` are what `data.images.read_image` takes. The PNG has the pixels alone: what a file says of the

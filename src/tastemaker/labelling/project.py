@@ -171,9 +171,7 @@ def change_settings(project: Project, **changes: Any) -> Project:
     return replace(project, settings=settings)
 
 
-def add_tasks(
-    project: Project, tasks: Iterable[NewTask], batch: int | None = None, compressed: bool = True
-) -> int:
+def add_tasks(project: Project, tasks: Iterable[NewTask], batch: int | None = None, compressed: bool = True) -> int:
     """Adds tasks and stores their images; returns how many. All are added, or none.
 
     Images that are not `compressed` have files of the same size (`store_image`). Raises DataError, StorageError.
