@@ -56,9 +56,12 @@ def recognised(word: str, base: str | None = None) -> Given:
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise ConfigError(f"{name} is {source}, but there is no such folder or file")
         return Given(name, source, source)
+    from tastemaker.models.adapter_files import find_adapter
+
     if is_run(path):
         config = run_config(path)
         assert config is not None, "it is a run"
+        find_adapter(path)
         return Given(name, source, config.model, path, config)
     if _has_images(path):
         return Given(name, source)
@@ -69,8 +72,6 @@ def recognised(word: str, base: str | None = None) -> Given:
             f"{source} has images without prompts: give a folder that `tastemaker sample` wrote, or add captions "
             "(docs/guides/images.md)"
         )
-    from tastemaker.models.adapter_files import find_adapter
-
     find_adapter(path)
     config = run_config(path)
     return Given(name, source, base or (config.model if config else "bundled"), path, config)
