@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tastemaker.errors import DataError
 from tastemaker.evaluation.statistics import (
     Interval,
+    Sequential,
     bootstrap_mean,
     clustered_win_rate,
     sequential_win_rate,
@@ -19,6 +20,7 @@ from tastemaker.human_evaluation.outcomes import (
     Outcome,
     choices,
     identical_tasks,
+    labeler_clusters,
     outcomes,
     that_belong,
 )
@@ -187,36 +189,48 @@ def preference(
 ) -> Preference:
     """The preference between two models out of the answers that compare them, in the order in which they came.
 
-    `complete` are the prompts that have all their answers. The sequential interval takes their means in the order in
-    which they were completed: each is one independent observation, where the answers of a prompt are not.
+    `complete` are the prompts that have all their answers; see `decision`.
     """
     values, prompts = [one.value for one in found], [one.prompt for one in found]
     labelers = [one.labeler for one in found]
-    by_prompt: dict[str, list[float]] = {}
-    for one in found:
-        by_prompt.setdefault(one.prompt, []).append(one.value)
-    last = {prompt: index for index, prompt in enumerate(prompts)}
-    ordered = sorted((prompt for prompt in by_prompt if prompt in complete), key=lambda prompt: last[prompt])
-    means = [sum(by_prompt[prompt]) / len(by_prompt[prompt]) for prompt in ordered]
-    sequential = sequential_win_rate(means, sequential_level) if means else None
+    sequential, count = decision(found, complete, sequential_level)
     counts = Counter(values)
     return Preference(
         question, first, second, counts[1.0], counts[0.5], counts[0.0], sum(one.identical for one in found),
-        len(by_prompt), len(set(labelers)),
-        clustered_win_rate(values, prompts, labelers, level=level) if values else None,
+        len(set(prompts)), len(set(labelers)),
+        clustered_win_rate(values, prompts, labeler_clusters(labelers), level=level) if values else None,
         wilson(sum(values), len(values), level) if values else None,
         bootstrap_mean(values, prompts, level=level) if values else None,
         None if sequential is None else sequential.interval,
         sequential is not None and sequential.decided_at is not None,
-        None if sequential is None else sequential.decided_at, len(ordered),
+        None if sequential is None else sequential.decided_at, count,
     )  # fmt: skip
+
+
+def decision(found: Sequence[Outcome], complete: Collection[str], level: float) -> tuple[Sequential | None, int]:
+    """The sequential interval of the prompts that have all their answers, and how many these are; None where none has.
+
+    A prompt's mean is one observation, in the order in which prompts were completed: prompts come in a random order and
+    are independent of each other, where the answers on one of them are not.
+    """
+    by_prompt: dict[str, list[float]] = {}
+    last: dict[str, int] = {}
+    for index, one in enumerate(found):
+        by_prompt.setdefault(one.prompt, []).append(one.value)
+        last[one.prompt] = index
+    ordered = sorted((prompt for prompt in by_prompt if prompt in complete), key=lambda prompt: last[prompt])
+    means = [sum(by_prompt[prompt]) / len(by_prompt[prompt]) for prompt in ordered]
+    return (sequential_win_rate(means, level) if means else None), len(means)
 
 
 def best_share(chosen: Sequence[Choice], model: int, level: float) -> Best:
     """How often a model's image is the best of all. Choices by which none is good count for nobody."""
     values = [1 / len(one.best) if model in one.best else 0.0 for one in chosen]
     prompts, labelers = [one.prompt for one in chosen], [one.labeler for one in chosen]
-    return Best(clustered_win_rate(values, prompts, labelers, level=level), wilson(sum(values), len(values), level))
+    return Best(
+        clustered_win_rate(values, prompts, labeler_clusters(labelers), level=level),
+        wilson(sum(values), len(values), level),
+    )
 
 
 def _complete_prompts(

@@ -84,12 +84,14 @@ def best_figure(study: Study, result: Result) -> Figure:
 def plots(study: Study, result: Result) -> list[Plot]:
     """The figures for a page."""
     level = f"{100 * study.stopping.level:.4g} %"
+    tied = any(each.ties for one in result.asked for each in one.preferences)
+    ties, half = ("the grey part ties, ", ", which counts ties as half") if tied else ("", "")
     with styled():
         made = [
             Plot(
                 "How often each is preferred",
-                "Of each bar the left part are answers that prefer the model on the left, the grey part ties, and the "
-                f"right part answers that prefer the model on the right. The dot counts ties as half, with its {level} "
+                f"Of each bar the left part are answers that prefer the model on the left, {ties}and the right part "
+                f"answers that prefer the model on the right. The dot is the win rate{half}, with its {level} "
                 "interval; at the dashed line neither is preferred.",
                 to_svg(preference_figure(study, result), "preferences", "How often each model is preferred"),
             )

@@ -13,6 +13,9 @@ from tastemaker.human_evaluation.study import ComparedTask, Study
 from tastemaker.labelling.answers import Answer, TaskImages, comparisons
 from tastemaker.labelling.settings import Labelling
 
+LEAST_LABELERS = 5
+"""Labelers from whom one may conclude on others. Of fewer, intervals are of what these very labelers prefer."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -106,6 +109,11 @@ def _chosen(settings: Labelling, images: Sequence[str], answer: Answer) -> list[
     else:
         top = answer.state.order[0]
     return [position for position, name in enumerate(images) if name in {images[one] for one in top}]
+
+
+def labeler_clusters(labelers: Sequence[int]) -> Sequence[int]:
+    """By which labeler each answer is one of a cluster; a single cluster, which is none, for fewer than 5 labelers."""
+    return labelers if len(set(labelers)) >= LEAST_LABELERS else [0] * len(labelers)
 
 
 def that_belong(study: Study, tasks: Mapping[int, TaskImages], answers: Iterable[Answer]) -> tuple[list[Answer], int]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tastemaker.human_evaluation.analysis import Result
 from tastemaker.human_evaluation.figures import plots
-from tastemaker.human_evaluation.outcomes import Outcome
+from tastemaker.human_evaluation.outcomes import LEAST_LABELERS, Outcome
 from tastemaker.human_evaluation.study import Study
 from tastemaker.human_evaluation.tables import by_prompt, ends, percent, status
 from tastemaker.labelling.answers import TaskImages
@@ -115,11 +115,11 @@ def notes(study: Study, settings: Labelling, result: Result) -> list[str]:
             "are those of a study whose length was settled before."
         )
     if result.labelers == 1:
-        found.append("All answers are one labeler's, so that it is not known how far people agree.")
-    elif result.labelers < 5:
+        found.append("All answers are one labeler's: the intervals are of what this labeler prefers.")
+    elif result.labelers < LEAST_LABELERS:
         found.append(
-            f"There are {result.labelers} labelers only: what other people prefer may differ by more than the "
-            "intervals say."
+            f"There are {result.labelers} labelers only: the intervals are of what these labelers prefer, and not of "
+            "what others would."
         )
     if result.identical:
         found.append(

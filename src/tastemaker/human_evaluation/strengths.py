@@ -11,7 +11,7 @@ from scipy.stats import t
 
 from tastemaker.errors import DataError
 from tastemaker.evaluation.statistics import BradleyTerry, Interval, bradley_terry, two_way_variance
-from tastemaker.human_evaluation.outcomes import Outcome
+from tastemaker.human_evaluation.outcomes import Outcome, labeler_clusters
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def strengths(found: Sequence[Outcome], models: int, level: float) -> Strengths:
     except DataError as error:
         return Strengths((), 0.0, str(error))
     influence = _influence(found, fit, models)
-    prompts, labelers = [one.prompt for one in found], [one.labeler for one in found]
+    prompts, labelers = [one.prompt for one in found], labeler_clusters([one.labeler for one in found])
     intervals = []
     for model, strength in enumerate(fit.strengths):
         # The estimate's deviation is the sum of its terms' influences, and that of a mean of N terms N times as large.
