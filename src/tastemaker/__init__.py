@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Evaluation", "Run", "RunImage", "Samples", "TastemakerError", "compare", "evaluate", "label", "load_reward",
-    "load_run", "preset", "presets", "resume", "reward", "sample", "train", "train_reward_model",
+    "Config", "Evaluation", "Run", "RunImage", "Samples", "TastemakerError", "compare", "evaluate", "label",
+    "load_reward", "load_run", "preset", "presets", "resume", "reward", "sample", "train", "train_reward_model",
 ]  # fmt: skip
 
 _MODULES = {

@@ -247,8 +247,8 @@ def test_five_labelers_speak_for_others():
     few, many = of("abcd"), of("abcdef")
     assert few.rate is not None
     assert many.rate is not None
-    # By prompt all are alike, which leaves 6 trials of 1/2. By labeler 6 clusters of +-3: V = 6/5 (6 9) / 36^2 = 1/20, less
-    # that of single answers, 36/35 (36 / 4) / 36^2 = 1/140: 3/70 in all, and 5 degrees of freedom, whose t is 2.570582.
+    # By prompt all are alike, which leaves 6 trials of 1/2. By labeler 6 clusters of +-3: V = 6/5 (6 9) / 36^2 = 1/20,
+    # less that of single answers, 36/35 (36 / 4) / 36^2 = 1/140: 3/70, with 5 degrees of freedom, whose t is 2.570582.
     assert few.rate == wilson(3, 6)
     t, n = 2.570582, 0.25 / (3 / 70)
     assert many.rate.high - 0.5 == pytest.approx(t / (1 + t**2 / n) * (3 / 70 + t**2 / (4 * n**2)) ** 0.5, abs=1e-5)

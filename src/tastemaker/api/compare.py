@@ -92,7 +92,7 @@ def result(folder: str | Path | Project, out: str | Path | None = None, leave_ou
 
 
 def _described(name: str, pipeline: Any) -> ComparedModel:
-    return ComparedModel(name, f"{type(pipeline).__name__} {id(pipeline):x}")
+    return ComparedModel(name, f"a {type(pipeline).__name__} of the program ({name})")
 
 
 def _loaded(name: str, pipeline: Any, sampling: Sampling) -> FromModel:
