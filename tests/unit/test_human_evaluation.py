@@ -506,7 +506,9 @@ def test_the_best_of_three(tmp_path: Path):
     assert counts(tmp_path / "p") == {(0, 1): (0, 0, 2), (0, 2): (0, 0, 1), (1, 2): (1, 1, 0)}
     one = read_result(tmp_path / "p").result.asked[0]
     assert [best.share.estimate for best in one.best] == [0, 0.75, 0.25]
-    write_result(read_result(tmp_path / "p"), tmp_path / "out")
+    write_result(found := read_result(tmp_path / "p"), tmp_path / "out")
+    (sentence,) = lead(found.study, found.result)
+    assert sentence.startswith("Alignment: the best of all is b in 75.0 % (")
     assert "| alignment | b | 75.0 % |" in (tmp_path / "out" / "result.md").read_text()
     assert (tmp_path / "out" / "best.svg").is_file()
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tastemaker.human_evaluation.analysis import Result
+from tastemaker.evaluation.statistics import Interval
+from tastemaker.human_evaluation.analysis import Asked, Result
 from tastemaker.human_evaluation.figures import plots
 from tastemaker.human_evaluation.outcomes import LEAST_LABELERS, Outcome
 from tastemaker.human_evaluation.study import Study
@@ -82,23 +83,45 @@ def write_report(
 
 
 def lead(study: Study, result: Result) -> list[str]:
-    """The preferences in words, a sentence each."""
-    names = [model.name for model in study.models]
-    found = []
-    for one in result.asked:
-        for each in one.preferences:
-            if each.rate is None:
-                continue
-            turned = each.rate.estimate < 0.5
-            first, second = (each.second, each.first) if turned else (each.first, each.second)
-            share = 1 - each.rate.estimate if turned else each.rate.estimate
-            low, high = (1 - each.rate.high, 1 - each.rate.low) if turned else (each.rate.low, each.rate.high)
-            clear = "" if low > 0.5 else ", which may be chance"
-            found.append(
-                f"{study.questions[one.question].name.capitalize()}: {names[first]} is preferred to {names[second]} in "
-                f"{100 * share:.1f} % of {each.answers} answers ({100 * low:.1f} to {100 * high:.1f} %){clear}."
-            )
+    """What was found in words, a sentence for each question, or for each two models where these are asked for."""
+    return [sentence for one in result.asked for sentence in (_chosen(study, one) or _preferred(study, one))]
+
+
+def _chosen(study: Study, one: Asked) -> list[str]:
+    """How often each of three models is the best of all; empty for two, of which that says no more than a win rate."""
+    if len(study.models) < 3 or not one.best:
+        return []
+    ranked = sorted(range(len(study.models)), key=lambda model: -one.best[model].share.estimate)
+    shares = [
+        f"{study.models[model].name} in {percent(one.best[model].share)} ({ends(one.best[model].share)})"
+        for model in ranked
+    ]
+    listed = f"{', '.join(shares[:-1])} and {shares[-1]}"
+    return [f"{_title(study, one)}: the best of all is {listed} of {one.answers} answers."]
+
+
+def _preferred(study: Study, one: Asked) -> list[str]:
+    found, names = [], [model.name for model in study.models]
+    for each in one.preferences:
+        if each.rate is None:
+            continue
+        first, second, rate = names[each.first], names[each.second], each.rate
+        if rate.estimate < 0.5:
+            first, second = second, first
+            rate = Interval(1 - rate.estimate, 1 - rate.high, 1 - rate.low)
+        if rate.estimate == 0.5:
+            found.append(f"{_title(study, one)}: {first} and {second} are preferred equally often ({ends(rate)}).")
+            continue
+        clear = "" if rate.low > 0.5 else ", which may be chance"
+        found.append(
+            f"{_title(study, one)}: {first} is preferred to {second} in {percent(rate)} of {each.answers} answers "
+            f"({ends(rate)}){clear}."
+        )
     return found
+
+
+def _title(study: Study, one: Asked) -> str:
+    return study.questions[one.question].name.capitalize()
 
 
 def notes(study: Study, settings: Labelling, result: Result) -> list[str]:
