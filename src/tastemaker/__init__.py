@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tastemaker.api import label
+    from tastemaker.api import compare, label
     from tastemaker.api.iteration import Iterations, iterate
     from tastemaker.api.presets import preset, presets
     from tastemaker.api.question_benchmarks import ask
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Evaluation", "Iterations", "Run", "RunImage", "Samples", "TastemakerError", "ask", "evaluate", "iterate",
-    "label", "load_reward", "load_run", "preset", "presets", "resume", "reward", "sample", "train",
+    "Config", "Evaluation", "Iterations", "Run", "RunImage", "Samples", "TastemakerError", "ask", "compare", "evaluate",
+    "iterate", "label", "load_reward", "load_run", "preset", "presets", "resume", "reward", "sample", "train",
     "train_reward_model",
 ]  # fmt: skip
 
@@ -47,8 +47,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "label":
-        found = globals()[name] = importlib.import_module("tastemaker.api.label")
+    if name in ("compare", "label"):
+        found = globals()[name] = importlib.import_module(f"tastemaker.api.{name}")
         return found
     for module, names in _MODULES.items():
         if name in names:

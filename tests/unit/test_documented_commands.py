@@ -229,6 +229,11 @@ def run(argv: list[str], folder: Path) -> int:
         cls = vars(module)[f"{argv[1].title()}Args"]
         parse(cls, split_assignments(argv[2:], flag_types(cls)), "label")
         return 0
+    if argv[0] == "compare":
+        module = importlib.import_module(f"tastemaker.cli.compare_{argv[1]}")
+        cls = vars(module)[f"{argv[1].title()}Args"]
+        parse(cls, argv[2:], "compare")
+        return 0
     if argv[0] in PARSED and argv[1:]:
         argv = argv[argv[0] == "reward" :]  # `reward serve`
         cls = PARSED[argv[0]]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +10,7 @@ import tyro
 
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.folders import require_run, require_unused
+from tastemaker.cli.progress import images_progress
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config, Sampling
@@ -202,7 +200,7 @@ def _from_images(args: CreateArgs, settings: Labelling) -> int:
     if args.dry_run:
         print(f"{len(tasks)} tasks of {settings.task_size} images{left_over}, into {args.project}")
         return 0
-    with _progress(len(tasks) * settings.task_size) as advance:
+    with images_progress(len(tasks) * settings.task_size) as advance:
         create_from_tasks(args.project, settings, tasks, args.database, advance)
     return _made(args, f"{len(tasks)} tasks of {settings.task_size} images{left_over}")
 
@@ -228,21 +226,9 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
     recipe = Recipe(source.sampling.steps, source.sampling.guidance, source.sampling.eta, args.seed)
     origin = {"model": source.model, "adapter": None if source.adapter is None else str(source.adapter)}
     sampled = Sampled(model, source.prompts, tasks, recipe, source.name, origin)
-    with _progress(tasks * settings.task_size) as advance:
+    with images_progress(tasks * settings.task_size) as advance:
         create_from_model(args.project, settings, sampled, args.database, advance)
     return _made(args, text)
-
-
-@contextmanager
-def _progress(images: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("images", total=images)
-        yield lambda count: progress.advance(task, count)
 
 
 def _made(args: CreateArgs, text: str) -> int:

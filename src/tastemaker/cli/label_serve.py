@@ -43,6 +43,11 @@ def run(argv: list[str]) -> int:
     args = parse(ServeArgs, split_assignments(argv, flag_types(ServeArgs)), "label serve")
     if args.project is None:
         raise ConfigError("give the folder of a project, as in `tastemaker label serve labels/animals`")
+    return serve(args.project, args)
+
+
+def serve(folder: Path, args: ServeArgs) -> int:
+    """Serves a project until it is stopped. Raises ConfigError, StorageError."""
     check_port(args.port)
     public = None if args.public_url is None else checked_public_url(args.public_url)
     from tastemaker.labelling.accounts import admin_token
@@ -51,14 +56,14 @@ def run(argv: list[str]) -> int:
     from tastemaker.web.listening import listen
 
     serving = Serving(args.host, public, args.proxies)
-    with open_project(args.project) as project:
+    with open_project(folder) as project:
         token = admin_token(project.folder)
         with listen(args.host, args.port) as listener:
             address = address_of(serving, listener)
             with announced(project, address):
                 server = server_of(project, token, serving)
                 shown = public or address
-                print(f"serving {args.project}; Ctrl-C stops it", flush=True)
+                print(f"serving {folder}; Ctrl-C stops it", flush=True)
                 print_lines(_spread(args, public))
                 print(shown if args.without_link else login_link(shown, token), flush=True)
                 server.run(sockets=[listener])

@@ -20,6 +20,7 @@ COMMANDS = {
     "ask": "run a benchmark that asks questions about a model's images",
     "report": "write a run's report, or compare several runs",
     "label": "let people compare images in their browsers",
+    "compare": "let people compare models without knowing whose image is whose",
     "iterate": "go round: sample, label, reward model, alignment, and again",
     "reward": "serve a reward to other machines, or train one on people's comparisons",
     "bench": "measure speed, memory and overhead of a model and its settings",

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from tastemaker.errors import ConfigError
 from tastemaker.labelling import database as db
-from tastemaker.labelling.project import Project, create_project
+from tastemaker.labelling.project import COMPARISON, Project, create_project
 from tastemaker.labelling.table_files import copy_images
 from tastemaker.labelling.tables import Base, ImageRow, LoginSession, ProjectRow
+from tastemaker.runs import atomic
 from tastemaker.runs.folders import new_folder
 
 ROWS_AT_ONCE = 1000
@@ -64,6 +65,8 @@ def copy_project(project: Project, folder: Path, database: str | None = None) ->
                     db.restart_keys(target)
                 images = list(source.scalars(sa.select(ImageRow.sha256).order_by(ImageRow.sha256)))
                 copy_images(project.folder, images, temporary)
+                if (project.folder / COMPARISON).is_file():
+                    atomic.write(temporary / COMPARISON, (project.folder / COMPARISON).read_bytes())
             except BaseException:
                 if database is not None:  # which the folder's removal leaves as it is
                     db.downgrade(copy.database, "base")

@@ -10,7 +10,7 @@ from typing import Any
 
 from tastemaker.diffusion.model import Model
 from tastemaker.labelling.database import downgrade
-from tastemaker.labelling.project import NewTask, add_tasks, create_project
+from tastemaker.labelling.project import NewTask, Project, add_tasks, create_project
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.sources import Recipe, sampled_tasks
 from tastemaker.runs.folders import new_folder
@@ -64,17 +64,20 @@ def create_from_tasks(
 
 
 def _create(folder: Path, settings: Labelling, tasks: Iterable[NewTask], database: str | None) -> None:
-    with _new_project(folder, settings, database) as add:
+    with new_project(folder, settings, database) as project:
         for task in tasks:
-            add([task])
+            add_tasks(project, [task])
 
 
 @contextmanager
-def _new_project(folder: Path, settings: Labelling, database: str | None) -> Iterator[Callable[[list[NewTask]], int]]:
-    """A function that adds tasks to a new project, which is in its place when the block ends well."""
+def new_project(folder: Path, settings: Labelling, database: str | None = None) -> Iterator[Project]:
+    """A new project, which is in its place when the block ends well, and nowhere else.
+
+    Raises ConfigError, StorageError.
+    """
     with new_folder(folder) as temporary, create_project(temporary, settings, database) as project:
         try:
-            yield lambda tasks: add_tasks(project, tasks)
+            yield project
         except BaseException:
             if database is not None:  # which the folder's removal leaves as it is
                 downgrade(project.database, "base")

@@ -31,17 +31,18 @@ class ImageFile:
     """Bytes of the file."""
 
 
-def store_image(folder: Path, value: Any, where: str, base: Path | None = None) -> ImageFile:
+def store_image(folder: Path, value: Any, where: str, base: Path | None = None, compressed: bool = True) -> ImageFile:
     """Stores an image as PNG in the folder `images` of a project, unless it is there, and returns its name.
 
     `value` and `base` are what `data.images.read_image` takes. The PNG has the pixels alone: what a file says of the
-    model or prompt that made it would show labelers whose image it is. Raises DataError, beginning with `where`, and
-    StorageError.
+    model or prompt that made it would show labelers whose image it is. Where it is not `compressed`, all files of one
+    width and height have the same number of bytes, which then does not say how detailed the image is either. Raises
+    DataError, beginning with `where`, and StorageError.
     """
     image = read_image(value, where, base)
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{where}: the image has {image.width} x {image.height} pixels, but may have {MAX_PIXELS:,}")
-    data = _png(image)
+    data = _png(image, compressed)
     name = hashlib.sha256(data).hexdigest()
     path = image_path(folder, name)
     try:
@@ -63,9 +64,9 @@ def image_path(folder: Path, sha256: str) -> Path:
     return folder / "images" / sha256[:2] / f"{sha256}.png"
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, compressed: bool) -> bytes:
     file = io.BytesIO()
     # A fresh image, since Pillow writes what it has read beside the pixels.
     plain = Image.frombytes("RGB", image.size, image.tobytes())
-    plain.save(file, "PNG", compress_level=4)
+    plain.save(file, "PNG", compress_level=4 if compressed else 0)
     return file.getvalue()

@@ -26,6 +26,8 @@ from tastemaker.runs.atomic import replace_atomic
 DESCRIPTION = "project.json"
 """The file that makes a folder a labelling project."""
 FORMAT = 1
+COMPARISON = "comparison.json"
+"""In the folder of a blind comparison of models: which model made which image. The server does not read it."""
 DATABASE_ENV = "TASTEMAKER_LABEL_DATABASE"
 """The environment variable that says where the database of projects is that is none of SQLite's."""
 MAX_PROMPT = 10_000
@@ -169,10 +171,14 @@ def change_settings(project: Project, **changes: Any) -> Project:
     return replace(project, settings=settings)
 
 
-def add_tasks(project: Project, tasks: Iterable[NewTask], batch: int | None = None) -> int:
-    """Adds tasks and stores their images; returns how many. All are added, or none. Raises DataError, StorageError."""
+def add_tasks(project: Project, tasks: Iterable[NewTask], batch: int | None = None, compressed: bool = True) -> int:
+    """Adds tasks and stores their images; returns how many. All are added, or none.
+
+    Images that are not `compressed` have files of the same size (`store_image`). Raises DataError, StorageError.
+    """
     stored = [
-        (task, [store_image(project.folder, i.value, i.where) for i in task.images]) for task in map(_checked, tasks)
+        (task, [store_image(project.folder, i.value, i.where, compressed=compressed) for i in task.images])
+        for task in map(_checked, tasks)
     ]
     with project.database.write() as session:
         insert_tasks(session, project.settings, stored, batch)

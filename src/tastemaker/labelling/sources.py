@@ -81,7 +81,7 @@ def image_tasks(source: str, settings: Labelling, limit: int | None = None) -> t
     """
     groups: dict[str, list[NewImage]] = {}
     count = 0
-    for prompt, image in _captioned(source):
+    for prompt, image in captioned_images(source):
         groups.setdefault(prompt, []).append(image)
         count += 1
     size = settings.task_size
@@ -100,7 +100,11 @@ def image_tasks(source: str, settings: Labelling, limit: int | None = None) -> t
     return tasks, count - size * len(tasks)
 
 
-def _captioned(source: str) -> Iterable[tuple[str, NewImage]]:
+def captioned_images(source: str) -> Iterable[tuple[str, NewImage]]:
+    """Images with their prompts, in their order.
+
+    `origin` has the seed where a samples.json says it. Raises DataError.
+    """
     listing = Path(source).expanduser() / LISTING
     if listing.is_file():
         return _listed(listing)
