@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, processes
 from tastemaker.cli.settings import read
 from tastemaker.config.presets import PRESETS
@@ -21,11 +22,11 @@ from tastemaker.web.hosts import check_port
 
 
 @dataclass(frozen=True)
-class IterateArgs:
+class IterateOptions:
     """Goes round from images to people's labels, a reward model and a model that is aligned with it, and begins again.
 
-    The settings are those of `tastemaker train`, with the word REWARD_MODEL for the reward model of the iteration
-    (docs/guides/iterate.md).
+    Beside these options it takes all settings of `tastemaker train`, for the alignment, with the word REWARD_MODEL for
+    the reward model of the iteration (docs/guides/iterate.md, and `tastemaker train --help`).
     """
 
     preset: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[PRESET]", help_behavior_hint="")] = None
@@ -45,7 +46,18 @@ class IterateArgs:
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check everything and print what would be done, without doing it."""
     loop: Annotated[Loop, tyro.conf.arg(name="")] = field(default_factory=Loop)
+
+
+@dataclass(frozen=True)
+class IterateArgs:
+    """The options, and the settings of the alignment."""
+
+    options: Annotated[IterateOptions, tyro.conf.arg(name="")] = field(default_factory=IterateOptions)
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    @property
+    def preset(self) -> str | None:
+        return self.options.preset
 
 
 def run(argv: list[str]) -> int:
@@ -59,8 +71,11 @@ def run(argv: list[str]) -> int:
     resumed = any(word == "--resume" or word.startswith("--resume=") for word in argv)
     if resumed:
         return _go_on(argv, command)
-    args, stem = read(IterateArgs, argv, "iterate")
-    settings = IterationSettings(args.loop, _with_reward_model(args.settings, stem))
+    if "--help" in argv or "-h" in argv:
+        parse(IterateOptions, ["--help"], "iterate")
+    given, stem = read(IterateArgs, argv, "iterate")
+    args = given.options
+    settings = IterationSettings(args.loop, _with_reward_model(given.settings, stem))
     check_port(args.port)
     out = args.out or next_free("iterate")
     if (out / "iterate.yaml").exists():
@@ -83,8 +98,6 @@ def _with_reward_model(config: Config, stem: str) -> Config:
 
 
 def _go_on(argv: list[str], command: str) -> int:
-    from tastemaker.cli.arguments import parse
-
     args = parse(ResumeArgs, argv, "iterate")
     assert args.resume is not None
     check_port(args.port)
