@@ -280,8 +280,11 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     ),
     "thesis-pink": (
         _thesis_sd(16, 25500, 4, 16, 1e-7, (4096, 1024), "thesis-pink"),
-        "experiment 6, pink sunglasses; give --reward",
-        _THESIS.format(6, _PINK, ", and a value network copied from the policy, where theirs is from its reward model"),
+        "experiment 6, pink sunglasses; give --reward and --algorithm.value-from a reward model (kind unet)",
+        _THESIS.format(
+            6, _PINK, ", and a value network copied from the policy, unless --algorithm.value-from names the reward "
+            "model, as which theirs begins"
+        ),
     ),
     "thesis-pickscore": (
         _PICKSCORE,
