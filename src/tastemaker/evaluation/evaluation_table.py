@@ -58,7 +58,7 @@ class TableRow:
     """Its ends are NaN where one batch alone says how fast sampling is."""
     difference: Interval | None
     """To the model that it is compared with, over the same prompts and seeds."""
-    in_base_std: float | None
+    in_base_std: Interval | None
     """The difference of a reward in standard deviations of the images of the model that it is compared with."""
     images: int
     prompt_count: int
@@ -74,7 +74,7 @@ class TableRow:
             "difference": None if other is None else other.estimate,
             "difference_low": None if other is None else other.low,
             "difference_high": None if other is None else other.high,
-            "difference_in_base_std": self.in_base_std,
+            "difference_in_base_std": None if self.in_base_std is None else self.in_base_std.estimate,
             "images": self.images, "prompt_count": self.prompt_count, "note": self.note,
         }  # fmt: skip
 
@@ -215,7 +215,7 @@ class _Maker:
     """[N]"""
 
     def row(
-        self, metric: str, kind: str, value: Interval, difference: Interval | None, std: float | None = None,
+        self, metric: str, kind: str, value: Interval, difference: Interval | None, std: Interval | None = None,
         note: str = "",
     ) -> TableRow:  # fmt: skip
         count = len(set(self.prompt.tolist()))
@@ -239,7 +239,8 @@ class _Maker:
             return self.row(metric, kind, value, None)
         difference = bootstrap_difference(values, base, prompts)
         unit = moments(torch.from_numpy(base))[1]
-        scaled = difference.estimate / unit if in_base_std and unit > 0 else None
+        ends = [x / unit if unit > 0 else 0.0 for x in (difference.estimate, difference.low, difference.high)]
+        scaled = Interval(*ends) if in_base_std and unit > 0 else None
         return self.row(metric, kind, value, difference, scaled)
 
     def of_prompts(

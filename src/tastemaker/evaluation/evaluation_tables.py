@@ -67,7 +67,8 @@ def markdown(rows: Sequence[TableRow]) -> str:
         cells = [
             row.prompts, row.model, row.metric + (" (trained)" if row.kind == "trained reward" else ""),
             interval_text(row.value), "" if row.difference is None else interval_text(row.difference, sign=True),
-            "" if row.in_base_std is None else f"{row.in_base_std:+.2f}", f"{row.prompt_count} x {each}", row.note,
+            "" if row.in_base_std is None else f"{row.in_base_std.estimate:+.2f}",
+            f"{row.prompt_count} x {each}", row.note,
         ]  # fmt: skip
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
