@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tastemaker.api import label
+    from tastemaker.api.evaluating import ModelComparison, evaluate_models
     from tastemaker.api.presets import preset, presets
     from tastemaker.api.reward_models import train_reward_model
     from tastemaker.api.runs import Run, RunImage, load_run
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Evaluation", "Run", "RunImage", "Samples", "TastemakerError", "evaluate", "label", "load_reward",
-    "load_run", "preset", "presets", "resume", "reward", "sample", "train", "train_reward_model",
+    "Config", "Evaluation", "ModelComparison", "Run", "RunImage", "Samples", "TastemakerError", "evaluate",
+    "evaluate_models", "label", "load_reward", "load_run", "preset", "presets", "resume", "reward", "sample", "train",
+    "train_reward_model",
 ]  # fmt: skip
 
 _MODULES = {
+    "tastemaker.api.evaluating": ("ModelComparison", "evaluate_models"),
     "tastemaker.api.presets": ("preset", "presets"),
     "tastemaker.api.reward_models": ("train_reward_model",),
     "tastemaker.api.runs": ("Run", "RunImage", "load_run"),

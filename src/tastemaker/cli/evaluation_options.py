@@ -38,6 +38,7 @@ class Options:
     prompts: Mapping[str, str | PromptList] = field(default_factory=dict)
     """Prompts, or what `--prompts` takes, by the names of prompt sets."""
     prompt_count: int | None = None
+    """Prompts taken from each list; None takes all of those that are given one by one."""
     seeds: int | None = None
     seed: int | None = None
     steps: int | None = None
@@ -125,12 +126,22 @@ def _prompt_sets(options: Options, configs: Sequence[Config]) -> tuple[PromptSet
             "seen=bundled-single-train unseen=bundled-single-test"
         )
     evaluation = configs[0].evaluation if configs else Config().evaluation
-    count = options.prompt_count or evaluation.prompts
+    given = [name for name, source in options.prompts.items() if isinstance(source, PromptList)]
     seeds = options.seeds or evaluation.per_prompt
     own = {config.seed for config in configs}
     seed = options.seed if options.seed is not None else own.pop() if len(own) == 1 else 0
     return tuple(
-        PromptSet(name, source, draw_evaluation(prompts, seed, count, seeds, EVALUATION + number))
+        PromptSet(
+            name,
+            source,
+            draw_evaluation(
+                prompts,
+                seed,
+                options.prompt_count or (len(prompts) if name in given else evaluation.prompts),
+                seeds,
+                EVALUATION + number,
+            ),
+        )
         for number, (name, (source, prompts)) in enumerate(listed.items())
     )
 
