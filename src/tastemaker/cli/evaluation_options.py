@@ -73,11 +73,12 @@ def make_plan(options: Options) -> EvaluationPlan:
             require_at_least(name, value, 1)
     bundled = all(one.model == "bundled" for one in models)
     metrics = tuple(dict.fromkeys(options.metrics or ("judge", "diversity", "speed")))
+    prompt_sets, sampling = _prompt_sets(options, configs), _sampling(options, configs)
     rewards, owners = _rewards(options, configs)
     return EvaluationPlan(
         models=models,
-        prompt_sets=_prompt_sets(options, configs),
-        sampling=_sampling(options, configs),
+        prompt_sets=prompt_sets,
+        sampling=sampling,
         rewards=rewards,
         metrics=tuple(metric for metric in metrics if bundled or options.metrics or metric != "judge"),
         precision=options.precision or (configs[0].precision if configs else _default_precision()),

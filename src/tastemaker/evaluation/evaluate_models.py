@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tastemaker.evaluation.evaluation_files import EvaluationFolder, open_folder
 from tastemaker.evaluation.evaluation_plan import EvaluationPlan
-from tastemaker.evaluation.evaluation_table import ImageFigures, TableRow, image_figures, table
+from tastemaker.evaluation.evaluation_table import ImageFigures, TableRow, extractor_of, image_figures, table
 from tastemaker.evaluation.evaluation_tables import result_rows, write_tables
 from tastemaker.evaluation.sampled_images import sample_images
 from tastemaker.evaluation.scored_images import score_batches, score_images
@@ -46,12 +46,13 @@ def evaluate_models(plan: EvaluationPlan, path: Path, phases: Phases) -> ModelEv
     Raises ConfigError where the folder has something else, a TastemakerError where anything fails. What was sampled and
     scored before stays on disk.
     """
+    extractor = extractor_of(plan)
     folder = open_folder(path, plan)
     sample_images(plan, folder, phases("sampling", plan.batch_count))
     scores = score_images(plan, folder, phases("scoring", score_batches(plan)))
     count = len(plan.models) * len(plan.prompt_sets)
     measured = phases("measuring", count)
     figures = image_figures(plan, folder, scores)
-    rows = table(plan, folder, figures, lambda: measured(1))
+    rows = table(plan, folder, figures, extractor, lambda: measured(1))
     files = write_tables(path, result_rows(plan, folder, figures), rows)
     return ModelEvaluation(plan, folder, figures, tuple(rows), tuple(files))

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from tastemaker.data.images import read_image, to_tensor
-from tastemaker.errors import DataError
+from tastemaker.errors import ConfigError, DataError
 from tastemaker.evaluation.distribution_metrics import (
     clip_logits,
     inception_score,
@@ -127,23 +127,39 @@ def image_figures(
     return found
 
 
+def extractor_of(plan: EvaluationPlan) -> Extractor | None:
+    """What computes the features; None where no metric reads any.
+
+    Raises RewardError where there is none of its name, ConfigError where it is no CLIP and one is needed.
+    """
+    if plan.features is None or not set(plan.metrics) & set(FEATURE_METRICS):
+        return None
+    extractor = load_features(plan.features, plan.device)
+    if "clip-inception" in plan.metrics and extractor.clip is None:
+        raise ConfigError(
+            f"the metric clip-inception needs a CLIP, but --features is {extractor.name}: give a CLIP, or leave the "
+            "metric out"
+        )
+    return extractor
+
+
 def table(
     plan: EvaluationPlan,
     folder: EvaluationFolder,
     figures: Mapping[tuple[str, str], ImageFigures],
+    extractor: Extractor | None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[TableRow]:
     """All figures, model by model within each prompt set. Calls `advance` after each of these.
 
+    `extractor` is that of `extractor_of(plan)`.
+
     Intervals are of 95 % over prompts, each drawn with all its images, which contains the variation of seeds
     (`statistics.bootstrap_mean`). Raises DataError.
     """
-    extractor, given = None, None
-    if any(metric in FEATURE_METRICS for metric in plan.metrics):
-        assert plan.features is not None
-        extractor = load_features(plan.features, plan.device)
-        if plan.reference is not None and {"fid", "kid"} & set(plan.metrics):
-            given = _features_of_folder(plan.reference, extractor)
+    given = None
+    if extractor is not None and plan.reference is not None:
+        given = _features_of_folder(plan.reference, extractor)
     rows: list[TableRow] = []
     for prompt_set in plan.prompt_sets:
         features = {}
@@ -319,12 +335,7 @@ def _feature_rows(
             values = [function(own[index]) for index in several]
             before = None if base is None else [function(base[index]) for index in several]
             rows.append(made.of_prompts(metric, values, before, extractor.name))
-    if "clip-inception" in plan.metrics:
-        if extractor.clip is None:
-            raise DataError(
-                f"the metric clip-inception needs a CLIP, but --features is {extractor.name}: give a CLIP, or leave "
-                "the metric out"
-            )
+    if "clip-inception" in plan.metrics and extractor.clip is not None:
         classes, clip = prompt_set.prompts, extractor.clip
         logits = [None if x is None else clip_logits(x.to(plan.device), classes, clip).cpu() for x in (own, base)]
         note = f"{extractor.name}, classes: the {len(classes)} prompts"
