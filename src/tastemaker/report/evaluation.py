@@ -16,6 +16,7 @@ from tastemaker.evaluation.evaluation_plan import METRICS, PromptSet
 from tastemaker.evaluation.evaluation_table import TableRow
 from tastemaker.evaluation.evaluation_tables import interval_text
 from tastemaker.evaluation.figures import swatch
+from tastemaker.evaluation.statistics import Interval
 from tastemaker.printing import readable
 from tastemaker.report.evaluation_plots import evaluation_plots
 from tastemaker.report.grid import PIXEL_ART, data_uri
@@ -164,12 +165,16 @@ def _headline(made: ModelEvaluation) -> list[str]:
         rows = [row for row in rows if row.in_base_std is not None]
         for reward in dict.fromkeys(row.metric for row in rows):
             parts = [
-                f"{_minus(interval_text(row.in_base_std, sign=True))} on {row.prompts}"
+                f"{_deviations(row.in_base_std)} on {row.prompts}"
                 for row in rows
                 if row.metric == reward and row.in_base_std is not None
             ]
             found.append(readable(f"{one.label}, trained on {reward}: {', '.join(parts)}"))
     return found
+
+
+def _deviations(found: Interval) -> str:
+    return _minus(f"{found.estimate:+.2f} [{found.low:+.2f}, {found.high:+.2f}]")
 
 
 def _cell(row: TableRow | None) -> Cell | None:
