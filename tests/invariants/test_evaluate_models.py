@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 
 import tastemaker as tm
 import tiny
+from drawing import drawn
 from tastemaker.cli.main import main
 from tastemaker.evaluation.evaluated_models import Checkpoint, EvaluatedModel, changed
 from tastemaker.models import load_model
@@ -527,3 +530,36 @@ def test_python_gives_the_command_s_figures(run: Path, done: Path, tmp_path: Pat
         tm.evaluate_models({"a/b": run})
     with pytest.raises(tm.TastemakerError, match="the list of prompts is empty"):
         tm.evaluate_models(run, prompts={"none": []})
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_the_report_is_one_file_that_says_what_the_table_says(run: Path, done: Path, tmp_path: Path):
+    """Written again from what is on disk, with its figures drawn."""
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    words = ["evaluate", str(run), f"{run}@1", "--rewards", "colourfulness", "--metrics", "diversity", "kl", "speed"]
+    with drawn():
+        assert main([*words, "--out", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)", page)
+    script = re.findall(r"<script>(.*?)</script>", page, re.S)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    for title in ("Generalisation", "The same prompt and seed, side by side", "Wins and losses", "All figures"):
+        assert f"<h2>{title}" in page
+    assert "<h2>Mixtures" not in page
+    for title in (
+        "Distribution of jpeg-compressibility",
+        "Trained reward against kl",
+        "Trained reward against diversity",
+    ):
+        assert f"<h3>{title}</h3><svg" in page
+    row = table(out)["simple", "unseen", "jpeg-compressibility"]
+    assert f"{row['difference_in_base_std']:+.2f}".replace("-", "−") in page
+    numbers = json.loads(re.findall(r'id="numbers">(.*?)</script>', page, re.S)[0])
+    assert np.array(numbers["numbers"]).shape == (8, 2, 3)  # all images; rewards; models
+    assert numbers["references"] == [0, 0, 0]
+    rewards = sorted(of(out, "simple", "seen", "reward/jpeg-compressibility"))
+    assert sorted(one[0][1] for one in numbers["numbers"][:4]) == pytest.approx(rewards)
