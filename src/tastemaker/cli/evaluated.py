@@ -18,6 +18,7 @@ from tastemaker.errors import ConfigError, ModelError
 from tastemaker.evaluation.evaluated_models import Checkpoint, EvaluatedModel, Mixture, Trained
 from tastemaker.in_memory import PREFIX
 from tastemaker.models.adapter_files import find_adapter, require_adapter
+from tastemaker.runs.checkpoint import saved_round
 
 _LABEL = re.compile(r"([^=/\\]+)=(.+)", re.DOTALL)
 _ROUND = re.compile(r"(.+)@(\d+)")
@@ -96,9 +97,15 @@ def _run(path: Path, model: str | None) -> Found:
     config = _config(path)
     found = EvaluatedModel(
         _name(path), model or _base(path, config), Trained(find_adapter(path)), trained_on=_trained_on([config]),
-        run=_name(path),
+        run=_name(path), round=_last_round(path, config),
     )  # fmt: skip
     return Found(found, (config,))
+
+
+def _last_round(run: Path, config: Config) -> int | None:
+    """The round after which a run's adapter is; None for one that may have been stopped early, whose is another."""
+    last = saved_round(run)
+    return last if last >= 0 and config.early_stop.metric is None else None
 
 
 def _checkpoint(run: Path, round: int, model: str | None) -> Found:

@@ -89,7 +89,7 @@ class EvaluatedModel:
     run: str = ""
     """The run that it is of; empty elsewhere."""
     round: int | None = None
-    """The round of the run after which it was, of a checkpoint."""
+    """The round of the run after which it was, where that is known."""
     parts: tuple[tuple[str, float], ...] = ()
     """Of a mixture: its adapters' names, each with its weight."""
 

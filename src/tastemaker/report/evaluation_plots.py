@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 
 from tastemaker.evaluation.evaluate_models import ModelEvaluation
 from tastemaker.evaluation.evaluated_models import EvaluatedModel
-from tastemaker.evaluation.evaluation_table import TableRow
 from tastemaker.evaluation.figures import COLOURS, MUTED, Plot, finish, look, panels, styled
 from tastemaker.printing import readable
 
@@ -78,16 +75,23 @@ def _progress(made: ModelEvaluation, reward: str) -> Plot | None:
     figure, axes = panels(len(shown))
     rows = made.rows(reward)
     for axis, prompt_set in zip(axes, shown, strict=True):
-        for number, models in enumerate(runs.values()):
-            found = [rows[one.label, prompt_set.name] for one in models]
-            at = [float(one.round or 0) for one in models]
-            _error_bars(axis, at, found, COLOURS[number % len(COLOURS)], connected=True)
+        for number, (name, models) in enumerate(runs.items()):
+            found = [rows[one.label, prompt_set.name].difference for one in models]
+            points = [(one.round or 0, other) for one, other in zip(models, found, strict=True) if other is not None]
+            at = [0, *(round for round, _ in points)]
+            y = [0.0, *(one.estimate for _, one in points)]
+            below = [0.0, *(one.estimate - one.low for _, one in points)]
+            above = [0.0, *(one.high - one.estimate for _, one in points)]
+            colour = COLOURS[number % len(COLOURS)]
+            label = readable(name).lstrip("_") if axis is axes[0] else None
+            axis.errorbar(at, y, [below, above], color=colour, marker="o", markersize=4, elinewidth=0.9, label=label)
         axis.axhline(0, color=MUTED, linewidth=0.8)
         axis.set_ylabel("difference")
         _name(axis, prompt_set.name, len(shown) > 1)
     return finish(
         figure, axes, "rounds of training done", f"{readable(reward)} by round",
-        "The difference to the base model after some of a run's rounds, with its 95 % interval.",
+        "The difference to the base model, which is that of round 0, after some of a run's rounds, with its 95 % "
+        "interval.",
     )  # fmt: skip
 
 
@@ -141,13 +145,6 @@ def _against(made: ModelEvaluation, cost: str) -> Plot | None:
            "Dots to the left of 0 have lost in this measure what they may have gained in the reward."),
         whole=False,
     )  # fmt: skip
-
-
-def _error_bars(axis: Axes, x: Sequence[float], rows: Sequence[TableRow], colour: str, connected: bool = False) -> None:
-    found = [row.difference for row in rows if row.difference is not None]
-    y = [one.estimate for one in found]
-    error = [[one.estimate - one.low for one in found], [one.high - one.estimate for one in found]]
-    axis.errorbar(x, y, error, color=colour, marker="o", markersize=4, elinewidth=0.9, ls="-" if connected else "")
 
 
 def _name(axis: Axes, name: str, shown: bool) -> None:
