@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,7 +22,9 @@ import tastemaker as tm
 import tiny
 from drawing import drawn
 from tastemaker.cli.main import main
+from tastemaker.data.images import to_tensor
 from tastemaker.evaluation.evaluated_models import Checkpoint, EvaluatedModel, changed
+from tastemaker.evaluation.metrics import verdicts
 from tastemaker.models import load_model
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs import atomic
@@ -269,6 +272,80 @@ def test_a_base_model_is_itself_again_after_a_whole_network(checkpoint: Path, tm
     assert all(value.equal(before[name]) for name, value in model.weights.network.state_dict().items())
 
 
+def test_settings_of_sampling_act(checkpoint: Path, tmp_path: Path):
+    """One image by default settings, and by one other setting each time: another image, or another size."""
+    common = ["evaluate", str(checkpoint), "--prompts", "a=bundled-eight", "--prompt-count", "1", "--seeds", "1",
+              "--rewards", "colourfulness", "--metrics", "diversity", "--steps", "2"]  # fmt: skip
+
+    def image(*more: str) -> np.ndarray:
+        out = tmp_path / ("-".join(more) or "default")
+        assert main([*common, *more, "--out", str(out)]) == 0
+        (file,) = out.rglob("*.png")
+        return np.asarray(Image.open(file))
+
+    default = image()
+    assert np.array_equal(default, image("--batch", "5"))
+    for more in (["--steps", "3"], ["--guidance", "1"], ["--eta", "0"], ["--seed", "1"], ["--precision", "bf16"]):
+        assert not np.array_equal(default, image(*more)), more
+    assert image("--width", "40").shape == (32, 40, 3)
+    assert image("--height", "40").shape == (40, 32, 3)
+
+
+def test_a_folder_to_compare_with_and_features_of_one_s_own(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The folder has the first model's images: its distance is 0, and the second one's is the difference."""
+    (tmp_path / "own_features.py").write_text("def pooled(images):\n    return images.mean(dim=(2, 3))\n")
+    monkeypatch.chdir(tmp_path)
+    tiny.folder(tmp_path / "two", seed=1)
+    words = ["evaluate", f"one={checkpoint}", "two=two", "--prompts", "a=bundled-eight", "--prompt-count", "4",
+             "--seeds", "2", "--steps", "2", "--rewards", "colourfulness", "--metrics"]  # fmt: skip
+    assert main([*words, "diversity", "--out", "first"]) == 0
+    words += ["fid", "kid", "vendi", "--features", "own_features:pooled"]
+    assert main([*words, "--reference", "first/images/one", "--out", "second"]) == 0
+    found = table(tmp_path / "second")
+    assert found["one", "a", "fid"]["value"] == pytest.approx(0, abs=1e-9)
+    far = found["two", "a", "fid"]
+    assert far["value"] == pytest.approx(far["difference"], abs=1e-9)
+    assert far["value"] > 1e-4
+    assert 1 <= found["two", "a", "vendi"]["value"] <= 2
+    assert "own_features:pooled, to 8 images of first/images/one" in (tmp_path / "second/table.md").read_text()
+    assert main([*words, "--out", "third"]) == 0  # the first model's own images, which it is not compared with
+    assert table(tmp_path / "third")["two", "a", "fid"]["value"] == pytest.approx(far["value"])
+    assert ("one", "a", "fid") not in table(tmp_path / "third")
+    assert main([*words, "clip-inception", "--out", "fourth"]) == 2
+    assert not Path("fourth").exists()
+
+
+def test_combined_rewards_are_standardised_by_the_base_model_s_first_images(run: Path, done: Path, tmp_path: Path):
+    """As in a run: (x - mean) / std of the base model's images of the first prompt set, for all models and sets."""
+    reward = "standardise(colourfulness) + 2*jpeg-compressibility"
+    words = ["evaluate", str(run), "--rewards", reward, "colourfulness", "--metrics", "diversity"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    base = of(tmp_path / "out", "base", "seen", "reward/colourfulness")
+    for model, prompts in (("base", "seen"), ("simple", "unseen")):
+        own = of(tmp_path / "out", model, prompts, "reward/colourfulness")
+        expected = (own - base.mean()) / base.std() + 2 * of(
+            tmp_path / "out", model, prompts, "reward/jpeg-compressibility"
+        )
+        assert of(tmp_path / "out", model, prompts, f"reward/{reward}") == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_judge_looks_at_images_of_the_bundled_model(tmp_path: Path):
+    words = ["evaluate", "bundled", "--prompts", "known=bundled-eight", "--prompt-count", "2"]
+    words += ["--seeds", "1", "--steps", "2", "--rewards", "judge-score", "--metrics", "judge", "vendi", "speed"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    found, rows = table(tmp_path / "out"), results(tmp_path / "out")
+    correct = [row["correct"] for row in rows]
+    assert len(correct) == 2
+    assert set(correct) <= {"True", "False"}
+    assert found["bundled", "known", "judge"]["value"] == correct.count("True") / 2
+    images = torch.stack([to_tensor(Image.open(tmp_path / "out" / row["image"])) for row in rows])
+    assert [str(verdict) for verdict in verdicts(images, [row["prompt"] for row in rows], judged=True)] == correct
+    assert ("bundled", "known", "vendi") not in found  # of one image there is no diversity
+    assert found["bundled", "known", "speed"]["value"] > 0
+
+
 # ---------------------------------------------------------------- stops
 
 
@@ -423,7 +500,7 @@ def test_wrong_input(
     tiny_adapter(tmp_path / "an-adapter")
     model, prompts = str(checkpoint), ["--prompts", "a=bundled-eight"]
     for words, message in (
-        ([], "name the models to evaluate: runs, models, adapters or mixtures"),
+        ([], "name the models to evaluate, before the flags: runs, models, adapters or mixtures"),
         (["runs/simpel"], "runs/simpel does not exist; did you mean 'runs/simple'?"),
         (["runs/unfinished"], "there is no adapter in runs/unfinished: expected a finished run"),
         (["runs/simple@9"], "runs/simple has no checkpoint of round 9; there are those of 0, 1, 2 (check"),

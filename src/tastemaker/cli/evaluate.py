@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from tastemaker.cli.arguments import parse
-from tastemaker.cli.folders import next_free
+from tastemaker.cli.folders import next_free, processes
 from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError
 
@@ -79,6 +79,8 @@ class EvaluateArgs:
 def run(argv: list[str]) -> int:
     """Runs the command."""
     args = parse(EvaluateArgs, argv, "evaluate")
+    if processes() > 1:
+        raise ConfigError("tastemaker evaluate is one process: start it without torchrun or `accelerate launch`")
     from tastemaker.cli.evaluation_options import make_plan
     from tastemaker.cli.evaluation_work import check_models, described, evaluate, show
 

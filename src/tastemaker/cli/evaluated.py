@@ -42,7 +42,8 @@ def find_models(texts: Sequence[str], model: str | None) -> list[Found]:
     """
     if not texts:
         raise ConfigError(
-            "name the models to evaluate: runs, models, adapters or mixtures, as in `tastemaker evaluate runs/simple`"
+            "name the models to evaluate, before the flags: runs, models, adapters or mixtures, as in `tastemaker "
+            "evaluate runs/simple --seeds 8`"
         )
     found = [one for text in texts for one in _find(text, model)]
     return _with_references(found)
