@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tastemaker.api import compare, label
+    from tastemaker.api.evaluating import ModelComparison, evaluate_models
     from tastemaker.api.iteration import Iterations, iterate
     from tastemaker.api.presets import preset, presets
     from tastemaker.api.question_benchmarks import ask
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Evaluation", "Iterations", "Run", "RunImage", "Samples", "TastemakerError", "ask", "compare", "evaluate",
-    "iterate", "label", "load_reward", "load_run", "preset", "presets", "resume", "reward", "sample", "train",
-    "train_reward_model",
+    "Config", "Evaluation", "Iterations", "ModelComparison", "Run", "RunImage", "Samples", "TastemakerError", "ask",
+    "compare", "evaluate", "evaluate_models", "iterate", "label", "load_reward", "load_run", "preset", "presets",
+    "resume", "reward", "sample", "train", "train_reward_model",
 ]  # fmt: skip
 
 _MODULES = {
+    "tastemaker.api.evaluating": ("ModelComparison", "evaluate_models"),
     "tastemaker.api.iteration": ("Iterations", "iterate"),
     "tastemaker.api.presets": ("preset", "presets"),
     "tastemaker.api.question_benchmarks": ("ask",),

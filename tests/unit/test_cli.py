@@ -351,7 +351,7 @@ def test_every_setting_has_a_flag():
 
 
 def test_weights_of_a_sweep():
-    points = lambda *argv: mix._points(parse(mix.MixArgs, ["a", *argv], "mix"))  # noqa: E731
+    points = lambda *argv: mix.mixture_points(parse(mix.MixArgs, ["a", *argv], "mix"))  # noqa: E731
     assert points() == {f"alpha {n / 10:g}": (n / 10,) for n in range(11)}
     assert points("b", "--alpha", "0:1:0.25") == {
         "alpha 0": (0, 1), "alpha 0.25": (0.25, 0.75), "alpha 0.5": (0.5, 0.5), "alpha 0.75": (0.75, 0.25),

@@ -6,6 +6,7 @@ bundled one, and rewards that need the hub or a server by one of this machine.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
@@ -15,9 +16,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from PIL import Image
+from safetensors.torch import save
 
 from tastemaker.cli import reward_train
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
@@ -39,11 +42,12 @@ from tastemaker.rewards.expression import parts
 from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.registry import BUILTIN, load_reward
 from tastemaker.rewards.serving.settings import is_remote
+from tastemaker.runs.manifest import write_manifest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.M | re.S)
-DRY = ("train", "resume", "sample", "mix", "ask", "bench", "iterate")
+DRY = ("train", "resume", "sample", "mix", "ask", "bench", "evaluate", "iterate")
 PLACEHOLDERS = {
     "PRESET": "ddpo-compressibility",
     "$RUN": "RUN",
@@ -122,9 +126,40 @@ def make_run(folder: Path) -> None:
     (folder / "config.yaml").write_text(dump_config(PRESETS["ddpo-compressibility"].config), encoding="utf-8")
 
 
+@functools.cache
+def trained() -> dict[str, bytes]:
+    """The files of an adapter of the bundled model that has learned nothing, by their places in a run."""
+    from tastemaker import models
+    from tastemaker.models.tuning import Tuning
+
+    model = models.load_model("bundled")
+    model.tune(Tuning())
+    with TemporaryDirectory() as place:
+        model.weights.save(Path(place))
+        files = {f"adapter/{file.name}": file.read_bytes() for file in Path(place).iterdir()}
+    weights = {name: value.detach().contiguous() for name, value in model.weights.trainable().items()}
+    return files | {"checkpoints/step-000020/weights.safetensors": save(weights)}
+
+
+def make_trained(run: Path) -> None:
+    """A run with an adapter and a checkpoint of round 20 that can be loaded."""
+    make_run(run)
+    for name, data in trained().items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(data)
+    write_manifest(
+        run / "checkpoints/step-000020",
+        {"weights.safetensors": trained()["checkpoints/step-000020/weights.safetensors"]},
+        {},
+    )
+
+
 def make_examples(argv: list[str], folder: Path) -> None:
     """The runs, prompt files, configs and modules that a command names."""
     named = [word for word in argv if not word.startswith("-")]
+    if argv[0] == "evaluate":
+        for run in dict.fromkeys(re.findall(r"runs/[\w.-]+", " ".join(argv))):
+            make_trained(folder / run)
     if argv[0] in ("resume", "mix", "report"):
         runs = [word for word in named[1:] if re.fullmatch(r"[A-Z]+|runs/[\w.-]+", word)]
     elif argv[0] == "ask":

@@ -17,6 +17,7 @@ COMMANDS = {
     "resume": "go on with a run that was stopped",
     "sample": "make images with a model or with what a run trained",
     "mix": "mix adapters, and measure the mixtures by the rewards of both",
+    "evaluate": "compare models, runs and mixtures on the same prompts and seeds, with intervals",
     "ask": "run a benchmark that asks questions about a model's images",
     "report": "write a run's report, or compare several runs",
     "label": "let people compare images in their browsers",

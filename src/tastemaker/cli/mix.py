@@ -76,7 +76,7 @@ class MixArgs:
 def run(argv: list[str]) -> int:
     """Runs the command."""
     args = parse(MixArgs, argv, "mix")
-    points = _points(args)
+    points = mixture_points(args)
     settings = _settings(args)
     out = require_unused(args.out or next_free("mix"))
     if args.dry_run:
@@ -100,7 +100,7 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _points(args: MixArgs) -> dict[str, tuple[float, ...]]:
+def mixture_points(args: MixArgs) -> dict[str, tuple[float, ...]]:
     """The mixtures' names with their weights. Raises ConfigError where they are none or too many."""
     count = len(args.adapters)
     if not count:

@@ -111,11 +111,19 @@ def clip_inception_score(images: Tensor, classes: Sequence[str], clip: Clip) -> 
     texts, the evaluated prompts or a set of labels, each counted once, and p(y|x) is the softmax over them of
     exp(logit scale) times the cosine. Values of other classes or another CLIP do not compare. Raises DataError.
     """
+    return inception_score(clip_logits(clip.images(images), classes, clip))
+
+
+@torch.no_grad()
+def clip_logits(features: Tensor, classes: Sequence[str], clip: Clip) -> Tensor:
+    """[B,K] exp(logit scale) times the cosine of a CLIP's image features [B,F] and K different texts.
+
+    Raises DataError for fewer than two texts.
+    """
     labels = list(dict.fromkeys(classes))
     if len(labels) < 2:
         raise DataError("a CLIP inception score needs two or more different classes: give more prompts or labels")
-    cosine = clip.images(images) @ clip.texts(labels, images.device).T
-    return inception_score(clip.model.logit_scale.exp() * cosine)
+    return clip.model.logit_scale.exp() * features @ clip.texts(labels, features.device).T
 
 
 def vendi_score(features: Tensor) -> float:

@@ -65,9 +65,9 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     parts = [adapter_files.read(source, unet) for source in sources]
     ranks = {}
     for name, weights in plan.points.items():
-        mixture = _mixture(plan, parts, weights)
-        adapter_files.write(mixture, unet, folder / adapter_path(name))
-        ranks[name] = max(factors.rank for factors in mixture.values())
+        mixed = mixture(parts, weights, plan.mode, plan.rank)
+        adapter_files.write(mixed, unet, folder / adapter_path(name))
+        ranks[name] = max(factors.rank for factors in mixed.values())
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
         "seed": plan.seed, "steps": plan.sampling.steps, "guidance": plan.sampling.guidance, "eta": plan.sampling.eta,
@@ -88,14 +88,17 @@ def adapter_path(name: str) -> Path:
     return Path("adapters") / name.replace(" ", "-").replace(",", "_")
 
 
-def _mixture(plan: Plan, parts: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
-    """One adapter alone is itself: arithmetic would not change its values, but other ranks and scales would change an
-    image's last bits."""
+def mixture(parts: Sequence[Adapter], weights: Sequence[float], mode: Mode, rank: int | None = None) -> Adapter:
+    """The mixture of adapters, of at most `rank` where that is given (docs/guides/mixing.md).
+
+    One adapter alone is itself: arithmetic would not change its values, but other ranks and scales would change an
+    image's last bits.
+    """
     used = [index for index, weight in enumerate(weights) if weight]
     if len(used) == 1 and weights[used[0]] == 1:
         return parts[used[0]]
-    made = mix(parts, weights, plan.mode)
-    return compress(made, plan.rank) if plan.rank else made
+    made = mix(parts, weights, mode)
+    return compress(made, rank) if rank else made
 
 
 def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], advance: Callable[[], None]) -> None:
@@ -118,15 +121,15 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     base, shown = look()
     columns = [shown]
     found["base"] = {name: standing(values, values, name) for name, values in base.items()}
-    for mixture in found["mixtures"]:
-        with model.weights.loaded(folder / mixture["adapter"]):
+    for entry in found["mixtures"]:
+        with model.weights.loaded(folder / entry["adapter"]):
             values, shown = look()
         columns.append(shown)
-        mixture["rewards"] = {name: standing(values[name], base[name], name) for name in rewards}
-        mixture["average"] = sum(one["standardised"] for one in mixture["rewards"].values()) / len(rewards)
+        entry["rewards"] = {name: standing(values[name], base[name], name) for name in rewards}
+        entry["average"] = sum(one["standardised"] for one in entry["rewards"].values()) / len(rewards)
     prompts = plan.prompts[:ROWS]
     image_list = [column[row] for row in range(len(prompts)) for column in columns]
-    names = ["base", *(mixture["name"].removeprefix("weights ") for mixture in found["mixtures"])]
+    names = ["base", *(entry["name"].removeprefix("weights ") for entry in found["mixtures"])]
     labelled_grid(image_list, prompts, names).save(folder / "grid.png")
 
 

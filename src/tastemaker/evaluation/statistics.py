@@ -5,7 +5,7 @@ Letters in shapes: N observations (images or comparisons), R bootstrap resamples
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,6 +145,35 @@ def _cluster_variance(deviations: Array, group: NDArray[np.int64]) -> tuple[floa
     if len(sums) < 2:
         return 0.0, 0.0
     return len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(deviations) ** 2, len(sums) - 1.0
+
+
+def bootstrap_statistic(
+    statistic: Callable[[NDArray[np.int64]], ArrayLike],
+    prompts: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 200,
+    seed: int = 0,
+) -> list[Interval]:
+    """Bootstrap intervals of what is computed from a whole set of images, such as a distance to another set.
+
+    `statistic` is given indices of images, some of them several times, and returns one or more numbers [K]. Prompts are
+    drawn, each with all its images; with one prompt, its images. A set with repetitions has fewer different images, by
+    which such numbers are biased, so that the resamples' mean differs from the estimate: intervals are the percentiles
+    about that mean, moved to the estimate, and widened for few prompts as in `bootstrap_mean`.
+    """
+    _, group = _checked(np.zeros(len(prompts)), prompts)
+    units = np.arange(len(group)) if group.max() == 0 else group
+    members = [np.flatnonzero(units == unit) for unit in range(units.max() + 1)]
+    random = np.random.default_rng(seed)
+    estimate = np.atleast_1d(np.asarray(statistic(np.arange(len(group))), np.float64))
+    drawn = np.empty((resamples, len(estimate)))
+    for row in drawn:
+        chosen = random.integers(len(members), size=len(members))
+        row[:] = statistic(np.concatenate([members[unit] for unit in chosen]))
+    z = np.array([-1, 1]) * _expanded(len(members), level)
+    low, high = np.quantile(drawn - drawn.mean(axis=0), norm.cdf(z), axis=0)
+    return [Interval(float(x), float(x + a), float(x + b)) for x, a, b in zip(estimate, low, high, strict=True)]
 
 
 @dataclass(frozen=True)
