@@ -4,15 +4,15 @@ Pure functions of what a run's evaluations measured on the same prompts and seed
 `look` at each evaluation, or `watch` over all of them.
 
 An evaluation is compared with an earlier one image by image. The interval of the mean difference is a bootstrap over
-the images, each with its pair of values, at LEVEL (statistics.bootstrap_mean). A measure has fallen where the whole
-interval lies below `-tolerance`, and the reward has risen where the whole interval lies above 0.
+the images, each with its pair of values (statistics.bootstrap_mean). A measure has fallen where the whole interval lies
+below `-tolerance`, and the reward has risen where the whole interval lies above 0.
 
 A run is looked at again and again, for several measures, and the more often, the likelier an interval is to be off by
 chance. So a measure is reported only where it has fallen at two evaluations in a row, or by three times the tolerance
 at one; it is compared with the base model, and with a later evaluation only where that was above the base model's
-interval itself, because the highest of many evaluations is high by chance too. Of runs in which the reward rises and
-nothing else changes, with 50 evaluations of 32 images and 8 measures, fewer than 5 % have any warning
-(tests/unit/test_over_optimisation.py simulates them).
+interval itself, because the highest of many evaluations is high by chance too. How many runs
+in which nothing falls have a warning all the same is simulated in benchmarks/over_optimisation.py, and stands in
+docs/results/over-optimisation.md.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from numpy.typing import ArrayLike
 from tastemaker.evaluation.statistics import Array, Interval, bootstrap_mean
 
 LEVEL = 0.995
-"""Of all intervals here."""
+"""Of the intervals of measures that must not fall."""
+RISE_LEVEL = 0.95
+"""Of the trained reward's interval. It may be lower, since a warning needs a fall as well."""
 LEAST = 16
 """Images below which an interval says too little for a warning."""
 AT_ONCE = 3
@@ -182,7 +184,7 @@ def look(history: History, now: Measured, tolerance: float = 0.1, kl_limit: floa
     model's images. kl_limit: nats of divergence from the base model; there is a warning where the whole interval is
     above it.
     """
-    rise = None if now.trained is None or history.trained is None else _change(now.trained, history.trained)
+    rise = None if now.trained is None or history.trained is None else _change(now.trained, history.trained, RISE_LEVEL)
     rises = rise is None or rise.low > 0
     found = {name: _compared(history, name, measure, tolerance) for name, measure in now.held_out.items()}
     fallen = {name: one.worst for name, one in found.items() if one.worst.tolerances > 1}
@@ -252,14 +254,14 @@ def _fall(
     return _Fall(float(times), Warned(name, since.round, before, after, change))
 
 
-def _change(values: ArrayLike, others: ArrayLike) -> Interval:
+def _change(values: ArrayLike, others: ArrayLike, level: float = LEVEL) -> Interval:
     """The mean of values - others, both [B] of the same images."""
-    return _interval(np.asarray(values, np.float64) - np.asarray(others, np.float64))
+    return _interval(np.asarray(values, np.float64) - np.asarray(others, np.float64), level)
 
 
-def _interval(values: ArrayLike) -> Interval:
+def _interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     x = np.asarray(values, np.float64)
-    return bootstrap_mean(x, [0] * x.size, level=LEVEL)
+    return bootstrap_mean(x, [0] * x.size, level=level)
 
 
 def _plain(value: float, sign: bool = False) -> str:
