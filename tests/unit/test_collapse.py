@@ -16,11 +16,11 @@ from tastemaker.evaluation.collapse import differences, grid_power
 from tastemaker.evaluation.metrics import diversity, diversity_by_image
 from tastemaker.evaluation.over_optimisation import Measure, Measured, watch
 
-COUNT = 24
+COUNT = 16
 
 
 def drawings(size: int, seed: int = 0) -> Tensor:
-    """[24,3,S,S] drawings of what the bundled model was trained on."""
+    """[16,3,S,S] drawings of what the bundled model was trained on."""
     dice = random.Random(seed)
     scenes = [sample_scene(dice)[0] for _ in range(COUNT)]
     return torch.stack([tensor(render(scene, size, dice)) for scene in scenes])
@@ -60,7 +60,7 @@ PROMPTS = [f"prompt {number // 4}" for number in range(COUNT)]
 def test_a_checkerboard_is_found_and_clean_images_are_not(size: int):
     base = drawings(size)
     assert warnings(base, drawings(size, seed=1), PROMPTS) == set()
-    for period in (2, 4, 8) if size == 32 else (2, 8, 16):
+    for period in (2, 4, 8) if size == 32 else (8, 16):
         covered = (base + checker(size, period, 0.1)).clamp(0, 1)
         assert (grid_power(covered) - grid_power(base)).median() > 0.2
         assert warnings(base, covered, PROMPTS) == {"grid_power"}

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tastemaker.evaluation.over_optimisation import History, Look, Measure, Measured, begin, look, watch
+from tastemaker.evaluation.over_optimisation import History, Look, Measure, Measured, Unit, begin, look, watch
 
 IMAGES = 20
 UP = 1.0
@@ -18,6 +18,12 @@ def evaluation(number: int, trained: float = UP, kl: tuple[float, ...] = (), **s
     """After the rounds of its number, with the same value of a measure in all images."""
     held_out = {name: Measure((value,) * IMAGES) for name, value in shares.items()}
     return Measured(number, held_out, (trained if number else 0.0,) * IMAGES, kl)
+
+
+def run(*values: tuple[float, ...], unit: Unit = "share", lower_is_better: bool = False) -> list[Measured]:
+    """The base model's evaluation and those after it, of one measure with its values on all images."""
+    measures = [Measure(each, unit, lower_is_better) for each in values]
+    return [Measured(n, {"x": measure}, (float(n > 0),) * len(values[0])) for n, measure in enumerate(measures)]
 
 
 def warned(looks: tuple[Look, ...]) -> list[list[str]]:
@@ -72,28 +78,25 @@ def test_the_reward_has_to_rise_by_more_than_its_interval():
 def test_a_fall_within_the_interval_is_none():
     """Of 20 images one is wrong: the mean falls by 0.05; of ten, by 0.5 +- 0.33 or so, which is above 0.1."""
     right, one, ten = ((1.0,) * (IMAGES - wrong) + (0.0,) * wrong for wrong in (0, 1, 10))
-    for values, expected in ((one, []), (ten, ["judge/correct"])):
-        each = [Measured(n, {"judge/correct": Measure(v)}, (float(n > 0),) * IMAGES) for n, v in enumerate((right, values, values))]  # fmt: skip
-        assert warned(watch(each))[-1] == expected
+    assert warned(watch(run(right, one, one)))[-1] == []
+    assert warned(watch(run(right, ten, ten)))[-1] == ["x"]
 
 
 def test_the_tolerance_of_a_reward_is_of_two_deviations_of_the_base_models():
     """Base rewards of 0 and 2 have a deviation of 1: the tolerance is 0.2, and three of them are 0.6."""
     base = (0.0, 2.0) * (IMAGES // 2)
-    for lost, expected in ((0.19, [[], []]), (0.21, [[], ["rewards/x"]]), (0.61, [["rewards/x"]] * 2)):
+    for lost, expected in ((0.19, [[], []]), (0.21, [[], ["x"]]), (0.61, [["x"], ["x"]])):
         later = tuple(value - lost for value in base)
-        each = [Measured(n, {"rewards/x": Measure(v, "reward")}, (float(n > 0),) * IMAGES) for n, v in enumerate((base, later, later))]  # fmt: skip
-        assert warned(watch(each)) == expected
+        assert warned(watch(run(base, later, later, unit="reward"))) == expected
 
 
 def test_what_is_better_low_must_not_rise():
     """1 - 0.2 = 0.8, of which a tenth is 0.08: 0.29 is too high, and 0.27 is not; it is told as a rise."""
-    for value, expected in ((0.27, []), (0.29, ["grid_power"])):
-        each = [Measured(n, {"grid_power": Measure((v,) * IMAGES, lower_is_better=True)}, (float(n > 0),) * IMAGES) for n, v in enumerate((0.2, value, value))]  # fmt: skip
-        found = watch(each)[-1]
-        assert [one.name for one in found.warnings] == expected
-    assert found.changes["grid_power"].estimate == pytest.approx(0.09)
-    assert "grid_power rose from 0.2 to 0.29 since the base model (by 0.09 to 0.09)" in found.sentence(found.warnings)
+    low, near, high = ((value,) * IMAGES for value in (0.2, 0.27, 0.29))
+    assert warned(watch(run(low, near, near, lower_is_better=True))) == [[], []]
+    found = watch(run(low, high, high, lower_is_better=True))[-1]
+    assert found.changes["x"].estimate == pytest.approx(0.09)
+    assert "but x rose from 0.2 to 0.29 since the base model (by 0.09 to 0.09)" in found.sentence(found.warnings)
 
 
 def test_a_measure_that_rose_is_compared_with_its_highest_evaluation():
@@ -105,14 +108,12 @@ def test_a_measure_that_rose_is_compared_with_its_highest_evaluation():
     assert (one.since, one.before, one.after) == (2, pytest.approx(0.8), pytest.approx(0.71))
     assert "since round 2" in str(one)
     # An evaluation that is higher by chance, within the base's interval, is not what later ones are compared with.
-    values = [(0.5,) * IMAGES, (0.9, 0.2) * (IMAGES // 2), (0.46,) * IMAGES, (0.46,) * IMAGES]
-    each = [Measured(n, {"diversity": Measure(v)}, (float(n > 0),) * IMAGES) for n, v in enumerate(values)]
-    assert warned(watch(each)) == [[], [], []]
+    values = (0.5,) * IMAGES, (0.9, 0.2) * (IMAGES // 2), (0.46,) * IMAGES, (0.46,) * IMAGES
+    assert warned(watch(run(*values))) == [[], [], []]
 
 
 def test_too_few_images_tell_nothing():
-    each = [Measured(n, {"diversity": Measure((v,) * 15)}, (float(n > 0),) * 15) for n, v in enumerate((0.5, 0.1, 0.1))]
-    assert warned(watch(each)) == [[], []]
+    assert warned(watch(run((0.5,) * 15, (0.1,) * 15, (0.1,) * 15))) == [[], []]
 
 
 def test_the_divergence_has_a_limit_of_its_own():
@@ -151,13 +152,10 @@ def test_figures_and_sentence():
 def test_the_history_goes_through_json():
     """A resumed run finds the same: with the base, the highest evaluation, and what had fallen just before."""
     random = np.random.default_rng(0)
-    each = [
-        Measured(
-            n, {"a": Measure(tuple(random.random(IMAGES) * v)), "r": Measure(tuple(random.normal(v, 1, IMAGES)), "reward")},
-            tuple(random.normal(n, 0.1, IMAGES)),
-        )
-        for n, v in enumerate((0.5, 1.5, 1.6, 0.6, 0.3, 0.2))
-    ]  # fmt: skip
+    each = []
+    for n, v in enumerate((0.5, 1.5, 1.6, 0.6, 0.3, 0.2)):
+        a, r = Measure(tuple(random.random(IMAGES) * v)), Measure(tuple(random.normal(v, 1, IMAGES)), "reward")
+        each.append(Measured(n, {"a": a, "r": r}, tuple(random.normal(n, 0.1, IMAGES))))
     history = restored = begin(each[0])
     for now in each[1:]:
         one, other = look(history, now), look(restored, now)

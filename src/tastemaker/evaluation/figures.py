@@ -85,13 +85,17 @@ def panels(rows: int = 1, ratios: Sequence[float] | None = None) -> tuple[Figure
     return figure, list(axes)
 
 
-def finish(figure: Figure, axes: Sequence[Axes], x_label: str, title: str, caption: str) -> Plot:
+def finish(
+    figure: Figure, axes: Sequence[Axes], x_label: str, title: str, caption: str, *, rounds: bool = True
+) -> Plot:
+    """The plot with its legends; `rounds` says whether its horizontal axis counts rounds."""
     for axis in axes:
-        axis.margins(x=0.02)
+        axis.margins(x=0.02 if rounds else 0.05)
         low, high = axis.dataLim.intervalx  # (inf, -inf) where nothing is drawn
-        if 0 <= high - low < 1:  # one round only: without a width, its axis would count in hundredths of a round
+        if rounds and 0 <= high - low < 1:  # one round only: its axis would count in hundredths of a round
             axis.set_xlim(low - 1, high + 1)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
+        if rounds:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
         if axis.get_legend_handles_labels()[0]:
             axis.legend(
                 loc="lower left", bbox_to_anchor=(0, 1), ncols=6, borderpad=0, borderaxespad=0.4,
