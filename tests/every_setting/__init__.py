@@ -115,7 +115,8 @@ class Lab:
             advantage=Advantage(normalise="round"),
             sampling=Sampling(steps=3, samples=4, per_prompt=2, batch=8, guidance=1.0),
             optimizer=Optimizer(lr=1e-3, updates=2, rows=50, clip_norm=1e9),
-            tuning=Tuning(rank=2, targets=("to_q", "to_v")), evaluation=Evaluation(prompts=2, per_prompt=2),
+            tuning=Tuning(rank=2, targets=("to_q", "to_v")),
+            evaluation=Evaluation(prompts=2, per_prompt=2, kl_images=0),
         )  # fmt: skip
         return replace(
             base,

@@ -784,6 +784,37 @@ def evaluation_rewards(lab: Lab) -> None:
     close(found.record(session.state)["eval/rewards/smooth:warmth"], smooth.warmth(found.seen.images, ()).mean())
 
 
+@acts("evaluation.kl_images")
+def evaluation_kl_images(lab: Lab) -> None:
+    """Three images are sampled in 3 steps, and each step is asked of the model and of the base model.
+
+    The divergence is the squared distance of the steps' means over 2 std^2, summed; here with diffusers' scheduler.
+    """
+    session = lab.session(trained=True, evaluation={"kl_images": 3})
+    with network_calls(session.model) as calls:
+        found = evaluate_run(session)
+    assert [size for size, _ in calls] == [4] * 3 + [3] * (3 + 2 * 3)
+    assert found.kl is not None
+    draw, model = found.seen.draw.select([0, 1, 2]), session.model
+    scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config)
+    scheduler.set_timesteps(3)
+    text = model.encode(draw.prompts, 1.0)["text"]
+    x, total = draw.noise(0, model.latent_shape), torch.zeros(3, dtype=torch.float64)
+    for step, t in enumerate(scheduler.timesteps):
+        previous = t - 1000 // 3
+        std = scheduler._get_variance(t, previous) ** 0.5
+        none = torch.zeros_like(x)
+        with torch.no_grad():
+            own = scheduler.step(model.network(x, t, text).sample, t, x, eta=1.0, variance_noise=none).prev_sample
+            with model.weights.reference():
+                base = scheduler.step(model.network(x, t, text).sample, t, x, eta=1.0, variance_noise=none).prev_sample
+        total += ((own - base).double().square().flatten(1).sum(dim=1)) / (2 * std**2)
+        x = own + std * draw.noise(step + 1, model.latent_shape)
+    close(found.kl, total, 1e-3)
+    close(found.record(session.state)["eval/kl"], total.mean(), 1e-3)
+    assert evaluate_run(lab.session()).kl is None
+
+
 # Speed.
 
 

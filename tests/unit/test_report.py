@@ -324,14 +324,14 @@ def test_report_is_the_same_each_time(report):
 
 def test_plots_have_titles_captions_text_and_links(page):
     assert page.plots() == [
-        "Reward", "Reward and judge", "Size of the policy's steps", "Stability of the updates", "Where the time goes",
-        "Diversity",
+        "Reward", "Reward and what is not trained on", "Reward and judge", "Size of the policy's steps",
+        "Stability of the updates", "Where the time goes", "Diversity",
     ]  # fmt: skip
     figures = page.all("figure", "plot")
     assert all(len(page.inside(figure, "figcaption")[0]["text"]) > 40 for figure in figures)
     texts = [e["text"].strip() for e in page.inside(figures[0], "text")]
     assert {"reward", "base std", "evaluation", "rounds of training done"} <= set(texts)
-    assert "clip range" in [e["text"].strip() for e in page.inside(figures[2], "text")]
+    assert "clip range" in [e["text"].strip() for e in page.inside(figures[3], "text")]
     links = [e["attrs"]["xlink:href"] for e in page.inside(figures[0], "a")]
     assert links == ["#after-0", "#after-2", "#after-4"]
     assert not [link for link in page.all("a") if "target" in link["attrs"]]  # they act on the page itself
@@ -348,6 +348,46 @@ def test_warns_where_reward_and_judge_part(tmp_path, stds, judge, warned):
     records = [evaluation_record(0, BASE_MEAN, 0.9), evaluation_record(3, BASE_MEAN + stds * BASE_STD, judge)]
     page = Page(write_report(make_run(tmp_path / "run", records)))
     assert bool(page.all("p", "warning")) == warned
+
+
+def watched(folder: Path) -> Path:
+    """A run with a warning at its second of two evaluations, with the divergence and the figures of collapse."""
+    evaluations = [
+        evaluation_record(n, mean, 0.9 - n / 10)
+        | {"eval/kl": 60.0 * n, "eval/difference/prompts": 0.4, "eval/difference/seeds": 0.3, "eval/grid_power": 0.02}
+        | {"eval/rewards/clip": 0.5 - n / 10}
+        for n, mean in ((0, -2.0), (1, -1.8), (3, -1.0))
+    ]
+    evaluations[2] |= {
+        "over_optimisation/warnings": 1,
+        "over_optimisation/said": "over-optimisation after round 3: <b>",
+    }
+    return make_run(folder, [*(round_record(n, -2 + 0.25 * n) for n in range(1, 4)), *evaluations])
+
+
+def test_a_warning_of_over_optimisation_stands_at_the_top(tmp_path):
+    page = Page(write_report(watched(tmp_path / "run")))
+    (warning,) = page.all("p", "warning")
+    assert " ".join(warning["text"].split()).startswith(
+        "Over-optimisation. After round 3: <b>. The model may be gaming"
+    )
+
+
+def test_the_reward_is_plotted_against_the_divergence_and_what_is_not_trained_on(tmp_path):
+    run = watched(tmp_path / "run")
+    page = Page(write_report(run))
+    titles = {"Reward and divergence", "Reward and what is not trained on", "Signs of collapse"}
+    assert titles <= set(page.plots())
+    for figure in page.all("figure", "plot"):
+        title = page.inside(figure, "h3")[0]["text"]
+        links = [e["attrs"]["xlink:href"] for e in page.inside(figure, "a")]
+        panels = {"Reward and divergence": 1, "Reward and what is not trained on": 3, "Signs of collapse": 3}
+        if title in titles:
+            assert links == ["#after-0", "#after-1", "#after-3"] * panels[title]
+    # The rings of what has a warning are named once in a plot.
+    assert page.source.count(">warning<") == 2
+    assert "Reward and divergence" in Page(compare_report([run, run], tmp_path / "two.html")).plots()
+    assert not titles & set(Page(write_report(usual(tmp_path / "old"))).plots()) - {"Reward and what is not trained on"}
 
 
 def test_a_base_model_whose_rewards_do_not_differ_has_no_deviations(tmp_path):

@@ -56,6 +56,17 @@ class Run:
         return found
 
     @property
+    def best(self) -> Path:
+        """The folder of the best model so far, which can be loaded as `adapter` can; best.json in it has its round.
+
+        Raises ConfigError where the run does not keep it (`over_optimisation.keep_best`).
+        """
+        found = self.folder / "best"
+        if not found.is_dir():
+            raise ConfigError(f"{self.folder} has no best model: train with over_optimisation.keep_best=reward/mean")
+        return found
+
+    @property
     def report(self) -> Path:
         """Path of report.html, which is there once the run has ended."""
         return self.folder / "report.html"

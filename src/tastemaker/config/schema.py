@@ -175,6 +175,25 @@ class Evaluation:
     """Train on the prompts that `unseen` does not have, where both lists share some; otherwise that is an error."""
     rewards: tuple[str, ...] = ()
     """Rewards that score the evaluations' images and are never trained on (`eval/rewards/NAME`)."""
+    kl_images: Annotated[int, Ge(0)] = 8
+    """Images of each evaluation on which the divergence from the base model is measured (`eval/kl`), at most all; 0
+    measures none. Each is sampled once more, and its steps are asked of the model and of the base model: three times
+    the passes of an ordinary image of the evaluation."""
+
+
+@dataclass(frozen=True)
+class OverOptimisation:
+    """What evaluations do about a trained reward that rises while other measures fall
+    (docs/guides/over-optimisation.md)."""
+
+    tolerance: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """How much of a measure may be lost before there is a warning: a share of judge/correct, diversity and the other
+    shares, and of twice the standard deviation of the base model's images for rewards."""
+    kl_limit: Annotated[float, Gt(0)] | None = None
+    """Divergence from the base model [nats] above which there is a warning too; it always grows in training."""
+    keep_best: str | None = None
+    """Keep the best model in the run's folder `best`: of the evaluations at which nothing had fallen, the one with the
+    highest value of this metric of theirs, such as reward/mean, rewards/NAME or unseen/reward/mean."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +204,9 @@ class EarlyStop:
     """End the run when this metric of the evaluations falls: judge/correct, diversity, or reward/mean."""
     min_delta: Annotated[float, Ge(0)] = 0.1
     """How far below its highest value so far the metric may fall. The run keeps the last model above that."""
+    over_optimisation: bool = False
+    """End the run at a warning of over-optimisation. The run keeps the last model at whose evaluation nothing had
+    fallen."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +259,7 @@ class Config:
     reference: Reference = field(default_factory=Reference)
     prior_preservation: PriorPreservation = field(default_factory=PriorPreservation)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    over_optimisation: OverOptimisation = field(default_factory=OverOptimisation)
     early_stop: EarlyStop = field(default_factory=EarlyStop)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
@@ -297,6 +320,11 @@ class Config:
             )
         if self.pathwise:
             self._check_pathwise()
+        if self.over_optimisation.kl_limit is not None and not self.evaluation.kl_images:
+            raise ConfigError(
+                f"over_optimisation.kl_limit is {self.over_optimisation.kl_limit:g}, but evaluation.kl_images is 0, so "
+                "that no divergence is measured: give at least 2 images"
+            )
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
 

@@ -33,6 +33,23 @@ def diversity(
     return math.fsum(spreads) / len(spreads) if spreads else 0.0
 
 
+def diversity_by_image(x: Tensor, prompts: Sequence[str]) -> Tensor:
+    """[B] what each image contributes to `diversity`; NaN for an image that is its prompt's only one.
+
+    Mean over the pixels of (x - mean)^2 / std, with the mean and the deviation of the prompt's images: its mean over
+    the images of a prompt is the mean of std, which is what `diversity` averages over prompts.
+    """
+    found = torch.full((len(x),), torch.nan, dtype=torch.float64)
+    for prompt, count in Counter(prompts).items():
+        own = [index for index, other in enumerate(prompts) if other == prompt]
+        if count > 1:
+            images = x[own].double()
+            squares = (images - images.mean(dim=0)).square()
+            std = squares.mean(dim=0).sqrt()
+            found[own] = torch.where(std > 0, squares / std, 0.0).flatten(1).mean(dim=1)
+    return found
+
+
 def verdicts(images: Tensor, prompts: Sequence[str], *, judged: bool) -> list[bool | None]:
     """Whether each image shows its prompt, by the judge of the bundled model's world.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from tastemaker.evaluation.figures import (
@@ -35,8 +36,9 @@ def run_plots(run: Run) -> list[Plot]:
     """The plots of one run, without those that the run has no numbers for."""
     with styled():
         rewards = [_reward(run), *_parts(run), *_others(run)]
+        traded = [_against_divergence([run]), *_against_others(run), _collapse(run)]
         rest = [draw(run) for draw in (_judge, _unseen, _pairs, _ratio, _update, _seconds, _diversity)]
-    return [plot for plot in (*rewards, *rest) if plot is not None]
+    return [plot for plot in (*rewards, *traded, *rest) if plot is not None]
 
 
 def compare_plots(runs: Sequence[Run]) -> list[Plot]:
@@ -57,7 +59,7 @@ def compare_plots(runs: Sequence[Run]) -> list[Plot]:
          "Each dot is one evaluation of a run on prompts that it is not trained on: the share that show their prompt."),
     )  # fmt: skip
     with styled():
-        made = [_overlay(runs, *plot) for plot in shown]
+        made = [*(_overlay(runs, *plot) for plot in shown), _against_divergence(runs)]
     return [plot for plot in made if plot is not None]
 
 
@@ -170,6 +172,96 @@ def _rings(axis: Axes, run: Run, key: str, labelled: bool) -> None:
     if at:
         label = "unseen prompts" if labelled else None
         axis.scatter(at, values, s=26, facecolors="none", edgecolors=COLOURS[1], label=label, zorder=4)
+
+
+def _traded(axis: Axes, run: Run, x: str, y: str, style: Look) -> bool:
+    """Evaluations in their order, one of their figures against another; whether there are two. Rings have warnings."""
+    points = [
+        (at, across, up, number(record, "over_optimisation/warnings"))
+        for record in run.evaluations
+        for at, across, up in [tuple(number(record, key) for key in ("evaluation", f"eval/{x}", f"eval/{y}"))]
+        if at is not None and across is not None and up is not None
+    ]
+    if len(points) < 2:
+        return False
+    axis.plot([p[1] for p in points], [p[2] for p in points], style.dashes, color=style.line, alpha=0.6)
+    drawn = axis.scatter([p[1] for p in points], [p[2] for p in points], s=26, color=style.dots, zorder=3)
+    drawn.set_urls([f"#after-{p[0]:.0f}" for p in points])
+    warned = [p for p in points if p[3]]
+    if warned:
+        axis.scatter(
+            [p[1] for p in warned], [p[2] for p in warned], s=70, facecolors="none", edgecolors=INK, zorder=2,
+            label="warning" if style.labelled else None,
+        )  # fmt: skip
+    return True
+
+
+def _against_divergence(runs: Sequence[Run]) -> Plot | None:
+    """How much reward was bought for how much divergence: Gao et al. 2023 plot it over the square root."""
+    figure, (axis,) = panels()
+    keys = {_reward_key(run) for run in runs}
+    key = keys.pop() if len(keys) == 1 else "reward/mean"
+    looks = [look(index) for index in range(len(runs))] if len(runs) > 1 else [Look(COLOURS[0])]
+    drawn = [_traded(axis, run, "kl", key, style) for run, style in zip(runs, looks, strict=True)]
+    if not any(drawn):
+        return None
+    axis.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
+    axis.set_xlim(0, 1.05 * max(axis.dataLim.xmax, 1e-9))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axis.set_ylabel("reward, base std" if key == "reward/base_stds" else "reward")
+    return finish(
+        figure, [axis], "divergence from the base model, nats (square-root scale)", "Reward and divergence",
+        "Evaluations in their order, from the base model on the left: how far the model has gone from it, and the "
+        "reward that it has for that. Where the line goes on to the right and no longer up, the model changes without "
+        "any gain; rings are evaluations with a warning of over-optimisation.",
+        rounds=False,
+    )  # fmt: skip
+
+
+def _against_others(run: Run) -> list[Plot]:
+    """What is not trained on against the reward, a few panels to a plot."""
+    names = {f"rewards/{name}": readable(name) for name in measures(run, "rewards/")}
+    names |= {"judge/correct": "judged correct", "diversity": "diversity"}
+    key = _reward_key(run)
+    shown = {
+        name: label
+        for name, label in names.items()
+        if len(series(run.evaluations, f"eval/{key}", f"eval/{name}")[0]) > 1
+    }
+    plots = []
+    for start in range(0, len(shown), MOST_PANELS):
+        part = list(shown.items())[start : start + MOST_PANELS]
+        figure, axes = panels(len(part))
+        for index, (axis, (name, label)) in enumerate(zip(axes, part, strict=True)):
+            _traded(axis, run, key, name, Look(COLOURS[0], labelled=index == 0))
+            axis.set_title(label, loc="right", fontsize="small", color=MUTED, parse_math=False)
+        title = "Reward and what is not trained on" + ", continued" * bool(start)
+        caption = (
+            "Evaluations in their order, the trained reward across: a line that falls to the right loses what it shows "
+            "for more reward. Rings are evaluations with a warning of over-optimisation."
+        )
+        plots.append(finish(figure, axes, f"trained {_reward_label(run)}", title, caption, whole=False))
+    return plots
+
+
+def _collapse(run: Run) -> Plot | None:
+    names = {
+        "difference/prompts": "between prompts", "difference/seeds": "between seeds", "grid_power": "grid",
+    }  # fmt: skip
+    shown = {name: label for name, label in names.items() if series(run.evaluations, "evaluation", f"eval/{name}")[0]}
+    if not shown:
+        return None
+    figure, axes = panels(len(shown))
+    for axis, (name, label) in zip(axes, shown.items(), strict=True):
+        evaluation_dots(axis, *series(run.evaluations, "evaluation", f"eval/{name}"), COLOURS[1])
+        from_zero(axis)
+        axis.set_ylabel(label)
+    return finish(
+        figure, axes, DONE, "Signs of collapse",
+        "How much images of different prompts differ, and images of one prompt: both go to 0 where the model draws one "
+        "image again and again. Below the share of the fine structure that repeats, which rises where a grid or "
+        "checkerboard covers the images.",
+    )  # fmt: skip
 
 
 def _unseen(run: Run) -> Plot | None:

@@ -57,6 +57,8 @@ class Summary:
     """Whether they do not."""
     judge: Change
     diversity: Change
+    warned: tuple[str, ...]
+    """What the first evaluation with a warning of over-optimisation said, and the last one, where that is another."""
     table: tuple[Row, ...]
     """Parts of the reward, rewards that only look, and figures on unseen prompts; empty where there are none."""
     evaluated: bool
@@ -76,7 +78,7 @@ class Summary:
 
     @property
     def parted(self) -> bool:
-        """Whether the reward rose while the judge's share of right images fell."""
+        """Whether the reward rose while the judge's share of right images fell; of runs that did not watch for that."""
         up, down = self.stds.difference, self.judge.difference
         return up is not None and down is not None and up > REWARD_ALARM and down < -JUDGE_ALARM
 
@@ -109,6 +111,7 @@ def summarise(run: Run, name: str) -> Summary:
         flat_base=any("eval/reward/base_difference" in record for record in run.evaluations),
         judge=_change(run, "judge/correct", percent=True),
         diversity=_change(run, "diversity"),
+        warned=_warned(run),
         table=_table(run),
         evaluated=len(run.evaluations) > 1,
         rounds=int(run.rounds[-1]["round"]) if run.rounds else 0,
@@ -122,12 +125,21 @@ def summarise(run: Run, name: str) -> Summary:
     )
 
 
+def _warned(run: Run) -> tuple[str, ...]:
+    said = [
+        str(record["over_optimisation/said"]).removeprefix("over-optimisation ")  # which the page says before
+        for record in run.evaluations
+        if "over_optimisation/said" in record
+    ]
+    return tuple(f"{text[:1].upper()}{text[1:]}." for text in dict.fromkeys([*said[:1], *said[-1:]]))
+
+
 def _table(run: Run) -> tuple[Row, ...]:
     parts, others = measures(run, "reward/parts/"), measures(run, "rewards/")
     keys = {"reward/mean": "reward"}
     keys |= {f"reward/parts/{name}": f"part: {name}" for name in parts}
     keys |= {f"rewards/{name}": f"only looking: {name}" for name in others}
-    keys |= {"judge/correct": "judged correct", "diversity": "diversity"}
+    keys |= {"judge/correct": "judged correct", "diversity": "diversity", "kl": "divergence from the base, nats"}
     rows = [
         Row(what, *(_change(run, under + key, key == "judge/correct") for under in ("", "unseen/")))
         for key, what in keys.items()

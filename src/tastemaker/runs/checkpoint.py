@@ -26,7 +26,7 @@ from tastemaker.runs.sharding import gathered, like
 
 WEIGHTS, OPTIMIZER, STATE = FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 COPIES = "copies.safetensors"
-"""Only of runs whose reference moves, or that average their weights."""
+"""Only of runs whose reference moves, that average their weights, or that keep those of a round."""
 
 
 @dataclass
@@ -56,6 +56,12 @@ class State:
     """Highest value so far of the measure that the run is stopped by."""
     kept_round: int = 0
     """The round whose weights are kept in case of that."""
+    watched: dict[str, Any] | None = None
+    """What evaluations are compared with to find over-optimisation (evaluation.over_optimisation.History)."""
+    best_value: float | None = None
+    """Highest value so far of the metric by which the best model is kept."""
+    best_round: int = 0
+    """The round of the best model."""
 
 
 @dataclass(frozen=True)

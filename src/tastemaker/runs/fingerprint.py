@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from tastemaker.config.schema import Config
+from tastemaker.config.schema import Config, Evaluation, OverOptimisation
 from tastemaker.rewards.expression import parse, parts, without_addresses
 from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import is_remote
@@ -27,6 +27,11 @@ def fingerprint(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     # Runs of versions without them have none.
     settings["evaluation"]["rewards"] = config.evaluation.rewards or None
     settings["evaluation"]["hold_out"] = config.evaluation.hold_out or None
+    if config.evaluation.kl_images == Evaluation().kl_images:
+        del settings["evaluation"]["kl_images"]
+    if config.over_optimisation == OverOptimisation():
+        del settings["over_optimisation"]
+    settings["early_stop"]["over_optimisation"] = config.early_stop.over_optimisation or None
     scheduler = config.optimizer.lr_scheduler
     settings["optimizer"]["lr_scheduler"] = None if scheduler == "constant" else scheduler
     settings["optimizer"]["step_rules"] = config.optimizer.step_rules or None

@@ -26,7 +26,13 @@ def write_adapter(session: Session, folder: Path) -> None:
     with session.averaged() if session.kept is None else session.kept.swapped_in():
         session.model.weights.save(target)
     grids = sorted((folder / "samples").glob("round-*"))
-    session.display.log(f"adapter: {target}" if config.tuning.mode == "lora" else f"model: {target}")
+    earlier = session.kept is not None and session.state.kept_round != session.state.round
+    which = f", of round {session.state.kept_round}" if earlier else ""
+    session.display.log(f"{'adapter' if config.tuning.mode == 'lora' else 'model'}: {target}{which}")
+    if config.over_optimisation.keep_best is not None:
+        session.display.log(
+            f"best {config.over_optimisation.keep_best}: {folder / 'best'}, of round {session.state.best_round}"
+        )
     atomic.replace_atomic(folder / "README.md", readable(_card(session, len(grids))).encode())
 
 

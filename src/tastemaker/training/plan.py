@@ -80,6 +80,7 @@ class Plan:
     reference_rows: int
     """Rows that pass through the reference, at most."""
     evaluation_rows: int
+    """Rows that pass through the network or the base model in evaluations, at most."""
     prior_rows: int
     """Rows of prior preservation that pass through it with a graph."""
     first_round: Calls
@@ -99,6 +100,9 @@ def make_plan(config: Config, facts: Facts) -> Plan:
     evaluations = 1 + sum(number == config.rounds or number % e.every == 0 for number in range(1, config.rounds + 1))
     each = (min(e.prompts, facts.prompts) + min(e.prompts, facts.unseen)) * e.per_prompt
     double = guidance_rows(config)
+    seen = min(e.prompts, facts.prompts) * e.per_prompt
+    noisy = len(facts.stochastic) if s.eta else s.steps
+    measured = min(e.kl_images, seen) if measures_kl(config) else 0
     updates = config.rounds * updates_of_round(config)
     pairs = config.algorithm.needs == "pairs"
     images = 0 if pairs else config.rounds * s.samples
@@ -111,13 +115,20 @@ def make_plan(config: Config, facts: Facts) -> Plan:
         sampling_rows=n * sum(_rows(calls.forward) for calls in rounds),
         training_rows=training,
         reference_rows=training if config.algorithm.requirements.reference else 0,
-        evaluation_rows=evaluations * each * s.steps * double,
+        evaluation_rows=evaluations * double * (each * s.steps + measured * (s.steps + 2 * noisy)),
         prior_rows=updates * config.prior_preservation.rows if config.prior_preservation.weight > 0 else 0,
         first_round=rounds[0],
         training_rewards=images * config.algorithm.requirements.queries,
         evaluation_rewards=evaluations * each,
         memory=estimated_memory(config, facts, max(rounds[0].backward)),
     )
+
+
+def measures_kl(config: Config) -> bool:
+    """Whether evaluations can ask the base model: its adapters are off, or there is a copy of it."""
+    if config.tuning.mode == "lora":
+        return True
+    return config.algorithm.requirements.reference and not config.reference.every
 
 
 def round_calls(config: Config, stochastic: Sequence[int], number: int, processes: int = 1) -> Calls:

@@ -30,6 +30,7 @@ from tastemaker.training.early_stopping import any_process, should_stop
 from tastemaker.training.evaluations import RunEvaluation, evaluate_run
 from tastemaker.training.finish import summary, write_adapter
 from tastemaker.training.isolation import isolated
+from tastemaker.training.over_optimisation import keep_best, watched
 from tastemaker.training.progress import Display, plain
 from tastemaker.training.rounds import one_round
 from tastemaker.training.session import Session
@@ -81,7 +82,8 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
                 f"({plain(session.state.base_mean)}): figures are in the reward's own unit, not in standard deviations"
             )
         session.seconds.clear()
-        should_stop(session, base.record(session.state))
+        base = watched(session, base)
+        should_stop(session, base)
         if accelerator.is_main_process:
             with new_folder(out) as folder:
                 (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -90,8 +92,10 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
                 if session.state.base_parts:
                     (folder / "reward.json").write_text(_measured(session), encoding="utf-8")
                 _record_evaluation(session, folder, base)
+                keep_best(session, folder, base)
                 _save(session, folder)
         else:
+            keep_best(session, out, base)
             _save(session, out)
         if accelerator.is_main_process:
             with _storing(out):
@@ -150,14 +154,14 @@ def _train(session: Session, folder: Path) -> None:
                 record = one_round(session)
                 evaluation, failed = _evaluated(session) if _due(session) else (None, None)
                 accelerator.wait_for_everyone()
-                stopped_early = any_process(
-                    session, evaluation is not None and should_stop(session, evaluation.record(state))
-                )
+                stopped_early = any_process(session, evaluation is not None and should_stop(session, evaluation))
                 signalled = session.stop.agreed()
                 with _storing(folder):
                     if accelerator.is_main_process:
                         record |= timings(session, began)
                         _record_round(session, folder, record, evaluation)
+                    if evaluation is not None:
+                        keep_best(session, folder, evaluation)
                     last = signalled or stopped_early or state.round == config.rounds
                     scheduled = last or state.round % config.checkpoint.every == 0
                     if scheduled or (failed is not None and accelerator.num_processes == 1):
@@ -205,7 +209,7 @@ def _due(session: Session) -> bool:
 def _evaluated(session: Session) -> tuple[RunEvaluation | None, RewardError | StopNow | None]:
     """The evaluation, or why there is none: the round before it is whole, and is kept."""
     try:
-        return evaluate_run(session), None
+        return watched(session, evaluate_run(session)), None
     except (RewardError, StopNow) as error:
         return None, error
 
@@ -214,12 +218,14 @@ def _evaluate_again(session: Session, folder: Path) -> bool:
     """Of a resumed run: the evaluation that its last round lacks, because the reward failed in it; whether it ends."""
     stopped_early, records = False, read_metrics(folder / "metrics.jsonl")
     if _due(session) and not any(record.get("evaluation") == session.state.round for record in records):
-        evaluation = evaluate_run(session)
-        stopped_early = should_stop(session, evaluation.record(session.state))
+        evaluation = watched(session, evaluate_run(session))
+        stopped_early = should_stop(session, evaluation)
         if session.accelerator.is_main_process:
             with _storing(folder):
                 _record_evaluation(session, folder, evaluation)
             _track_evaluation(session, evaluation, late=True)
+        with _storing(folder):
+            keep_best(session, folder, evaluation)
     session.accelerator.wait_for_everyone()
     return any_process(session, stopped_early)
 

@@ -26,6 +26,7 @@ from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
+from tastemaker.training.early_stopping import can_stop
 from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.prior_preservation import given_images, load_prior_images
 from tastemaker.training.progress import Display
@@ -169,7 +170,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
         session.average = WeightCopy(model.weights.trainable())
-    if config.early_stop.metric is not None:
+    if can_stop(config):
         session.kept = WeightCopy(model.weights.trainable())
     return session
 
