@@ -13,7 +13,7 @@ from tastemaker.question_benchmarks.benchmark import Measure
 from tastemaker.runs import atomic
 
 LEVEL = 0.95
-WEIGHTS = 40_000_000
+WEIGHTS = 20_000_000
 """Most weights of resamples in memory, 8 bytes each; large benchmarks have fewer resamples, and never less than 500."""
 
 
