@@ -214,7 +214,7 @@ def _against_divergence(runs: Sequence[Run]) -> Plot | None:
         "Evaluations in their order, from the base model on the left: how far the model has gone from it, and the "
         "reward that it has for that. Where the line goes on to the right and no longer up, the model changes without "
         "any gain; rings are evaluations with a warning of over-optimisation.",
-        rounds=False,
+        whole=False,
     )  # fmt: skip
 
 
