@@ -221,7 +221,7 @@ def test_a_key_that_is_refused_says_so_in_sight(browser, tmp_path):
         for part in ("#keys-status", "#keys-save"):
             box = page.locator(part).bounding_box()
             middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
-            assert page.evaluate(f"([x, y]) => document.elementFromPoint(x, y)?.closest('{part}') !== null", middle)
+            assert page.evaluate(f"([x, y]) => Boolean(document.elementFromPoint(x, y)?.closest('{part}'))", middle)
 
 
 # ---------------------------------------------------------------- earlier tasks
