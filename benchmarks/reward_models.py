@@ -2,11 +2,14 @@
 
     python benchmarks/reward_models.py label --out build/labels
     python benchmarks/reward_models.py train build/labels --out build/reward-models
+    python benchmarks/reward_models.py guidance --out build/guidance
 
 `label` samples tasks of five images with the bundled model and ranks them by a utility of what the judge sees in an
 image (its ground, its pattern, the size of its object, and whether it shows its prompt), with logistic noise. `train`
 trains reward models on 25, 50, ... of these tasks and prints, for tasks of prompts that were not trained on, how often
-they agree with the labeler's comparisons and with the utility itself.
+they agree with the labeler's comparisons and with the utility itself. `guidance` labels images of two objects in a
+relation by how much of the prompt they show, and prints how far rewards depend on the prompt with classifier-free
+reward guidance of several weights.
 """
 
 from __future__ import annotations
@@ -204,6 +207,41 @@ def run_train(args: argparse.Namespace) -> None:
         (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
+def run_guidance(args: argparse.Namespace) -> None:
+    """The same images with their own and with another prompt, by reward models with guidance and without."""
+    from tastemaker.labelling.taste import JUDGE, utility_of
+    from tastemaker.reward_models.comparisons import load_comparisons
+    from tastemaker.reward_models.settings import Training
+    from tastemaker.reward_models.train import train_reward_model
+    from tastemaker.rewards.preferences.architecture import Architecture
+
+    folder, prompts, judged = args.out / "labels", "bundled-pair-train", utility_of(JUDGE)
+    if not folder.is_dir():
+        settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=0.25, seed=0)
+        source = Sampled(load_model("bundled"), load_prompts(prompts).prompts, args.tasks,
+                         Recipe(steps=10, guidance=5.0, seed=0), "bundled")  # fmt: skip
+        create_from_model(folder, settings, source)
+        with open_project(folder) as project:
+            label(project, 0, utility=lambda images, prompts: list(judged(images, prompts)))
+    found = load_comparisons(str(folder))
+    print("| kind | text dropout | s | accuracy | own prompt preferred | by, in standard deviations |")
+    print("|---|---|---|---|---|---|")
+    for kind, dropout, weight in (
+        ("unet", 0.0, 1.0), ("unet", 0.2, 1.0), ("unet", 0.2, 2.0), ("unet", 0.2, 4.0), ("clip", 0.0, 1.0),
+    ):  # fmt: skip
+        rows = []
+        for seed in args.seeds:
+            training = Training(seed=seed, text_dropout=dropout, guidance=weight, curve=())
+            out = args.out / f"{kind}-{dropout}-{weight}-{seed}"
+            made = train_reward_model(found, Architecture(kind), training, out)  # type: ignore[arg-type]
+            assert made.accuracy is not None
+            assert made.prompt_use is not None
+            rows.append((made.accuracy.value, made.prompt_use.share, made.prompt_use.effect))
+        accuracy, share, effect = (statistics.mean(column) for column in zip(*rows, strict=True))
+        span = f"{min(row[2] for row in rows):.2f} to {max(row[2] for row in rows):.2f}"
+        print(f"| {kind} | {dropout} | {weight:g} | {accuracy:.1%} | {share:.1%} | {effect:.2f} ({span}) |", flush=True)
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -229,6 +267,11 @@ def main() -> None:
     train.add_argument("--layers", type=int, default=0)
     train.add_argument("--hidden", type=int, default=0)
     train.set_defaults(run=run_train)
+    guide = commands.add_parser("guidance", help="how far rewards depend on the prompt, with guidance and without")
+    guide.add_argument("--out", type=Path, required=True)
+    guide.add_argument("--tasks", type=int, default=200)
+    guide.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    guide.set_defaults(run=run_guidance)
     args = parser.parse_args()
     args.run(args)
 
