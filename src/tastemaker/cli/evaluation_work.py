@@ -18,6 +18,7 @@ from tastemaker.diffusion.model import image_size
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.evaluate_models import ModelEvaluation, evaluate_models
 from tastemaker.evaluation.evaluated_models import check
+from tastemaker.evaluation.evaluation_files import is_evaluation
 from tastemaker.evaluation.evaluation_plan import EvaluationPlan
 from tastemaker.evaluation.evaluation_table import TableRow
 from tastemaker.evaluation.evaluation_tables import interval_text
@@ -39,8 +40,8 @@ class BaseModel:
     width: int
     network: int
     """Parameters."""
-    rest: int
-    """Parameters of the text encoder and the VAE."""
+    text_encoder: int
+    vae: int
 
 
 def check_models(plan: EvaluationPlan) -> dict[str, BaseModel]:
@@ -60,8 +61,9 @@ def check_models(plan: EvaluationPlan) -> dict[str, BaseModel]:
             if one.model == base:
                 check(one, model)
         height, width = image_size(model)
-        rest = sum(parameters(part) for part in model.components.values())
-        found[base] = BaseModel(height, width, parameters(model.network), rest)
+        parts = {name: parameters(part) for name, part in model.components.items()}
+        vae = parts.pop("vae", 0)
+        found[base] = BaseModel(height, width, parameters(model.network), sum(parts.values()), vae)
     return found
 
 
@@ -75,7 +77,8 @@ def described(plan: EvaluationPlan, bases: dict[str, BaseModel], out: Path) -> s
     calls = batches * steps * (len(plan.models) + 2 * divergent)
     size = BYTES[plan.precision]
     copies = 2 if divergent else 1
-    memory = max(copies * (one.network + one.rest) * size for one in bases.values())
+    # The VAE is in float32 whatever the rest is in.
+    memory = max(copies * ((one.network + one.text_encoder) * size + one.vae * 4) for one in bases.values())
     sizes = ", ".join(dict.fromkeys(f"{one.height} x {one.width}" for one in bases.values()))
     lines = {
         "models": ", ".join(one.label for one in plan.models),
@@ -99,13 +102,15 @@ def described(plan: EvaluationPlan, bases: dict[str, BaseModel], out: Path) -> s
 def evaluate(plan: EvaluationPlan, out: Path, again: str) -> ModelEvaluation:
     """Checks, evaluates and reports; shows a bar on a terminal. `again` says how to go on after a stop.
 
-    Raises a TastemakerError; KeyboardInterrupt, after a line that says how to go on.
+    Raises a TastemakerError, which is Interrupted after Ctrl-C.
     """
     check_models(plan)
     try:
         with _phases() as phases:
             made = evaluate_models(plan, out, phases)
     except RewardError as error:
+        if not is_evaluation(out):
+            raise
         raise type(error)(f"{error}; what was sampled and scored is in {out}: {again} to go on") from error
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; what was sampled and scored is in {out}: {again} to go on") from None
@@ -116,7 +121,7 @@ def evaluate(plan: EvaluationPlan, out: Path, again: str) -> ModelEvaluation:
 def show(made: ModelEvaluation, out: Path) -> None:
     """Prints a table for each prompt set, and where everything is."""
     output: Any = Output(sys.stdout)
-    console = Console(file=output)
+    console = Console(file=output, markup=False, highlight=False)  # names may have brackets
     metrics = [name for name in dict.fromkeys(row.metric for row in made.table) if not name.startswith("win rate: ")]
     for prompt_set in made.plan.prompt_sets:
         shown = Table("metric", title=f"{prompt_set.name}: {len(prompt_set.prompts)} prompts of {prompt_set.source}")
