@@ -10,9 +10,8 @@ below `-tolerance`, and the reward has risen where the whole interval lies above
 A run is looked at again and again, for several measures, and the more often, the likelier an interval is to be off by
 chance. So a measure is reported only where it has fallen at two evaluations in a row, or by twice the tolerance
 at one; it is compared with the base model, and with a later evaluation only where that was above the base model's
-interval itself, because the highest of many evaluations is high by chance too. How many runs
-in which nothing falls have a warning all the same is simulated in benchmarks/over_optimisation.py, and stands in
-docs/results/over-optimisation.md.
+interval itself, because the highest of many evaluations is high by chance too. How often a run
+in which nothing falls has a warning all the same is simulated by `benchmarks/over_optimisation.py --simulate`.
 """
 
 from __future__ import annotations
