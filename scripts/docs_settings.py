@@ -1,5 +1,7 @@
 """Writes docs/reference/settings.md: every setting with its type, default and docstring, from the Config dataclasses.
 
+And docs/reference/presets.md: every preset with what has been measured of it.
+
     python scripts/docs_settings.py            # writes the page
     python scripts/docs_settings.py --check    # exits with 1 where the page in the repository is out of date
 
@@ -19,6 +21,7 @@ import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from tastemaker.config.presets import PRESETS
 from tastemaker.config.reflection import dataclass_members, field_types, variant_name
 from tastemaker.config.schema import Config
 
@@ -32,6 +35,39 @@ Every setting of a run, with its type, its default and what it does. `tastemaker
 with the values of a preset. A setting is given as a flag (`--optimizer.lr 1e-4` or `optimizer.lr=1e-4`) or as a key of
 a YAML file; see [Configuration](../guides/configuration.md).
 """
+
+
+PRESETS_PAGE = PAGE.with_name("presets.md")
+PRESETS_HEAD = """\
+# Presets
+
+<!-- Written by scripts/docs_settings.py; do not edit. -->
+
+Each preset has a level of evidence, which `tastemaker ls presets` shows too:
+
+- **verified**: runs with these very settings; the page has their figures and curves, and the command makes them again.
+- **proxy**: runs of the same method on a reward of the same kind, with other settings or on a smaller model of the same
+  kind.
+- **not verified**: no run that would say anything. The values are those of the paper or its code all the same
+  ([the papers' presets](../methods/paper-presets.md)).
+
+| preset | level | what was seen, or what is missing | command |
+|---|---|---|---|
+"""
+
+
+def presets_page() -> str:
+    """The whole page of the presets."""
+    rows = []
+    for name, preset in PRESETS.items():
+        evidence, run = preset.evidence, preset.evidence.run
+        seen, command = evidence.note, ""
+        if run is not None:
+            page, figure = (path.replace("docs/results/", "../results/") for path in (run.page, run.figure))
+            seen += f" ([figures]({page}), [curve]({figure}))"
+            command = f"`{run.command}`"
+        rows.append(f"| `{name}` | {evidence} | {seen} | {command} |")
+    return PRESETS_HEAD + "\n".join(rows) + "\n"
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -133,15 +169,15 @@ def main() -> int:
     """Writes or checks the page; the exit code is 1 where `--check` finds it out of date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    text = page()
-    if parser.parse_args().check:
-        if PAGE.read_text(encoding="utf-8") == text:
-            return 0
-        print(f"{PAGE} is out of date: run `python scripts/docs_settings.py`", file=sys.stderr)
-        return 1
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
+    check, failed = parser.parse_args().check, 0
+    for path, text in ((PAGE, page()), (PRESETS_PAGE, presets_page())):
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            print(f"{path} is out of date: run `python scripts/docs_settings.py`", file=sys.stderr)
+            failed = 1
+    return failed
 
 
 if __name__ == "__main__":

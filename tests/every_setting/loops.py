@@ -104,9 +104,9 @@ EVERY: dict[str, Any] = {"rounds": 4, "evaluation": {"every": 1}}
 
 @acts("over_optimisation.tolerance")
 def tolerance(lab: Lab) -> None:
-    """The other reward has a deviation of 1: 0.1 of two of them are 0.2, and 0.3 are 0.6. It has fallen by 0.5 twice,
+    """The other reward has a deviation of 1: 0.1 of two of them are 0.2, and 0.3 are 0.6. It has fallen by 0.3 twice,
     after rounds 1 and 2, and by 0.7 after rounds 3 and 4."""
-    others = [0.0, -0.5, -0.5, -0.7, -0.7]
+    others = [0.0, -0.3, -0.3, -0.7, -0.7]
     assert warned(trained(lab, RISING, others, **EVERY)) == [2, 3, 4]
     assert warned(trained(lab, RISING, others, **EVERY, over_optimisation={"tolerance": 0.3})) == [4]
 
@@ -134,7 +134,7 @@ def keep_best(lab: Lab) -> None:
 @acts("early_stop.over_optimisation")
 def stop_at_over_optimisation(lab: Lab) -> None:
     """The other reward falls by 0.3 after rounds 2 and 3, which counts the second time; what is kept is from before."""
-    others = [0.0, 0.1, -0.3, -0.3, 0.0]
+    others = [0.0, 0.0, -0.3, -0.3, 0.0]
     out = trained(lab, RISING, others, **EVERY, early_stop={"over_optimisation": True})
     assert records(out, "round") == [1, 2, 3]
     copies = load_file(out / "checkpoints/step-000003/copies.safetensors")

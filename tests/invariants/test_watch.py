@@ -51,11 +51,48 @@ def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoi
     assert [r["round"] for r in metrics(tmp_path / "cut") if "round" in r] == [1, 2, 3]
 
 
+def test_warnings_and_the_best_model_are_the_same_in_a_resumed_run(checkpoint, tmp_path, capsys):
+    """The run is trained for warmth against itself, with a held-out reward that is twice its opposite: as the trained
+    reward rises, that one falls. Warnings, intervals, divergence and the best model do not depend on a stop between."""
+    uphill = [
+        "algorithm.target=10", "evaluation.per_prompt=8", "evaluation.kl_images=3",
+        "evaluation.rewards=[smooth:coldness]", "over_optimisation.keep_best=reward/mean", "--rounds", "4",
+    ]  # fmt: skip
+    assert train(checkpoint, tmp_path / "whole", *uphill) == 0
+    said = capsys.readouterr().out
+    assert "over-optimisation after round" in said
+    assert "rewards/smooth:coldness fell from" in said
+    assert train(checkpoint, tmp_path / "cut", *uphill, "--rounds", "2") == 0
+    assert main(["resume", str(tmp_path / "cut"), "--rounds", "4"]) == 0
+    one, two = ([r for r in metrics(tmp_path / run) if "evaluation" in r] for run in ("whole", "cut"))
+    assert one == two
+    assert one[-1]["over_optimisation/rewards/smooth:coldness/warning"] == 1
+    assert one[0]["eval/kl"] == 0 < one[1]["eval/kl"] < one[-1]["eval/kl"]
+    left = [json.loads((tmp_path / run / "best/best.json").read_text()) for run in ("whole", "cut")]
+    assert left[0] == left[1]
+    name = "best/pytorch_lora_weights.safetensors"
+    best, again = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
+    assert all(best[key].equal(again[key]) for key in best)
+    # It is the model of the round that it says: of a run that ends there.
+    number = left[0]["round"]
+    if number:
+        assert train(checkpoint, tmp_path / "until", *uphill, "--rounds", str(number)) == 0
+        until = adapter(tmp_path / "until")
+        assert all(best[key].equal(until[key]) for key in until)
+    sound = [r["evaluation"] for r in one if not any("coldness/warning" in key for key in r)]
+    assert number in sound
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["early_stop.metric=rewrd/mean"], "evaluations of this run have reward/mean"),
         (["early_stop.min_delta=-1"], "must not be negative"),
+        (
+            ["over_optimisation.keep_best=rewrd"],
+            "over_optimisation.keep_best is rewrd, but evaluations of this run have",
+        ),
+        (["over_optimisation.kl_limit=5", "evaluation.kl_images=0"], "no divergence is measured"),
     ],
 )
 def test_what_cannot_be_watched(checkpoint, tmp_path, capsys, words, message):

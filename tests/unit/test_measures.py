@@ -56,7 +56,17 @@ def test_an_evaluations_record():
     reward = torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0, 3.0])
     scores = {"main": Scores(reward), "x": Scores(2 * reward)}
     found = RunEvaluation("main", Evaluation(draw, images(), scores, [True, False, None, None, None, None]))
+    # Half of the pixels differ: a's by 0.4, b's by 0.3, 0.6 and 0.3, and those of different prompts by what is left.
+    left = [0.0, 0.0, 0.4, 0.3, 0.6, 0.9]
+    apart = {True: [], False: []}
+    for one, prompt in enumerate(PROMPTS):
+        for same, means in apart.items():
+            others = [n for n, other in enumerate(PROMPTS) if n != one and (other == prompt) == same]
+            means += [statistics.fmean(abs(left[n] - left[one]) for n in others)] if others else []
+    same, other = (math.sqrt(0.5) * statistics.fmean(apart[kind]) for kind in (True, False))
     assert found.record(State(round=7, base_mean=1.0, base_std=2.0)) == {
+        "eval/difference/seeds": pytest.approx(same), "eval/difference/prompts": pytest.approx(other),
+        "eval/grid_power": 0.0,
         "evaluation": 7, "eval/reward/mean": 2.0, "eval/reward/std": 1.0, "eval/reward/base_stds": 0.5,
         "eval/rewards/x": 4.0, "eval/diversity": pytest.approx((0.1 + math.sqrt(0.06) / 2) / 2),
         "eval/judge/correct": 0.5,

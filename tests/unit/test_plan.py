@@ -37,7 +37,8 @@ def test_counts_by_hand():
     assert plan.training_rows == 4 * 12 * 3 * 2
     # The base model, and after rounds 2 and 4: five prompts, since there are no more.
     assert (plan.evaluations, plan.evaluation_images) == (3, 30)
-    assert plan.evaluation_rows == 30 * 4 * 2
+    # Of eight images in each the divergence is measured: four steps more, of which three are asked of two models.
+    assert plan.evaluation_rows == 30 * 4 * 2 + 3 * 8 * (4 + 2 * 3) * 2
     assert (plan.training_rewards, plan.evaluation_rewards) == (48, 30)
     assert (plan.reference_rows, plan.prior_rows) == (0, 0)
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from tastemaker.algorithms.advantage import percentile
 from tastemaker.config.presets import PRESETS
+from tastemaker.config.presets.evidence import EVIDENCE
 from tastemaker.data.prompts import BUILTIN as PROMPTS
 from tastemaker.data.prompts import load_prompts
 from tastemaker.rewards.registry import BUILTIN as REWARDS
 from tastemaker.training.draws import planned_updates
 from tastemaker.training.lr_schedule import multiple
 
+ROOT = Path(__file__).parents[2]
 TASKS = ("compressibility", "incompressibility")
 
 
@@ -54,6 +59,38 @@ def test_name_says_reward_and_model(name: str):
     assert asked or config.prompts.startswith("dataset:")
     assert PRESETS[name].summary
     assert PRESETS[name].source
+
+
+def test_every_preset_has_a_level_of_evidence():
+    assert set(EVIDENCE) == set(PRESETS)
+    assert {preset.evidence.level for preset in PRESETS.values()} == {"verified", "proxy", "not verified"}
+
+
+def command_exists(command: str) -> bool:
+    """Whether a target of the Makefile, a script of benchmarks/ or a preset has this name."""
+    program, *words = command.split()
+    if program == "make":
+        return re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE) is not None
+    return program == "python" and (ROOT / words[0]).is_file()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_verified_has_its_page_its_command_its_seeds_and_its_figure(name: str):
+    evidence = PRESETS[name].evidence
+    assert (evidence.run is None) == (evidence.level == "not verified")
+    assert evidence.note
+    if evidence.run is not None:
+        run = evidence.run
+        page = (ROOT / run.page).read_text()
+        assert run.page.startswith("docs/results/")
+        assert (ROOT / run.figure).is_file()
+        assert Path(run.figure).stem in page or run.figure.startswith("docs/results/before-after")
+        assert command_exists(run.command)
+        assert run.command in " ".join(page.split())
+        assert run.seeds >= 1
+        assert str(evidence).startswith(evidence.level)
+    if evidence.level == "verified":
+        assert PRESETS[name].config.model == "bundled"  # nothing else has been trained here
 
 
 @pytest.mark.parametrize("task", TASKS)

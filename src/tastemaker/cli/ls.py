@@ -30,7 +30,7 @@ class LsArgs:
 def _presets() -> dict[str, str]:
     from tastemaker.config.presets import PRESETS
 
-    return {name: preset.summary for name, preset in PRESETS.items()}
+    return {name: f"{preset.summary} [{preset.evidence}]" for name, preset in PRESETS.items()}
 
 
 def _algorithms() -> dict[str, str]:

@@ -17,6 +17,8 @@ or 20 million, has: the power of a frequency of noise is exponentially distribut
 exp(-0.577) = 1 / 1.78 of its mean."""
 LONGEST_PERIOD = 20
 """Of a grid, in pixels: twice the 8 pixels of a latent element, with some room."""
+LEAST_SIDE = 16
+"""Of images whose spectrum says anything of a grid, in pixels; smaller ones have none."""
 SMALL = 16
 """Side in pixels of the images that are compared with each other."""
 
@@ -35,6 +37,8 @@ def grid_power(x: Tensor) -> Tensor:
 
 def _grid_power(x: Tensor) -> Tensor:
     height, width = x.shape[-2:]
+    if min(height, width) < LEAST_SIDE:
+        return x.new_zeros(len(x), dtype=torch.float64)
     grey = x.double().mean(dim=1)
     window = torch.outer(torch.hann_window(height, dtype=torch.float64), torch.hann_window(width, dtype=torch.float64))
     centred = grey - (grey * window).sum(dim=(1, 2), keepdim=True) / window.sum()

@@ -8,11 +8,10 @@ the images, each with its pair of values (statistics.bootstrap_mean). A measure 
 below `-tolerance`, and the reward has risen where the whole interval lies above 0.
 
 A run is looked at again and again, for several measures, and the more often, the likelier an interval is to be off by
-chance. So a measure is reported only where it has fallen at two evaluations in a row, or by three times the tolerance
+chance. So a measure is reported only where it has fallen at two evaluations in a row, or by twice the tolerance
 at one; it is compared with the base model, and with a later evaluation only where that was above the base model's
-interval itself, because the highest of many evaluations is high by chance too. How many runs
-in which nothing falls have a warning all the same is simulated in benchmarks/over_optimisation.py, and stands in
-docs/results/over-optimisation.md.
+interval itself, because the highest of many evaluations is high by chance too. How often a run
+in which nothing falls has a warning all the same is simulated by `benchmarks/over_optimisation.py --simulate`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ RISE_LEVEL = 0.95
 """Of the trained reward's interval. It may be lower, since a warning needs a fall as well."""
 LEAST = 16
 """Images below which an interval says too little for a warning."""
-AT_ONCE = 3
+AT_ONCE = 2
 """How many times the tolerance a fall must have for one evaluation to suffice."""
 Unit = Literal["share", "reward"]
 BASE = "the base model"

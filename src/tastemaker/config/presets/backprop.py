@@ -12,6 +12,7 @@ from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.config.presets.ddpo import BUNDLED as DDPO_BUNDLED
+from tastemaker.config.presets.evidence import EVIDENCE
 from tastemaker.config.presets.papers import SD14, SD15
 from tastemaker.config.presets.preset import Preset
 from tastemaker.config.schema import Checkpoints, Config, EarlyStop, Evaluation, Optimizer, Sampling, Speed
@@ -125,12 +126,13 @@ _DRAFT = (
     f"ours, and so are the prompts, {_OURS}"
 )
 _BUNDLED = "measured on the bundled model: docs/results/alignprop.md"
+_SAME = "the settings of alignprop-compressibility, which were measured: docs/results/alignprop.md"
 
 _CONFIGS: dict[str, tuple[Config, str, str]] = {
     "alignprop-compressibility": (BUNDLED, "bundled model, the reward's own gradient: simple images", _BUNDLED),
     "alignprop-incompressibility": (
         replace(BUNDLED, reward="jpeg-surrogate-incompressibility"),
-        "bundled model, the reward's own gradient: busy images", _BUNDLED,
+        "bundled model, the reward's own gradient: busy images", _SAME,
     ),
     "alignprop-removal": (
         REMOVAL, "bundled model, concept removal: no circle where the prompt asks for one beside another object",
@@ -146,15 +148,15 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     ),
     "draft-lv-compressibility": (
         replace(BUNDLED, algorithm=DRaFT(noises=2, checkpointing="step")),
-        "bundled model, the same with the image noised twice (DRaFT-LV)", _BUNDLED,
+        "bundled model, the same with the image noised twice (DRaFT-LV)", _SAME,
     ),
     "refl-compressibility": (
         replace(BUNDLED, algorithm=ReFL(objective="reward", target=None, scale=1.0, guided=True, checkpointing="step")),
-        "bundled model, the gradient at a random late step (ReFL)", _BUNDLED,
+        "bundled model, the gradient at a random late step (ReFL)", _SAME,
     ),
     "direct-align-compressibility": (
         replace(BUNDLED, algorithm=DirectAlign(checkpointing="step")),
-        "bundled model, the gradient at any step without a chain (SRPO)", _BUNDLED,
+        "bundled model, the gradient at any step without a chain (SRPO)", _SAME,
     ),
     "alignprop-aesthetic-sd15": (
         replace(ALIGNPROP, algorithm=AlignProp(objective="distance", target=10.0, scale=0.01)),
@@ -201,4 +203,4 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     ),
 }  # fmt: skip
 
-PRESETS = {name: Preset(config, summary, source) for name, (config, summary, source) in _CONFIGS.items()}
+PRESETS = {name: Preset(*made, evidence=EVIDENCE[name]) for name, made in _CONFIGS.items()}

@@ -14,6 +14,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward
 from tastemaker.config.presets.ddpo import BUNDLED, gentle, with_reward
+from tastemaker.config.presets.evidence import EVIDENCE
 from tastemaker.config.presets.preset import Preset
 from tastemaker.config.schema import Config
 
@@ -133,6 +134,6 @@ SIMPLE = {
 }
 
 PRESETS = {
-    name: Preset(config, f"bundled model, {summary}", "docs/results/methods.md")
+    name: Preset(config, f"bundled model, {summary}", "docs/results/methods.md", EVIDENCE[name])
     for name, (config, summary) in SIMPLE.items()
 }

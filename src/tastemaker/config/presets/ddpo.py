@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.config.presets.evidence import EVIDENCE
 from tastemaker.config.presets.preset import Preset
 from tastemaker.config.schema import Advantage, Checkpoints, Config, Evaluation, Optimizer, Sampling, Speed
 from tastemaker.models.tuning import Tuning
@@ -101,85 +102,87 @@ _ALIGNMENT_SOURCE = _PAPER_SOURCE + " The release of LLaVA (1.5, 7B) is ours."
 _PUBLIC_SOURCE = f"ddpo-pytorch's config/dgx.py over config/base.py code; float32 where it has fp16 is ours. {OURS}"
 _PUBLIC_ALIGNMENT_SOURCE = _PUBLIC_SOURCE + " The release of LLaVA (1.5, 7B) is ours."
 
-PRESETS: dict[str, Preset] = {
-    "ddpo-compressibility": Preset(
+_CONFIGS: dict[str, tuple[Config, str, str]] = {
+    "ddpo-compressibility": (
         gentle(with_reward(BUNDLED, "jpeg-compressibility")),
         "bundled model, simple images, in minutes on a laptop",
         BUNDLED_SOURCE,
     ),
-    "ddpo-incompressibility": Preset(
+    "ddpo-incompressibility": (
         with_reward(BUNDLED, "jpeg-incompressibility"),
         "bundled model, busy images, in minutes on a laptop",
         BUNDLED_SOURCE,
     ),
-    "ddpo-compressibility-sf": Preset(
+    "ddpo-compressibility-sf": (
         score_function(gentle(with_reward(BUNDLED, "jpeg-compressibility"))),
         "bundled model, simple images, score function (one update a round)",
         BUNDLED_SOURCE,
     ),
-    "ddpo-incompressibility-sf": Preset(
+    "ddpo-incompressibility-sf": (
         score_function(with_reward(BUNDLED, "jpeg-incompressibility")),
         "bundled model, busy images, score function (one update a round)",
         BUNDLED_SOURCE,
     ),
-    "ddpo-compressibility-sd14": Preset(
+    "ddpo-compressibility-sd14": (
         with_reward(PAPER, "jpeg-compressibility"),
         "Stable Diffusion 1.4, simple images, whole U-Net: the paper's settings",
         _PAPER_SOURCE,
     ),
-    "ddpo-incompressibility-sd14": Preset(
+    "ddpo-incompressibility-sd14": (
         with_reward(PAPER, "jpeg-incompressibility"),
         "Stable Diffusion 1.4, busy images, whole U-Net: the paper's settings",
         _PAPER_SOURCE,
     ),
-    "ddpo-compressibility-sd14-sf": Preset(
+    "ddpo-compressibility-sd14-sf": (
         score_function(with_reward(PAPER, "jpeg-compressibility")),
         "Stable Diffusion 1.4, simple images, score function: the paper's settings",
         _PAPER_SOURCE,
     ),
-    "ddpo-incompressibility-sd14-sf": Preset(
+    "ddpo-incompressibility-sd14-sf": (
         score_function(with_reward(PAPER, "jpeg-incompressibility")),
         "Stable Diffusion 1.4, busy images, score function: the paper's settings",
         _PAPER_SOURCE,
     ),
-    "ddpo-compressibility-sd14-lora": Preset(
+    "ddpo-compressibility-sd14-lora": (
         with_reward(PUBLIC_CODE, "jpeg-compressibility"),
         "Stable Diffusion 1.4, simple images, LoRA: the public PyTorch code's settings",
         _PUBLIC_SOURCE,
     ),
-    "ddpo-incompressibility-sd14-lora": Preset(
+    "ddpo-incompressibility-sd14-lora": (
         with_reward(PUBLIC_CODE, "jpeg-incompressibility"),
         "Stable Diffusion 1.4, busy images, LoRA: the public PyTorch code's settings",
         _PUBLIC_SOURCE,
     ),
-    "ddpo-aesthetic-sd14": Preset(
+    "ddpo-aesthetic-sd14": (
         _animals(PAPER),
         "Stable Diffusion 1.4, whole U-Net, the paper's settings; give --reward aesthetic:FILE (LAION v2)",
         _PAPER_SOURCE,
     ),
-    "ddpo-aesthetic-sd14-sf": Preset(
+    "ddpo-aesthetic-sd14-sf": (
         score_function(_animals(PAPER)),
         "Stable Diffusion 1.4, score function, the paper's settings; give --reward aesthetic:FILE (LAION v2)",
         _PAPER_SOURCE,
     ),
-    "ddpo-aesthetic-sd14-lora": Preset(
+    "ddpo-aesthetic-sd14-lora": (
         _animals(LONGER_CODE),
         "Stable Diffusion 1.4, LoRA, the public PyTorch code's settings; give --reward aesthetic:FILE (LAION v2)",
         _PUBLIC_SOURCE,
     ),
-    "ddpo-alignment-sd14": Preset(
+    "ddpo-alignment-sd14": (
         _activities(PAPER),
         "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, whole U-Net: the paper's settings",
         _ALIGNMENT_SOURCE,
     ),
-    "ddpo-alignment-sd14-sf": Preset(
+    "ddpo-alignment-sd14-sf": (
         score_function(_activities(PAPER)),
         "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, score function: the paper's settings",
         _ALIGNMENT_SOURCE,
     ),
-    "ddpo-alignment-sd14-lora": Preset(
+    "ddpo-alignment-sd14-lora": (
         _activities(replace(LONGER_CODE, sampling=replace(LONGER_CODE.sampling, samples=288))),
         "Stable Diffusion 1.4, animals and activities, LLaVA and BERTScore, LoRA: the public PyTorch code's settings",
         _PUBLIC_ALIGNMENT_SOURCE,
     ),
 }
+
+PRESETS = {name: Preset(*made, evidence=EVIDENCE[name]) for name, made in _CONFIGS.items()}

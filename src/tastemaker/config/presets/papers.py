@@ -17,6 +17,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward
 from tastemaker.config.presets.ddpo import OURS, PAPER, with_reward
+from tastemaker.config.presets.evidence import EVIDENCE
 from tastemaker.config.presets.preset import Preset
 from tastemaker.config.schema import Advantage, Checkpoints, Config, Evaluation, Optimizer, Sampling, Speed
 from tastemaker.models.tuning import Tuning
@@ -297,4 +298,4 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     ),
 }  # fmt: skip
 
-PRESETS = {name: Preset(config, summary, source) for name, (config, summary, source) in _CONFIGS.items()}
+PRESETS = {name: Preset(*made, evidence=EVIDENCE[name]) for name, made in _CONFIGS.items()}
