@@ -14,9 +14,11 @@ from label_projects import add_user, claimed, judged
 from tastemaker.cli.compared_models import images_of
 from tastemaker.human_evaluation.create import create_comparison, rows_of
 from tastemaker.human_evaluation.study import ComparedModel, Stopping, Study, asked, read_study
+from tastemaker.labelling.answers import read_tasks
 from tastemaker.labelling.project import open_project
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.sources import Recipe
+from tastemaker.labelling.tables import Assignment
 
 SIDE = 16
 
@@ -71,9 +73,6 @@ def answer(folder: Path, labelers: Mapping[str, Callable[[int, str, int], float]
     study, done = read_study(folder), 0
     by_number = {task.number: task for task in study.tasks}
     with open_project(folder) as project:
-        from tastemaker.labelling.answers import read_tasks
-        from tastemaker.labelling.tables import Assignment
-
         with project.database.read() as session:
             numbers = {task.id: task.number for task in read_tasks(session).values()}
         for name, liking in labelers.items():

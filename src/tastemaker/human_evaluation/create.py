@@ -92,7 +92,8 @@ def rows_of(candidates: Sequence[Candidate], prompts: Sequence[str] | None, seed
             raise ConfigError("give prompts for the models by --prompts")
         return [(prompt, seed) for prompt in dict.fromkeys(prompts) for seed in range(seeds or 1)]
     shared = [row for row in given[0].images if all(row in one.images for one in given[1:])]
-    rows = [row for row in shared if (prompts is None or row[0] in set(prompts)) and (seeds is None or row[1] < seeds)]
+    chosen = {prompt for prompt, _ in shared} if prompts is None else set(prompts)
+    rows = [row for row in shared if row[0] in chosen and (seeds is None or row[1] < seeds)]
     if not rows:
         names = " and ".join(one.model.source for one in given)
         raise DataError(
@@ -105,9 +106,7 @@ def rows_of(candidates: Sequence[Candidate], prompts: Sequence[str] | None, seed
 
 def left_out(candidates: Sequence[Candidate], rows: Sequence[Row]) -> dict[str, int]:
     """How many images of each folder are not compared."""
-    return {
-        one.model.name: len(one.images) - len(rows) for one in candidates if isinstance(one, FromImages)
-    }  # fmt: skip
+    return {one.model.name: len(one.images) - len(rows) for one in candidates if isinstance(one, FromImages)}
 
 
 def plan(rows: Sequence[Row], questions: int, models: int, mode: str, dice: random.Random) -> list[Planned]:
