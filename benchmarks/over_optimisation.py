@@ -1,4 +1,4 @@
-"""Over-optimisation on compressibility, and when its warning comes: docs/results/over-optimisation.md.
+"""Over-optimisation on compressibility, and when its warning comes: docs/results/over-optimisation.json and .png.
 
     python benchmarks/over_optimisation.py [--seeds 5] [--work build/over-optimisation]
     python benchmarks/over_optimisation.py --simulate [--simulated 100]      # the rate of false warnings

@@ -12,3 +12,8 @@ def warmth(images, prompts):
 
 
 warmth.differentiable = True
+
+
+def coldness(images, prompts):
+    """The opposite of warmth."""
+    return -warmth(images, prompts)

@@ -56,7 +56,7 @@ def test_warnings_and_the_best_model_are_the_same_in_a_resumed_run(checkpoint, t
     reward rises, that one falls. Warnings, intervals, divergence and the best model do not depend on a stop between."""
     uphill = [
         "algorithm.target=10", "evaluation.per_prompt=8", "evaluation.kl_images=3",
-        "evaluation.rewards=[smooth:coldness]", "over_optimisation.keep_best=reward/mean", "--rounds", "4",
+        "--evaluation.rewards", "smooth:coldness", "over_optimisation.keep_best=reward/mean", "--rounds", "4",
     ]  # fmt: skip
     assert train(checkpoint, tmp_path / "whole", *uphill) == 0
     said = capsys.readouterr().out
