@@ -83,8 +83,10 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 for mark, at in (("o", run["warned"]), ("x", run["halved"])):
                     if at is not None:
                         place = run["rounds"].index(at)
-                        hollow = {"facecolors": "none", "edgecolors": "black"} if mark == "o" else {"color": "black"}
-                        axis.scatter([x[place]], [y[place]], marker=mark, s=44, zorder=3, **hollow)
+                        face, edge = ("none", "black") if mark == "o" else ("black", None)
+                        axis.scatter(
+                            [x[place]], [y[place]], marker=mark, s=44, zorder=3, facecolors=face, edgecolors=edge
+                        )
         axis.set_xlabel("rounds" if across == "rounds" else SHOWN[across])
         axis.set_ylabel(SHOWN[up])
         axis.grid(alpha=0.3)
