@@ -1,6 +1,6 @@
-"""Over-optimisation on compressibility, and when its warning comes: docs/results/over-optimisation.json and .png.
+"""Over-optimisation on compressibility, and when its warning comes: the figures of the guide to over-optimisation.
 
-    python benchmarks/over_optimisation.py [--seeds 5] [--work build/over-optimisation]
+    python benchmarks/over_optimisation.py [--seeds 1 2 3 4 5] [--work build/over-optimisation]
     python benchmarks/over_optimisation.py --simulate [--simulated 100]      # the rate of false warnings
 
 AlignProp on the bundled model, 8 steps, 4 images a round, an evaluation of 32 images after each round. Every seed
@@ -124,7 +124,8 @@ def simulate(runs: int, evaluations: int = 50) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    # Not seed 0, on whose runs the rule was tuned.
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5])
     parser.add_argument("--work", type=Path, default=Path("build/over-optimisation"))
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--simulated", type=int, default=100)
@@ -133,7 +134,7 @@ if __name__ == "__main__":
         publish(simulate(given.simulated), Path(f"{OUT}-simulated"))
     else:
         runs = {kind: [] for kind in RATES}
-        for seed in range(given.seeds):
+        for seed in given.seeds:
             for kind in RATES:
                 runs[kind].append(told(made(given.work, kind, seed)))
         draw(runs, OUT.with_suffix(".png"))
