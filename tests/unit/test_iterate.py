@@ -116,6 +116,19 @@ class Stopped(Exception):
     """A crash."""
 
 
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    """While people are waited for; what was sampled stays."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(labels, "_wait", interrupted)
+    words = [word for word in HEAD if word != "--simulate"]
+    assert main(["iterate", *words, "--out", str(tmp_path / "out")]) == 130
+    assert f"go on by: tastemaker iterate --resume {tmp_path / 'out'}" in capsys.readouterr().out
+    assert (tmp_path / "out/iteration-1/labels").is_dir()
+
+
 def test_iterations_that_are_stopped_after_each_step_end_as_uninterrupted_ones(whole, tmp_path, monkeypatch):
     """Stopped before and after each step that is still to be done: lineage, labels and weights are the same.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +17,7 @@ from tastemaker.cli.folders import next_free, processes
 from tastemaker.cli.settings import read
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.schema import Config
-from tastemaker.errors import ConfigError
+from tastemaker.errors import ConfigError, TastemakerError
 from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Loop
 from tastemaker.printing import print_lines
 from tastemaker.web.hosts import check_port
@@ -86,8 +88,20 @@ def run(argv: list[str]) -> int:
     from tastemaker.iteration.labels import Waiting
 
     waiting = Waiting(args.host, args.port, args.accept_unfinished)
-    start(settings, out, command=command, waiting=waiting, log=_log)
+    with _says_how_to_go_on(out):
+        start(settings, out, command=command, waiting=waiting, log=_log)
     return 0
+
+
+@contextmanager
+def _says_how_to_go_on(out: Path) -> Iterator[None]:
+    """Where the block ends early, by Ctrl-C or an error, the command that goes on is printed."""
+    try:
+        yield
+    except (TastemakerError, KeyboardInterrupt):
+        if (out / "iterate.yaml").is_file():
+            print(f"what is done stays; go on by: tastemaker iterate --resume {out}", flush=True)
+        raise
 
 
 def _with_reward_model(config: Config, stem: str) -> Config:
@@ -107,7 +121,8 @@ def _go_on(argv: list[str], command: str) -> int:
     if args.dry_run:
         return _dry_run(load_settings(args.resume), args.resume)
     waiting = Waiting(args.host, args.port, args.accept_unfinished)
-    go_on(args.resume, args.iterations, command=command, waiting=waiting, log=_log)
+    with _says_how_to_go_on(args.resume):
+        go_on(args.resume, args.iterations, command=command, waiting=waiting, log=_log)
     return 0
 
 
