@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import publish, records, run_all
+from running import publish, records, run_all
 
 REWARD = ["--reward", "jpeg-surrogate-compressibility"]
 RATES = ("3e-3", "4e-3")

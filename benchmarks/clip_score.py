@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import publish, records, run_all
+from running import publish, records, run_all
 
 KINDS: dict[str, tuple[str, list[str]]] = {
     "alignprop": ("AlignProp, CLIPScore", ["alignprop-clip"]),

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from runs import publish, records, run_all
+from running import publish, records, run_all
 
 from tastemaker.drawings.judge import see
 from tastemaker.drawings.scene import KINDS, Request, Scene, Wanted, parse

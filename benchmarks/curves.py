@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from runs import publish, records, run_all
+from running import publish, records, run_all
 
 REWARDS = ("compressibility", "incompressibility")
 ESTIMATORS = {"is": "", "sf": "-sf"}

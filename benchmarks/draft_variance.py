@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from runs import publish
+from running import publish
 from torch import Tensor
 
 from tastemaker.data.prompts import load_prompts

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from runs import publish
+from running import publish
 from torch import Tensor
 
 from tastemaker.algorithms.advantage import group_relative

@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from runs import publish, records, run_all
+from running import publish, records, run_all
 
 BASE = [
     "ddpo-compressibility", "sampling.samples=64", "sampling.per_prompt=8", "evaluation.every=4", "optimizer.lr=6e-3",

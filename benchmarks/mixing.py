@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runs import publish, run_all
+from running import publish, run_all
 
 from tastemaker.cli.main import main as tastemaker
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from runs import publish, records
+from running import publish, records
 
 import tastemaker as tm
 from tastemaker.evaluation.over_optimisation import Measure, Measured, watch

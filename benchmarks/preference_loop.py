@@ -21,7 +21,7 @@ import torch
 from hidden_taste import utility
 from matplotlib.figure import Figure
 from reward_models import label, utilities
-from runs import publish, records, run
+from running import publish, records, run
 
 from tastemaker.data.prompts import load_prompts
 from tastemaker.labelling.create import Sampled, create_from_model

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from runs import publish, records, run_all
+from running import publish, records, run_all
 
 PRESETS = {"ddpo": "ddpo-relations", "b2": "b2-relations"}
 LISTS = {"count": "bundled-count", "pair": "bundled-pair", "attributes": "bundled-attributes"}

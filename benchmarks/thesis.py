@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
-from runs import publish, records, run_all
+from running import publish, records, run_all
 
 from tastemaker.evaluation.images import contact_sheet
 
