@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass, field
 
 
@@ -24,4 +23,6 @@ def is_bearer(header: str | None, token: Token) -> bool:
 
 def same(given: bytes, secret: bytes) -> bool:
     """Whether what was given is the secret, in a time that does not depend on the secret."""
+    import hmac  # brings OpenSSL, which the help of commands need not load
+
     return hmac.compare_digest(given, secret)
