@@ -6,8 +6,10 @@ import hashlib
 import json
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -15,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import tastemaker as tm
+from compared import project
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config
 from tastemaker.data.images import read_image, to_tensor
@@ -25,8 +28,12 @@ from tastemaker.iteration.settings import IterationSettings, Loop, SimulatedLabe
 from tastemaker.labelling.image_files import image_path
 from tastemaker.labelling.project import open_project
 from tastemaker.labelling.settings import Labelling
+from tastemaker.labelling.simulate import Tally
 from tastemaker.labelling.tables import Prompt, Task, TaskImage
+from tastemaker.labelling.taste import Behaviour
 from tastemaker.reward_models.comparisons import load_comparisons
+from tastemaker.reward_models.settings import Training
+from tastemaker.rewards.preferences.architecture import Architecture
 
 TASKS = 12
 SMALL = [
@@ -178,6 +185,72 @@ def test_iterations_that_are_stopped_after_each_step_end_as_uninterrupted_ones(w
         assert all(torch.equal(own[name], other[name]) for name in own)
 
 
+@pytest.mark.parametrize(
+    ("loop", "learned", "starts"),
+    [
+        (Loop(iterations=3), [["1"], ["1", "2"], ["1", "2", "3"]], [None, None, None]),
+        (Loop(iterations=3, labels="newest"), [["1"], ["2"], ["3"]], [None, None, None]),
+        (Loop(iterations=2, policy="previous"), [["1"], ["1", "2"]], [None, "iteration-1/run"]),
+    ],
+)
+def test_which_labels_and_which_policy_an_iteration_takes(tmp_path, monkeypatch, loop, learned, starts):
+    """The steps themselves only note what they are given. Images are always those of the newest policy."""
+    sampled, sources, configs, trainings = [], [], [], []
+    facts = SimpleNamespace(digest="d", facts={"tasks": 1, "pairs": 1}, training=[], validation=[])
+    note = {
+        "sample_tasks": lambda folder, loop, config, number, policy, log: sampled.append(policy),
+        "wait_for_labels": lambda *_: None,
+        "load_comparisons": lambda folder: facts,
+        "load_several": lambda folders: sources.append([Path(one).parent.name[-1] for one in folders]) or facts,
+        "train_reward_model": lambda found, network, training, out, **_: trainings.append((network, training)),
+        "read_description": lambda folder: (SimpleNamespace(training={}), ""),
+        "write_report": lambda *_: None,
+    }
+    for name, function in note.items():
+        monkeypatch.setattr(iterate, name, function)
+    monkeypatch.setattr(iterate.training, "train", lambda config, folder, command: configs.append(config))
+    monkeypatch.setattr(lineage, "adapter_digest", lambda run: "a")
+    monkeypatch.setattr(lineage, "reward_model_digest", lambda folder: "r")
+    loop = replace(loop, network=Architecture("head", hidden=5), reward_model=Training(epochs=7))
+    iterate.start(IterationSettings(loop), tmp_path / "out", command="")
+    assert sources == learned
+    assert [config.tuning.start_from and str(Path(config.tuning.start_from).relative_to(tmp_path / "out"))
+            for config in configs] == starts  # fmt: skip
+    assert sampled == [None, *(tmp_path / f"out/iteration-{n}/run" for n in range(1, loop.iterations))]
+    assert trainings == [(loop.network, loop.reward_model)] * loop.iterations
+
+
+def test_what_simulated_people_are_like(tmp_path, monkeypatch):
+    """Every setting of theirs, at a value that is not its default."""
+    given = SimulatedLabelers(4, 3, "colourfulness", 0.25, 0.5, 0.75, 0.125)
+    seen = {}
+
+    @contextmanager
+    def served(project, serving):
+        yield "http://here"
+
+    async def simulate(crowd, behaviour, utility, seed):
+        seen.update(behaviour=behaviour, seed=seed)
+        return Tally()
+
+    monkeypatch.setattr(labels, "served_in_thread", served)
+    monkeypatch.setattr(labels, "invited", lambda project, url, count, seed: seen.update(count=count, names=seed))
+    monkeypatch.setattr(labels, "simulate", simulate)
+    monkeypatch.setattr(labels, "utility_of", lambda name: seen.update(utility=name))
+    labels._simulated(None, given, lambda line: None)  # type: ignore[arg-type]
+    behaviour = Behaviour(temperature=0.25, tie=0.5, left_bias=0.75, disagreement=0.125)
+    assert seen == {"utility": "colourfulness", "count": 4, "names": 3, "seed": 3, "behaviour": behaviour}
+
+
+def test_tasks_that_are_not_labelled(tmp_path, monkeypatch):
+    """They stop the iteration, unless they may be left."""
+    project(tmp_path / "p", tasks=3, labelled=False)
+    monkeypatch.setattr(labels, "_people", lambda project, waiting, log: None)
+    with pytest.raises(ConfigError, match=r"3 of the 3 tasks of .* are not labelled.*--accept-unfinished"):
+        labels.wait_for_labels(tmp_path / "p", Loop(), labels.Waiting(), print)
+    labels.wait_for_labels(tmp_path / "p", Loop(), labels.Waiting(accept_unfinished=True), print)
+
+
 def test_more_iterations(whole, tmp_path, capsys):
     import shutil
 
@@ -243,8 +316,6 @@ def test_from_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = [word for word in SMALL if "=" in word and not word.startswith("--")]
     config = tm.preset("ddpo-compressibility", "prompts=bundled-eight", *quick)
-    from tastemaker.rewards.preferences.architecture import Architecture
-
     found = tm.iterate(
         config, iterations=1, tasks=TASKS, simulate=True, label=Labelling(mode="pair"), network=Architecture("head"),
         simulated=SimulatedLabelers(utility="colourfulness"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+import types
+from typing import Any
 
 import pytest
 import smooth
@@ -16,7 +18,7 @@ from tastemaker.rewards.base import Scores
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
 from tastemaker.training.evaluations import RunEvaluation
-from tastemaker.training.measurements import parts_means, reward_figures
+from tastemaker.training.measurements import explained_variance, parts_means, reward_figures
 from tastemaker.types import Draw
 
 PROMPTS = ["a", "b", "a", "b", "b", "c"]
@@ -86,3 +88,25 @@ def test_a_rounds_record_has_population_deviations(checkpoint, tmp_path):
     }  # fmt: skip
     assert {name: record[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert record["diversity"] == pytest.approx(diversity(x, draw.prompts))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([1.0, 3.0, 5.0, 6.0], 0.9625),  # misses 0, 0, 0, 1: a variance of 1/4 - 1/16 of the returns' 5
+        ([4.0, 4.0, 4.0, 4.0], 0.0),  # their mean
+        ([11.0, 13.0, 15.0, 17.0], 1.0),  # all of them, but for a constant
+        ([-1.0, -3.0, -5.0, -7.0], -3.0),  # misses 2, 6, 10, 14: a variance of 20
+    ],
+)
+def test_explained_variance(value, expected):
+    one: Any = types.SimpleNamespace(num_processes=1)
+    rows: Any = types.SimpleNamespace(value=torch.tensor(value), target=torch.tensor([1.0, 3.0, 5.0, 7.0]))
+    assert explained_variance(one, rows) == {"value/explained_variance": pytest.approx(expected, abs=1e-12)}
+
+
+def test_returns_that_do_not_differ_have_no_variance_to_explain():
+    one: Any = types.SimpleNamespace(num_processes=1)
+    for target in (torch.full((4,), 0.1), torch.empty(0)):
+        assert explained_variance(one, types.SimpleNamespace(value=target + 1, target=target)) == {}  # type: ignore[arg-type]
+    assert explained_variance(one, types.SimpleNamespace(value=None, target=None)) == {}  # type: ignore[arg-type]
