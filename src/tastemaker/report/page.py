@@ -48,9 +48,16 @@ def _render(runs: Sequence[Run], title: str, plots: Sequence[Plot]) -> str:
 
 
 def render_page(template: str, **values: object) -> str:
-    """A page in the reports' style: Jinja2 with every value escaped, and `style`, the style sheet."""
+    """A page in the reports' style: Jinja2 with every value escaped, and `style`, the style sheet.
+
+    `template` extends page.html, which has the head and the content security policy.
+    """
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["csp_hash"] = _csp_hash
     return environment.from_string(template).render(style=_text("style.css").rstrip("\n"), **values)
