@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import tastemaker as tm
 from compared import project
+from tastemaker.algorithms.ppo import PPO
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Config
 from tastemaker.data.images import read_image, to_tensor
@@ -76,6 +77,7 @@ def test_what_came_from_what(whole):
         config = tm.load_run(whole / one["run"]).config
         folder = str(whole / f"iteration-{number}" / "reward-model")
         assert config.reward == folder
+        assert isinstance(config.algorithm, PPO)
         assert config.algorithm.value_from == folder
         assert config.tuning.start_from == (None if number == 1 else str(whole / "iteration-1/run"))
         trained = json.loads((whole / one["reward_model"] / "reward_model.json").read_text())["training"]

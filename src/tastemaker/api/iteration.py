@@ -14,9 +14,8 @@ from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.iteration import iterate as steps
 from tastemaker.iteration import lineage
-from tastemaker.iteration.labels import Waiting
 from tastemaker.iteration.lineage import Record
-from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Loop
+from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Loop, Waiting
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from tastemaker.cli.settings import read
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, TastemakerError
-from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Loop
+from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Loop, Waiting
 from tastemaker.printing import print_lines
 from tastemaker.web.hosts import check_port
 
@@ -39,12 +39,7 @@ class IterateOptions:
     """Folder of all iterations."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Go on with the iterations in this folder; of the settings only --iterations may be given."""
-    host: str = "127.0.0.1"
-    """Where the labelling app listens; by default people on this machine alone reach it."""
-    port: int = 0
-    """Its port; 0 takes a free one."""
-    accept_unfinished: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the tasks that are labelled, where some are not."""
+    waiting: Annotated[Waiting, tyro.conf.arg(name="")] = field(default_factory=Waiting)
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check everything and print what would be done, without doing it."""
     loop: Annotated[Loop, tyro.conf.arg(name="")] = field(default_factory=Loop)
@@ -78,18 +73,16 @@ def run(argv: list[str]) -> int:
     given, stem = read(IterateArgs, argv, "iterate")
     args = given.options
     settings = IterationSettings(args.loop, _with_reward_model(given.settings, stem))
-    check_port(args.port)
+    check_port(args.waiting.port)
     out = args.out or next_free("iterate")
     if (out / "iterate.yaml").exists():
         raise ConfigError(f"{out} has iterations already: go on with them by `tastemaker iterate --resume {out}`")
     if args.dry_run:
         return _dry_run(settings, out)
     from tastemaker.iteration.iterate import start
-    from tastemaker.iteration.labels import Waiting
 
-    waiting = Waiting(args.host, args.port, args.accept_unfinished)
     with _says_how_to_go_on(out):
-        start(settings, out, command=command, waiting=waiting, log=_log)
+        start(settings, out, command=command, waiting=args.waiting, log=partial(print, flush=True))
     return 0
 
 
@@ -114,15 +107,13 @@ def _with_reward_model(config: Config, stem: str) -> Config:
 def _go_on(argv: list[str], command: str) -> int:
     args = parse(ResumeArgs, argv, "iterate")
     assert args.resume is not None
-    check_port(args.port)
+    check_port(args.waiting.port)
     from tastemaker.iteration.iterate import go_on, load_settings
-    from tastemaker.iteration.labels import Waiting
 
     if args.dry_run:
         return _dry_run(load_settings(args.resume), args.resume)
-    waiting = Waiting(args.host, args.port, args.accept_unfinished)
     with _says_how_to_go_on(args.resume):
-        go_on(args.resume, args.iterations, command=command, waiting=waiting, log=_log)
+        go_on(args.resume, args.iterations, command=command, waiting=args.waiting, log=partial(print, flush=True))
     return 0
 
 
@@ -134,12 +125,7 @@ class ResumeArgs:
     """Their folder."""
     iterations: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: their own)")] = None
     """New total number of iterations, those already done included."""
-    host: str = "127.0.0.1"
-    """Where the labelling app listens."""
-    port: int = 0
-    """Its port; 0 takes a free one."""
-    accept_unfinished: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the tasks that are labelled, where some are not."""
+    waiting: Annotated[Waiting, tyro.conf.arg(name="")] = field(default_factory=Waiting)
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check everything and print what would be done, without doing it."""
 
@@ -164,8 +150,3 @@ def _dry_run(settings: IterationSettings, out: Path) -> int:
         f"{config.sampling.samples:,} images a round",
     )
     return 0
-
-
-def _log(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, flush=True)

@@ -14,10 +14,10 @@ from tastemaker.config.yaml_file import dump_config, parse_config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError, StorageError
 from tastemaker.iteration import lineage
-from tastemaker.iteration.labels import Log, Waiting, sample_tasks, wait_for_labels
+from tastemaker.iteration.labels import Log, sample_tasks, wait_for_labels
 from tastemaker.iteration.lineage import Record
 from tastemaker.iteration.report import write_report
-from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, run_config
+from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Waiting, run_config
 from tastemaker.labelling.project import is_project
 from tastemaker.labelling.taste import utility_of
 from tastemaker.models import load_meta_model

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.images import load_here
-from tastemaker.iteration.settings import Loop, SimulatedLabelers
+from tastemaker.iteration.settings import Loop, SimulatedLabelers, Waiting
 from tastemaker.labelling.accounts import admin_token
 from tastemaker.labelling.create import Sampled, create_from_model
 from tastemaker.labelling.progress import finished_tasks
@@ -27,17 +26,6 @@ from tastemaker.training.setup import split_prompts
 POLL = 2.0
 """Seconds between looks at how far people are."""
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """How people reach the labelling app, and when one goes on."""
-
-    host: str = "127.0.0.1"
-    port: int = 0
-    """0 takes a free one."""
-    accept_unfinished: bool = False
-    """Go on with the tasks that are labelled, where some are not."""
 
 
 def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policy: Path | None, log: Log) -> None:

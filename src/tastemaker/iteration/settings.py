@@ -42,6 +42,18 @@ class SimulatedLabelers:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """How people reach the labelling app, and when the loop goes on. It changes nothing that is learned."""
+
+    host: str = "127.0.0.1"
+    """Where the labelling app listens; by default people on this machine alone reach it."""
+    port: int = 0
+    """Its port; 0 takes a free one."""
+    accept_unfinished: bool = False
+    """Go on with the tasks that are labelled, where some are not."""
+
+
+@dataclass(frozen=True)
 class Loop:
     """What is repeated, and how often; the alignment itself has the settings of a run."""
 

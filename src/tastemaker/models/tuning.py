@@ -27,8 +27,9 @@ class Tuning:
     projection when left out."""
     start_from: str | None = None
     """An adapter from which training starts: a run, or a folder or file of diffusers, peft or kohya, for the same
-    layers and of the same rank. The reference is still the model without any; what figures call the base model is the
-    one that the run starts with. None starts with an adapter that does nothing."""
+    layers and of the same rank. The reference is still the model without any (with `reference.every` it begins as the
+    one that the run starts with); what figures call the base model is the one that the run starts with. None starts
+    with an adapter that does nothing."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
