@@ -4,8 +4,10 @@
 
 For each seed: images of the bundled model are ranked by a labeler with the utility of examples/hidden_taste.py; a
 reward model is trained on the rankings (an ensemble of three, from the model's own U-Net); runs follow it, and their
-evaluations say what the hidden utility of their images is, which no run sees. Then images of the first PPO run are
-ranked too, and a second reward model is trained on all rankings. What is there already is not made again.
+evaluations say what the hidden utility of their images is, which no run sees. Then images of a run and of the base
+model are ranked together by the same labeler (--images newest: those of the run alone), and a second reward model is
+trained on all rankings; runs follow it from the base model, and from where the first run ended. What is there already
+is not made again.
 """
 
 from __future__ import annotations
@@ -27,9 +29,8 @@ from tastemaker.data.prompts import load_prompts
 from tastemaker.labelling.create import Sampled, create_from_model
 from tastemaker.labelling.project import open_project
 from tastemaker.labelling.settings import Labelling
-from tastemaker.labelling.sources import Recipe
+from tastemaker.labelling.sources import Policy, Recipe
 from tastemaker.models import load_model
-from tastemaker.models.adapter_files import find_adapter
 
 PROMPTS, UNSEEN = "bundled-single-train", "bundled-single-test"
 STEPS = 10
@@ -49,23 +50,28 @@ ARMS: dict[str, Sequence[str]] = {
     "ddpo": ["ddpo-compressibility", "optimizer.lr=3e-3", "advantage.normalise=group", "--reward", "{rm}"],
 }  # fmt: skip
 KL, PENALTY = "10", "1"
-SECOND = "ppo, second iteration"
-"""On a second reward model, of all labels: of the base model's images, and of those that the arm `ppo` left."""
+BASE = Policy("bundled")
+REPEATED = ("ppo", "ddpo")
+"""Arms with a second iteration."""
 
 
-def labels(folder: Path, seed: int, tasks: int, adapter: Path | None = None) -> Path:
-    """A project of `tasks` tasks of five images, ranked by the hidden utility; 10 % of comparisons are wrong."""
+def labels(
+    folder: Path, seed: int, tasks: int, policies: Sequence[Policy] = (BASE,), labelled: Path | None = None
+) -> Path:
+    """A project of `tasks` tasks of five images of the policies in turn, ranked by the hidden utility.
+
+    The labeler is that of the project `labelled`; without one, 10 % of comparisons are wrong.
+    """
     if not (folder / "labelled").is_file():
         model = load_model("bundled")
-        if adapter is not None:
-            model.weights.load(find_adapter(adapter))
         settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=0.25, seed=seed)
         recipe = Recipe(steps=STEPS, guidance=5.0, seed=seed)
-        source = Sampled(model, load_prompts(PROMPTS).prompts, tasks, recipe, str(adapter or "bundled"))
+        source = Sampled(model, load_prompts(PROMPTS).prompts, tasks, recipe, "bundled", policies=policies)
         create_from_model(folder, settings, source)
+        noise = None if labelled is None else float((labelled / "labelled").read_text())
         with open_project(folder) as project:
-            label(project, seed, utility=listed)
-        (folder / "labelled").touch()
+            noise = label(project, seed, utility=listed, noise=noise)
+        (folder / "labelled").write_text(str(noise))
     return folder
 
 
@@ -84,11 +90,11 @@ def reward_model(folder: Path, sources: Sequence[Path], seed: int) -> dict[str, 
     return json.loads((folder / "reward_model.json").read_text())["training"]
 
 
-def arm(work: Path, name: str, rm: Path, seed: int) -> Path:
+def arm(work: Path, name: str, rm: Path, seed: int, *more: str) -> Path:
     """A run of one of the arms."""
     words = [word.format(rm=rm, kl=KL, penalty=PENALTY) for word in ARMS[name]]
     stem = name.replace(", ", "-").replace(" ", "-").lower()
-    return run(work / stem, [*words, *COMMON, "--seed", str(seed)])
+    return run(work / stem, [*words, *COMMON, "--seed", str(seed), *more])
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
@@ -103,16 +109,22 @@ def curve(folder: Path) -> dict[str, list[float]]:
     return found | {"explained": explained}
 
 
-def seed_runs(work: Path, seed: int, tasks: int, arms: Sequence[str]) -> dict[str, Any]:
+def seed_runs(work: Path, seed: int, tasks: int, arms: Sequence[str], images: str) -> dict[str, Any]:
     """Everything of one seed."""
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
     first = labels(own / "labels-1", seed, tasks)
     models = {"first": reward_model(own / "rm-1", [first], seed)}
     found = {name: curve(arm(own, name, own / "rm-1", seed)) for name in arms}
-    second = labels(own / "labels-2", seed + 100, tasks, own / "ppo")
-    models["second"] = reward_model(own / "rm-2", [first, second], seed)
-    found[SECOND] = curve(arm(own / "second", "ppo", own / "rm-2", seed))
+    for name in [name for name in REPEATED if name in arms]:
+        again = own / f"{name}-again-{images}"
+        again.mkdir(exist_ok=True)
+        policies = [Policy(name, own / name), BASE][: 1 if images == "newest" else 2]
+        second = labels(again / "labels", seed + 100, tasks, policies, first)
+        models[name] = reward_model(again / "rm", [first, second], seed)
+        found[f"{name}, second iteration"] = curve(arm(again / "from-base", name, again / "rm", seed))
+        start = f"tuning.start_from={own / name}"
+        found[f"{name}, second iteration, going on"] = curve(arm(again / "going-on", name, again / "rm", seed, start))
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -136,8 +148,12 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
     for name in dict.fromkeys(name for one in results.values() for name in one["curves"]):
         curves = [one["curves"][name] for one in results.values() if name in one["curves"]]
 
-        def gains(key: str, curves: list[dict[str, list[float]]] = curves) -> list[list[float]]:
-            return [[(value - one[key][0]) / deviation for value in one[key]] for one in curves]
+        def gains(key: str, name: str = name) -> list[list[float]]:
+            """Above the base model, with which the first runs begin."""
+            return [
+                [(value - one["curves"]["ppo"][key][0]) / deviation for value in one["curves"][name][key]]
+                for one in results.values() if name in one["curves"]
+            ]  # fmt: skip
 
         hidden, unseen = gains("hidden"), gains("unseen")
         best = [max(range(len(one)), key=one.__getitem__) for one in hidden]
@@ -159,8 +175,8 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
 def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> None:
     """Learned reward and hidden utility by round, an arm a panel: thin lines are seeds, thick ones their mean."""
     names = list(dict.fromkeys(name for one in results.values() for name in one["curves"]))
-    figure = Figure(figsize=(11, 6.2), layout="constrained")
-    axes = figure.subplots(2, (len(names) + 1) // 2, sharex=True, sharey=True).flatten()
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    axes = figure.subplots(3, (len(names) + 2) // 3, sharex=True, sharey=True).flatten()
     for axis, name in zip(axes, names, strict=False):
         curves = [one["curves"][name] for one in results.values() if name in one["curves"]]
         for key, colour, text in (
@@ -168,7 +184,9 @@ def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> Non
             ("unseen", "#e69f00", "hidden utility, unseen prompts"),
         ):  # fmt: skip
             unit = 1.0 if key == "reward" else deviation
-            lines = [[(value - one[key][0]) / unit for value in one[key]] for one in curves]
+            zero = [one["curves"]["ppo" if key != "reward" else name][key][0] for one in results.values()
+                    if name in one["curves"]]  # fmt: skip
+            lines = [[(value - base) / unit for value in one[key]] for one, base in zip(curves, zero, strict=True)]
             for line in lines:
                 axis.plot(curves[0]["round"], line, color=colour, alpha=0.25, linewidth=0.8)
             mean = [statistics.mean(column) for column in zip(*lines, strict=True)]
@@ -192,13 +210,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tasks", type=int, default=160)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--images", default="mixed", choices=["mixed", "newest"])
     args = parser.parse_args()
-    results = {
-        seed: seed_runs(
-            args.work, seed, args.tasks, [name for name in args.arms if name != "ddpo" or seed == args.seeds[0]]
-        )
-        for seed in args.seeds
-    }
+    results = {seed: seed_runs(args.work, seed, args.tasks, args.arms, args.images) for seed in args.seeds}
     deviation = base_deviation(args.work, args.seeds)
     plot(results, deviation, args.out)
     publish(

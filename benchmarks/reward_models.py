@@ -89,8 +89,13 @@ def temperature(groups: list[list[float]], flipped: float) -> float:
     return low
 
 
-def label(project: Project, seed: int, flipped: float = FLIPPED, utility: Utility = utility) -> None:
-    """Ranks all tasks of a project by the hidden utility with logistic noise."""
+def label(
+    project: Project, seed: int, flipped: float = FLIPPED, utility: Utility = utility, noise: float | None = None
+) -> float:
+    """Ranks all tasks of a project by the hidden utility with logistic noise, whose scale is returned.
+
+    It is `noise`, or else that at which `flipped` of the pairs within tasks are ordered wrongly.
+    """
     rng, worth = random.Random(seed), utilities(project, utility)
     with project.database.write() as session:
         user = User(name="hidden utility", role="labeler", password_hash=None, disabled=False, keys={}, created=0.0)
@@ -104,7 +109,7 @@ def label(project: Project, seed: int, flipped: float = FLIPPED, utility: Utilit
             .join(Prompt, Prompt.id == Task.prompt_id)
         ):
             by_task.setdefault(task, []).append(worth[sha256, prompt])
-    noise = temperature(list(by_task.values()), flipped)
+    noise = temperature(list(by_task.values()), flipped) if noise is None else noise
     while True:
         with project.database.write() as session:
             assigned = claim(session, project.settings, number, 20, time.time())
@@ -120,7 +125,7 @@ def label(project: Project, seed: int, flipped: float = FLIPPED, utility: Utilit
                 for receipt in save(session, project.settings, number, [(one.id, j) for j in log], time.time()):
                     assert receipt.status == "saved", receipt
         if not assigned:
-            return
+            return noise
 
 
 def run_label(args: argparse.Namespace) -> None:

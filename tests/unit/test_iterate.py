@@ -30,6 +30,7 @@ from tastemaker.labelling.image_files import image_path
 from tastemaker.labelling.project import open_project
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.simulate import Tally
+from tastemaker.labelling.sources import Policy
 from tastemaker.labelling.tables import Prompt, Task, TaskImage
 from tastemaker.labelling.taste import Behaviour
 from tastemaker.reward_models.comparisons import load_comparisons
@@ -99,15 +100,20 @@ def project_images(folder: Path) -> dict[tuple[str, int], torch.Tensor]:
     return {key: torch.stack(images) for key, images in found.items()}
 
 
-def test_images_are_those_of_the_policy(whole):
-    """The base model's with the seed 1, then the adapter's with the seed 2, by the sampler of the alignment."""
+def test_images_are_those_of_the_policies(whole):
+    """By the sampler of the alignment with seeds 1 and 2: all of the base model, then every other one of the adapter's.
+
+    `tm.sample` numbers its images from 0, as the images of a prompt's first task are numbered.
+    """
     prompts = list(load_prompts("bundled-eight").prompts)
-    for number, adapter in ((1, None), (2, whole / "iteration-1/run")):
+    adapter = whole / "iteration-1/run"
+    for number, makers in ((1, (None, None, None)), (2, (adapter, None, adapter))):
         shown = project_images(whole / f"iteration-{number}/labels")
         assert len(shown) == TASKS
         assert [prompt for prompt, _ in shown] == (prompts + prompts)[:TASKS]
-        expected = tm.sample("bundled", prompts[:1], adapter=adapter, n=3, seed=number, steps=2)
-        images = torch.stack([to_tensor(image) for image in expected.images])
+        made = {maker: tm.sample("bundled", prompts[:1], adapter=maker, n=3, seed=number, steps=2).images
+                for maker in makers}  # fmt: skip
+        images = torch.stack([to_tensor(made[maker][place]) for place, maker in enumerate(makers)])
         torch.testing.assert_close(next(iter(shown.values())), images, rtol=0, atol=1.01 / 255)
 
 
@@ -188,19 +194,21 @@ def test_iterations_that_are_stopped_after_each_step_end_as_uninterrupted_ones(w
 
 
 @pytest.mark.parametrize(
-    ("loop", "learned", "starts"),
+    ("loop", "makers", "learned", "starts"),
     [
-        (Loop(iterations=3), [["1"], ["1", "2"], ["1", "2", "3"]], [None, None, None]),
-        (Loop(iterations=3, labels="newest"), [["1"], ["2"], ["3"]], [None, None, None]),
-        (Loop(iterations=2, policy="previous"), [["1"], ["1", "2"]], [None, "iteration-1/run"]),
+        (Loop(iterations=3), ["0", "10", "210"], [["1"], ["1", "2"], ["1", "2", "3"]], [None, None, None]),
+        (Loop(iterations=3, labels="newest"), ["0", "10", "210"], [["1"], ["2"], ["3"]], [None, None, None]),
+        (Loop(iterations=3, images="newest"), ["0", "1", "2"], [["1"], ["1", "2"], ["1", "2", "3"]],
+         [None, None, None]),
+        (Loop(iterations=2, policy="previous"), ["0", "10"], [["1"], ["1", "2"]], [None, "iteration-1/run"]),
     ],
-)
-def test_which_labels_and_which_policy_an_iteration_takes(tmp_path, monkeypatch, loop, learned, starts):
-    """The steps themselves only note what they are given. Images are always those of the newest policy."""
+)  # fmt: skip
+def test_which_images_labels_and_policy_an_iteration_takes(tmp_path, monkeypatch, loop, makers, learned, starts):
+    """The steps themselves only note what they are given. `makers` are the runs in turn, 0 the base model."""
     sampled, sources, configs, trainings = [], [], [], []
     facts = SimpleNamespace(digest="d", facts={"tasks": 1, "pairs": 1}, training=[], validation=[])
     note = {
-        "sample_tasks": lambda folder, loop, config, number, policy, log: sampled.append(policy),
+        "sample_tasks": lambda folder, loop, config, number, policies, log: sampled.append(policies),
         "wait_for_labels": lambda *_: None,
         "load_comparisons": lambda folder: facts,
         "load_several": lambda folders: sources.append([Path(one).parent.name[-1] for one in folders]) or facts,
@@ -218,7 +226,9 @@ def test_which_labels_and_which_policy_an_iteration_takes(tmp_path, monkeypatch,
     assert sources == learned
     assert [config.tuning.start_from and str(Path(config.tuning.start_from).relative_to(tmp_path / "out"))
             for config in configs] == starts  # fmt: skip
-    assert sampled == [None, *(tmp_path / f"out/iteration-{n}/run" for n in range(1, loop.iterations))]
+    runs = {str(n): Policy(str(tmp_path / f"out/iteration-{n}/run"), tmp_path / f"out/iteration-{n}/run")
+            for n in range(1, loop.iterations)} | {"0": Policy("bundled")}  # fmt: skip
+    assert sampled == [[runs[maker] for maker in each] for each in makers]
     assert trainings == [(loop.network, loop.reward_model)] * loop.iterations
 
 
@@ -379,6 +389,7 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["iterate", *UNET, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "12 tasks of 3 images (36 images of bundled, 8 prompts), mode rank, labelled by 1 simulated labelers" in said
+    images = "36 images of bundled, 8 prompts; later ones of the newest policy, those before it and the base model"
+    assert f"12 tasks of 3 images ({images}), mode rank, labelled by 1 simulated labelers" in said
     assert "1 rounds of ppo from the adapter of the iteration before" in said
     assert not list(tmp_path.iterdir())

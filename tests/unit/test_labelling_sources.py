@@ -16,7 +16,7 @@ from tastemaker.errors import ConfigError, DataError, PromptError
 from tastemaker.labelling.image_files import image_path
 from tastemaker.labelling.project import Project, open_project
 from tastemaker.labelling.settings import Labelling
-from tastemaker.labelling.sources import Recipe, image_tasks, sampled_tasks
+from tastemaker.labelling.sources import Policy, Recipe, image_tasks, sampled_tasks
 from tastemaker.labelling.tables import Prompt, Task, TaskImage
 from tastemaker.models import load_model
 
@@ -76,7 +76,9 @@ def test_batches_change_nothing():
     counts: list[int] = []
     many = [
         list(
-            sampled_tasks(model, ["a red circle"], settings, 3, Recipe(steps=1, batch=batch), "m", None, counts.append)
+            sampled_tasks(
+                model, ["a red circle"], settings, 3, Recipe(steps=1, batch=batch), [Policy("m")], None, counts.append
+            )
         )
         for batch in (1, 4)
     ]

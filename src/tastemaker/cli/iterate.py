@@ -130,6 +130,13 @@ class ResumeArgs:
     """Check everything and print what would be done, without doing it."""
 
 
+def _images_of(loop: Loop) -> str:
+    if loop.iterations == 1:
+        return ""
+    newest = "; later ones of the newest policy"
+    return f"{newest}, those before it and the base model" if loop.images == "mixed" else f"{newest} alone"
+
+
 def _dry_run(settings: IterationSettings, out: Path) -> int:
     """Checks everything but the reward model, which is not there yet, and prints the plan."""
     from tastemaker.iteration.iterate import check_settings
@@ -141,7 +148,7 @@ def _dry_run(settings: IterationSettings, out: Path) -> int:
     print_lines(
         f"{loop.iterations} iterations into {out}, each:",
         f"  {loop.tasks} tasks of {loop.label.task_size} images ({images:,} images of {config.model}, "
-        f"{prompts:,} prompts), mode {loop.label.mode}, labelled by {who}",
+        f"{prompts:,} prompts{_images_of(loop)}), mode {loop.label.mode}, labelled by {who}",
         f"  a reward model of kind {kind} on {'all labels so far' if loop.labels == 'all' else 'the newest labels'}"
         if settings.learns_a_reward
         else "  no reward model: the algorithm learns from the labels themselves",

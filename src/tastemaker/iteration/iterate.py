@@ -19,6 +19,7 @@ from tastemaker.iteration.lineage import Record
 from tastemaker.iteration.report import write_report
 from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Waiting, run_config
 from tastemaker.labelling.project import is_project
+from tastemaker.labelling.sources import Policy
 from tastemaker.labelling.taste import utility_of
 from tastemaker.models import load_meta_model
 from tastemaker.reward_models.comparisons import load_comparisons, load_several
@@ -123,8 +124,15 @@ class _Work:
 
     @property
     def policy(self) -> Path | None:
-        """The run whose adapter makes this iteration's images; None for the base model."""
+        """The run of the iteration before, the newest policy; None for the base model."""
         return None if self.record.number == 1 else self.out / f"iteration-{self.record.number - 1}" / "run"
+
+    @property
+    def policies(self) -> list[Policy]:
+        """Who makes the images of this iteration's tasks: the newest policy first, the base model last."""
+        runs = [self.out / str(one.run) for one in reversed(self.records[:-1])]
+        found = [Policy(str(run), run) for run in runs] + [Policy(self.settings.train.model)]
+        return found if self.settings.loop.images == "mixed" else found[:1]
 
     def relative(self, path: Path) -> str:
         """A path as the lineage has it."""
@@ -154,9 +162,12 @@ def _label(work: _Work) -> Record:
     if record.labels is not None:
         return record
     if not is_project(folder):
-        sample_tasks(folder, loop, work.settings.train, record.number, work.policy, work.log)
+        sample_tasks(folder, loop, work.settings.train, record.number, work.policies, work.log)
     if work.policy is not None:
-        record = replace(record, policy=work.relative(work.policy), policy_sha256=lineage.adapter_digest(work.policy))
+        record = replace(
+            record, policy=work.relative(work.policy), policy_sha256=lineage.adapter_digest(work.policy),
+            mixed=work.settings.loop.images == "mixed",
+        )  # fmt: skip
     wait_for_labels(folder, loop, work.waiting, work.log)
     facts = load_comparisons(str(folder))
     return replace(

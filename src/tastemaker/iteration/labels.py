@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tastemaker.config.schema import Config
@@ -18,9 +18,8 @@ from tastemaker.labelling.progress import finished_tasks
 from tastemaker.labelling.project import Project, open_project
 from tastemaker.labelling.serving import Serving, login_link, served_by, served_in_thread
 from tastemaker.labelling.simulate import invited, simulate
-from tastemaker.labelling.sources import Recipe
+from tastemaker.labelling.sources import Policy, Recipe
 from tastemaker.labelling.taste import Behaviour, utility_of
-from tastemaker.models.adapter_files import find_adapter
 from tastemaker.training.setup import split_prompts
 
 POLL = 2.0
@@ -28,8 +27,8 @@ POLL = 2.0
 Log = Callable[[str], None]
 
 
-def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policy: Path | None, log: Log) -> None:
-    """Makes the labelling project of iteration `number` with images of the model, with `policy`'s adapter if given.
+def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policies: Sequence[Policy], log: Log) -> None:
+    """Makes the labelling project of iteration `number`; the images of a task are made by the policies in turn.
 
     The prompts are those of the training, in turn, and the sampler is a round's; each iteration has other noise.
     """
@@ -37,12 +36,10 @@ def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policy: 
     log(f"sampling {loop.tasks} tasks of {loop.label.task_size} images")
     model = load_here(config.model)
     model.resize(config.sampling.height, config.sampling.width)
-    if policy is not None:
-        model.weights.load(find_adapter(policy))
     s = config.sampling
     recipe = Recipe(s.steps, s.guidance, s.eta, seed=config.seed + number, batch=s.batch)
-    name = config.model if policy is None else str(policy)
-    create_from_model(folder, loop.label, Sampled(model, prompts.prompts, loop.tasks, recipe, name))
+    source = Sampled(model, prompts.prompts, loop.tasks, recipe, config.model, policies=policies)
+    create_from_model(folder, loop.label, source)
 
 
 def wait_for_labels(folder: Path, loop: Loop, waiting: Waiting, log: Log) -> None:

@@ -27,6 +27,8 @@ class Record:
     """The run whose adapter made the images; None for the base model."""
     policy_sha256: str | None = None
     """Of that adapter's file."""
+    mixed: bool = False
+    """Whether the policies before it and the base model made images of each task too."""
     labels: str | None = None
     """The labelling project, once it is labelled."""
     labels_sha256: str | None = None

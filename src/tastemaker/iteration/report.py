@@ -86,13 +86,20 @@ def _row(out: Path, record: Record, run: Run, names: Sequence[tuple[str, str]]) 
     if record.reward_model is not None:
         links.insert(0, ("reward model", f"{record.reward_model}/report.html"))
     return Row(
-        record.number, "base model" if record.policy is None else f"iteration {record.number - 1}",
+        record.number, _images_of(record),
         f"{record.tasks:,}", f"{record.pairs:,}",
         "" if not accuracy else
         f"{accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})",
         tuple(_before_after(run, key) for key, _ in names),
         tuple((text, address) for text, address in links if (out / address).is_file()),
     )  # fmt: skip
+
+
+def _images_of(record: Record) -> str:
+    if record.policy is None:
+        return "base model"
+    newest = f"iteration {record.number - 1}"
+    return f"{newest}, those before it and the base model" if record.mixed else newest
 
 
 def _before_after(run: Run, key: str) -> str:
@@ -102,9 +109,16 @@ def _before_after(run: Run, key: str) -> str:
     return (ends if best <= max(values[0], values[-1]) else f"{ends} (at most {best:.3g})").replace("-", "−")
 
 
+def _made_by(record: Record) -> str:
+    if record.policy is None:
+        return "the base model"
+    newest = f"{record.policy} ({str(record.policy_sha256)[:12]})"
+    return f"{newest}, the policies before it and the base model" if record.mixed else newest
+
+
 def _lineage(record: Record) -> list[tuple[str, str]]:
     rows = [
-        ("images by", f"{record.policy} ({str(record.policy_sha256)[:12]})" if record.policy else "the base model"),
+        ("images by", _made_by(record)),
         ("labels", f"{record.labels} ({str(record.labels_sha256)[:12]})"),
     ]
     if record.reward_model is not None:

@@ -61,6 +61,9 @@ class Loop:
     """How often images are sampled, labelled and learned from."""
     tasks: Annotated[int, Gt(0)] = 120
     """Labelling tasks of each iteration."""
+    images: Literal["newest", "mixed"] = "mixed"
+    """Whose images a task has: the newest policy's alone, or in turn those of the newest policy, of the policies before
+    it and of the base model."""
     labels: Literal["all", "newest"] = "all"
     """Which labels a reward model learns from: those of all iterations so far, or the newest alone."""
     policy: Literal["base", "previous"] = "base"

@@ -12,7 +12,7 @@ from tastemaker.diffusion.model import Model
 from tastemaker.labelling.database import downgrade
 from tastemaker.labelling.project import NewTask, Project, add_tasks, create_project
 from tastemaker.labelling.settings import Labelling
-from tastemaker.labelling.sources import Recipe, sampled_tasks
+from tastemaker.labelling.sources import Policy, Recipe, sampled_tasks
 from tastemaker.runs.folders import new_folder
 
 Advance = Callable[[int], None]
@@ -31,6 +31,8 @@ class Sampled:
     """What the model is called; never shown to labelers."""
     origin: dict[str, Any] = field(default_factory=dict)
     """What else is written down of how the images were made."""
+    policies: Sequence[Policy] = ()
+    """Who makes the images of a task in turn; the model alone where there are none."""
 
 
 def create_from_model(
@@ -40,8 +42,9 @@ def create_from_model(
 
     The folder is there when all is made, and not before. Raises ConfigError, StorageError, ModelError.
     """
+    policies = source.policies or (Policy(source.name),)
     tasks = sampled_tasks(
-        source.model, source.prompts, settings, source.tasks, source.recipe, source.name, source.origin, advance
+        source.model, source.prompts, settings, source.tasks, source.recipe, policies, source.origin, advance
     )
     _create(folder, settings, tasks, database)
 

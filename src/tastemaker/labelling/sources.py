@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import to_pil
 from tastemaker.labelling.project import NewImage, NewTask
 from tastemaker.labelling.settings import Labelling
+from tastemaker.models.adapter_files import find_adapter
 from tastemaker.types import Draw
 
 LISTING = "samples.json"
@@ -35,20 +37,31 @@ class Recipe:
     batch: int = 16
 
 
+@dataclass(frozen=True)
+class Policy:
+    """A model with an adapter, or without."""
+
+    name: str
+    """What it is called; never shown to labelers."""
+    adapter: Path | None = None
+    """The folder or file of its adapter; None for the model as it is."""
+
+
 def sampled_tasks(
     model: Model,
     prompts: Sequence[str],
     settings: Labelling,
     tasks: int,
     recipe: Recipe,
-    name: str,
+    policies: Sequence[Policy],
     origin: dict[str, Any] | None = None,
     advance: Callable[[int], None] = lambda images: None,
 ) -> Iterator[NewTask]:
     """`tasks` tasks with images of a model, sampled as they are asked for; prompts in turn.
 
-    A prompt that comes again gets further images. `name` is what the images' model is called, `origin` what else is
-    written down of how they were made. `advance` is called with the number of images after each batch.
+    A prompt that comes again gets further images. The images of a task are made by the `policies` in turn, the first
+    ones where there are more than images. `origin` is what else is written down of how they were made. `advance` is
+    called with the number of images after each batch. Raises a TastemakerError where an adapter does not fit.
     """
     grid = model.process.grid(recipe.steps, model.latent_shape)
     sampler = LocalSampler(model, DDIM(grid, recipe.eta))
@@ -57,18 +70,23 @@ def sampled_tasks(
     for start in range(0, tasks, at_once):
         chosen = range(start, min(start + at_once, tasks))
         rows = [(task % len(prompts), task // len(prompts) * size + index) for task in chosen for index in range(size)]
-        draw = Draw(
-            recipe.seed, 0, tuple(prompts[prompt] for prompt, _ in rows), tuple(prompt for prompt, _ in rows),
-            tuple(sample for _, sample in rows),
-        )  # fmt: skip
-        made = to_pil(generate(model, sampler, draw, guidance=recipe.guidance, batch=recipe.batch).images)
         how = {"steps": recipe.steps, "guidance": recipe.guidance, "eta": recipe.eta, "seed": recipe.seed}
-        images = [
-            NewImage(image, name, {**(origin or {}), **how, "sample": sample}, f"image {sample} of {draw.prompts[i]!r}")
-            for i, (image, (_, sample)) in enumerate(zip(made, rows, strict=True))
-        ]
+        images: dict[int, NewImage] = {}
+        for number, policy in enumerate(policies[:size]):
+            own = [place for place in range(len(rows)) if place % size % min(len(policies), size) == number]
+            draw = Draw(
+                recipe.seed, 0, tuple(prompts[rows[place][0]] for place in own),
+                tuple(rows[place][0] for place in own), tuple(rows[place][1] for place in own),
+            )  # fmt: skip
+            with nullcontext() if policy.adapter is None else model.weights.loaded(find_adapter(policy.adapter)):
+                made = generate(model, sampler, draw, guidance=recipe.guidance, batch=recipe.batch).images
+            for place, image in zip(own, to_pil(made), strict=True):
+                prompt, sample = prompts[rows[place][0]], rows[place][1]
+                about = {**(origin or {}), **how, "sample": sample}
+                images[place] = NewImage(image, policy.name, about, f"image {sample} of {prompt!r}")
         for index, _ in enumerate(chosen):
-            yield NewTask(draw.prompts[index * size], images[index * size : (index + 1) * size])
+            first = index * size
+            yield NewTask(prompts[rows[first][0]], [images[place] for place in range(first, first + size)])
         advance(len(rows))
 
 
