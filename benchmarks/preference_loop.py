@@ -3,11 +3,10 @@
     PYTHONPATH=examples python benchmarks/preference_loop.py --work build/preference-loop [--seeds 0 1 2]
 
 For each seed: images of the bundled model are ranked by a labeler with the utility of examples/hidden_taste.py; a
-reward model is trained on the rankings (an ensemble of three, from the model's own U-Net); runs follow it, and their
-evaluations say what the hidden utility of their images is, which no run sees. Then images of a run and of the base
-model are ranked together by the same labeler (--images newest: those of the run alone), and a second reward model is
-trained on all rankings; runs follow it from the base model, and from where the first run ended. What is there already
-is not made again.
+reward model is trained on the rankings (an ensemble of three, from the model's own U-Net or a CLIP); runs follow it,
+and their evaluations say what the hidden utility of their images is, which no run sees. Then images of a run and of the
+base model are ranked together by the same labeler (--images newest: those of the run alone), and a second reward model
+is trained on all rankings, which a run follows from where the first one ended. What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hidden_taste import utility
@@ -42,6 +41,8 @@ COMMON = [
 PPO = ["ppo-compressibility", "optimizer.lr=2e-3"]
 """The preset's value network is a copy of the policy's encoder with a new pool, whose rate is 1e-3."""
 WARM = ["algorithm.value_from={rm}", "algorithm.value_lr=1e-4"]
+Kind = Literal["unet", "clip"]
+"""Of reward models."""
 ARMS: dict[str, Sequence[str]] = {
     "ppo": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}"],
     "ppo, new value network": [*PPO, "algorithm.kl=0", "--reward", "{rm}"],
@@ -51,8 +52,8 @@ ARMS: dict[str, Sequence[str]] = {
 }  # fmt: skip
 KL, PENALTY = "10", "1"
 BASE = Policy("bundled")
-REPEATED = ("ppo", "ddpo")
-"""Arms with a second iteration."""
+AGAIN = ("ppo", "ppo, new value network", "ddpo")
+"""Arms with a second iteration, which goes on from the adapter of the first."""
 
 
 def labels(
@@ -75,7 +76,7 @@ def labels(
     return folder
 
 
-def reward_model(folder: Path, sources: Sequence[Path], seed: int) -> dict[str, Any]:
+def reward_model(folder: Path, sources: Sequence[Path], seed: int, kind: Kind) -> dict[str, Any]:
     """Trains an ensemble on all projects; returns what its report says of its accuracy."""
     if not folder.is_dir():
         from tastemaker.reward_models.comparisons import load_several
@@ -84,9 +85,7 @@ def reward_model(folder: Path, sources: Sequence[Path], seed: int) -> dict[str, 
         from tastemaker.rewards.preferences.architecture import Architecture
 
         found = load_several([str(source) for source in sources])
-        train_reward_model(
-            found, Architecture("unet"), Training(seed=seed, members=3, bootstrap=True, curve=()), folder
-        )
+        train_reward_model(found, Architecture(kind), Training(seed=seed, members=3, bootstrap=True, curve=()), folder)
     return json.loads((folder / "reward_model.json").read_text())["training"]
 
 
@@ -109,22 +108,25 @@ def curve(folder: Path) -> dict[str, list[float]]:
     return found | {"explained": explained}
 
 
-def seed_runs(work: Path, seed: int, tasks: int, arms: Sequence[str], images: str) -> dict[str, Any]:
+def seed_runs(work: Path, seed: int, tasks: int, arms: Sequence[str], images: str, kind: Kind) -> dict[str, Any]:
     """Everything of one seed."""
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
     first = labels(own / "labels-1", seed, tasks)
-    models = {"first": reward_model(own / "rm-1", [first], seed)}
+    if kind != "unet":
+        own = own / kind
+        own.mkdir(exist_ok=True)
+    models = {"first": reward_model(own / "rm-1", [first], seed, kind)}
     found = {name: curve(arm(own, name, own / "rm-1", seed)) for name in arms}
-    for name in [name for name in REPEATED if name in arms]:
-        again = own / f"{name}-again-{images}"
+    for name in [name for name in AGAIN if name in arms]:
+        again = own / f"{name}-again-{images}".replace(", ", "-").replace(" ", "-")
         again.mkdir(exist_ok=True)
-        policies = [Policy(name, own / name), BASE][: 1 if images == "newest" else 2]
+        run = arm(own, name, own / "rm-1", seed)
+        policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
         second = labels(again / "labels", seed + 100, tasks, policies, first)
-        models[name] = reward_model(again / "rm", [first, second], seed)
-        found[f"{name}, second iteration"] = curve(arm(again / "from-base", name, again / "rm", seed))
-        start = f"tuning.start_from={own / name}"
-        found[f"{name}, second iteration, going on"] = curve(arm(again / "going-on", name, again / "rm", seed, start))
+        models[name] = reward_model(again / "rm", [first, second], seed, kind)
+        start = f"tuning.start_from={run}"
+        found[f"{name}, second iteration"] = curve(arm(again / "going-on", name, again / "rm", seed, start))
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -151,7 +153,7 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
         def gains(key: str, name: str = name) -> list[list[float]]:
             """Above the base model, with which the first runs begin."""
             return [
-                [(value - one["curves"]["ppo"][key][0]) / deviation for value in one["curves"][name][key]]
+                [(value - next(iter(one["curves"].values()))[key][0]) / deviation for value in one["curves"][name][key]]
                 for one in results.values() if name in one["curves"]
             ]  # fmt: skip
 
@@ -184,8 +186,10 @@ def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> Non
             ("unseen", "#e69f00", "hidden utility, unseen prompts"),
         ):  # fmt: skip
             unit = 1.0 if key == "reward" else deviation
-            zero = [one["curves"]["ppo" if key != "reward" else name][key][0] for one in results.values()
-                    if name in one["curves"]]  # fmt: skip
+            zero = [
+                one["curves"][name if key == "reward" else next(iter(one["curves"]))][key][0]
+                for one in results.values() if name in one["curves"]
+            ]  # fmt: skip
             lines = [[(value - base) / unit for value in one[key]] for one, base in zip(curves, zero, strict=True)]
             for line in lines:
                 axis.plot(curves[0]["round"], line, color=colour, alpha=0.25, linewidth=0.8)
@@ -210,9 +214,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tasks", type=int, default=160)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--kind", default="unet", choices=["unet", "clip"], help="of reward models")
     parser.add_argument("--images", default="mixed", choices=["mixed", "newest"])
     args = parser.parse_args()
-    results = {seed: seed_runs(args.work, seed, args.tasks, args.arms, args.images) for seed in args.seeds}
+    results = {seed: seed_runs(args.work, seed, args.tasks, args.arms, args.images, args.kind) for seed in args.seeds}
     deviation = base_deviation(args.work, args.seeds)
     plot(results, deviation, args.out)
     publish(

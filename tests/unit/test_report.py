@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,8 +19,10 @@ import pytest
 from PIL import Image
 
 from tastemaker.errors import ConfigError
+from tastemaker.evaluation.statistics import bootstrap_mean, rate_interval
 from tastemaker.report.data import base_scale, read_run, seconds_by_phase
 from tastemaker.report.grid import MOST_IMAGES
+from tastemaker.report.intervals import at_evaluations, of_change
 from tastemaker.report.page import compare_report, write_report
 from tastemaker.report.text import _short, tidy_number
 
@@ -587,3 +590,83 @@ def test_importing_the_report_does_not_import_torch():
 )  # fmt: skip
 def test_titles_have_names_and_not_paths(name: str, shown: str):
     assert _short(name) == shown
+
+
+def judged_run(folder: Path, before: list[list[int]], after: list[list[int]], **more: Any) -> Path:
+    """A run whose evaluations judged these images of each prompt right; rewards are 1 for right ones, 0 for others."""
+
+    def share(rows: list[list[int]]) -> float:
+        return sum(map(sum, rows)) / sum(map(len, rows))
+
+    records = [
+        {"evaluation": n, "eval/reward/mean": share(rows), "eval/judge/correct": share(rows)} | more
+        for n, rows in ((0, before), (2, after))
+    ]
+    make_run(folder, records)
+    for n, rows in ((0, before), (2, after)):
+        samples = folder / f"samples/round-{n:04d}"
+        samples.mkdir(parents=True)
+        listed = []
+        for p, row in enumerate(rows):
+            for seed, right in enumerate(row):
+                name = f"{p}-{seed}.png"
+                noise(100 * n + 10 * p + seed, 8).save(samples / name)
+                listed.append({"file": name, "prompt": f"prompt {p}", "seed": seed, "reward": float(right),
+                               "correct": bool(right)})  # fmt: skip
+        (samples / "samples.json").write_text(json.dumps({"round": n, "samples": listed}))
+    return folder
+
+
+def test_intervals_are_over_prompts_and_pair_the_images(tmp_path):
+    """Four prompts of two images. Each prompt's change is -1/2, whatever is drawn, so that the interval is one point;
+    an unpaired one would be wide. Before, the prompts' shares are 1, 1, 1/2, 1/2: no share of a draw is beyond them."""
+    run = judged_run(tmp_path / "run", [[1, 1], [1, 1], [1, 0], [1, 0]], [[1, 0], [0, 1], [0, 0], [0, 0]])
+    data = read_run(run)
+    found = at_evaluations(data, "judge/correct")
+    assert set(found) == {0, 2}
+    assert found[0].estimate == 0.75
+    assert 0.5 <= found[0].low < 0.75 < found[0].high <= 1.0
+    expected = bootstrap_mean([1, 1, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3])
+    assert (found[0].low, found[0].high) == (expected.low, expected.high)
+    change = of_change(data, "judge/correct")
+    assert change is not None
+    assert (change.estimate, change.low, change.high) == pytest.approx((-0.5, -0.5, -0.5))
+    page = Page(write_report(run))
+    assert "change −50 to −50 points (95 %)" in page.source
+    assert page.source.count("vlines") == 0
+    plot = next(figure for figure in page.all("figure", "plot") if "Reward and judge" in figure["text"])
+    lines = [e for e in page.inside(plot, "path") if "opacity: 0.6" in e["attrs"].get("style", "")]
+    assert len(lines) == 4  # two evaluations in both panels
+
+
+def test_images_of_which_the_record_does_not_tell_have_no_interval(tmp_path):
+    """The record says 50 % right, the images say 75 %; and the last evaluation has no images."""
+    rows = [[1, 1], [1, 0]]
+    run = judged_run(tmp_path / "run", rows, rows, **{"eval/judge/correct": 0.5})
+    assert at_evaluations(read_run(run), "judge/correct") == {}
+    assert set(at_evaluations(read_run(run), "reward/mean")) == {0, 2}
+    other = judged_run(tmp_path / "other", rows, rows)
+    (other / "samples/round-0002/samples.json").unlink()
+    assert of_change(read_run(other), "judge/correct") is None
+    assert "points (95 %)" not in write_report(other).read_text()
+
+
+def test_intervals_of_unseen_prompts(tmp_path):
+    run = judged_run(tmp_path / "run", [[1, 1], [1, 0]], [[1, 1], [0, 0]], **{"eval/unseen/judge/correct": 0.75})
+    shutil.copytree(run / "samples/round-0000", run / "samples/unseen-0000")
+    found = at_evaluations(read_run(run), "unseen/judge/correct")
+    assert {n: interval.estimate for n, interval in found.items()} == {0: 0.75}
+
+
+def test_a_rate_of_which_all_are_alike_has_wilsons_interval_of_as_many_prompts():
+    """Two prompts, all right: Wilson's lower end of 2 of 2 is 2 / (2 + z^2) = 2 / 5.841459 = 0.342380."""
+    found = rate_interval([1, 1, 1, 1], ["a", "a", "b", "b"])
+    assert (found.estimate, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.342380, abs=1e-6)
+
+
+def test_divergence_of_rounds_is_not_that_of_evaluations(tmp_path):
+    """Rounds of some algorithms log `kl` of single steps."""
+    folder = make_run(tmp_path / "run", [evaluation_record(0, -2.0), round_record(1, -1.9, kl=0.1),
+                                         evaluation_record(1, -1.9) | {"eval/unseen/reward/mean": 0.0}])  # fmt: skip
+    assert "divergence from the base" not in write_report(folder).read_text()

@@ -34,7 +34,7 @@ from tastemaker.evaluation.statistics import (
     bootstrap_difference,
     bootstrap_mean,
     bootstrap_statistic,
-    wilson,
+    rate_interval,
 )
 from tastemaker.runs import atomic
 from tastemaker.spread import moments
@@ -266,16 +266,6 @@ class _Maker:
         groups = range(len(values))
         difference = None if base is None else bootstrap_difference(values, base, groups)
         return self.row(metric, "metric", bootstrap_mean(values, groups), difference, note=note)
-
-
-def rate_interval(values: Array, prompts: Sequence[int]) -> Interval:
-    """The bootstrap interval of a share; where all images are alike, so that none can be drawn that differ, Wilson's of
-    as many trials as there are prompts."""
-    if np.ptp(values) > 0:
-        return bootstrap_mean(values, prompts)
-    count = len(set(prompts))
-    found = wilson(float(values[0]) * count, count)
-    return Interval(float(values[0]), found.low, found.high)
 
 
 def _prompts_with_several(prompt: NDArray[np.int64]) -> list[list[int]]:

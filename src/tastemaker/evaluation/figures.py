@@ -115,6 +115,11 @@ def evaluation_dots(axis: Axes, x: Sequence[float], y: Sequence[float], colour: 
     drawn.set_urls([f"#after-{at:.0f}" for at in x])
 
 
+def intervals(axis: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str) -> None:
+    """Thin vertical lines from low to high, under dots."""
+    axis.vlines(x, low, high, color=colour, linewidth=1, alpha=0.6, zorder=2.5)
+
+
 def share_axis(axis: Axes, label: str) -> None:
     """An axis for shares in [0, 1], in per cent."""
     axis.set_ylim(-0.03, 1.03)

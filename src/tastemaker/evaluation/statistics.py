@@ -77,6 +77,20 @@ def bootstrap_mean(
     return _interval(x, units, means, method, level)
 
 
+def rate_interval(values: ArrayLike, prompts: Sequence[Hashable]) -> Interval:
+    """The share of ones among values [N]: the bootstrap interval over prompts.
+
+    Where all values are alike, so that none can be drawn that differ, Wilson's of as many trials as there are prompts.
+    Raises DataError for no values, or values that are not finite.
+    """
+    x, group = _checked(values, prompts)
+    if np.ptp(x) > 0:
+        return bootstrap_mean(x, prompts)
+    count = int(group.max()) + 1
+    found = wilson(float(x[0]) * count, count)
+    return Interval(float(x[0]), found.low, found.high)
+
+
 def bootstrap_difference(
     values: ArrayLike,
     others: ArrayLike,

@@ -50,6 +50,8 @@ class Run:
     evaluations: tuple[Record, ...]
     """One per evaluation, sorted by `evaluation` (rounds done, 0 for the base model)."""
     checkpoints: tuple[Checkpoint, ...]
+    unseen: tuple[Checkpoint, ...]
+    """The same of the prompts that are not trained on."""
     notes: tuple[str, ...]
     """What had to be left out, a sentence each."""
 
@@ -62,10 +64,11 @@ def read_run(folder: Path) -> Run:
     """The run in `folder`. Raises ConfigError where there is none, or where its metrics cannot be read."""
     rounds, evaluations = _read_metrics(folder)
     config_text = _text(folder / "config.yaml")
-    checkpoints, notes = _read_checkpoints(folder / "samples")
+    checkpoints, notes = _read_checkpoints(folder / "samples", "round")
+    unseen, _ = _read_checkpoints(folder / "samples", "unseen")  # shown nowhere, so that nobody misses any
     return Run(
         folder, _mapping(config_text), config_text, _mapping(_text(folder / "env.json")),
-        rounds, evaluations, checkpoints, notes,
+        rounds, evaluations, checkpoints, unseen, notes,
     )  # fmt: skip
 
 
@@ -174,11 +177,11 @@ def _parse(line: bytes, where: str, torn: bool) -> Record:
     return record
 
 
-def _read_checkpoints(samples: Path) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
+def _read_checkpoints(samples: Path, kind: str) -> tuple[tuple[Checkpoint, ...], tuple[str, ...]]:
     """The checkpoints that show the first one's prompts and seeds; and a sentence for each folder left out."""
     checkpoints: list[Checkpoint] = []
     notes: list[str] = []
-    for folder in sorted(samples.glob("round-*")):
+    for folder in sorted(samples.glob(f"{kind}-*")):
         try:
             checkpoint = _read_checkpoint(folder)
         except (OSError, ValueError, KeyError, TypeError):

@@ -19,6 +19,7 @@ from tastemaker.evaluation.figures import (
     evaluation_dots,
     finish,
     from_zero,
+    intervals,
     look,
     panels,
     scale_y,
@@ -27,6 +28,7 @@ from tastemaker.evaluation.figures import (
 )
 from tastemaker.printing import readable
 from tastemaker.report.data import PHASES, Run, base_scale, measures, number, seconds_by_phase, series
+from tastemaker.report.intervals import at_evaluations
 
 DONE = "rounds of training done"
 MOST_PANELS = 3
@@ -73,8 +75,16 @@ def _measured(axis: Axes, run: Run, key: str, style: Look) -> bool:
     if x:
         curve(axis, x, y, style.line, "training images" if style.labelled else None, style.dashes)
     if at:
+        _intervals(axis, run, key, style.dots)
         evaluation_dots(axis, at, evaluated, style.dots, "evaluation" if style.labelled else None)
     return bool(x or at)
+
+
+def _intervals(axis: Axes, run: Run, key: str, colour: str) -> None:
+    found = at_evaluations(run, key)
+    if found:
+        ends = found.values()
+        intervals(axis, list(found), [end.low for end in ends], [end.high for end in ends], colour)
 
 
 def _reward(run: Run) -> Plot | None:
@@ -90,7 +100,7 @@ def _reward(run: Run) -> Plot | None:
     return finish(
         figure, [axis], DONE, "Reward",
         "How much the reward likes each round's images, with the spread from image to image; dots are "
-        f"evaluations on fixed prompts and seeds{right}.",
+        f"evaluations on fixed prompts and seeds, with their 95 % intervals over prompts{right}.",
     )  # fmt: skip
 
 
@@ -171,6 +181,7 @@ def _rings(axis: Axes, run: Run, key: str, labelled: bool) -> None:
     at, values = series(run.evaluations, "evaluation", f"eval/unseen/{key}")
     if at:
         label = "unseen prompts" if labelled else None
+        _intervals(axis, run, f"unseen/{key}", COLOURS[1])
         axis.scatter(at, values, s=26, facecolors="none", edgecolors=COLOURS[1], label=label, zorder=4)
 
 
@@ -272,6 +283,7 @@ def _unseen(run: Run) -> Plot | None:
     figure, axes = panels(len(keys))
     for index, (axis, key) in enumerate(zip(axes, keys, strict=True)):
         at, values = series(run.evaluations, "evaluation", f"eval/{key}")
+        _intervals(axis, run, key, COLOURS[0])
         evaluation_dots(axis, at, values, COLOURS[0], None if index else "trained prompts")
         _rings(axis, run, key, labelled=not index)
         axis.set_ylabel(keys[key])

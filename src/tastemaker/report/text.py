@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tastemaker.algorithms.registry import ALGORITHMS
+from tastemaker.evaluation.statistics import Interval
 from tastemaker.report.data import Run, measures, number, seconds_by_phase, series
+from tastemaker.report.intervals import of_change
 
 REWARD_ALARM = 1.0  # base standard deviations up, together with ...
 JUDGE_ALARM = 0.15  # ... this share of images down, means that the reward is being gamed
@@ -24,6 +26,8 @@ class Change:
     before: float | None
     after: float | None
     texts: tuple[str, str]
+    interval: str = ""
+    """The 95 % interval of the change as text; empty where the images do not tell it."""
 
     @property
     def difference(self) -> float | None:
@@ -140,6 +144,8 @@ def _table(run: Run) -> tuple[Row, ...]:
     keys |= {f"reward/parts/{name}": f"part: {name}" for name in parts}
     keys |= {f"rewards/{name}": f"only looking: {name}" for name in others}
     keys |= {"judge/correct": "judged correct", "diversity": "diversity", "kl": "divergence from the base, nats"}
+    if not any("eval/kl" in record for record in run.evaluations):
+        del keys["kl"]  # rounds have a `kl` too, of single steps
     rows = [
         Row(what, *(_change(run, under + key, key == "judge/correct") for under in ("", "unseen/")))
         for key, what in keys.items()
@@ -166,7 +172,16 @@ def _change(run: Run, key: str, percent: bool = False) -> Change:
         chosen = [0.0 if abs(value) < ROUNDING else value for value in chosen]
     before = chosen[0] if chosen else None
     after = chosen[-1] if len(chosen) > 1 else None
-    return Change(before, after, (text(before), text(after)))
+    told = of_change(run, key) if len(of_base) and after is not None else None
+    return Change(before, after, (text(before), text(after)), "" if told is None else _ends(told, percent))
+
+
+def _ends(interval: Interval, percent: bool) -> str:
+    """The two ends, as changes."""
+    if percent:
+        low, high = (f"{100 * end:+.0f}".replace("-", "−") for end in (interval.low, interval.high))
+        return f"{low} to {high} points"
+    return f"{tidy_number(interval.low, sign=True)} to {tidy_number(interval.high, sign=True)}"
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
