@@ -130,6 +130,13 @@ def test_tensorboard_gets_metrics_evaluations_and_their_images_at_their_rounds(c
         assert [one.step for one in shown] == [0, 1, 2]
         # Two prompts of two images each, enlarged to 96 pixels, with 4 in between.
         assert {(one.width, one.height) for one in shown} == {(196, 196)}
+    for kind, name in {"round": "eval/table", "unseen": "eval/unseen/table"}.items():
+        tables = log.Tensors(f"{name}/text_summary")
+        assert [one.step for one in tables] == [0, 1, 2]
+        lines = tables[1].tensor_proto.string_val[0].decode().splitlines()
+        listed = json.loads((run / f"samples/{kind}-0001/samples.json").read_text())["samples"]
+        assert lines[0] == "| prompt | image | reward |"
+        assert lines[2:] == [f"| {one['prompt']} | {n % 2} | {one['reward']:.4g} |" for n, one in enumerate(listed)]
     (settings,) = log.Tensors("config/text_summary")
     assert "prompts: ddpo-animals" in settings.tensor_proto.string_val[0].decode()
 

@@ -20,9 +20,12 @@ from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.training import trackers
 from tastemaker.training.isolation import isolated
-from tastemaker.training.trackers import KINDS, Images, Kind, Trackers, check_trackers, tracking
+from tastemaker.training.trackers import KINDS, Images, Kind, Table, Trackers, check_trackers, tracking
 
 IMAGES = Images([Image.new("RGB", (8, 8))] * 2, ["a cat (0.1)", "a dog (0.2)"], columns=1)
+TABLE = Table(
+    ["prompt", "image", "reward", "judged correct"], [("a | cat", 0, 0.123456, True), ("a dog", 1, 2.0, None)]
+)
 
 
 class Recording:
@@ -44,6 +47,7 @@ def recording(made: list[Recording], *, local: bool = False, started: bool = Fal
 
     return Kind(
         start, lambda one, name, shown, step: one.log({name: shown.captions}, step),
+        lambda one, name, table, step: one.log({name: table}, step),
         finish=lambda one, code: one.said.append(("end", code)), identity=lambda one: one.identity,
         first_step=lambda one: one.at, started=lambda: started, local=local,
     )  # fmt: skip
@@ -114,10 +118,11 @@ def test_metrics_and_images_have_the_step_of_their_round(made, tmp_path):
     with tracking(config("far"), tmp_path, first=0, main=True) as found:
         found.log({"eval/reward/mean": 0.5}, 0)
         found.log_images("eval/images", IMAGES, 0)
+        found.log_table("eval/table", TABLE, 0)
         found.log({"reward/mean": 0.25}, 1)
     assert made[0].said == [
-        (0, {"eval/reward/mean": 0.5}), (0, {"eval/images": IMAGES.captions}), (1, {"reward/mean": 0.25}),
-        ("end", 0),
+        (0, {"eval/reward/mean": 0.5}), (0, {"eval/images": IMAGES.captions}), (0, {"eval/table": TABLE}),
+        (1, {"reward/mean": 0.25}), ("end", 0),
     ]  # fmt: skip
 
 
@@ -269,6 +274,7 @@ def test_wandb_gets_rounds_as_steps_and_a_resumed_run_has_its_identity(wandb, mo
         found.log({"reward/mean": 0.5}, 3)
         found.log({"eval/reward/mean": 0.25}, 3)
         found.log_images("eval/images", IMAGES, 3)
+        found.log_table("eval/table", TABLE, 3)
         found.log({"reward/mean": 0.75}, 4)
     assert wandb.run is None
     wandb.teardown()  # its own process writes the file, and has not always done so when the run has ended
@@ -286,6 +292,9 @@ def test_wandb_gets_rounds_as_steps_and_a_resumed_run_has_its_identity(wandb, mo
     assert sorted(steps) == [3, 4]
     assert (steps[3]["reward/mean"], steps[3]["eval/reward/mean"], steps[4]["reward/mean"]) == (0.5, 0.25, 0.75)
     assert steps[3]["eval/images/captions"] == IMAGES.captions
+    (written,) = tmp_path.glob("wandb/offline-run-*/files/media/table/eval/table_3_*.table.json")
+    content = json.loads(written.read_text())
+    assert (content["columns"], content["data"]) == (TABLE.columns, [list(row) for row in TABLE.rows])
 
 
 def read_wandb(file: Path):
@@ -304,3 +313,20 @@ def read_wandb(file: Path):
         if kind in (1, 4):  # whole, or the last piece
             yield wandb_internal_pb2.Record.FromString(record)
             record = b""
+
+
+def test_tables_in_tensorboard_are_text(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with isolated():
+        PartialState(cpu=True)
+        with tracking(config("tensorboard"), tmp_path, first=0, main=True) as found:
+            found.start_local(config("tensorboard"), tmp_path, 0)
+            found.log_table("eval/table", TABLE, 2)
+    events = EventAccumulator(str(next(tmp_path.rglob("events.*")).parent)).Reload()
+    (event,) = events.Tensors("eval/table/text_summary")
+    assert event.step == 2
+    assert event.tensor_proto.string_val[0].decode() == (
+        "| prompt | image | reward | judged correct |\n| --- | --- | --- | --- |\n"
+        "| a \\| cat | 0 | 0.1235 | True |\n| a dog | 1 | 2 | None |"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ from tastemaker.runs.checkpoint import State
 from tastemaker.training.draws import EVALUATION, UNSEEN, draw_evaluation
 from tastemaker.training.measurements import parts_means, reward_figures
 from tastemaker.training.session import Session
+from tastemaker.training.trackers import Table
 from tastemaker.types import Cond, Draw
 
 
@@ -89,19 +90,30 @@ class RunEvaluation:
         shares = {name: _finite(found) for name, found in values.items() if found is not None}
         shares["judge/correct"] = tuple(float(verdict) for verdict in evaluation.correct if verdict is not None)
         found = {name: Measure(v, lower_is_better=name == "grid_power") for name, v in shares.items() if v}
-        return found | {f"rewards/{name}": _rewards(total) for name, total in self._others(evaluation).items()}
+        return found | {f"rewards/{name}": _rewards(total) for name, total in self.others(evaluation).items()}
 
-    def _others(self, evaluation: Evaluation) -> dict[str, Tensor]:
+    def others(self, evaluation: Evaluation) -> dict[str, Tensor]:
         """[B] each of the rewards that only look, by short names."""
         others = {name: scores.total for name, scores in evaluation.scores.items() if name != self.reward_name}
         return dict(zip(labels(list(others)), others.values(), strict=True))
+
+    def table(self, evaluation: Evaluation) -> Table:
+        """Of each image its prompt, its number among the prompt's, rewards, and the judge's verdict if there is one."""
+        draw = evaluation.draw
+        columns: dict[str, Sequence[str | int | float | bool | None]] = {
+            "prompt": draw.prompts, "image": draw.sample_index, "reward": self.reward(evaluation).tolist(),
+        }  # fmt: skip
+        columns |= {f"rewards/{name}": values.tolist() for name, values in self.others(evaluation).items()}
+        if any(verdict is not None for verdict in evaluation.correct):
+            columns["judged correct"] = evaluation.correct
+        return Table(list(columns), list(zip(*columns.values(), strict=True)))
 
     def _figures(self, evaluation: Evaluation, state: State, prefix: str) -> dict[str, float]:
         trained = evaluation.scores[self.reward_name]
         found = {
             **reward_figures(trained.total, state),
             **parts_means(trained.parts),
-            **{f"rewards/{name}": values.double().mean().item() for name, values in self._others(evaluation).items()},
+            **{f"rewards/{name}": values.double().mean().item() for name, values in self.others(evaluation).items()},
             "diversity": diversity(evaluation.images, evaluation.draw.prompts),
             **share_correct(evaluation.correct),
         }

@@ -285,12 +285,13 @@ def _track_evaluation(session: Session, evaluation: RunEvaluation, *, late: bool
         return
     record = evaluation.record(session.state)
     trackers.log({name: value for name, value in record.items() if name != "evaluation"}, number, late=late)
-    for name, shown in {"eval/images": evaluation.seen, "eval/unseen/images": evaluation.unseen}.items():
+    for prefix, shown in {"eval": evaluation.seen, "eval/unseen": evaluation.unseen}.items():
         if shown is not None:
             rewards = zip(shown.draw.prompts, evaluation.reward(shown).tolist(), strict=True)
             captions = [f"{prompt} ({reward:.3g})" for prompt, reward in rewards]
             images = Images(to_pil(shown.images), captions, session.config.evaluation.per_prompt)
-            trackers.log_images(name, images, number, late=late)
+            trackers.log_images(f"{prefix}/images", images, number, late=late)
+            trackers.log_table(f"{prefix}/table", evaluation.table(shown), number, late=late)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Copies of a run's metrics and evaluation images in TensorBoard, Weights & Biases and trackio.
+"""Copies of a run's metrics and evaluations' images and tables in TensorBoard, Weights & Biases and trackio.
 
 metrics.jsonl is the record. A tracker that cannot be used is refused before anything is computed; one that fails later
 is left out with a note, and training goes on.
@@ -46,12 +46,27 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Table:
+    """What was measured on single images: a row for each."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | int | float | bool | None]]
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line] for line in lines]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
+
+
+@dataclass(frozen=True)
 class Kind:
     """What one tracker does otherwise than the others. `Any` is accelerate's tracker of that kind."""
 
     start: Callable[[Config, Path, str | None, int], Any]
     """Of config, run folder, the tracker's own name for the run where it goes on, and the first round to come."""
     log_images: Callable[[Any, str, Images, int], None]
+    log_table: Callable[[Any, str, Table, int], None]
     finish: Callable[[Any, int], None] = lambda tracker, exit_code: tracker.finish()
     identity: Callable[[Any], str | None] = lambda tracker: None
     """By what a resumed run finds its copy again."""
@@ -118,17 +133,34 @@ def _to_trackio(tracker: TrackioTracker, name: str, shown: Images, step: int) ->
     tracker.log({name: trackio.Image(shown.sheet(), caption=" | ".join(dict.fromkeys(shown.captions)))}, step)
 
 
+def _table_to_tensorboard(tracker: TensorBoardTracker, name: str, table: Table, step: int) -> None:
+    tracker.log({name: table.markdown()}, step)
+
+
+def _table_to_wandb(tracker: WandBTracker, name: str, table: Table, step: int) -> None:
+    tracker.log_table(name, columns=list(table.columns), data=[list(row) for row in table.rows], step=step)
+
+
+def _table_to_trackio(tracker: TrackioTracker, name: str, table: Table, step: int) -> None:
+    import pandas  # pyright: ignore[reportMissingImports]
+    import trackio  # pyright: ignore[reportMissingImports]
+
+    frame = pandas.DataFrame([list(row) for row in table.rows], columns=list(table.columns))
+    tracker.log({name: trackio.Table(dataframe=frame)}, step)
+
+
 KINDS = {
-    "tensorboard": Kind(_start_tensorboard, _to_tensorboard, local=True),
+    "tensorboard": Kind(_start_tensorboard, _to_tensorboard, _table_to_tensorboard, local=True),
     "wandb": Kind(
         _start_wandb,
         _to_wandb,
+        _table_to_wandb,
         finish=lambda tracker, exit_code: tracker.tracker.finish(exit_code=exit_code),
         identity=lambda tracker: tracker.tracker.id,
         first_step=lambda tracker: tracker.tracker.step,
         started=_wandb_started,
     ),
-    "trackio": Kind(_start_trackio, _to_trackio, identity=lambda tracker: tracker.tracker.name),
+    "trackio": Kind(_start_trackio, _to_trackio, _table_to_trackio, identity=lambda tracker: tracker.tracker.name),
 }
 
 
@@ -153,6 +185,10 @@ class Trackers:
     def log_images(self, name: str, shown: Images, step: int, *, late: bool = False) -> None:
         """Images with captions; where a tracker has no captions, as one grid."""
         self._each("images", step, late, lambda kind, one, at: kind.log_images(one, name, shown, at))
+
+    def log_table(self, name: str, table: Table, step: int, *, late: bool = False) -> None:
+        """A table; where a tracker has none, as text."""
+        self._each("a table", step, late, lambda kind, one, at: kind.log_table(one, name, table, at))
 
     def start_local(self, config: Config, folder: Path, first: int) -> None:
         """Starts those that write into the run's folder, and notes there how to find the copies of the others.
