@@ -84,7 +84,10 @@ class Page(HTMLParser):
         return [e for e in self.elements if e["tag"] == tag and any(a is element for a in e["within"])]
 
     def frames(self) -> list[dict[str, Any]]:
-        return json.loads(self.all("script", id="frames")[0]["text"])
+        return [
+            {"label": e["attrs"]["data-label"], "round": int(e["attrs"]["data-round"]), "groups": json.loads(e["text"])}
+            for e in self.all("script", type="application/json")
+        ]
 
     def plots(self) -> list[str]:
         return [self.inside(figure, "h3")[0]["text"] for figure in self.all("figure", "plot")]

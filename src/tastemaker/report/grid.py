@@ -58,7 +58,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Grid:
-    """What the template shows. `frames` is JSON for the slider: for each stop the groups of all cards, in order."""
+    """What the template shows. `frames` has for each stop of the slider the groups of all cards, in order, for JSON."""
 
     cards: tuple[Card, ...]
     names: tuple[str, ...]
