@@ -20,6 +20,7 @@ from PIL import Image
 
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.statistics import bootstrap_mean, rate_interval
+from tastemaker.report import grid
 from tastemaker.report.data import base_scale, read_run, seconds_by_phase
 from tastemaker.report.grid import MOST_IMAGES
 from tastemaker.report.intervals import at_evaluations, of_change
@@ -263,6 +264,17 @@ def test_large_images_are_shrunk_to_jpeg(tmp_path):
     assert abs(blue - 200) < 6
     assert "pixelated" not in page.all("div", id="cards")[0]["classes"]
     assert "--ratio: 1024 / 512" in page.all("div", id="cards")[0]["attrs"]["style"]
+
+
+def test_many_large_images_are_shrunk_more(tmp_path, monkeypatch):
+    """Two prompts of two images at three stops are 12; above 11, they have 128 pixels."""
+    run = usual(tmp_path / "run", ())
+    for n in (0, 2, 4):
+        add_samples(run, n, size=512)
+    for most, side in ((12, 256), (11, 128)):
+        monkeypatch.setattr(grid, "MANY", most)
+        page = Page(write_report(run))
+        assert {decoded(e["attrs"]["src"]).size for e in page.all("img")} == {(side, side)}
 
 
 def test_most_changed_prompts_rank_first(tmp_path):

@@ -14,7 +14,8 @@ from tastemaker.report.data import Checkpoint, Run, SavedImage
 from tastemaker.report.text import rounds_label, tidy_number
 
 PIXEL_ART = 64  # px; images up to this side are inlined exactly and shown with hard pixel edges
-LARGEST = 256  # px; the longer side of an inlined photograph
+LARGEST, SMALLER = 256, 128  # px; the longer side of an inlined photograph, and where there are more than MANY
+MANY = 500  # images on the page, above which it would take seconds to load
 MOST_IMAGES = 24  # checkpoints times runs on the slider, which bounds the file; the first and last always stay
 _BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
@@ -84,7 +85,8 @@ def build_grid(runs: Sequence[Run], names: Sequence[str]) -> Grid | None:
     for index, (prompt, _) in enumerate(keys[0]):
         prompts.setdefault(prompt, []).append(index)
     rows = list(prompts.values())
-    drawn = [[_groups(checkpoint, rows) for checkpoint in stop.checkpoints] for stop in stops]
+    side = LARGEST if len(stops) * len(runs) * len(keys[0]) <= MANY else SMALLER
+    drawn = [[_groups(checkpoint, rows, side) for checkpoint in stop.checkpoints] for stop in stops]
     shown = [image for stop in stops for checkpoint in stop.checkpoints for image in checkpoint.images]
     width, height = image_size(shown)
     return Grid(
@@ -155,8 +157,8 @@ def _frames(stops: list[Stop], drawn: list[list[list[Group]]]) -> list[dict[str,
     return frames
 
 
-def _groups(checkpoint: Checkpoint, rows: list[list[int]]) -> list[Group]:
-    cells = [_cell(image) for image in checkpoint.images]
+def _groups(checkpoint: Checkpoint, rows: list[list[int]], side: int) -> list[Group]:
+    cells = [_cell(image, side) for image in checkpoint.images]
     return [Group(tidy_number(_mean(checkpoint, row)), tuple(cells[index] for index in row)) for row in rows]
 
 
@@ -165,13 +167,16 @@ def _mean(checkpoint: Checkpoint, row: list[int]) -> float | None:
     return sum(rewards) / len(rewards) if rewards else None
 
 
-def _cell(image: SavedImage) -> Cell:
-    src = data_uri(image.file) if image.file else None
+def _cell(image: SavedImage, side: int) -> Cell:
+    src = data_uri(image.file, side) if image.file else None
     return Cell(src or _BLANK, tidy_number(image.reward) if src else "missing", image.correct is False)
 
 
-def data_uri(file: Path) -> str | None:
-    """The image for an <img>: pixel art as PNG, exactly; larger ones as JPEG, shrunk. None where it is damaged."""
+def data_uri(file: Path, side: int = LARGEST) -> str | None:
+    """The image for an <img>: pixel art as PNG, exactly; larger ones as JPEG, shrunk to `side` pixels.
+
+    None where it is damaged.
+    """
     buffer = io.BytesIO()
     try:
         with Image.open(file) as opened:
@@ -180,7 +185,7 @@ def data_uri(file: Path) -> str | None:
         return None
     kind = "png" if max(image.size) <= PIXEL_ART else "jpeg"
     if kind == "jpeg":
-        image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         image.save(buffer, "JPEG", quality=85, optimize=True)
     else:
         image.save(buffer, "PNG", optimize=True)
