@@ -28,9 +28,11 @@ def chat_states(
     ]
     tokens = tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
     mask = tokens.attention_mask
-    meta = encoder.device.type == "meta"  # where the values of a mask cannot be looked at
+    if encoder.device.type == "meta":  # transformers looks at the values of positions and masks
+        shape = (len(texts), TOKENS, encoder.config.hidden_size)
+        return [torch.empty(shape, device="meta") for _ in layers], mask.to("meta", torch.float32)
     states = encoder(
-        input_ids=tokens.input_ids.to(encoder.device), attention_mask=None if meta else mask.to(encoder.device),
+        input_ids=tokens.input_ids.to(encoder.device), attention_mask=mask.to(encoder.device),
         output_hidden_states=True, use_cache=False,
     ).hidden_states  # fmt: skip
     return [states[layer] for layer in layers], mask.to(encoder.device, torch.float32)

@@ -1,4 +1,4 @@
-"""Flow-matching transformers of diffusers: all that their families share. A family is a `FlowFamily`, in a file of its own."""
+"""Flow-matching transformers of diffusers: all that their families share. Each family is a `FlowFamily` in its file."""
 
 from __future__ import annotations
 

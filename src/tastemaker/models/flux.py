@@ -1,4 +1,4 @@
-"""FLUX.1: packed latents, T5's states, CLIP's pooled one, and a guidance weight that the network is given as an input."""
+"""FLUX.1: packed latents, T5's states, CLIP's pooled one, and a guidance weight as an input of the network."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _LAYERS = (9, 18, 27)
 
 @dataclass(frozen=True)
 class PatchedLatents:
-    """An AutoencoderKLFlux2: 2 x 2 elements of its latents are the channels of one, standardised by running statistics."""
+    """An AutoencoderKLFlux2: 2 x 2 elements of its latents are channels of one, standardised by running statistics."""
 
     network: Any
 

@@ -172,6 +172,8 @@ _TOKENS: dict[Any, tuple[set[str], ...]] = {
 """Files of which a tokenizer of each class needs one set; without, transformers makes one that knows no word."""
 _WHOLE_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 """Weights in a text encoder's file that was saved from a whole CLIP, and that a text encoder does not need."""
+_COUNTS = ("position_ids", "num_batches_tracked")
+"""Ends of the names of tensors that are whole numbers, beside weights that are not."""
 _BINARY = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".pt", ".pth", ".gguf")
 
 
@@ -440,7 +442,8 @@ def _require_whole(path: Path) -> None:
     """Raises ModelError for a safetensors file that is damaged, cut off, or not there but by name."""
     try:
         with safe_open(path, "pt") as file:
-            kinds = {file.get_slice(key).get_dtype() for key in file.keys() if not key.endswith("position_ids")}  # noqa: SIM118
+            keys = [key for key in file.keys() if not key.endswith(_COUNTS)]  # noqa: SIM118
+            kinds = {file.get_slice(key).get_dtype() for key in keys}
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             if file.read(20).startswith(b"version https://git-"):

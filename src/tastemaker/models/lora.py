@@ -58,8 +58,9 @@ def adaptable(network: nn.Module) -> dict[str, nn.Module]:
 def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
     """Freezes `network` and gives the named linear and convolution layers an adapter: B A alpha / rank, B = 0 at first.
 
-    A name is a layer's own, or its end, as `to_q` or `attn2.to_q`; ATTENTION stands for all attention projections. A is drawn from N(0, (1/rank)^2) (peft's
-    "gaussian"), as in the public DDPO code. Raises ModelError where a name is of no layer, or of one of another kind.
+    A name is a layer's own, or its end, as `to_q` or `attn2.to_q`; ATTENTION stands for all attention projections. A is
+    drawn from N(0, (1/rank)^2) (peft's "gaussian"), as in the public DDPO code. Raises ModelError where a name is of no
+    layer, or of one of another kind.
     """
     network.requires_grad_(False)
     if tuple(targets) == ATTENTION:

@@ -62,7 +62,7 @@ class NetworkWeights:
             lora.remove(self.network)
 
     def save(self, folder: Path) -> None:
-        """Writes what was trained: an adapter, or the whole network into a folder of its name, for `from_pretrained`."""
+        """Writes what was trained: an adapter, or the whole network into the folder `name`, for `from_pretrained`."""
         if self.full:
             self.network.save_pretrained(folder / self.name)
         else:
