@@ -95,7 +95,7 @@ def theirs(name: str, pipeline: Any, x: Tensor, size: tuple[int, int]) -> np.nda
     """[N,H,W,3] images that diffusers' pipeline makes of these first latents."""
     options = FAMILIES[name].call(x)
     return pipeline(
-        list(DRAW.prompts), num_inference_steps=STEPS, height=size[0], width=size[1], output_type="np", **options
+        prompt=list(DRAW.prompts), num_inference_steps=STEPS, height=size[0], width=size[1], output_type="np", **options
     ).images
 
 
@@ -181,7 +181,7 @@ def test_a_whole_network_comes_back(name, loaded, tmp_path):
     model.weights.save(tmp_path / "model")
     assert (tmp_path / "model" / FAMILIES[name].network / "config.json").is_file()
     other.weights.load(tmp_path)
-    assert np.array_equal(ours(model), ours(other))
+    assert np.abs(ours(model) - ours(other)).max() < 1e-5
     assert f"'model/{FAMILIES[name].network}'" in model.usage("'base'")
 
 
@@ -228,8 +228,17 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return given.pairs(tmp_path_factory.mktemp("pairs"), 2)
 
 
-@each_family
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+QUICK = ("grpo", "rwr", "diffusion-dpo", "alignprop")
+"""One algorithm of each kind of rounds: likelihoods, denoising losses, given pairs, the reward's gradient."""
+MATRIX = [
+    pytest.param(name, algorithm, marks=() if name in ("sd3", "z-image") or algorithm in QUICK else pytest.mark.slow)
+    for name in FAMILIES
+    for algorithm in ALGORITHMS
+    if name != "sd3 without t5"
+]
+
+
+@pytest.mark.parametrize(("name", "algorithm"), MATRIX)
 def test_every_algorithm_trains_every_family(name, algorithm, loaded, pairs, tmp_path):
     """One round of one update, which changes the adapters."""
     options = SETTINGS.get(algorithm, {"algorithm": ALGORITHMS[algorithm]()})
@@ -246,9 +255,8 @@ def test_every_algorithm_trains_every_family(name, algorithm, loaded, pairs, tmp
         evaluation=Evaluation(prompts=1, per_prompt=2, kl_images=0),
         **({"advantage": Advantage(normalise="round")} | options),
     )  # fmt: skip
-    with mock.patch.object(
-        setup, "load_model", lambda *placed: wrap_pipeline(copy.deepcopy(loaded[name]), *placed[1:])
-    ):
+    own = lambda source, *placed: wrap_pipeline(copy.deepcopy(loaded[name]), *placed)  # noqa: E731
+    with mock.patch.object(setup, "load_model", own):
         session = setup.start(config, tmp_path / "run", State())
     session.display.interactive = False
     before = {key: value.detach().clone() for key, value in session.model.weights.trainable().items()}
@@ -309,7 +317,7 @@ def test_wrong_models_are_refused_in_one_sentence(saved, tmp_path):
 
 def test_few_step_flux_is_refused(tmp_path):
     tiny_flow.flux(guidance_embeds=False, use_dynamic_shifting=False, shift=1.0).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="it is distilled to a few steps, as FLUX.1-schnell .* give FLUX.1-dev"):
+    with pytest.raises(ModelError, match=r"it is distilled to a few steps, as FLUX.1-schnell .* give FLUX.1-dev"):
         load_model(str(tmp_path))
 
 
@@ -326,10 +334,10 @@ def test_an_adapter_of_another_family_is_refused(loaded, tmp_path):
     model.tune(Tuning(rank=2))
     model.weights.save(tmp_path)
     for name in ("sd", "sd3"):
-        with pytest.raises(ModelError, match="adapts the layer .*, which the model does not have"):
+        with pytest.raises(ModelError, match=r"adapts the layer .*, which the model does not have"):
             fresh(loaded, name).weights.load(tmp_path)
 
 
 def test_a_u_net_as_value_network_needs_a_u_net(loaded):
-    with pytest.raises(ModelError, match="algorithm.value is unet, .* is a SD3Transformer2DModel: take conv or mlp"):
+    with pytest.raises(ModelError, match=r"algorithm.value is unet, .* is a SD3Transformer2DModel: take conv or mlp"):
         value_network("unet", fresh(loaded, "sd3"))

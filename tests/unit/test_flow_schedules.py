@@ -1,4 +1,4 @@
-"""Noise schedules against closed forms, diffusers' own steps and numbers worked out by hand; grids against diffusers'."""
+"""Noise schedules against closed forms, diffusers' own steps and numbers by hand; grids against diffusers'."""
 
 from __future__ import annotations
 
