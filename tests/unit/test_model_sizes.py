@@ -33,8 +33,8 @@ def test_parameters_of_stable_diffusion_3_5_medium():
     """SD 3 medium's and, by hand, the weights that it has besides.
 
     In 13 of 24 blocks a second attention of the image (four linear layers of 1536 x 1536 with biases) and 3 more
-    modulations of the image's norm (as large each); norms of queries and keys, 64 numbers each: 2 of image and 2 of text
-    in all blocks, 2 of the second attention in 13.
+    modulations of the image's norm (as large each); norms of queries and keys, 64 numbers each: 2 of image and 2 of
+    text in all blocks, 2 of the second attention in 13.
     """
     with torch.device("meta"):
         network = SD3Transformer2DModel(

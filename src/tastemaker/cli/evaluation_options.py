@@ -99,13 +99,14 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
     base = configs[0].sampling if configs else Config().sampling
     given = {
         "steps": options.steps, "guidance": options.guidance, "eta": options.eta, "height": options.height,
-        "width": options.width, "sde-type": options.sde_type,
+        "width": options.width, "sde-type": options.sde_type, "embedded-guidance": None,
     }  # fmt: skip
     for config in configs[1:]:
         own = config.sampling
         pairs = {
             "steps": (base.steps, own.steps), "guidance": (base.guidance, own.guidance), "eta": (base.eta, own.eta),
             "height": (base.height, own.height), "width": (base.width, own.width),
+            "embedded-guidance": (base.embedded_guidance, own.embedded_guidance),
             "sde-type": (base.sde_type, own.sde_type),
         }  # fmt: skip
         for name, (one, other) in pairs.items():
@@ -120,6 +121,7 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
     batch = options.batch or base.images_per_batch
     return Sampling(
         steps=chosen.steps, eta=chosen.eta, sde_type=chosen.sde_type, guidance=chosen.guidance,
+        embedded_guidance=chosen.embedded_guidance,
         height=chosen.height, width=chosen.width, samples=batch, batch=batch,
     )  # fmt: skip
 

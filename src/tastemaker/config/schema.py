@@ -58,6 +58,9 @@ class Sampling:
     leaves noise in the image. `auto`: cps for flow-matching models, ddim for others."""
     guidance: float = 5.0
     """Classifier-free guidance weight w, in sampling and in training; 1 turns guidance off."""
+    embedded_guidance: float | None = None
+    """Guidance weight that the network of a distilled model is given as an input, beside `guidance`; that of the
+    family when left out, 3.5 for FLUX.1-dev."""
     samples: Annotated[int, Gt(0)] = 256
     """Images a round, over all processes."""
     per_prompt: Annotated[int, Gt(0)] = 1

@@ -17,6 +17,7 @@ from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import Sde, make_sde
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.evaluation.evaluate import generate
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.types import Draw
 
@@ -106,6 +107,7 @@ def write_samples(
     height: int | None = None,
     width: int | None = None,
     sde_type: SdeType = "auto",
+    embedded_guidance: float | None = None,
 ) -> Path:
     """Samples `n` images of each prompt into a new folder, and returns the path of their contact sheet.
 
@@ -116,6 +118,7 @@ def write_samples(
 
     found = find_adapter(adapter) if adapter else None
     loaded = load_here(model, height, width)
+    set_embedded_guidance(loaded, embedded_guidance)
     if found:
         loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)

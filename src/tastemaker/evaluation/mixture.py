@@ -20,6 +20,7 @@ from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.image_grid import labelled_grid
 from tastemaker.evaluation.images import fixed_draw, load_here, to_pil
 from tastemaker.models import adapter_files
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
 from tastemaker.printing import readable
 from tastemaker.rewards.registry import load_reward
@@ -108,6 +109,7 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     model.check(plan.prompts)
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
     model.resize(sampling.height, sampling.width)
+    set_embedded_guidance(model, sampling.embedded_guidance)
     sampler = LocalSampler(model, make_sde(model, sampling.steps, sampling.eta, sampling.sde_type))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:

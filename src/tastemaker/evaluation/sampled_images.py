@@ -16,6 +16,7 @@ from tastemaker.evaluation.evaluation_files import EvaluationFolder, storing
 from tastemaker.evaluation.evaluation_plan import EvaluationPlan, PromptSet
 from tastemaker.evaluation.metrics import verdicts
 from tastemaker.models import load_model
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 
 
 def sample_images(plan: EvaluationPlan, folder: EvaluationFolder, advance: Callable[[int], None]) -> None:
@@ -60,6 +61,7 @@ def _loaded(plan: EvaluationPlan, source: str) -> Model:
     for prompt_set in plan.prompt_sets:
         model.check(prompt_set.prompts)
     model.resize(plan.sampling.height, plan.sampling.width)
+    set_embedded_guidance(model, plan.sampling.embedded_guidance)
     return model
 
 

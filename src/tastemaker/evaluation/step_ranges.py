@@ -16,6 +16,7 @@ from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.image_grid import labelled_grid
 from tastemaker.evaluation.images import contact_sheet, fixed_draw, load_here, to_pil
 from tastemaker.models.adapter_files import find_adapter, require_adapter
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.step_adapters import switched
 from tastemaker.types import Draw
 
@@ -34,6 +35,7 @@ def write_ranges(
     height: int | None = None,
     width: int | None = None,
     sde_type: SdeType = "auto",
+    embedded_guidance: float | None = None,
 ) -> None:
     """Samples `n` images of each prompt with the adapter on at the steps of each mask, by the masks' names.
 
@@ -42,6 +44,7 @@ def write_ranges(
     """
     found = require_adapter(find_adapter(adapter))
     loaded = load_here(model, height, width)
+    set_embedded_guidance(loaded, embedded_guidance)
     loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
     several = len(masks) > 1

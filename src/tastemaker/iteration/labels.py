@@ -21,6 +21,7 @@ from tastemaker.labelling.simulate import invited, simulate
 from tastemaker.labelling.sources import Recipe
 from tastemaker.labelling.taste import Behaviour, utility_of
 from tastemaker.models.adapter_files import find_adapter
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.training.setup import split_prompts
 
 POLL = 2.0
@@ -37,6 +38,7 @@ def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policy: 
     log(f"sampling {loop.tasks} tasks of {loop.label.task_size} images")
     model = load_here(config.model)
     model.resize(config.sampling.height, config.sampling.width)
+    set_embedded_guidance(model, config.sampling.embedded_guidance)
     if policy is not None:
         model.weights.load(find_adapter(policy))
     s = config.sampling

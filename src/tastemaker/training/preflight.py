@@ -17,6 +17,7 @@ from tastemaker.diffusion.model import image_size
 from tastemaker.diffusion.sde import make_sde
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.rewards.base import FunctionReward, require_latents_of
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training.labelers import require_labelers_fit
@@ -53,6 +54,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         if given is not None:
             model.check(given.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    set_embedded_guidance(model, config.sampling.embedded_guidance)
     require_latents_of(model, {config.reward: reward, **others})
     cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
     needs, network = config.algorithm.requirements, parameters(model.network)

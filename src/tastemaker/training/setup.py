@@ -21,6 +21,7 @@ from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
@@ -113,6 +114,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         if listed is not None:
             model.check(listed.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    set_embedded_guidance(model, config.sampling.embedded_guidance)
     require_latents_of(model, {config.reward: reward, **others})
     # Raises here where the model cannot be guided.
     model.encode([""], config.sampling.guidance)
