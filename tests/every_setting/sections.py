@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import pytest
 import smooth
 import torch
 from diffusers import DDIMScheduler
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import given
 import tiny
+import tiny_flow
 from every_setting import (
     DRAW,
     Lab,
@@ -40,10 +42,13 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst
 from tastemaker.algorithms.windows import Backward, Sliding
 from tastemaker.config.schema import Pairs, PriorPreservation
+from tastemaker.diffusion.sde import DDIM
+from tastemaker.errors import ModelError
+from tastemaker.models import wrap_pipeline
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
-from tastemaker.training import prior_preservation, rounds
+from tastemaker.training import prior_preservation, rounds, setup
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.types import Draw
 
@@ -309,6 +314,36 @@ def branches(lab: Lab) -> None:
     with network_calls(session.model) as calls:
         one_round(session)
     assert [size for size, grad in calls if not grad] == [2, 2, 4]
+
+
+@acts("sampling.sde_type")
+def sde_type(lab: Lab) -> None:
+    """A step's noise is sigma_next sin(eta pi / 2) for cps; a model without a flow has DDIM's when it is left out."""
+    session, plain = (lab.session(sampling={"eta": 0.5, "sde_type": kind}) for kind in ("cps", "auto"))
+    sde = session.task.sde
+    rollout = rounds.sampled(session, DRAW, [0]).rollout
+    x, t = rollout.latents[:, 0], sde.grid.times[0].expand(len(rollout))
+    mean, _ = sde.step(x.double(), session.model.denoise(x, t, rollout.cond), 0)
+    noise = DRAW.noise(1, x.shape[1:])
+    close(rollout.latents[:, 1], mean + sde.grid.sigma_next[0] * math.sin(math.pi / 4) * noise)
+    assert isinstance(plain.task.sde, DDIM)
+
+
+@acts("sampling.embedded_guidance")
+def embedded_guidance(lab: Lab) -> None:
+    """FLUX.1-dev's network is given it, and a network that takes none is refused."""
+    weights = []
+    for weight in (None, 7.0):
+        config = lab.config(sampling={"embedded_guidance": weight, "height": 16, "width": 16})
+        with mock.patch.object(setup, "load_model", return_value=wrap_pipeline(tiny_flow.flux())):
+            model: Any = setup.start(config, lab.new(), State()).model
+        x, cond = DRAW.noise(0, model.latent_shape), model.encode(DRAW.prompts, 1.0)
+        with called(model.network, "forward") as seen:
+            model.predict(x, torch.full((4,), 500.0), cond)
+        weights.append(seen[0][1]["guidance"].tolist())
+    assert weights == [[3.5] * 4, [7.0] * 4]
+    with pytest.raises(ModelError, match="takes no guidance weight as an input"):
+        lab.session(sampling={"embedded_guidance": 7.0})
 
 
 @acts("sampling.log_prob")

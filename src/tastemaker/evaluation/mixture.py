@@ -13,13 +13,14 @@ from torch import Tensor
 
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, batches
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import RewardError
 from tastemaker.evaluation.evaluate import evaluate
 from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.image_grid import labelled_grid
 from tastemaker.evaluation.images import fixed_draw, load_here, to_pil
 from tastemaker.models import adapter_files
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
 from tastemaker.printing import readable
 from tastemaker.rewards.registry import load_reward
@@ -71,6 +72,7 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
         "seed": plan.seed, "steps": plan.sampling.steps, "guidance": plan.sampling.guidance, "eta": plan.sampling.eta,
+        "sde_type": plan.sampling.sde_type,
         "rewards": plan.rewards, "base": {}, "mixtures": [
             {"name": name, "weights": weights, "rank": ranks[name], "adapter": str(adapter_path(name))}
             for name, weights in plan.points.items()
@@ -107,7 +109,8 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     model.check(plan.prompts)
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
     model.resize(sampling.height, sampling.width)
-    sampler = LocalSampler(model, DDIM(model.process.grid(sampling.steps, model.latent_shape), sampling.eta))
+    set_embedded_guidance(model, sampling.embedded_guidance)
+    sampler = LocalSampler(model, make_sde(model, sampling.steps, sampling.eta, sampling.sde_type))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:
         # The first images are the base model's, of which combinations take their statistics.

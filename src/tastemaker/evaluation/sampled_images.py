@@ -8,7 +8,7 @@ from typing import Any
 
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.evaluation.distribution_metrics import chain_kl
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.evaluated_models import EvaluatedModel, changed
@@ -16,6 +16,7 @@ from tastemaker.evaluation.evaluation_files import EvaluationFolder, storing
 from tastemaker.evaluation.evaluation_plan import EvaluationPlan, PromptSet
 from tastemaker.evaluation.metrics import verdicts
 from tastemaker.models import load_model
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 
 
 def sample_images(plan: EvaluationPlan, folder: EvaluationFolder, advance: Callable[[int], None]) -> None:
@@ -60,6 +61,7 @@ def _loaded(plan: EvaluationPlan, source: str) -> Model:
     for prompt_set in plan.prompt_sets:
         model.check(prompt_set.prompts)
     model.resize(plan.sampling.height, plan.sampling.width)
+    set_embedded_guidance(model, plan.sampling.embedded_guidance)
     return model
 
 
@@ -74,7 +76,7 @@ def _sample(
     part: range,
 ) -> None:
     sampling = plan.sampling
-    sde = DDIM(model.process.grid(sampling.steps, model.latent_shape), sampling.eta)
+    sde = make_sde(model, sampling.steps, sampling.eta, sampling.sde_type)
     keep = sde.stochastic() if reference is not None else ()
     draw = prompt_set.draw.select(part)
     began = time.perf_counter()

@@ -22,6 +22,7 @@ from tastemaker.labelling.project import is_project
 from tastemaker.labelling.sources import Policy
 from tastemaker.labelling.taste import utility_of
 from tastemaker.models import load_meta_model
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.reward_models.comparisons import load_comparisons, load_several
 from tastemaker.reward_models.settings import check
 from tastemaker.reward_models.train import train_reward_model
@@ -70,6 +71,7 @@ def check_settings(settings: IterationSettings) -> int:
     model = load_meta_model(config.model)
     model.check(prompts.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    set_embedded_guidance(model, config.sampling.embedded_guidance)
     return len(prompts)
 
 

@@ -13,7 +13,8 @@ from tastemaker.data.captioned_images import load_captioned
 from tastemaker.data.tables import checked_text
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import DataError
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import to_pil
@@ -35,6 +36,7 @@ class Recipe:
     eta: float = 1.0
     seed: int = 0
     batch: int = 16
+    sde_type: SdeType = "auto"
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,16 @@ def sampled_tasks(
     ones where there are more than images. `origin` is what else is written down of how they were made. `advance` is
     called with the number of images after each batch. Raises a TastemakerError where an adapter does not fit.
     """
-    grid = model.process.grid(recipe.steps, model.latent_shape)
-    sampler = LocalSampler(model, DDIM(grid, recipe.eta))
+    sampler = LocalSampler(model, make_sde(model, recipe.steps, recipe.eta, recipe.sde_type))
     size = settings.task_size
     at_once = max(1, recipe.batch // size)
     for start in range(0, tasks, at_once):
         chosen = range(start, min(start + at_once, tasks))
         rows = [(task % len(prompts), task // len(prompts) * size + index) for task in chosen for index in range(size)]
-        how = {"steps": recipe.steps, "guidance": recipe.guidance, "eta": recipe.eta, "seed": recipe.seed}
+        how = {
+            "steps": recipe.steps, "guidance": recipe.guidance, "eta": recipe.eta, "sde_type": recipe.sde_type,
+            "seed": recipe.seed,
+        }  # fmt: skip
         images: dict[int, NewImage] = {}
         for number, policy in enumerate(policies[:size]):
             own = [place for place in range(len(rows)) if place % size % min(len(policies), size) == number]

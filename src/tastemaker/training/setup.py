@@ -17,10 +17,11 @@ from tastemaker.config.schema import Config, Speed
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
+from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
@@ -113,6 +114,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         if listed is not None:
             model.check(listed.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    set_embedded_guidance(model, config.sampling.embedded_guidance)
     require_latents_of(model, {config.reward: reward, **others})
     # Raises here where the model cannot be guided.
     model.encode([""], config.sampling.guidance)
@@ -137,7 +139,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     else:
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
-    sde = DDIM(model.process.grid(config.sampling.steps, model.latent_shape), config.sampling.eta)
+    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
     sampler = LocalSampler(model, sde, config.sampling.log_prob, config.sampling.noise_outside)
     task = Task(
         model=model,
