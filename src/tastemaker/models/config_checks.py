@@ -48,7 +48,13 @@ def require_latent(pipeline: Any) -> None:
             raise ModelError(f"the model has no {part}")
     unet, vae = pipeline.unet.config, pipeline.vae.config
     sample_size(unet)
-    _require_channels(unet)
+    if unet["out_channels"] == 2 * unet["in_channels"]:
+        raise ModelError(
+            f"the model's network predicts its own variance ({unet['out_channels']} channels out, "
+            f"{unet['in_channels']} in), which no pipeline of diffusers does in latent space: give one with as many "
+            "channels out as in"
+        )
+    _require_channels(unet, (unet["in_channels"],))
     _require_plain(unet)
     _require_vae(vae, unet["in_channels"])
     _require_text(pipeline, unet)
@@ -69,7 +75,7 @@ def require_pixels(pipeline: Any) -> None:
     channels = config["in_channels"]
     if channels not in (1, 3):
         raise ModelError(f"the model's images have {channels} channels, but only 1 (grey) and 3 (RGB) are known here")
-    _require_channels(config)
+    _require_channels(config, (channels, 2 * channels))  # twice as many where it predicts its variance too
     if config["class_embed_type"] is not None:
         raise ModelError(
             f"the model embeds classes by {config['class_embed_type']!r}, but only class indices "
@@ -85,14 +91,10 @@ def require_pixels(pipeline: Any) -> None:
         raise ModelError(f"the model's network knows {learned} times, but its scheduler has {times}")
 
 
-def _require_channels(config: Any) -> None:
+def _require_channels(config: Any, known: tuple[int, ...]) -> None:
+    """Raises ModelError where a network has other than the `known` numbers of channels out."""
     channels, out = config["in_channels"], config["out_channels"]
-    if out == 2 * channels:
-        raise ModelError(
-            f"the model predicts its own variance ({out} channels out, {channels} in), which this version cannot "
-            "train: give a model with a fixed variance"
-        )
-    if out != channels:
+    if out not in known:
         more = ", as for inpainting or image editing" if channels > out else ""
         raise ModelError(f"the model's network has {out} channels out but {channels} in{more}: expected as many")
 

@@ -380,8 +380,9 @@ def _require_answer(pipeline: Any) -> None:
         elif unet.config.num_class_embeds:
             extra["class_labels"] = torch.tensor([0])
         answer = unet(torch.zeros(shape), time, **extra, return_dict=False)[0]
-        if answer.shape != shape or not answer.isfinite().all():
-            raise ModelError(f"its unet answers {list(answer.shape)} to {list(shape)}, or is not finite")
+        expected = (1, unet.config.out_channels, side, side)
+        if answer.shape != expected or not answer.isfinite().all():
+            raise ModelError(f"its unet answers {list(answer.shape)} and not {list(expected)}, or is not finite")
         if latents:
             image = pipeline.vae.decode(torch.zeros(shape), return_dict=False)[0]
             if image.shape[1] != 3:

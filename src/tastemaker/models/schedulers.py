@@ -81,8 +81,8 @@ def load_scheduler(folder: Path, named: str, *, latents: bool) -> DDIMScheduler:
 def ddim(scheduler: Any, *, latents: bool, name: str | None = None) -> DDIMScheduler:
     """A DDIM scheduler for the process that another diffusers scheduler's config describes.
 
-    Betas are the scheduler's own. What only says how that class steps (sigma spacings such as Karras', solver orders)
-    is left out. `latents` is for Stable Diffusion, whose latents are never clipped and whose `steps_offset` is 1, as
+    Betas are the scheduler's own. What only says how that class steps (sigma spacings such as Karras', solver orders,
+    `variance_type`) is left out. `latents` is for Stable Diffusion, whose latents are never clipped and whose `steps_offset` is 1, as
     StableDiffusionPipeline itself sets both. Raises ModelError where no DDIM scheduler stands for the process.
     """
     config = scheduler.config
@@ -232,11 +232,6 @@ def _require_betas(config: Mapping[str, Any], name: str) -> None:
         raise ModelError(
             f"the model's {name} says timestep_type 'continuous', so that its network takes noise levels and not "
             "times, but this version trains networks with discrete times"
-        )
-    if str(config.get("variance_type", "")).startswith("learned"):
-        raise ModelError(
-            f"the model's {name} says variance_type {config['variance_type']!r}, but this version cannot train a "
-            "network that predicts its own variance: give a model with a fixed variance"
         )
 
 
