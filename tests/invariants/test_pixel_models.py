@@ -167,7 +167,6 @@ def test_a_model_without_classes_takes_any_prompt_and_no_guidance():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"unet": {"out_channels": 2}}, r"predicts its own variance \(2 channels out, 1 in\)"),
         ({"unet": {"out_channels": 3}}, "3 channels out but 1 in"),
         ({"channels": 2}, "2 channels, but only 1"),
         ({"unet": {"class_embed_type": "timestep"}}, "embeds classes by 'timestep'"),

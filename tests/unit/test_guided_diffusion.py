@@ -176,7 +176,7 @@ def test_files_that_hold_code_are_not_read(tmp_path, capsys):
     with pytest.raises(ModelError, match="is no state dict"):
         read_checkpoint(tmp_path / "nested.pt")
     (tmp_path / "broken.pt").write_bytes(b"\x80")
-    with pytest.raises(ModelError, match="cannot be read|more than tensors"):
+    with pytest.raises(ModelError, match=r"cannot be read|more than tensors"):
         read_checkpoint(tmp_path / "broken.pt")
 
 

@@ -41,7 +41,9 @@ def unet_config(flags: Flags, channels: int, classes: int | None) -> dict[str, A
             "as its first level has channels: only checkpoints that begin with 1 can be converted"
         )
     resize = "resnet" if flags.resblock_updown else "conv"
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if flags.resblock_updown else ("DownBlock2D", "UpBlock2D")
+    plain = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if flags.resblock_updown else ("DownBlock2D", "UpBlock2D")
+    )
     return {
         "sample_size": flags.image_size,
         "in_channels": channels,
@@ -82,7 +84,7 @@ def scheduler_config(flags: Flags) -> dict[str, Any]:
 
 
 def converted(state: Mapping[str, Tensor], flags: Flags) -> UNet2DModel:
-    """The network of a state dict with guided-diffusion's names, in float32. Raises ModelError where it does not fit."""
+    """The network of a state dict with guided-diffusion's names, in float32. Raises ModelError where it is another."""
     first, last = _parameter(state, "input_blocks.0.0.weight"), _parameter(state, "out.2.weight")
     channels, out = first.shape[1], last.shape[0]
     if channels not in (1, 3):
@@ -91,7 +93,9 @@ def converted(state: Mapping[str, Tensor], flags: Flags) -> UNet2DModel:
             "take an image alone, of 1 channel or 3, can be converted"
         )
     if out != channels * (2 if flags.learn_sigma else 1):
-        raise ModelError(f"the checkpoint has {out} channels out and {channels} in, but learn_sigma is {flags.learn_sigma}")
+        raise ModelError(
+            f"the checkpoint has {out} channels out and {channels} in, but learn_sigma is {flags.learn_sigma}"
+        )
     classes = len(_parameter(state, "label_emb.weight")) if flags.class_cond else None
     made, found = unet_config(flags, channels, classes), dict(state)
     network = _empty(made)
@@ -107,13 +111,11 @@ def converted(state: Mapping[str, Tensor], flags: Flags) -> UNet2DModel:
     if found:
         raise ModelError(f"the checkpoint has {min(found)}, for which these flags have no place: {_FLAGS}")
     for name, value in weights.items():
-        if value.shape != expected[name].shape:
-            raise ModelError(
-                f"the checkpoint's {published.get(name, name)} is {list(value.shape)}, but by these flags {list(expected[name].shape)}: "
-                f"{_FLAGS}"
-            )
+        where, shape = f"the checkpoint's {published.get(name, name)}", list(expected[name].shape)
+        if list(value.shape) != shape:
+            raise ModelError(f"{where} is {list(value.shape)}, but by these flags {shape}: {_FLAGS}")
         if not value.is_floating_point() or not value.isfinite().all():
-            raise ModelError(f"the checkpoint's {published.get(name, name)} holds other values than finite floats: it is damaged")
+            raise ModelError(f"{where} holds other values than finite floats: it is damaged")
     network.load_state_dict({name: value.float().contiguous() for name, value in weights.items()}, assign=True)
     return network.requires_grad_(False).eval()
 
@@ -187,7 +189,10 @@ def _modules(flags: Flags) -> Iterator[tuple[str, str, str]]:
     """Modules by guided-diffusion's name and by diffusers', and what they are: plain, resnet or attention."""
     resize = "resnet" if flags.resblock_updown else "plain"
     levels, attended = len(flags.multipliers), flags.attended
-    yield from (("time_embed.0", "time_embedding.linear_1", "plain"), ("time_embed.2", "time_embedding.linear_2", "plain"))
+    yield from (
+        ("time_embed.0", "time_embedding.linear_1", "plain"),
+        ("time_embed.2", "time_embedding.linear_2", "plain"),
+    )
     yield "input_blocks.0.0", "conv_in", "plain"
     block = 1
     for level in range(levels):
