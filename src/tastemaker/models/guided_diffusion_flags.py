@@ -8,7 +8,7 @@ from typing import Literal
 from tastemaker.errors import ModelError
 
 _MULTIPLIERS = {256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2)}
-"""Of `num_channels` at each level, by `image_size`: script_util.py of guided-diffusion; of improved-diffusion for 32."""
+"""Of `num_channels` at each level, by `image_size`: guided-diffusion's script_util.py; improved-diffusion's for 32."""
 
 
 @dataclass(frozen=True)
