@@ -25,7 +25,7 @@ class PixelUNet:
 
     A model with `num_class_embeds` is conditioned on a class, whose name is the prompt. The names are `id2label` in
     model_index.json, an index to a name or several with commas in between, as for DiTPipeline; without them they are
-    "0", "1", ... A class may also be given by its index, where that is the name of no other: ImageNet has two classes
+    "0", "1", ... All of them together, as in the table, are a name too. A class may also be given by its index, where that is the name of no other: ImageNet has two classes
     called "crane". A model that has one class more than the highest index there was trained with a null class, the last
     one, and can be guided. A model without classes takes any prompt, and ignores it.
 
@@ -181,9 +181,9 @@ def _labels(count: int, names: Any) -> dict[int, str]:
 
 
 def _classes(labels: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
-    """Indices of the classes by each of their names, and by their index where no class is called so."""
+    """Indices of the classes by each of their names and all together, and by their index where no class is called so."""
     found: dict[str, tuple[int, ...]] = {}
     for index, label in sorted(labels.items()):
-        for name in dict.fromkeys(part.strip() for part in label.split(",") if part.strip()):
+        for name in dict.fromkeys(part.strip() for part in (label, *label.split(",")) if part.strip()):
             found[name] = (*found.get(name, ()), index)
     return {str(index): (index,) for index in labels if str(index) not in found} | found
