@@ -25,9 +25,10 @@ class PixelUNet:
 
     A model with `num_class_embeds` is conditioned on a class, whose name is the prompt. The names are `id2label` in
     model_index.json, an index to a name or several with commas in between, as for DiTPipeline; without them they are
-    "0", "1", ... All of them together, as in the table, are a name too. A class may also be given by its index, where that is the name of no other: ImageNet has two classes
-    called "crane". A model that has one class more than the highest index there was trained with a null class, the last
-    one, and can be guided. A model without classes takes any prompt, and ignores it.
+    "0", "1", ... All names of a class as they are in the table are a prompt too, and so is its index where no class is
+    called so: ImageNet has two classes with the name "crane". A model that has one class more than the highest index
+    there was trained with a null class, the last one, and can be guided. A model without classes takes any prompt, and
+    ignores it.
 
     A network with 2 C channels out for C in also predicts its variance (Nichol and Dhariwal 2021, section 3.1), in the
     second half of them. That half is not used, and no gradient reaches it: DDIM's noise follows from eta and the
@@ -181,7 +182,7 @@ def _labels(count: int, names: Any) -> dict[int, str]:
 
 
 def _classes(labels: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
-    """Indices of the classes by each of their names and all together, and by their index where no class is called so."""
+    """Indices of the classes by each of their names, by all of them, and by their index where no class is called so."""
     found: dict[str, tuple[int, ...]] = {}
     for index, label in sorted(labels.items()):
         for name in dict.fromkeys(part.strip() for part in (label, *label.split(",")) if part.strip()):
