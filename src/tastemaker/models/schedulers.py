@@ -99,7 +99,7 @@ def _warn_of_few_steps(folder: str) -> None:
     _LOGGER.warning(
         "the model in %s has the scheduler of one that was distilled to few steps (SDXL-Turbo, Lightning, LCM): sample "
         "it as it was made to be (for most sampling.steps of 1 to 8, and sampling.guidance=1); denoising losses (rwr, "
-        "dpo, diffusion-dpo, nft) train it for many steps again",
+        "diffusion-dpo, nft) train it for many steps again",
         folder,
     )
 
