@@ -1,10 +1,10 @@
-"""SDXL at its full size on a CPU, with random weights in bfloat16: seconds and peak memory of a sample and a trained row.
+"""SDXL at full size on a CPU, with random weights in bfloat16: seconds and peak memory of a sample and a trained row.
 
     python benchmarks/sdxl_full_size.py [--pixels 128] [--steps 4]
 
-The networks have the public configurations of stabilityai/stable-diffusion-xl-base-1.0 and its numbers of parameters. One
-image is sampled with guidance, and one of its steps is trained by DDPO's loss with LoRA of rank 4: forward, backward and an
-update of AdamW. Takes about 9 GB of memory.
+The networks have the public configurations of stabilityai/stable-diffusion-xl-base-1.0 and its numbers of parameters.
+One image is sampled with guidance, and one of its steps is trained by DDPO's loss with LoRA of rank 4: forward,
+backward and an update of AdamW.
 """
 
 from __future__ import annotations

@@ -65,5 +65,5 @@ def test_predicted_noise_is_refused_in_one_sentence(tmp_path):
     tiny.xl(**ZERO).save_pretrained(tmp_path)
     file = tmp_path / "scheduler/scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "epsilon"}))
-    with pytest.raises(ModelError, match="ends at noise alone .* predicted noise says nothing about an image"):
+    with pytest.raises(ModelError, match=r"ends at noise alone .* predicted noise says nothing about an image"):
         load_model(str(tmp_path))
