@@ -217,7 +217,7 @@ def test_files_of_settings_that_are_cut_off_or_something_else(sd, file):
         (INDEX, {"scheduler": [None, None]}, "model_index.json names no scheduler"),
         (INDEX, {"unet": ["diffusers", "UNetNoSuch"]}, "its unet is a UNetNoSuch, but this version knows"),
         (INDEX, {"vae": ["diffusers", "AutoencoderTiny"]}, "its vae is a AutoencoderTiny"),
-        (INDEX, {"_class_name": "StableDiffusionXLPipeline"}, "it is a StableDiffusionXLPipeline; this version trains"),
+        (INDEX, {"_class_name": "KandinskyPipeline"}, "it is a KandinskyPipeline; this version trains"),
         (INDEX, {"_class_name": ...}, "a class that model_index.json does not name"),
         (UNET, {"_class_name": "UNet2DModel"}, "unet/config.json is of a UNet2DModel, but model_index.json says"),
         (UNET, {"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized weights, which cannot be trained"),
