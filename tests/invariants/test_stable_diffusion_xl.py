@@ -21,6 +21,7 @@ from tastemaker.models.config_checks import require_xl
 from tastemaker.models.schedulers import load_scheduler
 from tastemaker.models.stable_diffusion_xl import LatentXL
 from tastemaker.models.tuning import ATTENTION, Tuning
+from tastemaker.models.unet_encoder import require_unet
 from tastemaker.types import Draw
 
 PROMPTS = ("a cat", "two dogs")
@@ -214,6 +215,11 @@ def test_tokenizers_of_other_lengths_and_missing_parts():
     pipeline.text_encoder_2 = None
     with pytest.raises(ModelError, match="the model has no text_encoder_2"):
         require_xl(pipeline)
+
+
+def test_it_is_no_reward_model_of_kind_unet():
+    with pytest.raises(ModelError, match=r"told the size of images .* take --kind clip"):
+        require_unet(tiny.xl().unet, "a model")
 
 
 def test_a_size_that_the_network_cannot_make():
