@@ -96,22 +96,32 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def spent(part: str, start: tuple[float, float]) -> dict[str, float]:
+    """Seconds by the clock and of computing (which other programs do not lengthen) since `start`, and the peak so far."""
+    clock, computing = now()
+    return {f"seconds/{part}": clock - start[0], f"cpu_seconds/{part}": computing - start[1], f"GB/{part}": peak()}
+
+
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
 def measure(pixels: int, steps: int) -> dict[str, float]:
     """Seconds and peak GB of sampling one image and training one row."""
-    start = time.perf_counter()
+    start = now()
     model = LatentXL(stable_diffusion_xl(), "bf16")
     model.resize(pixels, pixels)
     model.tune(Tuning(rank=4, gradient_checkpointing=True))
-    found = {"pixels": pixels, "steps": steps, "seconds/made": time.perf_counter() - start, "GB/made": peak()}
+    found = {"pixels": pixels, "steps": steps} | spent("made", start)
     draw, sde = Draw(0, 1, ("a cat",), (0,), (0,)), DDIM(model.process.grid(steps), 1.0)
-    start = time.perf_counter()
+    start = now()
     rollout = sample(model, model.encode(draw.prompts, 5.0), draw, sde, sde.stochastic())
     with torch.no_grad():
         image = model.decode(rollout.x0)
     assert image.shape == (1, 3, pixels, pixels)
     assert image.isfinite().all()
-    found |= {"seconds/sample": time.perf_counter() - start, "GB/sample": peak()}
-    start = time.perf_counter()
+    found |= spent("sample", start)
+    start = now()
     rollout = replace(rollout, reward=torch.zeros(1), advantage=torch.ones(1))
     row = all_rows(rollout).select(slice(0, 1)).transitions()
     trained = model.weights.trainable()
@@ -121,11 +131,8 @@ def measure(pixels: int, steps: int) -> dict[str, float]:
     gradients = [parameter.grad for parameter in trained.values() if parameter.grad is not None]
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
     optimizer.step()
-    found |= {
-        "seconds/train": time.perf_counter() - start, "GB/train": peak(), "ratio": ratio.item(), "grad_norm": norm,
-        "trained": sum(parameter.numel() for parameter in trained.values()),
-    }  # fmt: skip
-    return found
+    count = sum(parameter.numel() for parameter in trained.values())
+    return found | spent("train", start) | {"ratio": ratio.item(), "grad_norm": norm, "trained": count}
 
 
 if __name__ == "__main__":
