@@ -97,7 +97,7 @@ def peak() -> float:
 
 
 def spent(part: str, start: tuple[float, float]) -> dict[str, float]:
-    """Seconds by the clock and of computing (which other programs do not lengthen) since `start`, and the peak so far."""
+    """Seconds by the clock and of computing, which other programs do not lengthen, since `start`; the peak so far."""
     clock, computing = now()
     return {f"seconds/{part}": clock - start[0], f"cpu_seconds/{part}": computing - start[1], f"GB/{part}": peak()}
 
