@@ -57,6 +57,7 @@ class Family:
 
 FAMILIES = {
     "sd": Family(tiny.pipeline, lambda x: {"latents": x, "guidance_scale": GUIDANCE}, "unet"),
+    "sdxl": Family(tiny.xl, lambda x: {"latents": x, "guidance_scale": GUIDANCE}, "unet"),
     "sd3": Family(tiny_flow.sd3, lambda x: {"latents": x, "guidance_scale": GUIDANCE}),
     "sd3 without t5": Family(
         lambda: tiny_flow.sd3(with_t5=False), lambda x: {"latents": x, "guidance_scale": GUIDANCE}
@@ -195,7 +196,7 @@ def test_the_ratio_is_1_before_the_first_update(name, loaded):
     model.tune(Tuning(rank=2))
     cond = model.encode(DRAW.prompts, GUIDANCE)
     flow = is_flow(model.process.grid(STEPS, model.latent_shape))
-    assert flow == (name != "sd")
+    assert flow == (name not in ("sd", "sdxl"))
     for kind in TYPES if flow else TYPES[:2]:
         sde = make_sde(model, STEPS, 0.7, kind)
         rollout = replace(sample(model, cond, DRAW, sde, sde.stochastic()), advantage=torch.ones(2))
@@ -333,7 +334,7 @@ def test_an_adapter_of_another_family_is_refused(loaded, tmp_path):
     model = fresh(loaded, "flux")
     model.tune(Tuning(rank=2))
     model.weights.save(tmp_path)
-    for name in ("sd", "sd3"):
+    for name in ("sd", "sdxl", "sd3"):
         with pytest.raises(ModelError, match=r"adapts the layer .*, which the model does not have"):
             fresh(loaded, name).weights.load(tmp_path)
 

@@ -11,11 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import guided_diffusion as reference
 import tastemaker as tm
 from compared import quick, trained
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.ppo import PPO
+from tastemaker.models.guided_diffusion import pipeline
+from tastemaker.models.guided_diffusion_flags import Flags
 from tastemaker.rewards.preferences.architecture import Architecture
 
 MODELS = Path(__file__).parents[2] / "benchmarks/models"
@@ -43,9 +47,36 @@ def reward_models(tmp_path_factory) -> dict[str, Path]:
     return {kind: root / kind for kind in ("unet", "clip")}
 
 
+@pytest.fixture(scope="module")
+def openai_model(tmp_path_factory) -> tuple[str, str]:
+    """A small model of the kind of 64x64_diffusion.pt, of a checkpoint with random weights, and a file of its classes.
+
+    It is conditioned on classes and predicts its variance, with residual blocks between resolutions.
+    """
+    flags = Flags(
+        image_size=16, num_channels=32, num_res_blocks=1, channel_mult="1,2,2", num_head_channels=16, class_cond=True,
+        attention_resolutions="8,4", learn_sigma=True, resblock_updown=True, use_new_attention_order=True,
+        noise_schedule="cosine",
+    )  # fmt: skip
+    weights, root = reference.Weights(), tmp_path_factory.mktemp("guided-diffusion")
+    reference.unet(weights, flags, torch.zeros(1, 3, 16, 16), torch.tensor([0]), torch.tensor([0]), classes=3)
+    (root / "classes.txt").write_text("tench, Tinca tinca\nmacaw\ngoldfish\n")
+    pipeline(weights, flags, (root / "classes.txt").read_text().splitlines()).save_pretrained(root / "model")
+    return str(root / "model"), str(root / "classes.txt")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_runs(name, reward_models, tmp_path):
     model, prompts, reward = EXPERIMENTS[name]
+    run_experiment(name, model, prompts, reward, reward_models, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["thesis-colour", "thesis-aesthetic", "thesis-macaw", "thesis-backprop"])
+def test_experiments_2_to_5_run_on_a_model_of_guided_diffusion(name, openai_model, reward_models, tmp_path):
+    run_experiment(name, *openai_model, EXPERIMENTS[name][2], reward_models, tmp_path)
+
+
+def run_experiment(name, model, prompts, reward, reward_models, tmp_path):
     own = tm.preset(name)
     config = tm.preset(name, *SMALL, "precision=fp32", "evaluation.unseen=null", "evaluation.hold_out=false")
     if own.optimizer.lr_scheduler == "piecewise_constant":

@@ -24,6 +24,7 @@ from safetensors.torch import save
 
 from tastemaker.cli import reward_train
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
+from tastemaker.cli.convert_guided_diffusion import GuidedDiffusionArgs
 from tastemaker.cli.doctor_reward import DoctorArgs
 from tastemaker.cli.main import main
 from tastemaker.cli.report import ReportArgs
@@ -268,6 +269,10 @@ def run(argv: list[str], folder: Path) -> int:
         module = importlib.import_module(f"tastemaker.cli.compare_{argv[1]}")
         cls = vars(module)[f"{argv[1].title()}Args"]
         parse(cls, argv[2:], "compare")
+        return 0
+    if argv[0] == "convert" and argv[1:]:
+        assert argv[1] == "guided-diffusion"
+        parse(GuidedDiffusionArgs, argv[2:], "convert guided-diffusion")
         return 0
     if argv[0] in PARSED and argv[1:]:
         argv = argv[argv[0] == "reward" :]  # `reward serve`

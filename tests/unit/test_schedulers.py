@@ -241,7 +241,6 @@ def test_other_processes_are_refused_by_name(tmp_path, name):
         ({"_class_name": "DPMSolverMultistepScheduler", "prediction_type": "flow_prediction"}, "set to flow matching"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous"}, "takes noise levels"),
         ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True, "use_beta_sigmas": True}, "Only one of"),
-        ({"_class_name": "DDPMScheduler", "variance_type": "learned_range"}, "predicts its own variance"),
         ({"_class_name": "DPMSolverMultistepScheduler", "thresholding": True}, "set thresholding to false"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver+"}, "does not make a DPMSolver"),
         ({"prediction_type": "v-prediction"}, "did you mean 'v_prediction'"),

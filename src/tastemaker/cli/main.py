@@ -23,6 +23,7 @@ COMMANDS = {
     "label": "let people compare images in their browsers",
     "compare": "let people compare models without knowing whose image is whose",
     "iterate": "go round: sample, label, reward model, alignment, and again",
+    "convert": "make a folder of a diffusers pipeline of a model in another form",
     "reward": "serve a reward to other machines, or train one on people's comparisons",
     "bench": "measure speed, memory and overhead of a model and its settings",
     "ls": "list presets, algorithms, rewards, prompts, models and benchmarks",

@@ -46,15 +46,67 @@ def resized(
 
 def require_latent(pipeline: Any) -> None:
     """Raises ModelError where a StableDiffusionPipeline is none that can be trained here."""
-    for part in ("tokenizer", "text_encoder", "unet", "vae"):
+    _require_parts(pipeline, ("tokenizer", "text_encoder", "unet", "vae"))
+    unet = pipeline.unet.config
+    _require_latents(pipeline)
+    if unet.get("addition_embed_type") not in (None, "text"):
+        raise ModelError(
+            f"the model's network takes more than the prompt (addition_embed_type {unet['addition_embed_type']!r}), "
+            "which no network of a StableDiffusionPipeline does: SDXL's pipeline is a StableDiffusionXLPipeline"
+        )
+    wanted = unet["cross_attention_dim"]
+    if unet.get("encoder_hid_dim_type") == "text_proj":
+        wanted = unet["encoder_hid_dim"]
+    _require_width(wanted, (pipeline.text_encoder,))
+    _require_tokens(pipeline.tokenizer, pipeline.text_encoder.config)
+
+
+def require_xl(pipeline: Any) -> None:
+    """Raises ModelError where a StableDiffusionXLPipeline is none that can be trained here."""
+    _require_parts(pipeline, ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "unet", "vae"))
+    unet, second = pipeline.unet.config, pipeline.text_encoder_2.config
+    _require_latents(pipeline)
+    if unet.get("addition_embed_type") != "text_time":
+        raise ModelError(
+            f"the model's network has addition_embed_type {unet.get('addition_embed_type')!r}, but SDXL's is told the "
+            "size of images: expected 'text_time'"
+        )
+    _require_width(unet["cross_attention_dim"], (pipeline.text_encoder, pipeline.text_encoder_2))
+    _require_tokens(pipeline.tokenizer, pipeline.text_encoder.config)
+    _require_tokens(pipeline.tokenizer_2, second)
+    lengths = pipeline.tokenizer.model_max_length, pipeline.tokenizer_2.model_max_length
+    if lengths[0] != lengths[1]:
+        raise ModelError(
+            f"the model's tokenizers give {lengths[0]} and {lengths[1]} tokens (model_max_length): expected as many"
+        )
+    told = unet["projection_class_embeddings_input_dim"] - second.projection_dim
+    if told != 6 * unet["addition_time_embed_dim"]:
+        raise ModelError(
+            f"the model's network is told {told // unet['addition_time_embed_dim']} numbers beside the prompt "
+            "(projection_class_embeddings_input_dim), but SDXL's base model 6, its sizes and crop: give the base model "
+            "and not the refiner"
+        )
+
+
+def _require_parts(pipeline: Any, parts: tuple[str, ...]) -> None:
+    for part in parts:
         if getattr(pipeline, part, None) is None:
             raise ModelError(f"the model has no {part}")
-    unet, vae = pipeline.unet.config, pipeline.vae.config
+
+
+def _require_latents(pipeline: Any) -> None:
+    """Raises ModelError where U-Net and VAE do not fit, or the U-Net takes more than any pipeline here gives it."""
+    unet = pipeline.unet.config
     sample_size(unet)
-    _require_channels(unet)
+    if unet["out_channels"] == 2 * unet["in_channels"]:
+        raise ModelError(
+            f"the model's network predicts its own variance ({unet['out_channels']} channels out, "
+            f"{unet['in_channels']} in), which no pipeline of diffusers does in latent space: give one with as many "
+            "channels out as in"
+        )
+    _require_channels(unet, (unet["in_channels"],))
     _require_plain(unet)
-    _require_vae(vae, unet["in_channels"])
-    _require_text(pipeline, unet)
+    _require_vae(pipeline.vae.config, unet["in_channels"])
 
 
 def require_pixels(pipeline: Any) -> None:
@@ -72,7 +124,7 @@ def require_pixels(pipeline: Any) -> None:
     channels = config["in_channels"]
     if channels not in (1, 3):
         raise ModelError(f"the model's images have {channels} channels, but only 1 (grey) and 3 (RGB) are known here")
-    _require_channels(config)
+    _require_channels(config, (channels, 2 * channels))  # twice as many where it predicts its variance too
     if config["class_embed_type"] is not None:
         raise ModelError(
             f"the model embeds classes by {config['class_embed_type']!r}, but only class indices "
@@ -103,14 +155,10 @@ def require_flow_parts(pipeline: Any, channels: int) -> None:
             raise ModelError(f"the model's vae/config.json says {key}, which its pipeline does not use: remove it")
 
 
-def _require_channels(config: Any) -> None:
+def _require_channels(config: Any, known: tuple[int, ...]) -> None:
+    """Raises ModelError where a network has other than the `known` numbers of channels out."""
     channels, out = config["in_channels"], config["out_channels"]
-    if out == 2 * channels:
-        raise ModelError(
-            f"the model predicts its own variance ({out} channels out, {channels} in), which this version cannot "
-            "train: give a model with a fixed variance"
-        )
-    if out != channels:
+    if out not in known:
         more = ", as for inpainting or image editing" if channels > out else ""
         raise ModelError(f"the model's network has {out} channels out but {channels} in{more}: expected as many")
 
@@ -125,11 +173,6 @@ def _require_plain(unet: Any) -> None:
     for key, what in inputs.items():
         if unet.get(key) is not None:
             raise ModelError(f"the model's network takes {what} ({key} {unet[key]!r}), which this version does not do")
-    if unet.get("addition_embed_type") not in (None, "text"):
-        raise ModelError(
-            f"the model's network takes more than the prompt (addition_embed_type {unet['addition_embed_type']!r}), "
-            "as in SDXL, but this version trains Stable Diffusion 1.x and 2.x"
-        )
     if unet.get("encoder_hid_dim_type") not in (None, "text_proj"):
         raise ModelError(
             "the model's network takes more than the prompt (encoder_hid_dim_type "
@@ -161,22 +204,25 @@ def _require_vae(vae: Any, channels: int) -> None:
     for key in ("shift_factor", "latents_mean", "latents_std"):
         if vae.get(key):
             raise ModelError(
-                f"the model's vae/config.json says {key}, which StableDiffusionPipeline does not use: remove it, if "
-                "the unet was trained without it"
+                f"the model's vae/config.json says {key}, which is not used here: remove it, if the unet was trained "
+                "without it"
             )
 
 
-def _require_text(pipeline: Any, unet: Any) -> None:
-    text, tokenizer = pipeline.text_encoder.config, pipeline.tokenizer
-    wanted = unet["cross_attention_dim"]
-    if unet.get("encoder_hid_dim_type") == "text_proj":
-        wanted = unet["encoder_hid_dim"]
+def _require_width(wanted: Any, encoders: tuple[Any, ...]) -> None:
+    """Raises ModelError where the encoders' states together are not as wide as the U-Net takes them."""
+    given = [encoder.config.hidden_size for encoder in encoders]
     for width in wanted if isinstance(wanted, (list, tuple)) else [wanted]:
-        if width != text.hidden_size:
+        if width != sum(given):
+            names = "text_encoder gives" if len(given) == 1 else "text_encoders give"
             raise ModelError(
-                f"the model's unet takes text states of {width} numbers (cross_attention_dim), but its text_encoder "
-                f"gives {text.hidden_size} (hidden_size)"
+                f"the model's unet takes text states of {width} numbers (cross_attention_dim), but its {names} "
+                f"{' + '.join(map(str, given))} (hidden_size)"
             )
+
+
+def _require_tokens(tokenizer: Any, text: Any) -> None:
+    """Raises ModelError where a text encoder, whose config is `text`, does not read what its tokenizer gives."""
     if len(tokenizer) > text.vocab_size:
         raise ModelError(
             f"the model's tokenizer has {len(tokenizer)} tokens, but its text_encoder knows {text.vocab_size} "

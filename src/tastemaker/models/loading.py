@@ -37,6 +37,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (  # noqa: E402
     StableDiffusion3Pipeline,
 )
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (  # noqa: E402
+    StableDiffusionXLPipeline,
+)
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPTextModel,
@@ -54,7 +57,7 @@ transformers.logging.set_verbosity(_verbosity)
 from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.hub import hub_cause, is_unreachable, quiet_client  # noqa: E402
 from tastemaker.models import flux, flux_2, stable_diffusion_3, z_image  # noqa: E402
-from tastemaker.models.config_checks import require_latent, require_pixels  # noqa: E402
+from tastemaker.models.config_checks import require_latent, require_pixels, require_xl  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
 from tastemaker.models.flow_process import load_flow_scheduler  # noqa: E402
 from tastemaker.models.flow_transformer import FlowFamily, FlowTransformer  # noqa: E402
@@ -62,6 +65,7 @@ from tastemaker.models.library_logging import loading  # noqa: E402
 from tastemaker.models.pixel import PixelUNet  # noqa: E402
 from tastemaker.models.schedulers import load_scheduler  # noqa: E402
 from tastemaker.models.stable_diffusion import LatentUNet  # noqa: E402
+from tastemaker.models.stable_diffusion_xl import LatentXL  # noqa: E402
 
 INDEX = "model_index.json"
 
@@ -118,6 +122,22 @@ FAMILIES = {
             "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None,
         },
     ),
+    "StableDiffusionXLPipeline": Family(
+        StableDiffusionXLPipeline,
+        LatentXL,
+        {
+            "tokenizer": CLIPTokenizer,
+            "tokenizer_2": CLIPTokenizer,
+            "text_encoder": CLIPTextModel,
+            "text_encoder_2": CLIPTextModelWithProjection,
+            "unet": UNet2DConditionModel,
+            "vae": AutoencoderKL,
+        },
+        require_xl,
+        partial(load_scheduler, latents=True, own_offset=True),
+        options={"feature_extractor": None, "image_encoder": None, "add_watermarker": False},
+        settings=("force_zeros_for_empty_prompt",),
+    ),
     "DDPMPipeline": Family(DDPMPipeline, **_PIXELS),
     "DDIMPipeline": Family(DDIMPipeline, **_PIXELS),
     "StableDiffusion3Pipeline": _flow(
@@ -157,8 +177,19 @@ FAMILIES = {
 """Pipelines by the name in their model_index.json."""
 
 
+_REFUSED = {
+    "StableDiffusionXLImg2ImgPipeline": (
+        "it is a StableDiffusionXLImg2ImgPipeline, as SDXL's refiner, which only finishes images that another model "
+        "has begun: give the base model, stabilityai/stable-diffusion-xl-base-1.0"
+    )
+}
+"""Pipelines by name that are given where others are meant, and what to do."""
+
+
 def family_of(name: Any) -> Family:
     """The family of a pipeline class. Raises ModelError for one that this version does not train."""
+    if isinstance(name, str) and name in _REFUSED:
+        raise ModelError(_REFUSED[name])
     if not isinstance(name, str) or name not in FAMILIES:
         raise ModelError(f"it is a {name}; this version trains {', '.join(FAMILIES)}")
     return FAMILIES[name]

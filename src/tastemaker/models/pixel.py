@@ -25,8 +25,14 @@ class PixelUNet:
 
     A model with `num_class_embeds` is conditioned on a class, whose name is the prompt. The names are `id2label` in
     model_index.json, an index to a name or several with commas in between, as for DiTPipeline; without them they are
-    "0", "1", ... A model that has one class more than the highest index there was trained with a null class, the last
-    one, and can be guided. A model without classes takes any prompt, and ignores it.
+    "0", "1", ... All names of a class as they are in the table are a prompt too, and so is its index where no class is
+    called so: ImageNet has two classes with the name "crane". A model that has one class more than the highest index
+    there was trained with a null class, the last one, and can be guided. A model without classes takes any prompt, and
+    ignores it.
+
+    A network with 2 C channels out for C in also predicts its variance (Nichol and Dhariwal 2021, section 3.1), in the
+    second half of them. That half is not used, and no gradient reaches it: DDIM's noise follows from eta and the
+    schedule (Song et al. 2020, eq. 16), as in guided-diffusion's `ddim_sample`.
     """
 
     def __init__(
@@ -47,9 +53,10 @@ class PixelUNet:
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
         self.latent_shape = (unet.config.in_channels, *sample_size(unet.config))
         self.weights = NetworkWeights(unet)
-        self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
-        """Class indices by name; empty for a model without classes."""
-        highest = max(self.classes.values(), default=0)
+        labels = _labels(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
+        self.classes = _classes(labels)
+        """Indices of the classes by name, more than one where classes share it; empty for a model without classes."""
+        highest = max(labels, default=0)
         self.null = highest + 1 if unet.config.num_class_embeds == highest + 2 else None
         """Index of the class that stands for none, where the model was trained with one."""
 
@@ -84,10 +91,16 @@ class PixelUNet:
         if not self.classes:
             return
         for prompt in prompts:
-            if prompt.strip() not in self.classes and (prompt or self.null is None):
+            found = self.classes.get(prompt.strip())
+            if found is None and (prompt or self.null is None):
                 raise PromptError(
                     f"prompts of this model are the names of its classes, and {prompt!r} is none: "
-                    f"{nearest(prompt, list(self.classes))}"
+                    f"{nearest(prompt, [name for name in self.classes if not name.isdecimal()] or list(self.classes))}"
+                )
+            if found is not None and len(found) > 1:
+                raise PromptError(
+                    f"{prompt!r} is the name of several classes of this model: give the number of one of them, "
+                    f"{' or '.join(map(str, found))}"
                 )
 
     def encode(self, prompts: Sequence[str], guidance: float, *, pooled: bool = False) -> Cond:
@@ -111,9 +124,9 @@ class PixelUNet:
     def _one_hot(self, prompt: str) -> Tensor:
         """[1,K]"""
         text = torch.zeros(1, self.pipeline.unet.config.num_class_embeds or 1, device=self.device)
-        index = self.classes.get(prompt.strip(), self.null)
-        if index is not None:
-            text[0, index] = 1
+        indices = self.classes.get(prompt.strip(), () if self.null is None else (self.null,))
+        if indices:
+            text[0, indices[0]] = 1
         return text
 
     def denoise(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -121,11 +134,12 @@ class PixelUNet:
         return guided_x0(self.predict, self.process, x, t, cond)
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network's own output [N,*D] for the rows' prompts, without guidance."""
+        """The network's own output [N,*D] for the rows' prompts, without guidance and without a predicted variance."""
         half = self.dtype != torch.float32
         labels = cond["text"][:, 0].argmax(dim=1) if self.classes else None
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
-            return self.network(x, t, class_labels=labels, return_dict=False)[0].to(x.dtype)
+            output = self.network(x, t, class_labels=labels, return_dict=False)[0]
+        return output[:, : x.shape[1]].to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [N,3,H,W] in [0,1]; grey ones three times over, so that every reward takes them."""
@@ -154,14 +168,23 @@ class PixelUNet:
         )
 
 
-def _classes(count: int, names: Any) -> dict[str, int]:
-    """Class indices by name, from `id2label`. Raises ModelError where an index is none of the `count` classes."""
+def _labels(count: int, names: Any) -> dict[int, str]:
+    """What the classes are called, by index. Raises ModelError where an index is none of the `count` classes."""
     if not count or names is None:
-        return {str(index): index for index in range(count)}
+        return {index: str(index) for index in range(count)}
     if not isinstance(names, Mapping) or not all(isinstance(label, str) for label in names.values()):
         raise ModelError('id2label in model_index.json must be a table of names, as in {"0": "tench, Tinca tinca"}')
     wrong = [index for index in names if not str(index).isdecimal() or int(index) >= count]
     if wrong or not names:
         found = wrong[0] if wrong else "none"
         raise ModelError(f"id2label in model_index.json must name classes 0 to {count - 1}, but has {found}")
-    return {name.strip(): int(index) for index, label in names.items() for name in label.split(",")}
+    return {int(index): label for index, label in names.items()}
+
+
+def _classes(labels: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """Indices of the classes by each of their names, by all of them, and by their index where no class is called so."""
+    found: dict[str, tuple[int, ...]] = {}
+    for index, label in sorted(labels.items()):
+        for name in dict.fromkeys(part.strip() for part in (label, *label.split(",")) if part.strip()):
+            found[name] = (*found.get(name, ()), index)
+    return {str(index): (index,) for index in labels if str(index) not in found} | found

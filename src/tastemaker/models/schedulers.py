@@ -7,6 +7,7 @@ lacks, so a config is read by the class that wrote it, and every key of the DDIM
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ from tastemaker.errors import ConfigError, ModelError, nearest
 from tastemaker.models.files import read_json
 from tastemaker.models.library_logging import loading
 
+_LOGGER = logging.getLogger(__name__)
 DISCRETE = (
     "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "DDPMScheduler", "DDPMParallelScheduler",
     "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
@@ -55,7 +57,7 @@ _LEGACY = ("tensor_format", "timestep_values", "timesteps")
 CONFIG = "scheduler/scheduler_config.json"
 
 
-def load_scheduler(folder: Path, named: str, *, latents: bool) -> DDIMScheduler:
+def load_scheduler(folder: Path, named: str, *, latents: bool, own_offset: bool = False) -> DDIMScheduler:
     """The DDIM scheduler of a pipeline's folder, whose model_index.json names the class `named`. Raises ModelError.
 
     The config is read by the class that its own `_class_name` names, because that class left out keys at their
@@ -75,15 +77,40 @@ def load_scheduler(folder: Path, named: str, *, latents: bool) -> DDIMScheduler:
     except Exception as error:  # the classes raise NotImplementedError, ValueError, TypeError and others
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{CONFIG} of the model does not make a {name}: {type(error).__name__}: {reason}") from error
-    return ddim(scheduler, latents=latents, name=name)
+    made = ddim(scheduler, latents=latents, name=name, own_offset=own_offset)
+    if latents and _is_of_few_steps(made.config, name):
+        _warn_of_few_steps(str(folder))
+    return made
 
 
-def ddim(scheduler: Any, *, latents: bool, name: str | None = None) -> DDIMScheduler:
+def _is_of_few_steps(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a config is as those of networks that were distilled to make images in a few steps.
+
+    Those of LCM and TCD name their own samplers. SDXL-Turbo, SD-Turbo and Lightning predict the noise and start from
+    the noisiest time (`trailing`), as only models with a zero terminal SNR do besides, which cannot predict noise.
+    """
+    trailing = config["timestep_spacing"] == "trailing" and config["prediction_type"] == "epsilon"
+    return trailing or name in ("LCMScheduler", "TCDScheduler")
+
+
+@cache
+def _warn_of_few_steps(folder: str) -> None:
+    """Once for each model, which is read twice where a run is checked before it starts."""
+    _LOGGER.warning(
+        "the model in %s has the scheduler of one that was distilled to few steps (SDXL-Turbo, Lightning, LCM): sample "
+        "it as it was made to be (for most sampling.steps of 1 to 8, and sampling.guidance=1); denoising losses (rwr, "
+        "diffusion-dpo, nft) train it for many steps again",
+        folder,
+    )
+
+
+def ddim(scheduler: Any, *, latents: bool, name: str | None = None, own_offset: bool = False) -> DDIMScheduler:
     """A DDIM scheduler for the process that another diffusers scheduler's config describes.
 
-    Betas are the scheduler's own. What only says how that class steps (sigma spacings such as Karras', solver orders)
-    is left out. `latents` is for Stable Diffusion, whose latents are never clipped and whose `steps_offset` is 1, as
-    StableDiffusionPipeline itself sets both. Raises ModelError where no DDIM scheduler stands for the process.
+    Betas are the scheduler's own. What only says how that class steps (sigma spacings such as Karras', solver orders,
+    `variance_type`) is left out. `latents` is for Stable Diffusion, whose latents are never clipped and whose
+    `steps_offset` is 1, as StableDiffusionPipeline itself sets both; with `own_offset` the latter is the config's, as
+    in SDXL. Raises ModelError where no DDIM scheduler stands for the process.
     """
     config = scheduler.config
     name = name or type(scheduler).__name__
@@ -123,7 +150,7 @@ def ddim(scheduler: Any, *, latents: bool, name: str | None = None) -> DDIMSched
         trained_betas=betas,
         clip_sample=not latents and bool(config.get("clip_sample", False)),
         set_alpha_to_one=_ends_without_noise(config, name),
-        steps_offset=1 if latents else config.get("steps_offset", 0),
+        steps_offset=1 if latents and not own_offset else config.get("steps_offset", 0),
         prediction_type=prediction,
         thresholding=False,
         dynamic_thresholding_ratio=0.995,
@@ -234,11 +261,6 @@ def _require_betas(config: Mapping[str, Any], name: str) -> None:
         raise ModelError(
             f"the model's {name} says timestep_type 'continuous', so that its network takes noise levels and not "
             "times, but this version trains networks with discrete times"
-        )
-    if str(config.get("variance_type", "")).startswith("learned"):
-        raise ModelError(
-            f"the model's {name} says variance_type {config['variance_type']!r}, but this version cannot train a "
-            "network that predicts its own variance: give a model with a fixed variance"
         )
 
 

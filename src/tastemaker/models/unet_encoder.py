@@ -39,6 +39,11 @@ def require_unet(network: nn.Module, source: str) -> None:
             f"the network of {source} is a {type(network).__name__}, but a reward model is made from the encoder and "
             "the bottleneck of a U-Net: take --kind clip or --kind head, which need none"
         )
+    if network.config.get("addition_embed_type") == "text_time":
+        raise ModelError(
+            f"the network of {source} is told the size of images and a pooled prompt, as SDXL's is, which its encoder "
+            "would not be as a reward model: take --kind clip or --kind head"
+        )
 
 
 def drop_decoder(network: nn.Module) -> None:

@@ -203,6 +203,9 @@ _THESIS = (
 _RAW_SAID = "rewards are not standardised (§6.4, §6.7.1)"
 _RAW_INFERRED = "rewards are not standardised, as chapter 7 implies"
 _PINK = "rewards are standardised (§6.9.1), here by the base model's images, which is ours"
+_IMAGENET = (
+    "give --model (OpenAI's 64x64_diffusion.pt by `tastemaker convert guided-diffusion`) and --prompts (its classes)"
+)
 _COPY = ", and a value network copied from the policy, where the thesis has OpenAI's classifier of ImageNet"
 
 _AESTHETIC = _thesis(50, 500, 64, 25, 5e-7, kl=0.03)
@@ -268,15 +271,15 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
     ),
     "thesis-colour": (
         replace(_thesis(32, 400, 32, 32, 1e-6, kl=0.02), reward="colourfulness"),
-        "experiment 2, colourfulness; give --model and --prompts", _THESIS.format(2, _RAW_INFERRED, _COPY),
+        f"experiment 2, colourfulness; {_IMAGENET}", _THESIS.format(2, _RAW_INFERRED, _COPY),
     ),
     "thesis-aesthetic": (
-        _AESTHETIC, "experiment 3, aesthetic quality; give --model, --prompts and --reward aesthetic:FILE (LAION v2)",
+        _AESTHETIC, f"experiment 3, aesthetic quality; with --reward aesthetic:FILE (LAION v2); {_IMAGENET}",
         _THESIS.format(3, f"rate of 2e-7 for 100 epochs: §6.6.1; {_RAW_INFERRED}", _COPY),
     ),
     "thesis-macaw": (
         _thesis(25, 250, 32, 25, 1e-6, kl=0.02),
-        "experiment 4, a reward model of one person; give --model, --prompts and --reward",
+        f"experiment 4, a reward model of one person, as --reward; {_IMAGENET}",
         _THESIS.format(4, _RAW_SAID, _COPY),
     ),
     "thesis-pink": (
