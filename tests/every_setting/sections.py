@@ -38,7 +38,7 @@ from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst
-from tastemaker.algorithms.windows import Backward, Sliding
+from tastemaker.algorithms.windows import Backward, Random, Sliding
 from tastemaker.config.schema import Pairs, PriorPreservation
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
@@ -226,6 +226,19 @@ def sliding(lab: Lab) -> None:
     steps = Sliding(size=2, every=2, stride=3).steps
     found = [steps(range(10), round) for round in range(1, 10)]
     assert found == [[n, n + 1] for n in (0, 0, 3, 3, 6, 6, 8, 8, 0)]
+
+
+@acts("window.random.size")
+def random_window(lab: Lab) -> None:
+    """One of the three steps with noise, at places that differ from round to round and follow the run's seed."""
+    found = []
+    for seed in (0, 1):
+        session = lab.session(window=Random(size=1), sampling={"noise_outside": False}, seed=seed)
+        with called(rounds, "sampled") as seen:
+            assert [one_round(session)["window"] for _ in range(8)] == [1] * 8
+        found.append([keep for (_, _, keep), _, _ in seen])
+        assert len({tuple(keep) for keep in found[-1]}) > 1
+    assert found[0] != found[1]
 
 
 @acts("selection")

@@ -27,7 +27,7 @@ from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import All, BestWorst, NonZero
-from tastemaker.algorithms.windows import Backward, Sliding, Whole
+from tastemaker.algorithms.windows import Backward, Random, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
@@ -70,7 +70,7 @@ class Sampling:
     are computed together changes the last digit of a network's output, which a sum of log-probabilities (`log_prob`)
     adds up over a latent's elements, above all in half precision (docs/methods/ddpo.md)."""
     noise_outside: bool = True
-    """Add noise also at steps outside the window; MixGRPO does not."""
+    """Add noise also at steps outside the window; MixGRPO and Flow-GRPO-Fast do not."""
     height: int | None = None
     """Height of the images in pixels; the model's own when left out."""
     width: int | None = None
@@ -250,7 +250,7 @@ class Config:
     """Of prompts, noise and new adapters; the same seed gives the same run."""
     algorithm: Algorithm = field(default_factory=DDPO)
     advantage: Advantage = field(default_factory=Advantage)
-    window: Whole | Backward | Sliding = field(default_factory=Whole)
+    window: Whole | Backward | Sliding | Random = field(default_factory=Whole)
     selection: All | BestWorst | NonZero = field(default_factory=All)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: Optimizer = field(default_factory=Optimizer)

@@ -55,7 +55,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
         config.group_size,
     )  # fmt: skip
     part = RoundPart(draw, share(len(draw), config.slices, accelerator.process_index, accelerator.num_processes))
-    keep = session.window.steps(session.task.sde.stochastic(), number)
+    keep = session.window.steps(session.task.sde.stochastic(), number, config.seed)
     with session.phase("sample", len(part.indices) * sampling.steps), session.inference():
         made = sampled(session, part.own, keep)
     session.stop.check()
