@@ -108,10 +108,10 @@ def advantages(
     """Advantages of images of one-letter prompts."""
     regression = {"algorithm": RWR()} if options.get("normalise") in ("softmax", "percentile") else {}
     config = lab.config(advantage=options, **regression)
-    session: Any = types.SimpleNamespace(config=config, state=state or State())
+    session: Any = types.SimpleNamespace(config=config, state=state or State(), reward=None)
     letters = sorted(set(prompts))
     draw = Draw(0, round, tuple(prompts), tuple(map(letters.index, prompts)), tuple(range(len(prompts))))
-    return rounds.advantages(session, draw, torch.tensor(rewards, dtype=torch.float64)).tolist()
+    return rounds.advantages(session, draw, torch.tensor(rewards, dtype=torch.float64), {}).tolist()
 
 
 FOUR = [0.0, 2.0, 4.0, 8.0]
@@ -129,6 +129,7 @@ def normalise(lab: Lab) -> None:
         ("per-prompt", whole, {}),  # two rewards of a prompt are fewer than min_count = 16
         ("base", [-0.5, 0.5, 1.5, 3.5], {}),
         ("group", [-1, 1, -1, 1], {}),
+        ("decoupled", [-1, 1, -1, 1], {}),
         ("windowed", [-half, half, -half, half], {"min_count": 2}),  # sample deviations, sqrt(2) and sqrt(8)
         ("softmax", [0.5, 1.5, 1 / 41, 81 / 41], {"beta": math.log(3) / 2}),  # 1 : 3 and 9 : 81 = 1 : 9 ...
         ("percentile", [0, 1, 0, 1], {}),
@@ -136,6 +137,18 @@ def normalise(lab: Lab) -> None:
         if name == "softmax":
             expected = [0.5, 1.5, 0.2, 1.8]  # exp(beta r) is 1, 3 and 9, 81
         close(advantages(lab, FOUR, "aabb", base, clip=None, normalise=name, **options), expected, 2e-4)
+    decoupled_terms(lab)
+
+
+def decoupled_terms(lab: Lab) -> None:
+    """In a round: each part of a sum is normalised in its group, whatever its unit, and then weighted."""
+    session = lab.session(reward="smooth:redness + 0.5*colourfulness", advantage={"normalise": "decoupled"})
+    with called(rounds, "decoupled") as seen:
+        one_round(session)
+    (terms, group, spread), _, _ = seen[0]
+    assert [weight for weight, _ in terms] == [1, 0.5]
+    assert (sorted(Counter(group).values()), spread) == ([2, 2], "group")
+    assert len({tuple(values.tolist()) for _, values in terms}) == 2
 
 
 @acts("advantage.buffer")

@@ -136,6 +136,19 @@ def group_relative(reward: Tensor, group: Sequence[int], spread: Literal["group"
     return result.to(reward)
 
 
+def decoupled(
+    terms: Sequence[tuple[float, Tensor]], group: Sequence[int], spread: Literal["group", "round"] = "group"
+) -> Tensor:
+    """The advantages [B] of a weighted sum of rewards, each normalised by itself (GDPO, Liu et al. 2026, §3.1).
+
+    `terms` are the weights and rewards [B]. Each reward is normalised in its group as `group_relative` does, and the
+    weighted sum of them over the whole round, as `standardise` does. An image whose rewards all stand at their group's
+    mean has exactly 0, so that groups without spread can be left out (`selection.NonZero`).
+    """
+    summed = torch.stack([weight * group_relative(reward.double(), group, spread) for weight, reward in terms]).sum(0)
+    return torch.where(summed == 0, summed, standardise(summed, 1e-4)).to(terms[0][1])
+
+
 def boltzmann(reward: Tensor, group: Sequence[int] | None, beta: float) -> Tensor:
     """Weights [B]: softmax of beta r over each group (or all of them), times its size, so that their mean is 1.
 

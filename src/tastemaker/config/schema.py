@@ -89,11 +89,12 @@ class Sampling:
 class Advantage:
     """How rewards become advantages."""
 
-    normalise: Literal["per-prompt", "windowed", "group", "round", "base", "none", "softmax", "percentile"] = (
-        "per-prompt"
-    )
+    normalise: Literal[
+        "per-prompt", "windowed", "group", "decoupled", "round", "base", "none", "softmax", "percentile"
+    ] = "per-prompt"
     """`per-prompt`: running statistics of each prompt (DDPO). `windowed`: each prompt's over past rounds (B2-DiffuRL).
-    `group`: of the prompt or root in this round (GRPO). `round`: of the whole round. `base`: of the base model's
+    `group`: of the prompt or root in this round (GRPO). `decoupled`: as `group`, but each term of a sum of rewards by
+    itself, and their weighted sum over the round (GDPO). `round`: of the whole round. `base`: of the base model's
     images (thesis). `none`: raw rewards. `softmax` and `percentile`: weights for regressions (RWR, RWR-sparse)."""
     buffer: Annotated[int, Gt(0)] = 32
     """`per-prompt`: past rewards kept for each prompt."""
@@ -102,7 +103,7 @@ class Advantage:
     history: Annotated[int, Gt(0)] = 8
     """`windowed`: past rounds that count beside the present one."""
     spread: Literal["group", "round"] = "group"
-    """`group`: divide by the group's own deviation, or by the whole round's."""
+    """`group`, `decoupled`: divide by the group's own deviation, or by the whole round's."""
     beta: Annotated[float, Gt(0)] = 0.2
     """`softmax`: inverse temperature of the weights exp(beta r) (DDPO A.2)."""
     percentile: Annotated[float, Gt(0), Lt(1)] = 0.9
