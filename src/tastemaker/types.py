@@ -236,7 +236,7 @@ class Rows:
     kl: Tensor | None = None
     """[N] divergence from the reference at sampling."""
     unit: Tensor | None = None
-    """[N] what the update divided the advantages by, where it standardised them."""
+    """[N] what the update divided the advantages by, where it standardised or weighted them."""
     before: Tensor | None = None
     """[N,*D] the network's residuals before the round's first update."""
     grad_steps: Tensor | None = None

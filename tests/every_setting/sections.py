@@ -215,6 +215,30 @@ def clip(lab: Lab) -> None:
     close(advantages(lab, [0, 1], "aa", normalise="softmax", beta=math.log(3), clip=0.1), [0.5, 1.5])
 
 
+@acts("advantage.step_weights")
+def weights_of_steps(lab: Lab) -> None:
+    """Of the three steps, in proportion to DDIM's sigma, and to 1 over how far sqrt(1 - a) falls; with mean 1."""
+    scheduler = DDIMScheduler.from_config(lab.pipeline.scheduler.config)
+    scheduler.set_timesteps(3)
+    now = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    last = scheduler.final_alpha_cumprod.double()
+    then = torch.cat([now[1:], last[None]])
+    deviation = ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+    falls = (1 - now).sqrt() - (1 - then).sqrt()
+    plain = lab.session(optimizer={"updates": 1})
+    with updates_seen(plain) as seen:
+        one_round(plain)
+    unweighted = seen[0][0]
+    for kind, expected in (("noise", deviation), ("inverse-dt", 1 / falls)):
+        session = lab.session(advantage={"step_weights": kind}, optimizer={"updates": 1})
+        with updates_seen(session) as seen:
+            one_round(session)
+        rows = seen[0][0]
+        found = rows.advantages() / unweighted.advantages()
+        close(found, (expected / expected.mean())[rows.step_index], 1e-4)
+        assert expected.std() / expected.mean() > 0.05
+
+
 # Windows and selections.
 
 

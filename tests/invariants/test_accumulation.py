@@ -48,7 +48,10 @@ def settings(checkpoint, tmp_path_factory):
         "plain": plain,
         "share of steps": config(checkpoint, timestep_fraction=0.4),
         "best-worst": b2,
-        "one process without rows": replace(b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6)),
+        "one process without rows": replace(
+            b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6),
+            advantage=Advantage(normalise="round", step_weights="noise"),
+        ),
         "selected images": replace(
             b2, optimizer=replace(b2.optimizer, images_per_update=3, inner_epochs=2)
         ),
@@ -57,7 +60,8 @@ def settings(checkpoint, tmp_path_factory):
             optimizer=replace(options, minibatch="states", rows=3), advantage=Advantage(normalise="none", clip=None),
         ),
         "states": replace(
-            plain, algorithm=PPO(value="cnn"), optimizer=replace(options, minibatch="states", updates=4, rows=3)
+            plain, algorithm=PPO(value="cnn"), advantage=Advantage(normalise="round", step_weights="inverse-dt"),
+            optimizer=replace(options, minibatch="states", updates=4, rows=3)
         ),
         "reference": replace(plain, algorithm=GRPO(kl=50.0)),
         "pairs": replace(

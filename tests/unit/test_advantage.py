@@ -16,8 +16,15 @@ from tastemaker.algorithms.advantage import (
     group_relative,
     percentile,
     standardise,
+    step_weights,
 )
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.selection import BestWorst, NonZero
+from tastemaker.config.schema import Advantage, Config, Sampling
+from tastemaker.diffusion.process import Grid
+from tastemaker.diffusion.sde import DDIM
+from tastemaker.errors import ConfigError
 from tastemaker.spread import differ, moments
 
 
@@ -323,3 +330,22 @@ def test_nothing_is_selected_of_rewards_that_are_the_same():
         advantage, group = normalised(torch.full((6,), value), "windowed"), [0, 0, 0, 1, 1, 1]
         assert not BestWorst(0.5).chosen(advantage, group).any()
         assert not NonZero().chosen(advantage, group).any()
+
+
+def test_weights_of_the_steps_of_a_flow_by_hand():
+    """sigma is 1, 0.8, 0.4, 0 and alpha = 1 - sigma; std = sigma' sqrt(1 - (alpha sigma' / alpha' sigma)^2).
+
+    0.8, since alpha is 0; 0.4 sqrt(1 - (0.2 * 0.4 / (0.6 * 0.8))^2) = 0.4 sqrt(35 / 36) = 0.394405; and 0 in the last
+    step. The mean of the two with noise is 0.597203. dt is 0.2 and 0.4: 5 and 2.5, with the mean 3.75.
+    """
+    sigma = torch.tensor([1.0, 0.8, 0.4, 0.0], dtype=torch.float64)
+    grid = Grid(1000 * sigma[:-1], 1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:])
+    found = step_weights("noise", DDIM(grid, 1.0))
+    assert found.tolist() == pytest.approx([0.8 / 0.597203, 0.394405 / 0.597203, 0], abs=1e-5)
+    assert step_weights("inverse-dt", DDIM(grid, 1.0)).tolist() == pytest.approx([4 / 3, 2 / 3, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", [DPO(), NFT()], ids=lambda algorithm: algorithm.name)
+def test_weights_of_steps_need_advantages_of_steps(algorithm):
+    with pytest.raises(ConfigError, match=f"the algorithm {algorithm.name} has no advantages of steps"):
+        Config(algorithm=algorithm, advantage=Advantage(step_weights="noise"), sampling=Sampling(per_prompt=2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.algorithms.selection import members
+from tastemaker.diffusion.sde import Sde
 from tastemaker.spread import ROUNDING, differ, moments
 
 
@@ -176,6 +177,23 @@ def percentile(reward: Tensor, group: Sequence[int] | None, share: float) -> Ten
         if differ(own):
             result[indices] = (own >= torch.quantile(own, share)).double()
     return result.to(reward)
+
+
+def step_weights(kind: Literal["noise", "inverse-dt"], sde: Sde) -> Tensor:
+    """[T] float64 weights of the sampler's steps, by which their advantages are multiplied; 0 where there is no noise.
+
+    `noise`: in proportion to the deviation of the step's noise (TempFlow-GRPO). `inverse-dt`: to 1 / dt, dt being how
+    far sigma falls in the step (GRPO-Guard), which for flows is the length of the step in time. Their mean over the
+    steps that have noise is 1.
+    """
+    steps = sde.stochastic()
+    found = torch.zeros(len(sde), dtype=torch.float64)
+    if kind == "noise":
+        origin = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        found[steps] = torch.stack([sde.step(origin, origin, step)[1].double().mean() for step in steps])
+    else:
+        found[steps] = (sde.grid.sigma - sde.grid.sigma_next).double().cpu()[steps].reciprocal()
+    return found / found[steps].mean()
 
 
 def gae(reward: Tensor, value: Tensor, discount: float, smoothing: float) -> tuple[Tensor, Tensor]:

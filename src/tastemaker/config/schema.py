@@ -112,6 +112,9 @@ class Advantage:
     """`softmax`, `percentile`: among images of one prompt (paper), or all of the round (part of the public code)."""
     clip: Annotated[float, Gt(0)] | None = 5.0
     """Advantages are clamped to [-clip, clip]; weights are not."""
+    step_weights: Literal["none", "noise", "inverse-dt"] = "none"
+    """By what the advantages are multiplied at each step: `noise`, in proportion to the step's noise (TempFlow-GRPO);
+    `inverse-dt`, to 1 / dt of the step (GRPO-Guard). The mean over the steps that have noise is 1."""
 
 
 @dataclass(frozen=True)
@@ -406,6 +409,13 @@ class Config:
             right = "softmax or percentile" if regression else "another one: those are weights of a regression (rwr)"
             raise ConfigError(
                 f"advantage.normalise is {a.normalise}, but the algorithm {self.algorithm.name} needs {right}"
+            )
+        if a.step_weights != "none" and (
+            self.algorithm.needs != "rollouts" or self.algorithm.requirements.keep_groups_together
+        ):
+            raise ConfigError(
+                f"advantage.step_weights is {a.step_weights}, but the algorithm {self.algorithm.name} has no "
+                "advantages of steps: leave it at none"
             )
         if self.algorithm.needs != "rollouts" and self.optimizer.minibatch == "states":
             raise ConfigError(

@@ -44,6 +44,8 @@ class Session:
     display: Display
     stop: Stop
     window: Window = field(default_factory=Whole)
+    step_weights: torch.Tensor | None = None
+    """[T] by which advantages are multiplied at each sampler step; None multiplies none."""
     rates: list[tuple[float, int]] = field(default_factory=list)
     """Learning rate and warm-up [updates] of each of the optimizer's groups."""
     pairs: PairSet | None = None
