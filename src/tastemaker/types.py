@@ -266,6 +266,19 @@ class Rows:
             cond=self.rollout.cond.select(self.image),
         )
 
+    def step_noise(self) -> Tensor:
+        """[N,*D] the noise that the rows' transitions were sampled with, drawn again by its counters.
+
+        Raises ValueError where no steps were kept.
+        """
+        draw, shape, device = self.rollout.draw, self.rollout.latents.shape[2:], self.rollout.device
+        steps = self.rollout.steps[self.step_index].tolist()
+        drawn = [
+            noise.normal(shape, draw.seed, draw.round, draw.prompt_index[b], draw.sample_index[b], step + 1)
+            for b, step in zip(self.image.tolist(), steps, strict=True)
+        ]
+        return torch.stack(drawn).to(device)
+
     def noised(self, times: range, like: Rows | None = None) -> Noised:
         """The rows' clean latents with a time out of `times` and noise of their own, which counters settle.
 

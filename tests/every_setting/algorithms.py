@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
@@ -85,6 +87,43 @@ def clip(lab: Lab) -> None:
         close(loss, clipped(0.2))
         assert metrics["clip_fraction"].mean() == 1
         assert policy.loss(replace(algorithm, clip=0.4), moved)[1]["clip_fraction"].mean() == 0
+
+
+@acts("algorithm.grpo.ratio")
+def grpo_ratio(lab: Lab) -> None:
+    """Before the first update nothing has moved: log-ratios are times the deviation of their step's noise."""
+    policy = lab.policy
+    moved = policy.moved(LOG_RATIO)
+    std = policy.task.policy(all_rows(moved).transitions()).std.flatten()
+    loss, metrics = policy.loss(GRPO(clip=1e9, kl=0.0, ratio="normalised"), moved)
+    expected = (each_step(LOG_RATIO) * std).exp()
+    close(loss, -each_step(ADVANTAGE) * expected)
+    close(metrics["ratio_deviation"], (expected - 1).abs())
+
+
+@acts("algorithm.dppo.max_divergence", "algorithm.dppo.kl")
+def dppo(lab: Lab) -> None:
+    """As if the sampler's noise had been half as large: its means were x_next - std z / 2, a divergence of z^2 / 8.
+
+    Rows above the limit are left out where the ratio is above 1 and A > 0, or below 1 and A < 0.
+    """
+    policy = lab.policy
+    moved = policy.moved(LOG_RATIO)
+    rows = all_rows(moved)
+    step = rows.transitions()
+    size = (rows.step_noise() ** 2).flatten(1).mean(dim=1).double() / 8
+    with mock.patch.object(Rows, "step_noise", lambda own, noise=Rows.step_noise: noise(own) / 2):
+        limit = size.sort().values[5:7].mean().item()
+        found, metrics = policy.loss(DPPO(max_divergence=limit), moved)
+        close(metrics["divergence"], size, 1e-4)
+        ratio = each_step(LOG_RATIO).exp()
+        gone = (size > limit) & ((ratio - 1) * step.advantage > 0)
+        assert 0 < gone.sum() < 12
+        close(found, torch.where(gone, 0.0, -step.advantage * ratio))
+        loss, metrics = policy.loss(DPPO(max_divergence=limit, kl=3.0), moved)
+    exact = divergence(policy, rows)
+    close(metrics["kl"], exact)
+    close(loss, found + 3 * exact)
 
 
 @acts("algorithm.grpo.kl", "algorithm.dpok.kl", "algorithm.dpok.reward_weight")

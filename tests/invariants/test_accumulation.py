@@ -63,7 +63,7 @@ def settings(checkpoint, tmp_path_factory):
             plain, algorithm=PPO(value="cnn"), advantage=Advantage(normalise="round", step_weights="inverse-dt"),
             optimizer=replace(options, minibatch="states", updates=4, rows=3)
         ),
-        "reference": replace(plain, algorithm=GRPO(kl=50.0)),
+        "reference": replace(plain, algorithm=GRPO(kl=50.0, ratio="normalised")),
         "pairs": replace(
             plain, algorithm=DPO(), prompts=str(prompts), optimizer=replace(options, updates=1),
             sampling=replace(sampling, samples=12),

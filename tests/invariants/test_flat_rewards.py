@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from gaussian_world import World, session
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.preference_pairs import pairs
@@ -29,7 +30,8 @@ from tastemaker.types import Cond, Draw, Rollout, Rows
 
 METHODS = [
     *((DDPO(), how) for how in ("per-prompt", "windowed", "group", "round", "base")),
-    (GRPO(kl=0.0), "group"), (NFT(), "group"), (DPO(), "group"),
+    (GRPO(kl=0.0), "group"), (GRPO(kl=0.0, ratio="normalised"), "decoupled"), (DPPO(), "group"),
+    (NFT(), "group"), (DPO(), "group"),
 ]  # fmt: skip
 
 

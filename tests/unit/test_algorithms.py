@@ -17,6 +17,7 @@ from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.pg import PG
@@ -39,6 +40,7 @@ DRAW = Draw(0, 1, ("a cat", "a cat", "a dog", "a dog"), (0, 0, 1, 1), (0, 1, 0, 
 STEPS, GUIDANCE = 5, 3.0
 SAMPLED = [
     DDPO(estimator="is"), DDPO(estimator="sf"), PG(), DPOK(), DPOK(clamp="direct"), GRPO(), DPO(reference="sampler"),
+    GRPO(ratio="normalised"), DPPO(),
     PPO(value="cnn", kl=0.1),
 ]  # fmt: skip
 
@@ -305,6 +307,39 @@ def test_slopes_of_the_divergences(trained):
     rows = all_rows(rollout).select(slice(5, 8))
     check_slope(task, lambda: GRPO(kl=50.0).loss(task, rows)[0].sum())
     check_slope(task, lambda: DPOK(kl=50.0, divergence="noise", clamp="direct").loss(task, rows)[0].sum())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_how_far_the_policy_has_moved_from_the_sampler(reduction):
+    """The old means are those of the weights that sampled; moved weights change mean by d, and of the noise z of each
+    step GRPO-Guard's log-ratio has (d z), the mean or sum over elements, and Flow-DPPO's divergence d^2 / (2 std^2)."""
+    task, rollout = made(reduction=reduction)
+    rows = all_rows(rollout)
+    step = rows.transitions()
+    with torch.no_grad():
+        before = task.policy(step)
+        assert task.drift(rows, before).max() < (1e-7 if reduction == "mean" else 1e-4)  # latents are stored in float32
+        parameter = next(p for n, p in task.model.weights.trainable().items() if "lora_B" in n)
+        parameter.add_(0.5)
+        policy = task.policy(step)
+        moved = policy.mean - before.mean
+        add = lambda values: getattr(values.flatten(1), reduction)(dim=1)  # noqa: E731
+        drift = task.drift(rows, policy)
+        torch.testing.assert_close(drift, add(moved**2 / (2 * policy.std**2)), rtol=1e-3, atol=1e-9)
+        noise = torch.stack(
+            [DRAW.noise(s + 1, rollout.x0.shape[1:])[b] for b, s in zip(rows.image, step.step.tolist(), strict=True)]
+        )
+        expected = add(moved * noise).exp()
+        assert (expected - 1).abs().max() > 1e-3
+        loss, _ = GRPO(clip=1e9, kl=0.0, ratio="normalised").loss(task, rows)
+        torch.testing.assert_close(loss, -step.advantage * expected, rtol=1e-4, atol=1e-7)
+        limit = drift.sort().values[9:11].mean().item()
+        loss, metrics = DPPO(max_divergence=limit).loss(task, rows)
+        ratio = (policy.logp - step.logp).exp()
+        gone = (drift > limit) & ((ratio - 1) * step.advantage > 0)
+        assert 0 < gone.sum() < (drift > limit).sum()  # some of those that are too far are on their way back
+        torch.testing.assert_close(loss, torch.where(gone, 0.0, -step.advantage * ratio))
+        assert torch.equal(metrics["masked"], gone.float())
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

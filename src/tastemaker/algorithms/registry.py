@@ -15,6 +15,7 @@ from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
@@ -33,7 +34,7 @@ GROUP = "tastemaker.algorithms"
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.name: cls
-    for cls in (DDPO, PG, DPOK, DPO, GRPO, PPO, RWR, NFT, DiffusionDPO, AlignProp, DRaFT, ReFL, DirectAlign)
+    for cls in (DDPO, PG, DPOK, DPO, GRPO, DPPO, PPO, RWR, NFT, DiffusionDPO, AlignProp, DRaFT, ReFL, DirectAlign)
 }
 """Each is a member of `Config.algorithm`'s annotation: a test."""
 

@@ -19,6 +19,7 @@ from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from tastemaker.algorithms.base import Algorithm
 else:
     # What help and error messages list; `algorithms.registry` finds other packages' algorithms.
-    Algorithm = DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
+    Algorithm = (
+        DDPO | PG | DPOK | DPO | GRPO | DPPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
+    )
 
 
 @dataclass(frozen=True)

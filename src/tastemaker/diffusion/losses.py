@@ -29,6 +29,26 @@ def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
+def normalised_log_ratio(log_ratio: Tensor, divergence: Tensor, std: Tensor) -> Tensor:
+    """(log r + KL) std, [N]: RatioNorm (GRPO-Guard, §4.1).
+
+    `divergence` [N] is |mean - mean_old|^2 / (2 std^2), by which the log-ratio's mean lies below 0 at any step, and
+    `std` [N] the deviation of the step's noise, by which its spread grows as the noise falls. What is left is linear in
+    the move of the mean: the mean over elements of (mean - mean_old) eps, eps being the noise that was sampled.
+    """
+    return (log_ratio + divergence) * std
+
+
+def divergence_mask(ratio: Tensor, advantage: Tensor, divergence: Tensor, limit: float) -> Tensor:
+    """-A rho, [N], and 0 without a gradient for rows whose policy has left the trust region and still moves away.
+
+    That is where the divergence from the sampling policy [N] is above the limit, and the ratio above 1 with A > 0, or
+    below 1 with A < 0 (Flow-DPPO). There is no clip, and rows that would bring the policy back are kept.
+    """
+    leaves = (divergence > limit) & ((ratio - 1) * advantage > 0)
+    return (-advantage * ratio).masked_fill(leaves, 0.0)
+
+
 def score_function(logp: Tensor, advantage: Tensor) -> Tensor:
     """-A log p [N], whose gradient is the score-function estimator (DDPO Eq. 3)."""
     return -advantage * logp

@@ -44,14 +44,14 @@ class Session:
     display: Display
     stop: Stop
     window: Window = field(default_factory=Whole)
-    step_weights: torch.Tensor | None = None
-    """[T] by which advantages are multiplied at each sampler step; None multiplies none."""
     rates: list[tuple[float, int]] = field(default_factory=list)
     """Learning rate and warm-up [updates] of each of the optimizer's groups."""
     pairs: PairSet | None = None
     """What is learned from, for algorithms that sample nothing."""
     prior_images: PriorImages | None = None
     """Images that the model should not forget, where the config asks for prior preservation."""
+    step_weights: torch.Tensor | None = None
+    """[T] by which advantages are multiplied at each sampler step; None multiplies none."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     others: dict[str, Reward] = field(default_factory=dict)

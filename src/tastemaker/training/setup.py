@@ -164,8 +164,8 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         display,
         stop,
         window,
-        rates=rates,
-        pairs=pairs,
+        rates,
+        pairs,
     )
     session.others, session.unseen = others, unseen
     if config.advantage.step_weights != "none":
