@@ -238,7 +238,7 @@ class Rows:
     unit: Tensor | None = None
     """[N] what the update divided the advantages by, where it standardised or weighted them."""
     before: Tensor | None = None
-    """[N,*D] the network's residuals before the round's first update."""
+    """[N,*D] the network's residuals before the round's first update, or [N] what the loss makes of them."""
     grad_steps: Tensor | None = None
     """[N,T] bool, the same for all rows of a draw: the sampler steps through which the reward's gradient flows."""
     epoch: Tensor | None = None

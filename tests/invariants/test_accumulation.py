@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from forked import Group
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.grpo import GRPO
@@ -69,6 +70,10 @@ def settings(checkpoint, tmp_path_factory):
             sampling=replace(sampling, samples=12),
         ),
         "samples": replace(plain, algorithm=NFT(noises=2)),
+        "groups of samples": replace(
+            plain, algorithm=DGPO(noises=2, kl=0.1), prompts=str(prompts), optimizer=replace(options, updates=1),
+            sampling=replace(sampling, samples=12, per_prompt=3),
+        ),
         "parts": replace(plain, reward="standardise(smooth:redness) + 0.5*min(standardise(colourfulness), 0.3)"),
         "chain": replace(
             plain, algorithm=AlignProp(kl=0.1), reward="smooth:warmth", optimizer=replace(options, rows=3)
@@ -132,7 +137,7 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings
     "name",
     [
         "best-worst", "selected images", "one process without rows", "states", "value's own steps", "reference",
-        "pairs", "samples",
+        "pairs", "samples", "groups of samples",
     ],
 )  # fmt: skip
 def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(name, tmp_path, settings, two):

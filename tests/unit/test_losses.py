@@ -179,6 +179,15 @@ def test_step_dpo_by_hand(clip, loss, gradient):
     assert slope.tolist() == pytest.approx(gradient, abs=2e-6)
 
 
+def test_generalised_huber_by_hand():
+    """e = 0.0625: 4 (0.5 - 1e-10^0.25) = 2 - 4 * 0.00316228 = 1.987351, slope e^-0.75 = 8; p = 1 is e itself."""
+    error = torch.tensor([0.0625], dtype=torch.float64, requires_grad=True)
+    value, slope = value_and_gradient(losses.generalised_huber(error, 0.25), error)
+    assert value.item() == pytest.approx(1.987351, abs=1e-6)
+    assert slope.item() == pytest.approx(8.0, abs=1e-6)
+    assert losses.generalised_huber(error, 1.0).item() == pytest.approx(0.0625)
+
+
 def test_diffusion_dpo_by_hand():
     """e = 0.3, e' = 0.5, reference 0.4 and 0.45, beta 10: (-0.2) - (-0.05) = -0.15, margin -5 * -0.15 = 0.75.
     ln(1 + e^-0.75) = 0.386871; slope 5 sigmoid(-0.75) = 1.604106 with respect to e, which is to fall."""

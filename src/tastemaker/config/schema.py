@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
@@ -23,6 +25,7 @@ from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.refl import ReFL
@@ -42,7 +45,23 @@ if TYPE_CHECKING:
 else:
     # What help and error messages list; `algorithms.registry` finds other packages' algorithms.
     Algorithm = (
-        DDPO | PG | DPOK | DPO | GRPO | DPPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
+        DDPO
+        | PG
+        | DPOK
+        | DPO
+        | GRPO
+        | DPPO
+        | PPO
+        | RWR
+        | NFT
+        | AWM
+        | DGPO
+        | OnlineDiffusionDPO
+        | DiffusionDPO
+        | AlignProp
+        | DRaFT
+        | ReFL
+        | DirectAlign
     )
 
 

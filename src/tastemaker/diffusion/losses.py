@@ -124,6 +124,11 @@ def mean_square(values: Tensor) -> Tensor:
     return values.square().flatten(1).mean(dim=1)
 
 
+def generalised_huber(error: Tensor, power: float, eps: float = 1e-10) -> Tensor:
+    """((e + eps)^p - eps^p) / p of mean square residuals e [N]: e for p = 1 (AWM's code)."""
+    return ((error + eps) ** power - eps**power) / power
+
+
 def diffusion_dpo(error: Tensor, error_other: Tensor, ref: Tensor, ref_other: Tensor, beta: float) -> Tensor:
     """-log sigmoid(-beta / 2 ((e_w - e_l) - (e_w_ref - e_l_ref))) [N], e mean square residuals (Diffusion-DPO)."""
     return preference(-beta / 2 * ((error - error_other) - (ref - ref_other)))
