@@ -236,9 +236,9 @@ class Rows:
     kl: Tensor | None = None
     """[N] divergence from the reference at sampling."""
     unit: Tensor | None = None
-    """[N] what the update divided the advantages by, where it standardised them."""
+    """[N] what the update divided the advantages by, where it standardised or weighted them."""
     before: Tensor | None = None
-    """[N,*D] the network's residuals before the round's first update."""
+    """[N,*D] the network's residuals before the round's first update, or [N] what the loss makes of them."""
     grad_steps: Tensor | None = None
     """[N,T] bool, the same for all rows of a draw: the sampler steps through which the reward's gradient flows."""
     epoch: Tensor | None = None
@@ -265,6 +265,19 @@ class Rows:
             advantage=self.advantages(),
             cond=self.rollout.cond.select(self.image),
         )
+
+    def step_noise(self) -> Tensor:
+        """[N,*D] the noise that the rows' transitions were sampled with, drawn again by its counters.
+
+        Raises ValueError where no steps were kept.
+        """
+        draw, shape, device = self.rollout.draw, self.rollout.latents.shape[2:], self.rollout.device
+        steps = self.rollout.steps[self.step_index].tolist()
+        drawn = [
+            noise.normal(shape, draw.seed, draw.round, draw.prompt_index[b], draw.sample_index[b], step + 1)
+            for b, step in zip(self.image.tolist(), steps, strict=True)
+        ]
+        return torch.stack(drawn).to(device)
 
     def noised(self, times: range, like: Rows | None = None) -> Noised:
         """The rows' clean latents with a time out of `times` and noise of their own, which counters settle.

@@ -8,18 +8,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from compared import quick, trained
 from every_setting import Lab, Policy, acts, called, close, network_calls, one_round, updates_seen
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.models.value import ConditionalMLP, ConvValue, DigitValue, UNetValue
@@ -85,6 +90,43 @@ def clip(lab: Lab) -> None:
         close(loss, clipped(0.2))
         assert metrics["clip_fraction"].mean() == 1
         assert policy.loss(replace(algorithm, clip=0.4), moved)[1]["clip_fraction"].mean() == 0
+
+
+@acts("algorithm.grpo.ratio")
+def grpo_ratio(lab: Lab) -> None:
+    """Before the first update nothing has moved: log-ratios are times the deviation of their step's noise."""
+    policy = lab.policy
+    moved = policy.moved(LOG_RATIO)
+    std = policy.task.policy(all_rows(moved).transitions()).std.flatten()
+    loss, metrics = policy.loss(GRPO(clip=1e9, kl=0.0, ratio="normalised"), moved)
+    expected = (each_step(LOG_RATIO) * std).exp()
+    close(loss, -each_step(ADVANTAGE) * expected)
+    close(metrics["ratio_deviation"], (expected - 1).abs())
+
+
+@acts("algorithm.dppo.max_divergence", "algorithm.dppo.kl")
+def dppo(lab: Lab) -> None:
+    """As if the sampler's noise had been half as large: its means were x_next - std z / 2, a divergence of z^2 / 8.
+
+    Rows above the limit are left out where the ratio is above 1 and A > 0, or below 1 and A < 0.
+    """
+    policy = lab.policy
+    moved = policy.moved(LOG_RATIO)
+    rows = all_rows(moved)
+    step = rows.transitions()
+    size = (rows.step_noise() ** 2).flatten(1).mean(dim=1).double() / 8
+    with mock.patch.object(Rows, "step_noise", lambda own, noise=Rows.step_noise: noise(own) / 2):
+        limit = size.sort().values[5:7].mean().item()
+        found, metrics = policy.loss(DPPO(max_divergence=limit), moved)
+        close(metrics["divergence"], size, 1e-4)
+        ratio = each_step(LOG_RATIO).exp()
+        gone = (size > limit) & ((ratio - 1) * step.advantage > 0)
+        assert 0 < gone.sum() < 12
+        close(found, torch.where(gone, 0.0, -step.advantage * ratio))
+        loss, metrics = policy.loss(DPPO(max_divergence=limit, kl=3.0), moved)
+    exact = divergence(policy, rows)
+    close(metrics["kl"], exact)
+    close(loss, found + 3 * exact)
 
 
 @acts("algorithm.grpo.kl", "algorithm.dpok.kl", "algorithm.dpok.reward_weight")
@@ -392,25 +434,114 @@ def ppo_normalise(lab: Lab) -> None:
 # RWR, NFT, Diffusion-DPO.
 
 
-@acts("algorithm.rwr.noises", "algorithm.nft.noises", "algorithm.diffusion-dpo.noises")
+@acts(
+    "algorithm.rwr.noises", "algorithm.nft.noises", "algorithm.diffusion-dpo.noises", "algorithm.awm.noises",
+    "algorithm.dgpo.noises", "algorithm.online-diffusion-dpo.noises",
+)  # fmt: skip
 def noises(lab: Lab) -> None:
     """Of 4 images, or of 2 pairs."""
     policy = lab.policy
-    for algorithm, count in ((RWR(noises=3), 12), (NFT(noises=3), 12), (DiffusionDPO(noises=3), 6)):
+    for algorithm, count in (
+        (RWR(noises=3), 12), (NFT(noises=3), 12), (AWM(noises=3), 12), (DGPO(noises=3), 12),
+        (DiffusionDPO(noises=3), 6), (OnlineDiffusionDPO(noises=3), 6),
+    ):  # fmt: skip
         rows = algorithm.prepare(policy.task, policy.rollout)
         assert len(rows) == count
         assert rows.step_index.tolist() == [0, 1, 2] * (count // 3)
 
 
-@acts("algorithm.rwr.guided", "algorithm.nft.guided", "algorithm.diffusion-dpo.guided")
+@acts(
+    "algorithm.rwr.guided", "algorithm.nft.guided", "algorithm.diffusion-dpo.guided", "algorithm.awm.guided",
+    "algorithm.dgpo.guided", "algorithm.online-diffusion-dpo.guided",
+)  # fmt: skip
 def guided(lab: Lab) -> None:
     """With guidance the network is given each row twice; pairs of images are two rows."""
     policy = lab.policy
-    for algorithm, count in ((RWR(), 4), (NFT(noises=1), 4), (DiffusionDPO(), 4)):
+    for algorithm, count in (
+        (RWR(), 4), (NFT(noises=1), 4), (AWM(noises=1), 4), (DGPO(noises=1), 4), (DiffusionDPO(), 4),
+        (OnlineDiffusionDPO(), 4),
+    ):  # fmt: skip
         for value, factor in ((True, 2), (False, 1)):
             with network_calls(policy.model) as calls:
                 policy.loss(replace(algorithm, guided=value))  # type: ignore[type-var]
             assert {size for size, _ in calls} == {factor * count}
+
+
+def awm_losses(policy: Policy, algorithm: AWM, log_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, their mean square residuals and sigmas, as if the old log-probabilities had been lower by this."""
+    with torch.no_grad():
+        rows = algorithm.prepare(policy.task, policy.rollout)
+        assert rows.before is not None
+        noised = rows.noised(policy.task.times(policy.rollout.steps))
+        error = policy.task.residual(noised).square().flatten(1).mean(dim=1)
+        loss, _ = algorithm.loss(policy.task, replace(rows, before=rows.before - log_ratio))
+    return loss, error, policy.model.process.scales(noised.t)[1]
+
+
+@acts("algorithm.awm.clip")
+def awm_clip(lab: Lab) -> None:
+    loss, _, _ = awm_losses(lab.policy, AWM(noises=1, clip=0.2), 0.3)
+    close(loss, [max(-a * math.exp(0.3), -a * 1.2) for a in ADVANTAGE])
+
+
+@acts("algorithm.awm.weighting", "algorithm.awm.ghuber_power")
+def awm_weighting(lab: Lab) -> None:
+    """As if the old log-probabilities had been 0, they are -e, or -2 sigma sqrt(e)."""
+    policy = lab.policy
+    for algorithm in (AWM(noises=1, clip=1e9), AWM(noises=1, clip=1e9, weighting="ghuber", ghuber_power=0.5)):
+        before = algorithm.prepare(policy.task, policy.rollout).before
+        assert before is not None
+        loss, error, sigma = awm_losses(policy, algorithm, 0.0)
+        close(loss, [-a for a in ADVANTAGE])
+        close(before, -error if algorithm.weighting == "uniform" else -2 * sigma * (error.sqrt() - 1e-5), 1e-5)
+
+
+@acts("algorithm.awm.kl", "algorithm.dgpo.kl")
+def forward_kl(lab: Lab) -> None:
+    """Three times the mean square distance from the reference's output at the same time and noise."""
+    policy = lab.policy
+    for algorithm in (AWM(noises=1), DGPO(noises=1)):
+        loss, metrics = policy.loss(replace(algorithm, kl=3.0))
+        assert metrics["kl"].min() > 1e-4
+        close(loss, policy.loss(algorithm)[0] + 3 * metrics["kl"], 1e-5)
+
+
+@acts("algorithm.dgpo.beta")
+def dgpo_beta(lab: Lab) -> None:
+    """Advantages are times sigmoid(beta / 2 sum of A (e - e_ref)) of their group of two: logits in proportion to it."""
+    policy, found = lab.policy, []
+    for beta in (100.0, 25.0):
+        rows = DGPO(beta=beta, noises=1).prepare(policy.task, policy.rollout)
+        found.append(torch.logit(rows.advantages().double() / torch.tensor(ADVANTAGE)))
+    assert found[1].abs().min() > 1e-4
+    close(found[0] / found[1], [4, 4, 4, 4], 1e-2)
+
+
+@acts("algorithm.dgpo.clip")
+def dgpo_clip(lab: Lab) -> None:
+    """As if all errors had fallen by 0.1: with A > 0 the images have moved enough."""
+    policy = lab.policy
+    algorithm = DGPO(noises=1, clip=0.05)
+    with torch.no_grad():
+        rows = algorithm.prepare(policy.task, policy.rollout)
+        assert rows.before is not None
+        rows = replace(rows, before=rows.before + 0.1)
+        _, metrics = algorithm.loss(policy.task, rows)
+        assert metrics["clip_fraction"].tolist() == [1, 0, 0, 1]
+        assert replace(algorithm, clip=0.2).loss(policy.task, rows)[1]["clip_fraction"].sum() == 0
+        assert "clip_fraction" not in replace(algorithm, clip=None).loss(policy.task, rows)[1]
+
+
+@acts("algorithm.online-diffusion-dpo.beta", "algorithm.online-diffusion-dpo.pairs")
+def online_diffusion_dpo(lab: Lab) -> None:
+    """-log sigmoid(z) is log(1 + exp(-z)), and z is in proportion to beta; six pairs of four images."""
+    policy = lab.policy
+    margins = [torch.expm1(policy.loss(OnlineDiffusionDPO(beta=beta))[0].double()).log() for beta in (5.0, 20.0)]
+    assert margins[0].abs().min() > 1e-4
+    close(margins[1], 4 * margins[0], 1e-3)
+    rollout = replace(policy.rollout, group=torch.zeros(4, dtype=torch.int64))
+    assert len(OnlineDiffusionDPO(pairs="all").prepare(policy.task, rollout)) == 6
+    assert len(OnlineDiffusionDPO(pairs="best-worst").prepare(policy.task, rollout)) == 1
 
 
 @acts("algorithm.rwr.latents")

@@ -40,7 +40,7 @@ from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst
-from tastemaker.algorithms.windows import Backward, Sliding
+from tastemaker.algorithms.windows import Backward, Random, Sliding
 from tastemaker.config.schema import Pairs, PriorPreservation
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ModelError
@@ -113,10 +113,10 @@ def advantages(
     """Advantages of images of one-letter prompts."""
     regression = {"algorithm": RWR()} if options.get("normalise") in ("softmax", "percentile") else {}
     config = lab.config(advantage=options, **regression)
-    session: Any = types.SimpleNamespace(config=config, state=state or State())
+    session: Any = types.SimpleNamespace(config=config, state=state or State(), reward=None)
     letters = sorted(set(prompts))
     draw = Draw(0, round, tuple(prompts), tuple(map(letters.index, prompts)), tuple(range(len(prompts))))
-    return rounds.advantages(session, draw, torch.tensor(rewards, dtype=torch.float64)).tolist()
+    return rounds.advantages(session, draw, torch.tensor(rewards, dtype=torch.float64), {}).tolist()
 
 
 FOUR = [0.0, 2.0, 4.0, 8.0]
@@ -134,6 +134,7 @@ def normalise(lab: Lab) -> None:
         ("per-prompt", whole, {}),  # two rewards of a prompt are fewer than min_count = 16
         ("base", [-0.5, 0.5, 1.5, 3.5], {}),
         ("group", [-1, 1, -1, 1], {}),
+        ("decoupled", [-1, 1, -1, 1], {}),
         ("windowed", [-half, half, -half, half], {"min_count": 2}),  # sample deviations, sqrt(2) and sqrt(8)
         ("softmax", [0.5, 1.5, 1 / 41, 81 / 41], {"beta": math.log(3) / 2}),  # 1 : 3 and 9 : 81 = 1 : 9 ...
         ("percentile", [0, 1, 0, 1], {}),
@@ -141,6 +142,18 @@ def normalise(lab: Lab) -> None:
         if name == "softmax":
             expected = [0.5, 1.5, 0.2, 1.8]  # exp(beta r) is 1, 3 and 9, 81
         close(advantages(lab, FOUR, "aabb", base, clip=None, normalise=name, **options), expected, 2e-4)
+    decoupled_terms(lab)
+
+
+def decoupled_terms(lab: Lab) -> None:
+    """In a round: each part of a sum is normalised in its group, whatever its unit, and then weighted."""
+    session = lab.session(reward="smooth:redness + 0.5*colourfulness", advantage={"normalise": "decoupled"})
+    with called(rounds, "decoupled") as seen:
+        one_round(session)
+    (terms, group, spread), _, _ = seen[0]
+    assert [weight for weight, _ in terms] == [1, 0.5]
+    assert (sorted(Counter(group).values()), spread) == ([2, 2], "group")
+    assert len({tuple(values.tolist()) for _, values in terms}) == 2
 
 
 @acts("advantage.buffer")
@@ -207,6 +220,30 @@ def clip(lab: Lab) -> None:
     close(advantages(lab, [0, 1], "aa", normalise="softmax", beta=math.log(3), clip=0.1), [0.5, 1.5])
 
 
+@acts("advantage.step_weights")
+def weights_of_steps(lab: Lab) -> None:
+    """Of the three steps, in proportion to DDIM's sigma, and to 1 over how far sqrt(1 - a) falls; with mean 1."""
+    scheduler = DDIMScheduler.from_config(lab.pipeline.scheduler.config)
+    scheduler.set_timesteps(3)
+    now = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    last = scheduler.final_alpha_cumprod.double()
+    then = torch.cat([now[1:], last[None]])
+    deviation = ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+    falls = (1 - now).sqrt() - (1 - then).sqrt()
+    plain = lab.session(optimizer={"updates": 1})
+    with updates_seen(plain) as seen:
+        one_round(plain)
+    unweighted = seen[0][0]
+    for kind, expected in (("noise", deviation), ("inverse-dt", 1 / falls)):
+        session = lab.session(advantage={"step_weights": kind}, optimizer={"updates": 1})
+        with updates_seen(session) as seen:
+            one_round(session)
+        rows = seen[0][0]
+        found = rows.advantages() / unweighted.advantages()
+        close(found, (expected / expected.mean())[rows.step_index], 1e-4)
+        assert expected.std() / expected.mean() > 0.05
+
+
 # Windows and selections.
 
 
@@ -231,6 +268,19 @@ def sliding(lab: Lab) -> None:
     steps = Sliding(size=2, every=2, stride=3).steps
     found = [steps(range(10), round) for round in range(1, 10)]
     assert found == [[n, n + 1] for n in (0, 0, 3, 3, 6, 6, 8, 8, 0)]
+
+
+@acts("window.random.size")
+def random_window(lab: Lab) -> None:
+    """One of the three steps with noise, at places that differ from round to round and follow the run's seed."""
+    found = []
+    for seed in (0, 1):
+        session = lab.session(window=Random(size=1), sampling={"noise_outside": False}, seed=seed)
+        with called(rounds, "sampled") as seen:
+            assert [one_round(session)["window"] for _ in range(8)] == [1] * 8
+        found.append([keep for (_, _, keep), _, _ in seen])
+        assert len({tuple(keep) for keep in found[-1]}) > 1
+    assert found[0] != found[1]
 
 
 @acts("selection")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from forked import Group
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.grpo import GRPO
@@ -48,7 +49,10 @@ def settings(checkpoint, tmp_path_factory):
         "plain": plain,
         "share of steps": config(checkpoint, timestep_fraction=0.4),
         "best-worst": b2,
-        "one process without rows": replace(b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6)),
+        "one process without rows": replace(
+            b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6),
+            advantage=Advantage(normalise="round", step_weights="noise"),
+        ),
         "selected images": replace(
             b2, optimizer=replace(b2.optimizer, images_per_update=3, inner_epochs=2)
         ),
@@ -57,14 +61,19 @@ def settings(checkpoint, tmp_path_factory):
             optimizer=replace(options, minibatch="states", rows=3), advantage=Advantage(normalise="none", clip=None),
         ),
         "states": replace(
-            plain, algorithm=PPO(value="cnn"), optimizer=replace(options, minibatch="states", updates=4, rows=3)
+            plain, algorithm=PPO(value="cnn"), advantage=Advantage(normalise="round", step_weights="inverse-dt"),
+            optimizer=replace(options, minibatch="states", updates=4, rows=3)
         ),
-        "reference": replace(plain, algorithm=GRPO(kl=50.0)),
+        "reference": replace(plain, algorithm=GRPO(kl=50.0, ratio="normalised")),
         "pairs": replace(
             plain, algorithm=DPO(), prompts=str(prompts), optimizer=replace(options, updates=1),
             sampling=replace(sampling, samples=12),
         ),
         "samples": replace(plain, algorithm=NFT(noises=2)),
+        "groups of samples": replace(
+            plain, algorithm=DGPO(noises=2, kl=0.1), prompts=str(prompts), optimizer=replace(options, updates=1),
+            sampling=replace(sampling, samples=12, per_prompt=3),
+        ),
         "parts": replace(plain, reward="standardise(smooth:redness) + 0.5*min(standardise(colourfulness), 0.3)"),
         "chain": replace(
             plain, algorithm=AlignProp(kl=0.1), reward="smooth:warmth", optimizer=replace(options, rows=3)
@@ -128,7 +137,7 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings
     "name",
     [
         "best-worst", "selected images", "one process without rows", "states", "value's own steps", "reference",
-        "pairs", "samples",
+        "pairs", "samples", "groups of samples",
     ],
 )  # fmt: skip
 def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(name, tmp_path, settings, two):

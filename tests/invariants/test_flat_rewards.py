@@ -8,10 +8,14 @@ import torch
 from accelerate import Accelerator
 
 from gaussian_world import World, session
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.preference_pairs import pairs
 from tastemaker.config.schema import Advantage, Config, Optimizer, Sampling
 from tastemaker.errors import RewardError
@@ -29,7 +33,8 @@ from tastemaker.types import Cond, Draw, Rollout, Rows
 
 METHODS = [
     *((DDPO(), how) for how in ("per-prompt", "windowed", "group", "round", "base")),
-    (GRPO(kl=0.0), "group"), (NFT(), "group"), (DPO(), "group"),
+    (GRPO(kl=0.0), "group"), (GRPO(kl=0.0, ratio="normalised"), "decoupled"), (DPPO(), "group"),
+    (NFT(), "group"), (DPO(), "group"), (AWM(), "group"), (DGPO(), "group"), (OnlineDiffusionDPO(), "group"),
 ]  # fmt: skip
 
 

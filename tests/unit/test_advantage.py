@@ -11,12 +11,20 @@ from tastemaker.algorithms.advantage import (
     RecentRounds,
     against_base,
     boltzmann,
+    decoupled,
     gae,
     group_relative,
     percentile,
     standardise,
+    step_weights,
 )
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.selection import BestWorst, NonZero
+from tastemaker.config.schema import Advantage, Config, Sampling
+from tastemaker.diffusion.process import Grid
+from tastemaker.diffusion.sde import DDIM
+from tastemaker.errors import ConfigError
 from tastemaker.spread import differ, moments
 
 
@@ -123,6 +131,41 @@ def test_group_relative_by_hand():
     assert whole[[1, 3, 4]].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_decoupled_by_hand():
+    """Two groups of two; rewards a = (0, 1, 2, 2) and b = (5, 5, 1, 9), weights 1 and 0.5.
+
+    In their groups a is (-1, 1, 0, 0) and b (0, 0, -1, 1), so that the sums are (-1, 1, -0.5, 0.5), whose deviation is
+    sqrt(2.5 / 4) = 0.790569. Of the weighted sums of the rewards, (2.5, 3.5, 2.5, 6.5), GRPO would make -1, 1, -1, 1:
+    the second group's difference in b is eight times the first's in a, and its weight is lost.
+    """
+    a, b = torch.tensor([0.0, 1.0, 2.0, 2.0]), torch.tensor([5.0, 5.0, 1.0, 9.0])
+    found = decoupled([(1.0, a), (0.5, b)], [0, 0, 1, 1])
+    assert found.tolist() == pytest.approx([value / 0.790569 for value in (-1, 1, -0.5, 0.5)], abs=1e-3)
+    assert group_relative(a + 0.5 * b, [0, 0, 1, 1]).tolist() == pytest.approx([-1, 1, -1, 1], abs=1e-3)
+    # The unit of a reward is of no account.
+    other = decoupled([(1.0, 1e6 * a), (0.5, 1e-6 * b)], [0, 0, 1, 1])
+    torch.testing.assert_close(other, found, rtol=0.02, atol=0)
+    # A group whose rewards are all the same has exactly 0, and is left out.
+    flat = decoupled([(1.0, torch.tensor([0.0, 1.0, 2.0, 2.0])), (0.3, torch.tensor([5.0, 5.0, 7.0, 7.0]))], [0, 0, 1, 1])  # fmt: skip # noqa: E501
+    assert flat[2:].tolist() == [0, 0]
+    assert NonZero().chosen(flat, [0, 0, 1, 1]).tolist() == [True, True, False, False]
+
+
+def test_decoupled_against_trls_rule_in_numpy():
+    """trl's `normalize_then_sum`: each reward's (r - mean) / (std + 1e-4) in its group, weights, sum, and the same once
+    more over the batch; there with sample deviations, which is another factor for all."""
+    rng = np.random.default_rng(0)
+    rewards, weights = rng.normal(size=(3, 24)) * [[1.0], [5.0], [0.2]], [1.0, 0.4, -2.0]
+    summed = np.zeros(24)
+    for weight, own in zip(weights, rewards.reshape(3, 6, 4), strict=True):
+        mean, std = own.mean(axis=1, keepdims=True), own.std(axis=1, keepdims=True)
+        summed += weight * ((own - mean) / (std + 1e-4)).ravel()
+    expected = (summed - summed.mean()) / (summed.std() + 1e-4)
+    terms = list(zip(weights, torch.from_numpy(rewards), strict=True))
+    found = decoupled(terms, np.repeat(range(6), 4).tolist())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_boltzmann_by_hand():
     """beta ln 2: weights in powers of two. Rewards (0, 1) of one prompt: (1/3, 2/3) times 2. (2, 2): both 1.
     Over the whole round (0, 1, 2, 2): (1, 2, 4, 4) / 11 times 4."""
@@ -199,6 +242,7 @@ def normalised(reward, how):
         "windowed, too few": lambda: RecentRounds(8, 999).advantages(prompts, reward, 1),
         "group": lambda: group_relative(reward, [0] * len(reward)),
         "group, the round's spread": lambda: group_relative(reward, [0] * len(reward), "round"),
+        "decoupled": lambda: decoupled([(1.0, reward)], [0] * len(reward)),
         "groups of two": lambda: group_relative(reward, [place // 2 for place in range(len(reward))]),
         "base": lambda: against_base(reward, *moments(reward)),
     }[how]()
@@ -286,3 +330,22 @@ def test_nothing_is_selected_of_rewards_that_are_the_same():
         advantage, group = normalised(torch.full((6,), value), "windowed"), [0, 0, 0, 1, 1, 1]
         assert not BestWorst(0.5).chosen(advantage, group).any()
         assert not NonZero().chosen(advantage, group).any()
+
+
+def test_weights_of_the_steps_of_a_flow_by_hand():
+    """sigma is 1, 0.8, 0.4, 0 and alpha = 1 - sigma; std = sigma' sqrt(1 - (alpha sigma' / alpha' sigma)^2).
+
+    0.8, since alpha is 0; 0.4 sqrt(1 - (0.2 * 0.4 / (0.6 * 0.8))^2) = 0.4 sqrt(35 / 36) = 0.394405; and 0 in the last
+    step. The mean of the two with noise is 0.597203. dt is 0.2 and 0.4: 5 and 2.5, with the mean 3.75.
+    """
+    sigma = torch.tensor([1.0, 0.8, 0.4, 0.0], dtype=torch.float64)
+    grid = Grid(1000 * sigma[:-1], 1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:])
+    found = step_weights("noise", DDIM(grid, 1.0))
+    assert found.tolist() == pytest.approx([0.8 / 0.597203, 0.394405 / 0.597203, 0], abs=1e-5)
+    assert step_weights("inverse-dt", DDIM(grid, 1.0)).tolist() == pytest.approx([4 / 3, 2 / 3, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", [DPO(), NFT()], ids=lambda algorithm: algorithm.name)
+def test_weights_of_steps_need_advantages_of_steps(algorithm):
+    with pytest.raises(ConfigError, match=f"the algorithm {algorithm.name} has no advantages of steps"):
+        Config(algorithm=algorithm, advantage=Advantage(step_weights="noise"), sampling=Sampling(per_prompt=2))

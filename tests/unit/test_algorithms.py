@@ -12,13 +12,17 @@ from torch.nn import functional as F
 from torch.nn.functional import logsigmoid
 
 import tiny
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.preference_pairs import pairs
@@ -39,6 +43,7 @@ DRAW = Draw(0, 1, ("a cat", "a cat", "a dog", "a dog"), (0, 0, 1, 1), (0, 1, 0, 
 STEPS, GUIDANCE = 5, 3.0
 SAMPLED = [
     DDPO(estimator="is"), DDPO(estimator="sf"), PG(), DPOK(), DPOK(clamp="direct"), GRPO(), DPO(reference="sampler"),
+    GRPO(ratio="normalised"), DPPO(),
     PPO(value="cnn", kl=0.1),
 ]  # fmt: skip
 
@@ -307,6 +312,39 @@ def test_slopes_of_the_divergences(trained):
     check_slope(task, lambda: DPOK(kl=50.0, divergence="noise", clamp="direct").loss(task, rows)[0].sum())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_how_far_the_policy_has_moved_from_the_sampler(reduction):
+    """The old means are those of the weights that sampled; moved weights change mean by d, and of the noise z of each
+    step GRPO-Guard's log-ratio has (d z), the mean or sum over elements, and Flow-DPPO's divergence d^2 / (2 std^2)."""
+    task, rollout = made(reduction=reduction)
+    rows = all_rows(rollout)
+    step = rows.transitions()
+    with torch.no_grad():
+        before = task.policy(step)
+        assert task.drift(rows, before).max() < (1e-7 if reduction == "mean" else 1e-4)  # latents are stored in float32
+        parameter = next(p for n, p in task.model.weights.trainable().items() if "lora_B" in n)
+        parameter.add_(0.5)
+        policy = task.policy(step)
+        moved = policy.mean - before.mean
+        add = lambda values: getattr(values.flatten(1), reduction)(dim=1)  # noqa: E731
+        drift = task.drift(rows, policy)
+        torch.testing.assert_close(drift, add(moved**2 / (2 * policy.std**2)), rtol=1e-3, atol=1e-9)
+        noise = torch.stack(
+            [DRAW.noise(s + 1, rollout.x0.shape[1:])[b] for b, s in zip(rows.image, step.step.tolist(), strict=True)]
+        )
+        expected = add(moved * noise).exp()
+        assert (expected - 1).abs().max() > 1e-3
+        loss, _ = GRPO(clip=1e9, kl=0.0, ratio="normalised").loss(task, rows)
+        torch.testing.assert_close(loss, -step.advantage * expected, rtol=1e-4, atol=1e-7)
+        limit = drift.sort().values[9:11].mean().item()
+        loss, metrics = DPPO(max_divergence=limit).loss(task, rows)
+        ratio = (policy.logp - step.logp).exp()
+        gone = (drift > limit) & ((ratio - 1) * step.advantage > 0)
+        assert 0 < gone.sum() < (drift > limit).sum()  # some of those that are too far are on their way back
+        torch.testing.assert_close(loss, torch.where(gone, 0.0, -step.advantage * ratio))
+        assert torch.equal(metrics["masked"], gone.float())
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("guided", [True, False])
 def test_rwr_against_the_networks_own_denoising_loss(prediction, guided):
@@ -395,6 +433,53 @@ def test_nft_raises_the_likelihood_of_good_images_and_lowers_that_of_bad_ones(we
         assert sign * (error() - before) > 1e-6 * before
 
 
+class OneElement:
+    """A network for one element: it says `says`, and as the reference `said`; alpha is 0.6 and sigma 0.8."""
+
+    device = torch.device("cpu")
+    process = weights = property(lambda self: self)
+    length = 1
+
+    def __init__(self, says, said):
+        self.says, self.said = says, said
+
+    def scales(self, t):
+        return torch.full(t.shape, 0.6), torch.full(t.shape, 0.8)
+
+    def output_scale(self, t):
+        return torch.full(t.shape, 0.6 / 0.8).double()
+
+    def denoise(self, x, t, cond):
+        return (x.double() - 0.8 * self.says) / 0.6
+
+    def reference(self):
+        return self
+
+    def __enter__(self):
+        self.says, self.said = self.said, self.says
+
+    def __exit__(self, *_):
+        self.__enter__()
+
+
+def one_element(algorithm, says, said, before, advantage=1.5):
+    """Loss, its slope in `says` and metrics of one row, x_t = 0.6 x_0 + 0.8 z with x_0 = 1, z = 0.5."""
+    one, says = torch.ones(1, 1), torch.tensor(says, dtype=torch.float64, requires_grad=True)
+    cond = Cond({"text": one.unsqueeze(1)}, torch.tensor([0]), 1.0)
+    kept = Trajectory(one.new_zeros(1, 2, 1), torch.tensor([0]), one.new_zeros(1, 1))
+    rollout = Rollout(
+        cond, Draw(0, 1, ("a",), (0,), (0,)), one, kept, advantage=advantage * one[0], group=torch.tensor([0])
+    )
+    task = Task(OneElement(says, said), DDIM(Grid(torch.zeros(1), *(one.double()[0],) * 4), 1.0))
+    rows = replace(all_rows(rollout, 1), before=torch.tensor(before, dtype=torch.float64))
+    noised = Noised(one, 0.5 * one, torch.tensor([0]), advantage * one[0], cond)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "noised", lambda self, times, like=None: noised)
+        loss, metrics = algorithm.loss(task, rows)
+    (slope,) = torch.autograd.grad(loss.sum(), says)
+    return loss.item(), slope.item(), metrics
+
+
 def test_nft_by_hand():
     """One element, x_t = 0.6 x_0 + 0.8 z with x_0 = 1, z = 0.5: x_t = 1. A = 1.5, span 5, beta 0.5, kl 0.1.
 
@@ -403,45 +488,111 @@ def test_nft_by_hand():
     square over its size is that size. g = (1 + 0.3) / 2 = 0.65. Policy: 5 / 0.5 (0.65 * 0.06667 + 0.35 * 0.33333) =
     1.6; divergence of the outputs: (0.7 - 0.2)^2 = 0.25, where x_0's would be 0.4444. 1.6 + 0.1 * 0.25 = 1.625.
     """
-
-    class OneElement:
-        says, device = 0.7, torch.device("cpu")
-        process = weights = property(lambda self: self)
-        length = 1
-
-        def scales(self, t):
-            return torch.full(t.shape, 0.6), torch.full(t.shape, 0.8)
-
-        def output_scale(self, t):
-            return torch.full(t.shape, 0.6 / 0.8).double()
-
-        def denoise(self, x, t, cond):
-            return (x.double() - 0.8 * self.says) / 0.6
-
-        def reference(self):
-            return self
-
-        def __enter__(self):
-            self.says = 0.2
-
-        def __exit__(self, *_):
-            self.says = 0.7
-
-    one = torch.ones(1, 1)
-    cond = Cond({"text": one.unsqueeze(1)}, torch.tensor([0]), 1.0)
-    kept = Trajectory(one.new_zeros(1, 2, 1), torch.tensor([0]), one.new_zeros(1, 1))
-    rollout = Rollout(cond, Draw(0, 1, ("a",), (0,), (0,)), one, kept, advantage=1.5 * one[0])
-    model = OneElement()
-    task = Task(model, DDIM(Grid(torch.zeros(1), *(one.double()[0],) * 4), 1.0))
-    rows = replace(all_rows(rollout, 1), before=torch.tensor([[0.8 / 6]], dtype=torch.float64))
-    noised = Noised(one, 0.5 * one, torch.tensor([0]), 1.5 * one[0], cond)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Rows, "noised", lambda self, times: noised)
-        loss, metrics = NFT(beta=0.5, kl=0.1).loss(task, rows)
-        plain, _ = NFT(beta=0.5).loss(task, rows)
-    assert plain.item() == pytest.approx(1.6, abs=1e-6)
+    loss, _, metrics = one_element(NFT(beta=0.5, kl=0.1), 0.7, 0.2, [[0.8 / 6]])
+    plain, _, _ = one_element(NFT(beta=0.5), 0.7, 0.2, [[0.8 / 6]])
+    assert plain == pytest.approx(1.6, abs=1e-6)
     assert metrics["kl"].item() == pytest.approx(0.25, abs=1e-6)
-    assert loss.item() == pytest.approx(1.625, abs=1e-6)
+    assert loss == pytest.approx(1.625, abs=1e-6)
+
+
+def test_awm_by_hand():
+    """It says 0.7 of the noise 0.5, and said 0.4: squares 0.04 and 0.01, a log-ratio of -0.03, a ratio of 0.970446.
+
+    -1.5 * 0.970446 = -1.455668; slope 1.5 * 0.970446 * 2 * 0.2 = 0.582267. The reference said 0.2, 0.25 away in square,
+    with a slope of 1. `ghuber`: log p = -0.8 * e^0.25 / 0.25, -3.2 * 0.447214 and -3.2 * 0.316228, a log-ratio of
+    -0.419155, whose ratio is 0.657602: -0.986404. Outside [0.98, 1.02] a negative advantage has no gradient left.
+    """
+    loss, slope, _ = one_element(AWM(), 0.7, 0.2, [-0.01])
+    assert (loss, slope) == (pytest.approx(-1.455668, abs=1e-6), pytest.approx(0.582267, abs=1e-6))
+    loss, slope, metrics = one_element(AWM(kl=0.1), 0.7, 0.2, [-0.01])
+    assert (loss, slope) == (pytest.approx(-1.430668, abs=1e-6), pytest.approx(0.682267, abs=1e-6))
+    assert metrics["kl"].item() == pytest.approx(0.25)
+    loss, _, _ = one_element(AWM(weighting="ghuber"), 0.7, 0.2, [-3.2 * (0.01**0.25 - 1e-10**0.25)])
+    assert loss == pytest.approx(-0.986404, abs=1e-5)
+    loss, slope, metrics = one_element(AWM(clip=0.02), 0.7, 0.2, [-0.01], advantage=-1.5)
+    assert (loss, slope, metrics["clip_fraction"].item()) == (pytest.approx(1.5 * 0.98), 0, 1)
+
+
+def test_dgpo_by_hand():
+    """Of a group's two images, A = 1 and -0.5, errors have changed by 0.02 and 0.01 against the reference:
+    sigmoid(200 / 2 (0.02 - 0.005)) = sigmoid(1.5) = 0.817574; with another noise they have not: 0.5.
+
+    An image of A = 1.5 times 0.8 with e = 0.04: 1.2 * 0.04 = 0.048, slope 1.2 * 2 * 0.2 = 0.48. e was 0.01: the ratio
+    is 0.97, so that with A < 0 it has moved by 0.03 already.
+    """
+    draw = Draw(0, 1, ("a", "a"), (0, 0), (0, 1))
+    cond = Cond({}, torch.zeros(2, dtype=torch.int64), 1.0)
+    rollout = Rollout(cond, draw, advantage=torch.tensor([1.0, -0.5]), group=torch.tensor([7, 7]))
+    found = DGPO(beta=200.0, noises=2)._sigmoid(all_rows(rollout, 2), torch.tensor([0.02, 0.0, 0.01, 0.0]))
+    assert found.tolist() == pytest.approx([0.817574, 0.5, 0.817574, 0.5], abs=1e-6)
+    loss, slope, metrics = one_element(DGPO(), 0.7, 0.2, [0.01], advantage=1.2)
+    assert (loss, slope) == (pytest.approx(0.048), pytest.approx(0.48))
+    assert metrics["clip_fraction"].item() == 0
+    loss, slope, metrics = one_element(DGPO(kl=0.1), 0.7, 0.2, [0.01], advantage=1.2)
+    assert (loss, slope) == (pytest.approx(0.048 + 0.025), pytest.approx(0.48 + 0.1))
+    loss, slope, metrics = one_element(DGPO(clip=0.02, kl=0.1), 0.7, 0.2, [0.01], advantage=-1.2)
+    assert (loss, slope) == (pytest.approx(-0.048 + 0.025), pytest.approx(0.1))
+    assert metrics["clip_fraction"].item() == 1
+    assert one_element(DGPO(clip=None), 0.7, 0.2, [0.01], advantage=-1.2)[1] == pytest.approx(-0.48)
+
+
+def test_dgpo_starts_with_the_gradient_of_the_groups_preference_loss(trained):
+    """Of -log sigmoid(-beta / G sum A (e - e_ref)), with the same time and noise for all images of a group; without the
+    factor beta / G, as in the public code."""
+    task, rollout = trained
+    algorithm = DGPO(beta=30.0, noises=2, guided=False)
+    with torch.no_grad():
+        rows = algorithm.prepare(task, rollout)
+    assert rows.image.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    first = replace(rows, image=torch.tensor([0, 0, 0, 0, 2, 2, 2, 2]), advantage=None)
+    one = first.noised(range(1000))
+    alpha = task.model.process.scheduler.alphas_cumprod.double()[one.t].sqrt().view(-1, 1, 1, 1)
+
+    def errors():
+        x = (alpha * rollout.x0[rows.image] + (1 - alpha**2).sqrt() * one.noise).float()
+        eps = noise_prediction(task.model, x, one.t, rollout.cond["text"][rows.image], 1.0)
+        return (one.noise - eps).square().flatten(1).mean(1)
+
+    own = errors()
+    with torch.no_grad(), base(task.model):
+        reference = errors()
+    terms = rollout.advantage[rows.image] * (own - reference)
+    groups = torch.stack([terms[[0, 2]].sum(), terms[[1, 3]].sum(), terms[[4, 6]].sum(), terms[[5, 7]].sum()])
+    expected = gradient(task, -logsigmoid(-15.0 * groups).sum()) / 15.0
+    assert (rows.advantages() / rollout.advantage[rows.image] - 0.5).abs().max() > 0.01
+    torch.testing.assert_close(gradient(task, algorithm.loss(task, rows)[0].sum()), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_online_diffusion_dpo_is_diffusion_dpo_on_the_best_and_the_worst(trained):
+    """Rewards 0.3 and -0.6 of one prompt, 0.1 and 2.0 of another: image 0 against 1, and 3 against 2."""
+    task, rollout = trained
+    algorithm = OnlineDiffusionDPO(beta=20.0, noises=2)
+    rows = algorithm.prepare(task, rollout)
+    assert (rows.image.tolist(), rows.others().image.tolist()) == ([0, 0, 3, 3], [1, 1, 2, 2])
+    assert rows.step_index.tolist() == [0, 1, 0, 1]
+    loss, metrics = algorithm.loss(task, rows)
+    expected, _ = DiffusionDPO(beta=20.0).loss(task, rows)
+    torch.testing.assert_close(loss, expected)
+    assert metrics.keys() == {"pair_accuracy", "denoising_loss"}
+
+
+def test_awm_starts_with_the_gradient_of_the_weighted_denoising_loss(trained):
+    """Ratios of 1 before the first update: A times the gradient of the mean square of the network's own residual, with
+    signs, which RWR refuses; and a step along it changes the ratio."""
+    task, rollout = trained
+    algorithm = AWM(noises=2)
+    with torch.no_grad():
+        rows = algorithm.prepare(task, rollout)
+    noised = rows.noised(range(1000))
+    alpha = task.model.process.scheduler.alphas_cumprod.double()[noised.t].sqrt().view(-1, 1, 1, 1)
+    x = (alpha * noised.x0 + (1 - alpha**2).sqrt() * noised.noise).float()
+    eps = noise_prediction(task.model, x, noised.t, noised.cond["text"], GUIDANCE)
+    error = (noised.noise - eps).square().flatten(1).mean(1)
+    loss, metrics = algorithm.loss(task, rows)
+    assert metrics["ratio_deviation"].max() < 1e-9
+    torch.testing.assert_close(loss, -noised.weight.double(), rtol=1e-6, atol=1e-6)
+    expected = gradient(task, (noised.weight * error).sum())
+    torch.testing.assert_close(gradient(task, loss.sum()), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_nft_after_a_step_against_the_papers_formula(trained):
@@ -667,7 +818,9 @@ def test_dpoks_value_steps_must_be_some(name):
         DPOK(**{name: 0})
 
 
-@pytest.mark.parametrize("algorithm", [*SAMPLED, RWR(), NFT()], ids=lambda algorithm: algorithm.name)
+@pytest.mark.parametrize(
+    "algorithm", [*SAMPLED, RWR(), NFT(), AWM(), DGPO(), OnlineDiffusionDPO()], ids=lambda algorithm: algorithm.name
+)
 def test_nothing_selected_makes_no_rows(trained, algorithm):
     task, rollout = trained
     rollout = replace(rollout, selected=torch.zeros(4, dtype=torch.bool))

@@ -29,6 +29,7 @@ from tastemaker.rewards.expression import (
     parse,
     parts,
     to_text,
+    weighted_terms,
     without_addresses,
 )
 from tastemaker.rewards.registry import load_reward
@@ -398,3 +399,26 @@ def test_doctor_measures_on_its_own_images_and_bears_a_clip(capsys):
     assert main([*words, "soft-colourfulness + "]) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert ConfigError.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a", [(1, A)]),
+        ("a + 0.5*b - c + 3", [(1, A), (0.5, B), (-1, C)]),
+        ("2*(a - 3*b)", [(2, A), (-6, B)]),
+        ("0.5*a * b + min(a, c)", [(0.5, Product((A, B))), (1, Minimum((A, C)))]),
+        ("-(standardise(a))", [(-1, Standardise(A))]),
+    ],
+)
+def test_terms_of_a_sum_with_their_weights(text, expected):
+    assert weighted_terms(parse(text)) == expected
+
+
+def test_values_of_the_terms_add_up_to_the_reward():
+    made = Combination("own", parse("a + 0.5*b - 2*min(a, b) + 3"), {n: wrap(lambda x, p: x) for n in "ab"})
+    found = {"a": torch.tensor([1.0, 4.0]), "b": torch.tensor([2.0, 2.0])}
+    terms = made.terms(found)
+    assert [(weight, values.tolist()) for weight, values in terms] == [(1, [1, 4]), (0.5, [2, 2]), (-2, [1, 2])]
+    total = sum(weight * values for weight, values in terms)
+    torch.testing.assert_close(total + 3, made.combine(found))

@@ -104,6 +104,44 @@ def test_step_kl_equals_the_closed_form_of_the_noise_difference():
         assert losses.gaussian_kl(mean, other, std, "sum").item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_normalised_log_ratio_by_hand():
+    """std 0.5, eps = (1, -1), and the mean moves by (0.2, 0.4) from 0: x = (0.5, -0.5).
+
+    log r = mean of -((x - m)^2 - x^2) / (2 * 0.25): x - m = (0.3, -0.9): -(0.09 - 0.25 + 0.81 - 0.25) / 2 / 0.5 = -0.4.
+    KL = (0.04 + 0.16) / 2 / 0.5 = 0.2. (-0.4 + 0.2) * 0.5 = -0.1, which is the mean of (0.2 * 1, 0.4 * -1), and has the
+    slope eps / 2 = (0.5, -0.5), whatever std is.
+    """
+    mean = torch.tensor([[0.2, 0.4]], dtype=torch.float64, requires_grad=True)
+    old, x = torch.zeros(1, 2).double(), torch.tensor([[0.5, -0.5]]).double()
+    std = torch.tensor([[0.5]]).double()
+    log_ratio = losses.gaussian_logp(x, mean, std) - losses.gaussian_logp(x, old, std)
+    divergence = losses.gaussian_kl(mean, old, std)
+    assert log_ratio.item() == pytest.approx(-0.4)
+    assert divergence.item() == pytest.approx(0.2)
+    got, slope = value_and_gradient(losses.normalised_log_ratio(log_ratio, divergence, std.flatten()), mean)
+    assert got.item() == pytest.approx(-0.1)
+    assert slope.tolist()[0] == pytest.approx([0.5, -0.5])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "divergence", "loss", "gradient"),
+    [
+        (1.3, 2.0, 0.2, 0.0, 0.0),  # too far, and A > 0 would raise the ratio further
+        (0.7, -2.0, 0.2, 0.0, 0.0),  # too far, and A < 0 would lower it further
+        (1.3, -2.0, 0.2, 2.6, 2.0),  # too far, on its way back
+        (0.7, 2.0, 0.2, -1.4, -2.0),
+        (1.3, 2.0, 0.1, -2.6, -2.0),  # at the limit, whatever the ratio
+        (0.7, -2.0, 0.05, 1.4, 2.0),
+    ],
+)
+def test_divergence_mask_by_hand(ratio, advantage, divergence, loss, gradient):
+    rho = torch.tensor([ratio], dtype=torch.float64, requires_grad=True)
+    a, d = (torch.tensor([value], dtype=torch.float64) for value in (advantage, divergence))
+    got, slope = value_and_gradient(losses.divergence_mask(rho, a, d, 0.1), rho)
+    assert got.item() == pytest.approx(loss)
+    assert slope.item() == pytest.approx(gradient)
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "gradient"),
     # clip 0.1: outside of it nothing pulls back, whatever the sign, where the maximum of PPO does.
@@ -139,6 +177,15 @@ def test_step_dpo_by_hand(clip, loss, gradient):
     value, slope = value_and_gradient(losses.step_dpo(ratios[:1], ratios[1:], 2.0, clip), ratios)
     assert value.item() == pytest.approx(loss, abs=2e-6)
     assert slope.tolist() == pytest.approx(gradient, abs=2e-6)
+
+
+def test_generalised_huber_by_hand():
+    """e = 0.0625: 4 (0.5 - 1e-10^0.25) = 2 - 4 * 0.00316228 = 1.987351, slope e^-0.75 = 8; p = 1 is e itself."""
+    error = torch.tensor([0.0625], dtype=torch.float64, requires_grad=True)
+    value, slope = value_and_gradient(losses.generalised_huber(error, 0.25), error)
+    assert value.item() == pytest.approx(1.987351, abs=1e-6)
+    assert slope.item() == pytest.approx(8.0, abs=1e-6)
+    assert losses.generalised_huber(error, 1.0).item() == pytest.approx(0.0625)
 
 
 def test_diffusion_dpo_by_hand():

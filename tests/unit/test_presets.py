@@ -22,7 +22,7 @@ TASKS = ("compressibility", "incompressibility")
 
 
 BACKPROP = ("alignprop", "draft", "draft-lv", "refl", "direct-align")
-METHODS = ("pg", "dpok", "grpo", "dpo", "ppo", "b2", "nft", "rwr", "rwr-sparse")
+METHODS = ("pg", "dpok", "grpo", "grpo-fast", "dpo", "ppo", "b2", "nft", "rwr", "rwr-sparse")
 
 
 def test_names_of_all_presets():
@@ -315,10 +315,20 @@ def test_bundled(task: str):
     assert (config.optimizer.updates, score_function.optimizer.updates) == (4, 1)
 
 
+def test_grpo_fast():
+    """flow_grpo's README and geneval_sd3_fast_nocfg: a window of 2 steps among the first half, noise there alone, one
+    root of each prompt, all images of a prompt from it."""
+    config = PRESETS["grpo-fast-compressibility"].config
+    assert (config.window.name, config.window.size, config.optimizer.first_share) == ("random", 2, 0.5)
+    assert config.sampling.branches == config.sampling.per_prompt == 16
+    assert not config.sampling.noise_outside
+    assert (config.advantage.normalise, config.selection.name) == ("group", "nonzero")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_on_the_bundled_model_asks_for_as_many_rewards(method: str):
     base, config = PRESETS["ddpo-compressibility"].config, PRESETS[f"{method}-compressibility"].config
-    assert config.algorithm.name == {"b2": "ddpo", "rwr-sparse": "rwr"}.get(method, method)
+    assert config.algorithm.name == {"b2": "ddpo", "rwr-sparse": "rwr", "grpo-fast": "grpo"}.get(method, method)
     assert (config.sampling.samples, config.prompts, config.tuning) == (128, base.prompts, base.tuning)
 
 

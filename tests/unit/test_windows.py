@@ -4,7 +4,7 @@ from itertools import groupby
 
 import pytest
 
-from tastemaker.algorithms.windows import Backward, Both, First, Sliding, Whole
+from tastemaker.algorithms.windows import Backward, Both, First, Random, Sliding, Whole
 from tastemaker.errors import ConfigError
 
 
@@ -58,13 +58,29 @@ def test_sliding_moves_from_the_noise_to_the_image_and_begins_again():
     assert {s for round in range(1, 20) for s in Sliding(3, 1, 1).steps(range(9), round)} == set(range(9))
 
 
+def test_random_places_are_as_likely_and_settled_by_seed_and_round():
+    """Two of 5 steps begin at 0, 1, 2 or 3, each in a quarter of 4,000 rounds: within 4 deviations of sqrt(750)."""
+    window = Random(size=2)
+    found = [window.steps([0, 1, 2, 4, 6], round, 3) for round in range(1, 4001)]
+    counts = {tuple(steps): found.count(steps) for steps in [[0, 1], [1, 2], [2, 4], [4, 6]]}
+    assert sum(counts.values()) == 4000
+    assert all(abs(count - 1000) < 4 * 750**0.5 for count in counts.values()), counts
+    assert [window.steps([0, 1, 2, 4, 6], round, 3) for round in range(1, 21)] == found[:20]
+    assert [window.steps([0, 1, 2, 4, 6], round, 4) for round in range(1, 21)] != found[:20]  # another seed
+    # The public code's range: two of the first half of 10 steps.
+    inside = [Both(First(0.5), window).steps(range(10), round, 0) for round in range(1, 200)]
+    assert {steps[0] for steps in inside} == {0, 1, 2, 3}
+    assert all(steps[1] == steps[0] + 1 for steps in inside)
+    assert Random(9).steps(range(4), 1) == [0, 1, 2, 3]
+
+
 def test_a_window_inside_another():
     """0.6 of 10 steps are the first 6; of these the last 2."""
     assert Both(First(0.6), Backward(2, 100)).steps(range(10), 1) == [4, 5]
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Backward(0), lambda: Backward(1, 0), lambda: Sliding(0), lambda: Sliding(1, 0)]
+    "make", [lambda: Backward(0), lambda: Backward(1, 0), lambda: Sliding(0), lambda: Sliding(1, 0), lambda: Random(0)]
 )
 def test_impossible_windows_are_refused(make):
     with pytest.raises(ConfigError, match="must be at least 1"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.algorithms.selection import members
+from tastemaker.diffusion.sde import Sde
 from tastemaker.spread import ROUNDING, differ, moments
 
 
@@ -136,6 +137,19 @@ def group_relative(reward: Tensor, group: Sequence[int], spread: Literal["group"
     return result.to(reward)
 
 
+def decoupled(
+    terms: Sequence[tuple[float, Tensor]], group: Sequence[int], spread: Literal["group", "round"] = "group"
+) -> Tensor:
+    """The advantages [B] of a weighted sum of rewards, each normalised by itself (GDPO, Liu et al. 2026, §3.1).
+
+    `terms` are the weights and rewards [B]. Each reward is normalised in its group as `group_relative` does, and the
+    weighted sum of them over the whole round, as `standardise` does. An image whose rewards all stand at their group's
+    mean has exactly 0, so that groups without spread can be left out (`selection.NonZero`).
+    """
+    summed = torch.stack([weight * group_relative(reward.double(), group, spread) for weight, reward in terms]).sum(0)
+    return torch.where(summed == 0, summed, standardise(summed, 1e-4)).to(terms[0][1])
+
+
 def boltzmann(reward: Tensor, group: Sequence[int] | None, beta: float) -> Tensor:
     """Weights [B]: softmax of beta r over each group (or all of them), times its size, so that their mean is 1.
 
@@ -163,6 +177,23 @@ def percentile(reward: Tensor, group: Sequence[int] | None, share: float) -> Ten
         if differ(own):
             result[indices] = (own >= torch.quantile(own, share)).double()
     return result.to(reward)
+
+
+def step_weights(kind: Literal["noise", "inverse-dt"], sde: Sde) -> Tensor:
+    """[T] float64 weights of the sampler's steps, by which their advantages are multiplied; 0 where there is no noise.
+
+    `noise`: in proportion to the deviation of the step's noise (TempFlow-GRPO). `inverse-dt`: to 1 / dt, dt being how
+    far sigma falls in the step (GRPO-Guard), which for flows is the length of the step in time. Their mean over the
+    steps that have noise is 1.
+    """
+    steps = sde.stochastic()
+    found = torch.zeros(len(sde), dtype=torch.float64)
+    if kind == "noise":
+        origin = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        found[steps] = torch.stack([sde.step(origin, origin, step)[1].double().mean() for step in steps])
+    else:
+        found[steps] = (sde.grid.sigma - sde.grid.sigma_next).double().cpu()[steps].reciprocal()
+    return found / found[steps].mean()
 
 
 def gae(reward: Tensor, value: Tensor, discount: float, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,14 @@ class Task:
         """Log-probability [N] of the rows' transitions under the model as it is now."""
         return self.policy(rows).logp
 
+    def drift(self, rows: Rows, policy: Policy) -> Tensor:
+        """Divergence [N] of the rows' policy from the one that sampled them, |mean - mean_old|^2 / (2 std^2).
+
+        The old mean is x_next without the noise that was added to it, which counters settle.
+        """
+        old = rows.transitions().x_next - policy.std * rows.step_noise()
+        return losses.gaussian_kl(policy.mean, old, policy.std, self.reduction)
+
     @torch.no_grad()
     def reference(self, rows: Transitions) -> Policy:
         """The rows' transitions under the reference model, without gradient."""

@@ -63,16 +63,20 @@ class DiffusionDPO:
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
-        import torch
+        return pair_loss(task, rows, task.model.process.times, self.beta, guided=self.guided)
 
-        from tastemaker.diffusion import losses
-        from tastemaker.tree import concat
 
-        times = task.model.process.times
-        both = concat([rows.noised(times), rows.others().noised(times, like=rows)])
-        error, error_other = losses.mean_square(task.residual(both, guided=self.guided)).chunk(2)
-        with torch.no_grad(), task.model.weights.reference():
-            ref, ref_other = losses.mean_square(task.residual(both, guided=self.guided)).chunk(2)
-        loss = losses.diffusion_dpo(error, error_other, ref, ref_other, self.beta)
-        better = (error - ref) < (error_other - ref_other)
-        return loss, {"pair_accuracy": better.float().detach(), "denoising_loss": error.detach()}
+def pair_loss(task: Task, rows: Rows, times: range, beta: float, *, guided: bool) -> tuple[Tensor, Metrics]:
+    """Diffusion-DPO's losses [N] of N rows that are pairs, at times out of `times`, and metrics [N]."""
+    import torch
+
+    from tastemaker.diffusion import losses
+    from tastemaker.tree import concat
+
+    both = concat([rows.noised(times), rows.others().noised(times, like=rows)])
+    error, error_other = losses.mean_square(task.residual(both, guided=guided)).chunk(2)
+    with torch.no_grad(), task.model.weights.reference():
+        ref, ref_other = losses.mean_square(task.residual(both, guided=guided)).chunk(2)
+    loss = losses.diffusion_dpo(error, error_other, ref, ref_other, beta)
+    better = (error - ref) < (error_other - ref_other)
+    return loss, {"pair_accuracy": better.float().detach(), "denoising_loss": error.detach()}

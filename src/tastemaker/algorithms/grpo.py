@@ -33,6 +33,9 @@ class GRPO:
     """Clip range of the ratio of mean (per-element) probabilities."""
     kl: Annotated[float, Ge(0)] = 0.04
     """Weight of the divergence from the reference; 0 spares its forward passes."""
+    ratio: Literal["plain", "normalised"] = "plain"
+    """`normalised`: the log-ratio without its bias, and times the step's noise, so that it is spread alike at all steps
+    (GRPO-Guard; with `advantage.step_weights = inverse-dt`). Its clip range is another one."""
 
     def __post_init__(self) -> None:
         check_constraints(self, "algorithm.")
@@ -55,6 +58,9 @@ class GRPO:
         step = rows.transitions()
         policy = task.policy(step)
         log_ratio = policy.logp - step.logp
+        if self.ratio == "normalised":
+            std = policy.std.flatten(1).mean(dim=1)
+            log_ratio = losses.normalised_log_ratio(log_ratio, task.drift(rows, policy), std)
         loss, metrics = losses.clipped_surrogate(log_ratio.exp(), step.advantage, self.clip), {}
         if self.kl > 0:
             kl = losses.gaussian_kl(policy.mean, task.reference(step).mean, policy.std, task.reduction)

@@ -10,14 +10,18 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.refl import ReFL
@@ -33,7 +37,25 @@ GROUP = "tastemaker.algorithms"
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     cls.name: cls
-    for cls in (DDPO, PG, DPOK, DPO, GRPO, PPO, RWR, NFT, DiffusionDPO, AlignProp, DRaFT, ReFL, DirectAlign)
+    for cls in (
+        DDPO,
+        PG,
+        DPOK,
+        DPO,
+        GRPO,
+        DPPO,
+        PPO,
+        RWR,
+        NFT,
+        AWM,
+        DGPO,
+        OnlineDiffusionDPO,
+        DiffusionDPO,
+        AlignProp,
+        DRaFT,
+        ReFL,
+        DirectAlign,
+    )
 }
 """Each is a member of `Config.algorithm`'s annotation: a test."""
 

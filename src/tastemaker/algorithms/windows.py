@@ -10,12 +10,18 @@ from annotated_types import Ge
 
 from tastemaker.constraints import check_constraints
 
+_PLACE = 2**41 + 2
+"""Counter of the draws of `Random`, apart from a round's other decisions."""
+
 
 class Window(Protocol):
     """Which steps learn in a round."""
 
-    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
-        """The learning steps out of `candidates` (indices, noise end first), contiguous, at least one."""
+    def steps(self, candidates: Sequence[int], round: int, seed: int = 0) -> list[int]:
+        """The learning steps out of `candidates` (indices, noise end first), contiguous, at least one.
+
+        `seed` is the run's, for windows that are drawn at random.
+        """
         ...
 
 
@@ -25,7 +31,7 @@ class Whole:
 
     name: ClassVar[str] = "whole"
 
-    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
+    def steps(self, candidates: Sequence[int], round: int, seed: int = 0) -> list[int]:
         return list(candidates)
 
 
@@ -40,7 +46,7 @@ class First:
 
     share: float
 
-    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
+    def steps(self, candidates: Sequence[int], round: int, seed: int = 0) -> list[int]:
         # `round` is the parameter of the protocol here, hence no call of the built-in of that name.
         return list(candidates)[: max(1, int(self.share * len(candidates) + 0.5))]
 
@@ -63,7 +69,7 @@ class Backward:
     def __post_init__(self) -> None:
         check_constraints(self, "window.")
 
-    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
+    def steps(self, candidates: Sequence[int], round: int, seed: int = 0) -> list[int]:
         whole = len(candidates)
         grown = self.initial + (round - 1) * (whole - self.initial + 1) // self.rounds
         return list(candidates)[-min(whole, max(grown, min(self.initial, whole))) :]
@@ -85,10 +91,33 @@ class Sliding:
     def __post_init__(self) -> None:
         check_constraints(self, "window.")
 
-    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
+    def steps(self, candidates: Sequence[int], round: int, seed: int = 0) -> list[int]:
         last = max(0, len(candidates) - self.size)
         indices = [*range(0, last, self.stride), last]
         start = indices[(round - 1) // self.every % len(indices)]
+        return list(candidates)[start : start + self.size]
+
+
+@dataclass(frozen=True)
+class Random:
+    """A few steps, at a place that each round draws anew, all places being as likely (Flow-GRPO-Fast).
+
+    The place is a function of (seed, round). `optimizer.first_share` bounds the steps among which it is drawn.
+    """
+
+    name: ClassVar[str] = "random"
+
+    size: Annotated[int, Ge(1)] = 2
+    """Steps trained in a round."""
+
+    def __post_init__(self) -> None:
+        check_constraints(self, "window.")
+
+    def steps(self, candidates: Sequence[int], round: int, seed: int = 0) -> list[int]:
+        from tastemaker import noise
+
+        last = max(0, len(candidates) - self.size)
+        start = int(noise.choices(seed, round, _PLACE).integers(last + 1))
         return list(candidates)[start : start + self.size]
 
 
@@ -99,5 +128,5 @@ class Both:
     first: Window
     second: Window
 
-    def steps(self, candidates: Sequence[int], round: int) -> list[int]:
-        return self.second.steps(self.first.steps(candidates, round), round)
+    def steps(self, candidates: Sequence[int], round: int, seed: int = 0) -> list[int]:
+        return self.second.steps(self.first.steps(candidates, round, seed), round, seed)

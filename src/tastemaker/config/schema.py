@@ -14,20 +14,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import All, BestWorst, NonZero
-from tastemaker.algorithms.windows import Backward, Sliding, Whole
+from tastemaker.algorithms.windows import Backward, Random, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.constraints import check_constraints
 from tastemaker.diffusion.sde_types import SdeType
@@ -41,7 +45,25 @@ if TYPE_CHECKING:
     from tastemaker.algorithms.base import Algorithm
 else:
     # What help and error messages list; `algorithms.registry` finds other packages' algorithms.
-    Algorithm = DDPO | PG | DPOK | DPO | GRPO | PPO | RWR | NFT | DiffusionDPO | AlignProp | DRaFT | ReFL | DirectAlign
+    Algorithm = (
+        DDPO
+        | PG
+        | DPOK
+        | DPO
+        | GRPO
+        | DPPO
+        | PPO
+        | RWR
+        | NFT
+        | AWM
+        | DGPO
+        | OnlineDiffusionDPO
+        | DiffusionDPO
+        | AlignProp
+        | DRaFT
+        | ReFL
+        | DirectAlign
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,7 @@ class Sampling:
     are computed together changes the last digit of a network's output, which a sum of log-probabilities (`log_prob`)
     adds up over a latent's elements, above all in half precision (docs/methods/ddpo.md)."""
     noise_outside: bool = True
-    """Add noise also at steps outside the window; MixGRPO does not."""
+    """Add noise also at steps outside the window; MixGRPO and Flow-GRPO-Fast do not."""
     height: int | None = None
     """Height of the images in pixels; the model's own when left out."""
     width: int | None = None
@@ -97,11 +119,12 @@ class Sampling:
 class Advantage:
     """How rewards become advantages."""
 
-    normalise: Literal["per-prompt", "windowed", "group", "round", "base", "none", "softmax", "percentile"] = (
-        "per-prompt"
-    )
+    normalise: Literal[
+        "per-prompt", "windowed", "group", "decoupled", "round", "base", "none", "softmax", "percentile"
+    ] = "per-prompt"
     """`per-prompt`: running statistics of each prompt (DDPO). `windowed`: each prompt's over past rounds (B2-DiffuRL).
-    `group`: of the prompt or root in this round (GRPO). `round`: of the whole round. `base`: of the base model's
+    `group`: of the prompt or root in this round (GRPO). `decoupled`: as `group`, but each term of a sum of rewards by
+    itself, and their weighted sum over the round (GDPO). `round`: of the whole round. `base`: of the base model's
     images (thesis). `none`: raw rewards. `softmax` and `percentile`: weights for regressions (RWR, RWR-sparse)."""
     buffer: Annotated[int, Gt(0)] = 32
     """`per-prompt`: past rewards kept for each prompt."""
@@ -110,7 +133,7 @@ class Advantage:
     history: Annotated[int, Gt(0)] = 8
     """`windowed`: past rounds that count beside the present one."""
     spread: Literal["group", "round"] = "group"
-    """`group`: divide by the group's own deviation, or by the whole round's."""
+    """`group`, `decoupled`: divide by the group's own deviation, or by the whole round's."""
     beta: Annotated[float, Gt(0)] = 0.2
     """`softmax`: inverse temperature of the weights exp(beta r) (DDPO A.2)."""
     percentile: Annotated[float, Gt(0), Lt(1)] = 0.9
@@ -119,6 +142,9 @@ class Advantage:
     """`softmax`, `percentile`: among images of one prompt (paper), or all of the round (part of the public code)."""
     clip: Annotated[float, Gt(0)] | None = 5.0
     """Advantages are clamped to [-clip, clip]; weights are not."""
+    step_weights: Literal["none", "noise", "inverse-dt"] = "none"
+    """By what the advantages are multiplied at each step: `noise`, in proportion to the step's noise (TempFlow-GRPO);
+    `inverse-dt`, to 1 / dt of the step (GRPO-Guard). The mean over the steps that have noise is 1."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +284,7 @@ class Config:
     """Of prompts, noise and new adapters; the same seed gives the same run."""
     algorithm: Algorithm = field(default_factory=DDPO)
     advantage: Advantage = field(default_factory=Advantage)
-    window: Whole | Backward | Sliding = field(default_factory=Whole)
+    window: Whole | Backward | Sliding | Random = field(default_factory=Whole)
     selection: All | BestWorst | NonZero = field(default_factory=All)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -413,6 +439,13 @@ class Config:
             right = "softmax or percentile" if regression else "another one: those are weights of a regression (rwr)"
             raise ConfigError(
                 f"advantage.normalise is {a.normalise}, but the algorithm {self.algorithm.name} needs {right}"
+            )
+        if a.step_weights != "none" and (
+            self.algorithm.needs != "rollouts" or self.algorithm.requirements.keep_groups_together
+        ):
+            raise ConfigError(
+                f"advantage.step_weights is {a.step_weights}, but the algorithm {self.algorithm.name} has no "
+                "advantages of steps: leave it at none"
             )
         if self.algorithm.needs != "rollouts" and self.optimizer.minibatch == "states":
             raise ConfigError(

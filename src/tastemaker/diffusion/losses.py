@@ -29,6 +29,26 @@ def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
+def normalised_log_ratio(log_ratio: Tensor, divergence: Tensor, std: Tensor) -> Tensor:
+    """(log r + KL) std, [N]: RatioNorm (GRPO-Guard, §4.1).
+
+    `divergence` [N] is |mean - mean_old|^2 / (2 std^2), by which the log-ratio's mean lies below 0 at any step, and
+    `std` [N] the deviation of the step's noise, by which its spread grows as the noise falls. What is left is linear in
+    the move of the mean: the mean over elements of (mean - mean_old) eps, eps being the noise that was sampled.
+    """
+    return (log_ratio + divergence) * std
+
+
+def divergence_mask(ratio: Tensor, advantage: Tensor, divergence: Tensor, limit: float) -> Tensor:
+    """-A rho, [N], and 0 without a gradient for rows whose policy has left the trust region and still moves away.
+
+    That is where the divergence from the sampling policy [N] is above the limit, and the ratio above 1 with A > 0, or
+    below 1 with A < 0 (Flow-DPPO). There is no clip, and rows that would bring the policy back are kept.
+    """
+    leaves = (divergence > limit) & ((ratio - 1) * advantage > 0)
+    return (-advantage * ratio).masked_fill(leaves, 0.0)
+
+
 def score_function(logp: Tensor, advantage: Tensor) -> Tensor:
     """-A log p [N], whose gradient is the score-function estimator (DDPO Eq. 3)."""
     return -advantage * logp
@@ -102,6 +122,11 @@ def step_dpo(log_ratio: Tensor, log_ratio_other: Tensor, beta: float, clip: floa
 def mean_square(values: Tensor) -> Tensor:
     """Mean square [N] over the elements of [N,*D]: of a residual, the denoising loss."""
     return values.square().flatten(1).mean(dim=1)
+
+
+def generalised_huber(error: Tensor, power: float, eps: float = 1e-10) -> Tensor:
+    """((e + eps)^p - eps^p) / p of mean square residuals e [N]: e for p = 1 (AWM's code)."""
+    return ((error + eps) ** power - eps**power) / power
 
 
 def diffusion_dpo(error: Tensor, error_other: Tensor, ref: Tensor, ref_other: Tensor, beta: float) -> Tensor:

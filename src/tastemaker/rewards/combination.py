@@ -23,6 +23,7 @@ from tastemaker.rewards.expression import (
     labels,
     to_text,
     walk,
+    weighted_terms,
 )
 from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import is_remote
@@ -67,6 +68,13 @@ class Combination:
     def combine(self, found: Mapping[str, Tensor]) -> Tensor:
         """The reward [B] from its parts' rewards. Raises RewardError where a standardised value was not measured."""
         return self._value(self.tree, found)
+
+    def terms(self, found: Mapping[str, Tensor]) -> list[tuple[float, Tensor]]:
+        """The weights and values [B] of the sum's terms, from its parts' rewards [B]; `combine` adds them up.
+
+        Raises RewardError where a standardised value was not measured.
+        """
+        return [(weight, self._value(node, found)) for weight, node in weighted_terms(self.tree)]
 
     def measure(self, found: Mapping[str, Tensor]) -> None:
         """Computes the statistics of its parts, and of what it standardises, from the parts' rewards [B] of the base

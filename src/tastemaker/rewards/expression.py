@@ -124,6 +124,22 @@ def children(node: Node) -> tuple[Node, ...]:
             return ()
 
 
+def weighted_terms(node: Node) -> list[tuple[float, Node]]:
+    """The terms of a sum with the numbers that they are multiplied by, without those that are numbers alone.
+
+    `a + 0.5*b - min(b, c)` is (1, a), (0.5, b) and (-1, min(b, c)); what is no sum is one term.
+    """
+    if isinstance(node, Sum):
+        return [found for term in node.terms for found in weighted_terms(term)]
+    if isinstance(node, Product):
+        weight = math.prod(factor.value for factor in node.factors if isinstance(factor, Constant))
+        rest = tuple(factor for factor in node.factors if not isinstance(factor, Constant))
+        if len(rest) == 1:
+            return [(weight * inner, found) for inner, found in weighted_terms(rest[0])]
+        return [(weight, Product(rest))] if rest else []
+    return [] if isinstance(node, Constant) else [(1.0, node)]
+
+
 def to_text(node: Node, rename: Callable[[str], str] = lambda name: name) -> str:
     """A tree as text, which `parse` reads as an equal tree; its parts under other names where `rename` gives them."""
     match node:

@@ -86,6 +86,6 @@ def drawn_gradient_steps(
 ) -> list[list[int]]:
     """Those of round `number` of a run with T = `steps` sampler steps, from its settings alone."""
     generator = noise.choices(config.seed, number, _TRUNCATION)
-    candidates = window.steps(range(steps), number)
+    candidates = window.steps(range(steps), number, config.seed)
     images = algorithm.requirements.images_per_draw or config.sampling.samples // config.optimizer.updates
     return [algorithm.steps(candidates, generator) for _ in range(config.sampling.samples // images)]

@@ -146,7 +146,7 @@ def round_calls(config: Config, stochastic: Sequence[int], number: int, processe
         return Calls({}, {rows: count * updates_of_round(config) for rows, count in sizes.items()})
     if config.pathwise:
         return _backprop_calls(config, number, processes)
-    kept = len(run_window(config).steps(list(stochastic), number))
+    kept = len(run_window(config).steps(list(stochastic), number, config.seed))
     trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
     forward = Counter(double * len(part) for part in batches(s.samples // processes, s.batch))
     each = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained

@@ -14,6 +14,7 @@ from tastemaker.algorithms.advantage import (
     RecentRounds,
     against_base,
     boltzmann,
+    decoupled,
     group_relative,
     percentile,
     standardise,
@@ -23,6 +24,7 @@ from tastemaker.diffusion.losses import adaptive_kl
 from tastemaker.diffusion.sampler import do_nothing
 from tastemaker.evaluation.evaluate import Generated, generate
 from tastemaker.rewards.base import combined
+from tastemaker.rewards.combination import Combination
 from tastemaker.training.backprop_round import backprop_round
 from tastemaker.training.draws import RoundPart, draw_round, share
 from tastemaker.training.measurements import RoundImages, explained_variance, finished_round, gathered, image_figures
@@ -55,7 +57,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
         config.group_size,
     )  # fmt: skip
     part = RoundPart(draw, share(len(draw), config.slices, accelerator.process_index, accelerator.num_processes))
-    keep = session.window.steps(session.task.sde.stochastic(), number)
+    keep = session.window.steps(session.task.sde.stochastic(), number, config.seed)
     with session.phase("sample", len(part.indices) * sampling.steps), session.inference():
         made = sampled(session, part.own, keep)
     session.stop.check()
@@ -63,7 +65,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
     everyone = lambda values: gathered(accelerator, values, len(draw), config.slices)  # noqa: E731
     reward = everyone(scores.total)
     parts = {name: everyone(values) for name, values in scores.parts.items()}
-    rollout, advantage, selected = learned_from(session, part, made.rollout, scores.total, reward)
+    rollout, advantage, selected = learned_from(session, part, made.rollout, scores.total, reward, parts)
     session.task = replace(session.task, kl=kl_weight(session))
     value, value_figures = config.algorithm.requirements.value, {}
     if value is not None and value.batch is not None:
@@ -106,11 +108,19 @@ def sampled(session: Session, draw: Draw, keep: list[int]) -> Generated:
 
 
 def learned_from(
-    session: Session, part: RoundPart, rollout: Rollout, own_reward: Tensor, reward: Tensor
+    session: Session,
+    part: RoundPart,
+    rollout: Rollout,
+    own_reward: Tensor,
+    reward: Tensor,
+    parts: Mapping[str, Tensor],
 ) -> tuple[Rollout, Tensor, Tensor]:
-    """This process' rollout with rewards, advantages, groups and selection; all B advantages, and who is selected."""
+    """This process' rollout with rewards, advantages, groups and selection; all B advantages, and who is selected.
+
+    `reward` [B] and `parts`, those of a combination by name, are of the whole round.
+    """
     config, draw = session.config, part.draw
-    advantage = advantages(session, draw, reward)
+    advantage = advantages(session, draw, reward, parts)
     # Pairs must not depend on which images a process has, so that they stay within what it surely has together.
     paired = config.algorithm.requirements.keep_groups_together
     group = [index // config.group_size for index in range(len(draw))] if paired else draw.groups()
@@ -138,8 +148,10 @@ def controlled_kl(session: Session, metrics: Mapping[str, float], kept: int) -> 
     return {"kl_weight": used, "kl_trajectory": measured}
 
 
-def advantages(session: Session, draw: Draw, reward: Tensor) -> Tensor:
+def advantages(session: Session, draw: Draw, reward: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
     """Advantages, or a regression's weights, [B] of the whole round's rewards, the same on every process.
+
+    `parts` are the rewards [B] of a combination's parts, by name.
 
     Updates the running statistics of the prompts.
     """
@@ -157,6 +169,9 @@ def advantages(session: Session, draw: Draw, reward: Tensor) -> Tensor:
         values = recent.advantages(prompts, reward, draw.round)
     elif options.normalise == "group":
         values = group_relative(reward, draw.groups(), options.spread)
+    elif options.normalise == "decoupled":
+        terms = session.reward.terms(parts) if isinstance(session.reward, Combination) else [(1.0, reward)]
+        values = decoupled(terms, draw.groups(), options.spread)
     elif options.normalise == "base":
         values = against_base(reward, state.base_mean, state.base_std)
     else:

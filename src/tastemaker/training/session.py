@@ -50,6 +50,8 @@ class Session:
     """What is learned from, for algorithms that sample nothing."""
     prior_images: PriorImages | None = None
     """Images that the model should not forget, where the config asks for prior preservation."""
+    step_weights: torch.Tensor | None = None
+    """[T] by which advantages are multiplied at each sampler step; None multiplies none."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     others: dict[str, Reward] = field(default_factory=dict)

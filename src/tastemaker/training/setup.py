@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading, set_seed
 from torch import nn
 
+from tastemaker.algorithms.advantage import step_weights
 from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
@@ -169,6 +170,8 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         pairs,
     )
     session.others, session.unseen = others, unseen
+    if config.advantage.step_weights != "none":
+        session.step_weights = step_weights(config.advantage.step_weights, sde)
     session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
         session.average = WeightCopy(model.weights.trainable())

@@ -46,6 +46,8 @@ def update(session: Session, rows: Rows, part: RoundPart, selected: Tensor | Non
             own = replace(rows.select(found % count), epoch=found // count)
             if session.config.algorithm.requirements.standardise_advantages:
                 own = standardised(accelerator, own, total)
+            if session.step_weights is not None:
+                own = weighted(own, session.step_weights)
             set_rate(session, done)
             accumulator.norms.append(accumulate(session, own, total, accumulator, done))
             session.optimizer.step()
@@ -96,6 +98,14 @@ def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
     std = variance.sqrt()
     unit = std + (0.01 * std).clamp(max=1e-8)
     return replace(rows, advantage=(own - mean) / unit, unit=unit.expand(len(rows)))
+
+
+def weighted(rows: Rows, weights: Tensor) -> Rows:
+    """Rows whose advantages are multiplied by the weights [T] of their steps, which their unit follows."""
+    own = weights.to(rows.image.device)[rows.rollout.steps[rows.step_index]]
+    return replace(
+        rows, advantage=rows.advantages() * own, unit=own.reciprocal() if rows.unit is None else rows.unit / own
+    )
 
 
 def set_rate(session: Session, done: int) -> None:
@@ -200,7 +210,8 @@ def average_gradients(accelerator: Accelerator, parameters: Sequence[Tensor]) ->
 
 def placeholder(rows: Rows) -> Rows:
     """One row of the same kind as `rows`, for a process that has none."""
-    return zeros(rows, 1)
+    row = zeros(rows, 1)
+    return row if row.unit is None else replace(row, unit=torch.ones_like(row.unit))
 
 
 class MetricAccumulator:

@@ -12,7 +12,7 @@ from tastemaker.algorithms.pg import PG
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst, NonZero
-from tastemaker.algorithms.windows import Backward
+from tastemaker.algorithms.windows import Backward, Random
 from tastemaker.config.presets.ddpo import BUNDLED, gentle, with_reward
 from tastemaker.config.presets.evidence import EVIDENCE
 from tastemaker.config.presets.preset import Preset
@@ -44,6 +44,20 @@ def b2(config: Config, rounds: int, initial: int = 11) -> Config:
         window=Backward(initial=initial, rounds=rounds),
         selection=BestWorst(0.5),
         advantage=replace(config.advantage, normalise="windowed", min_count=2),
+    )
+
+
+def grpo_fast(config: Config, size: int = 2) -> Config:
+    """Flow-GRPO-Fast: a prompt's images are one until a window of `size` random steps among the first half, which alone
+    has noise and is trained."""
+    return replace(
+        config,
+        algorithm=GRPO(clip=1e-2),
+        advantage=replace(config.advantage, normalise="group"),
+        selection=NonZero(),
+        window=Random(size),
+        sampling=replace(config.sampling, branches=config.sampling.per_prompt, noise_outside=False),
+        optimizer=replace(config.optimizer, first_share=0.5),
     )
 
 
@@ -90,6 +104,10 @@ SIMPLE = {
             selection=NonZero(),
         ),
         "GRPO: group-relative advantages",
+    ),
+    "grpo-fast-compressibility": (
+        grpo_fast(START),
+        "Flow-GRPO-Fast: two random steps with noise, from which all images of a prompt branch",
     ),
     "dpo-compressibility": (
         _likelihood(algorithm=DPO(), optimizer=replace(START.optimizer, lr=2e-3, timestep_fraction=0.25)),

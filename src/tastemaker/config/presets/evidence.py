@@ -93,6 +93,7 @@ EVIDENCE: dict[str, Evidence] = {
         _CURVES, f"+1.17 base deviations, judge 79 %: {_HALF}, and in 6 rounds of the preset's 8"
     ),
     **{f"{method}-compressibility": _proxy(_METHODS, note) for method, note in _LIKELIHOOD.items()},
+    "grpo-fast-compressibility": _none("no curve of it is recorded"),
     "ddpo-clip": _verified(_CLIP, "right numbers 74 % -> 86 % on trained prompts, 70 % -> 82 % on unseen ones"),
     "ddpo-relations": _verified(_RELATIONS, "learns little: +0.17 base deviations, right relations 32 % -> 33 %"),
     "b2-relations": _verified(_RELATIONS, "learns little: +0.09 base deviations, right relations 32 % -> 34 %"),
