@@ -3,9 +3,10 @@
     python scripts/bundled/build.py draw --work build/bundled
     python scripts/bundled/pixel.py all --work build/bundled [--until HH:MM]
 
-A class is a colour and an object ("red circle"); a 65th stands for none, so that the model can be guided. Each stage
-continues where it stopped, so an interrupted training is started again with the same command. What it cost and what it
-reached: docs/results/bundled-model.md.
+A class is a colour and an object ("red circle"); a 65th stands for none, so that the model can be guided. Training
+begins with the weights of benchmarks/models/drawn32 (scripts/digits/train.py), which knows the objects in muted
+colours: the embedding of a class begins as that of its object. Each stage continues where it stopped, so an interrupted
+training is started again with the same command. What it cost and what it reached: docs/results/bundled-model.md.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from torch import Tensor
 
 from build import DRAWINGS, SIZE, load_images, sheet, to_unit
 from tastemaker.drawings import sample_scene
-from tastemaker.drawings.scene import COLOURS, KINDS
+from tastemaker.drawings.scene import COLOURS, KINDS, Request, Wanted
 from training import Training
 
-STEPS, COOL_STEPS, BATCH, LR = 8_000, 2_000, 32, 1e-3
-CLASS_DROPOUT, EMA_DECAY = 0.12, 0.998
-CHANNELS = (16, 32, 64, 128)
+STEPS, COOL_STEPS, BATCH, LR = 20_000, 4_000, 16, 1e-3
+CLASS_DROPOUT, EMA_DECAY, MIN_SNR = 0.12, 0.998, 5.0
+CHANNELS = (16, 32, 64, 96)
+DRAWN32 = Path(__file__).parents[2] / "benchmarks/models/drawn32"
 DOWN = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
 UP = ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
 CLASSES = [f"{colour} {kind}" for colour in COLOURS for kind in KINDS]
@@ -41,13 +43,15 @@ PREVIEW = [
 
 
 def choose(work: Path) -> dict[str, Tensor]:
-    """Rows of the drawings that show one solid object, and their classes."""
+    """Rows of the drawings of one solid object, of medium size or big, on a plain ground, and their classes."""
     path = work / "pixel-rows.pt"
     if not path.exists():
         rows, labels = [], []
         for seed in range(DRAWINGS):
-            things = sample_scene(random.Random(seed))[0].things
-            if len(things) == 1 and things[0].texture == "solid":
+            scene = sample_scene(random.Random(seed))[0]
+            things = scene.things
+            plain = scene.pattern == "plain" and things[0].texture == "solid"
+            if len(things) == 1 and plain and things[0].size != "small":
                 rows.append(seed)
                 labels.append(CLASSES.index(f"{things[0].colour} {things[0].kind}"))
         torch.save({"rows": torch.tensor(rows), "labels": torch.tensor(labels)}, path)
@@ -58,9 +62,17 @@ def new_unet() -> UNet2DModel:
     torch.manual_seed(4)
     return UNet2DModel(
         sample_size=SIZE, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=CHANNELS,
-        down_block_types=DOWN, up_block_types=UP, norm_num_groups=8, attention_head_dim=32,
+        down_block_types=DOWN, up_block_types=UP, norm_num_groups=8, attention_head_dim=8,
         num_class_embeds=len(CLASSES) + 1,
     )  # fmt: skip
+
+
+def from_drawn32(network: UNet2DModel) -> None:
+    """Weights of the model of muted drawings, with its objects' embeddings for all colours."""
+    weights = UNet2DModel.from_pretrained(DRAWN32 / "unet").float().state_dict()
+    kinds = weights["class_embedding.weight"]
+    weights["class_embedding.weight"] = torch.cat([kinds[:-1].repeat(len(COLOURS), 1), kinds[-1:]])
+    network.load_state_dict(weights)
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -72,18 +84,24 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def training(work: Path, path: Path) -> tuple[Training, Callable[[int], Tensor]]:
-    """Velocity prediction (Salimans and Ho 2022) with dropped classes."""
-    network, scheduler = new_unet().to(memory_format=torch.channels_last), new_scheduler()
+    """Velocity prediction (Salimans and Ho 2022) with min-SNR weights (Hang et al. 2023) and dropped classes."""
+    network, scheduler = new_unet(), new_scheduler()
+    from_drawn32(network)
+    network.to(memory_format=torch.channels_last)
     images, chosen = load_images(work), choose(work)
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    weight = snr.clamp(max=MIN_SNR) / (snr + 1)
 
     def loss(step: int) -> Tensor:
         place = torch.randint(0, len(chosen["rows"]), (BATCH,))
         x0 = to_unit(images[chosen["rows"][place]])
         labels = torch.where(torch.rand(BATCH) < CLASS_DROPOUT, len(CLASSES), chosen["labels"][place])
-        t, noise = torch.randint(0, 1000, (BATCH,)), torch.randn(x0.shape)
+        # Times spread evenly over the schedule in each batch: less noise in the gradient.
+        t, noise = ((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH * 1000).long(), torch.randn(x0.shape)
         xt = scheduler.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
         velocity = network(xt, t, labels, return_dict=False)[0]
-        return (velocity - scheduler.get_velocity(x0, noise, t)).square().mean()
+        error = (velocity - scheduler.get_velocity(x0, noise, t)).square().mean(dim=(1, 2, 3))
+        return (weight[t] * error).mean()
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=1e-2, fused=True)
     return Training(path, network, [optimizer], EMA_DECAY, every=100), loss
@@ -104,6 +122,12 @@ def cool(work: Path, steps: int) -> None:
     run.run(loss, STEPS, cool=steps)
 
 
+def caption(name: str) -> str:
+    """The caption of a class, another name of it, so that the prompts of the other bundled models serve this one."""
+    colour, kind = name.split()
+    return Request((Wanted(kind, colour),)).caption()
+
+
 def export(work: Path, path: Path) -> Path:
     """The averaged weights as a DDIMPipeline in float16 with the classes' names, under work/pixel-pipeline."""
     network = new_unet()
@@ -112,7 +136,8 @@ def export(work: Path, path: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     DDIMPipeline(network.half(), new_scheduler()).save_pretrained(folder, safe_serialization=True)
     index = json.loads((folder / "model_index.json").read_text())
-    index["id2label"] = {str(number): name for number, name in enumerate(CLASSES)}
+    names = {str(number): f"{name}, {caption(name)}" for number, name in enumerate(CLASSES)}
+    index["id2label"] = names
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     return folder
 

@@ -11,9 +11,10 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.errors import ConfigError, nearest
+from tastemaker.models.bundled import BUNDLED
 
 MODELS = {
-    "bundled": "small model that ships with tastemaker, for trying things out on a laptop",
+    **BUNDLED,
     "FOLDER or OWNER/NAME": "any diffusers StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), DDPMPipeline or "
     "DDIMPipeline, local or on the hub",
 }
