@@ -46,7 +46,7 @@ ZERO_TOKENS = 256
 
 def new_vae() -> AutoencoderKL:
     """The bundled VAE, with the shift that StableDiffusion3Pipeline asks for."""
-    vae = AutoencoderKL.from_pretrained(bundled_pipeline() / "vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(bundled_pipeline() / "vae", dtype=torch.float32).eval()
     vae.register_to_config(shift_factor=0.0)
     return vae.requires_grad_(False)
 
@@ -259,7 +259,7 @@ def export(work: Path, path: Path) -> Path:
 
 def preview(folder: Path, out: Path, each: int = 4) -> None:
     """A grid of images by diffusers' own pipeline, a prompt after the other, for the eye."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     prompts = [prompt for prompt in PREVIEW for _ in range(each)]
     images = pipeline(

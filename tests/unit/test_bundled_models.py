@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import nn
 from transformers import CLIPTextModel
 
+from tastemaker.data.prompts import load_prompts
 from tastemaker.drawings.scene import parse
-from tastemaker.errors import ModelError
+from tastemaker.errors import ModelError, PromptError
 from tastemaker.models import bundled, load_model
 from tastemaker.models.bundled import ASSETS, BUNDLED, bundled_pipeline, folder_of
 
@@ -118,3 +119,51 @@ def test_the_classes_of_the_pixel_model_are_colours_of_objects_with_captions_tha
         wanted = parse(pixel.caption(name))
         assert wanted == parse(name) is not None
         assert f"{wanted.things[0].colour} {wanted.things[0].kind}" == name
+
+
+def test_the_flow_is_exported_as_a_pipeline_of_at_most_8_megabytes(tmp_path, monkeypatch):
+    flow = script("flow", monkeypatch)
+    network = flow.new_transformer()
+    nn.init.normal_(network.proj_out.weight, std=0.1)
+    torch.save({"average": network.state_dict()}, tmp_path / "state.pt")
+    folder = flow.export(tmp_path, tmp_path / "state.pt")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 8_000_000
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    image = pipeline(
+        "a red star", latents=noise, num_inference_steps=1, guidance_scale=1.0, output_type="pt", height=32, width=32
+    ).images
+    # One step of a rectified flow from time 1: x_0 = noise - velocity, decoded by the bundled VAE.
+    ids = flow.new_tokenizer()(["a red star"], padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        seen = [encoder(ids, output_hidden_states=True) for encoder in flow.new_text_encoders()]
+        states = torch.cat([one.hidden_states[-2] for one in seen], dim=-1)
+        pooled = torch.cat([one.text_embeds for one in seen], dim=-1)
+        states = torch.cat([states, torch.zeros(1, flow.ZERO_TOKENS, 256)], dim=1)
+        x0 = noise - network(noise, states, pooled, torch.tensor([1000.0])).sample
+        vae = flow.new_vae()
+        expected = vae.decode(x0 / vae.config.scaling_factor).sample / 2 + 0.5
+    torch.testing.assert_close(image, expected.clamp(0, 1), atol=5e-3, rtol=0)  # weights are kept in float16
+
+
+def test_the_pixel_model_is_exported_with_its_classes_and_a_null_class(tmp_path, monkeypatch):
+    pixel = script("pixel", monkeypatch)
+    network = pixel.new_unet()
+    pixel.from_drawn32(network)
+    torch.save({"average": network.state_dict()}, tmp_path / "state.pt")
+    folder = pixel.export(tmp_path, tmp_path / "state.pt")
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 8_000_000
+    model = load_model(str(folder))
+    assert (model.classes["orange fish"], model.classes["an orange fish"], model.null) == (15, 15, 64)
+    embeddings = network.class_embedding.weight
+    assert embeddings[15].equal(embeddings[7])  # training begins with the same fish in every colour
+    assert not embeddings[15].equal(embeddings[14])
+    x, time = torch.randn(2, 3, 32, 32), torch.tensor([400, 700])
+    found = model.predict(x, time, model.encode(["an orange fish", ""], 1.0))
+    with torch.no_grad():
+        expected = network(x, time, torch.tensor([15, 64])).sample
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=0)  # weights are kept in float16
+    model.check(load_prompts("bundled-single").prompts)
+    with pytest.raises(PromptError, match="names of its classes"):
+        model.check(["two red hearts"])

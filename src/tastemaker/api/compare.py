@@ -73,7 +73,7 @@ def create(
         skip=False, marks=(), overlap=overlap, validation=0.0,
     )  # fmt: skip
     size = (width, height) if width is not None and height is not None else None
-    recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, seed)
+    recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, seed, sde_type=sampling.sde_type)
     stopping = Stopping(stop_when, max_answers, level)
     create_comparison(Path(folder), settings, found, rows, listed, stopping, recipe, size=size, database=database)
     return open_project(folder)

@@ -14,6 +14,7 @@ from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
 from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.printing import print_lines
 
@@ -49,6 +50,8 @@ class SampleArgs:
     """Classifier-free guidance weight."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
     """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: auto)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
     height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
     """Height of the images in pixels."""
     width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
@@ -89,6 +92,7 @@ def run(argv: list[str]) -> int:
                 seed=args.seed,
                 guidance=sampling.guidance,
                 eta=sampling.eta,
+                sde_type=sampling.sde_type,
                 folder=folder,
                 height=sampling.height,
                 width=sampling.width,
@@ -106,6 +110,7 @@ def run(argv: list[str]) -> int:
         steps=sampling.steps,
         guidance=sampling.guidance,
         eta=sampling.eta,
+        sde_type=sampling.sde_type,
         out=out,
         height=sampling.height,
         width=sampling.width,
@@ -131,5 +136,5 @@ def _settings(args: SampleArgs) -> tuple[str, Sampling]:
         base = run_config(args.adapter) or base
     require_at_least("n", args.n, 1)
     return args.model or base.model, chosen_sampling(
-        base.sampling, args.steps, args.guidance, args.eta, args.height, args.width
+        base.sampling, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type
     )

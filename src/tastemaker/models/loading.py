@@ -414,7 +414,8 @@ def _require_answer(family: Family, pipeline: Any) -> None:
         model = family.model(pipeline)
         model.resize(model.multiple, model.multiple)
         x = torch.zeros(1, *model.latent_shape)
-        time = torch.tensor([model.process.length // 2])
+        times = model.process.times
+        time = torch.tensor([times[len(times) // 2]])
         answer = model.predict(x, time, model.encode([""], 1.0))
         if answer.shape != x.shape or not answer.isfinite().all():
             raise ModelError(f"its {family.network} answers {list(answer.shape)} to {list(x.shape)}, or is not finite")
