@@ -259,7 +259,9 @@ def export(work: Path, path: Path) -> Path:
 
 def preview(folder: Path, out: Path, each: int = 4) -> None:
     """A grid of images by diffusers' own pipeline, a prompt after the other, for the eye."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(
+        folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
+    )
     pipeline.set_progress_bar_config(disable=True)
     prompts = [prompt for prompt in PREVIEW for _ in range(each)]
     images = pipeline(
