@@ -5,8 +5,9 @@
 
 A class is a colour and an object ("red circle"); a 65th stands for none, so that the model can be guided. Training
 begins with the weights of benchmarks/models/drawn32 (scripts/digits/train.py), which knows the objects in muted
-colours: the embedding of a class begins as that of its object. Each stage continues where it stopped, so an interrupted
-training is started again with the same command. What it cost and what it reached: docs/results/bundled-model.md.
+colours. While it is trained, the embedding of a class is the sum of one for its object, drawn32's at first, and one for
+its colour. Each stage continues where it stopped, so an interrupted training is started again with the same command.
+What it cost and what it reached: docs/results/bundled-model.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from build import DRAWINGS, SIZE, load_images, sheet, to_unit
 from tastemaker.drawings import sample_scene
@@ -67,12 +68,36 @@ def new_unet() -> UNet2DModel:
     )  # fmt: skip
 
 
-def from_drawn32(network: UNet2DModel) -> None:
-    """Weights of the model of muted drawings, with its objects' embeddings for all colours."""
+class SumOfEmbeddings(nn.Module):
+    """The embedding of a class while it is trained: of its object plus of its colour, each with one more for none."""
+
+    def __init__(self, kinds: Tensor) -> None:
+        super().__init__()
+        self.kinds = nn.Parameter(kinds.clone())
+        self.colours = nn.Parameter(0.5 * torch.randn(len(COLOURS) + 1, kinds.shape[1]))
+
+    def forward(self, labels: Tensor) -> Tensor:
+        none = labels == len(CLASSES)
+        kind = torch.where(none, len(KINDS), labels % len(KINDS))
+        colour = torch.where(none, len(COLOURS), labels // len(KINDS))
+        return self.kinds[kind] + self.colours[colour]
+
+
+def new_network() -> UNet2DModel:
+    """The U-Net as it is trained, with the weights of the model of muted drawings."""
+    network = new_unet()
     weights = UNet2DModel.from_pretrained(DRAWN32 / "unet").float().state_dict()
-    kinds = weights["class_embedding.weight"]
-    weights["class_embedding.weight"] = torch.cat([kinds[:-1].repeat(len(COLOURS), 1), kinds[-1:]])
-    network.load_state_dict(weights)
+    network.class_embedding = SumOfEmbeddings(weights.pop("class_embedding.weight"))
+    network.load_state_dict(weights, strict=False)
+    return network
+
+
+def without_sum(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of training as those of the U-Net, with one embedding a class."""
+    weights = dict(weights)
+    embeddings = SumOfEmbeddings(weights.pop("class_embedding.kinds"))
+    embeddings.colours.data = weights.pop("class_embedding.colours")
+    return weights | {"class_embedding.weight": embeddings(torch.arange(len(CLASSES) + 1)).detach()}
 
 
 def new_scheduler() -> DDIMScheduler:
@@ -85,9 +110,7 @@ def new_scheduler() -> DDIMScheduler:
 
 def training(work: Path, path: Path) -> tuple[Training, Callable[[int], Tensor]]:
     """Velocity prediction (Salimans and Ho 2022) with min-SNR weights (Hang et al. 2023) and dropped classes."""
-    network, scheduler = new_unet(), new_scheduler()
-    from_drawn32(network)
-    network.to(memory_format=torch.channels_last)
+    network, scheduler = new_network().to(memory_format=torch.channels_last), new_scheduler()
     images, chosen = load_images(work), choose(work)
     snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
     weight = snr.clamp(max=MIN_SNR) / (snr + 1)
@@ -103,7 +126,10 @@ def training(work: Path, path: Path) -> tuple[Training, Callable[[int], Tensor]]
         error = (velocity - scheduler.get_velocity(x0, noise, t)).square().mean(dim=(1, 2, 3))
         return (weight[t] * error).mean()
 
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=1e-2, fused=True)
+    embeddings = list(network.class_embedding.parameters())
+    rest = [p for name, p in network.named_parameters() if not name.startswith("class_embedding")]
+    groups = [{"params": rest}, {"params": embeddings, "lr": 10 * LR, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), weight_decay=1e-2, fused=True)
     return Training(path, network, [optimizer], EMA_DECAY, every=100), loss
 
 
@@ -131,7 +157,7 @@ def caption(name: str) -> str:
 def export(work: Path, path: Path) -> Path:
     """The averaged weights as a DDIMPipeline in float16 with the classes' names, under work/pixel-pipeline."""
     network = new_unet()
-    network.load_state_dict(torch.load(path, weights_only=True)["average"])
+    network.load_state_dict(without_sum(torch.load(path, weights_only=True)["average"]))
     folder = work / "pixel-pipeline"
     shutil.rmtree(folder, ignore_errors=True)
     DDIMPipeline(network.half(), new_scheduler()).save_pretrained(folder, safe_serialization=True)

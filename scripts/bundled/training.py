@@ -58,7 +58,7 @@ class Training:
         parameters, losses = list(self.network.parameters()), []
         wall, work = time.time(), time.process_time()
         while (self.cooled < cool if cool else self.step < steps) and not (deadline and datetime.now() > deadline):
-            factor = 1 - self.cooled / cool if cool else min(1.0, (self.step + 1) / WARM_UP)
+            factor = min(1.0, (self.step + 1) / WARM_UP) * (1 - self.cooled / cool if cool else 1)
             for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor

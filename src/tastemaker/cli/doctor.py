@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tastemaker.cli.folders import RUNS
 from tastemaker.errors import ConfigError
-from tastemaker.models.bundled import ASSETS, BUNDLED
+from tastemaker.models.bundled import ASSETS, shipped
 
 PYTHON = (3, 10)
 REQUIRED = {
@@ -107,7 +107,7 @@ def findings() -> Iterator[Line]:
     yield from (package(name, oldest) for name, oldest in REQUIRED.items())
     yield device()
     yield from (extra(name, purpose) for name, purpose in EXTRAS.items())
-    yield from (assets(ASSETS / name) for name in BUNDLED)
+    yield from (assets(ASSETS / name) for name in shipped())
     yield from folder(RUNS)
 
 

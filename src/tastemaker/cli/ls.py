@@ -11,10 +11,9 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.errors import ConfigError, nearest
-from tastemaker.models.bundled import BUNDLED
+from tastemaker.models.bundled import shipped
 
-MODELS = {
-    **BUNDLED,
+OTHER_MODELS = {
     "FOLDER or OWNER/NAME": "any diffusers StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), DDPMPipeline or "
     "DDIMPipeline, local or on the hub",
 }
@@ -85,7 +84,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "algorithms": _algorithms,
     "rewards": _rewards,
     "prompts": _prompts,
-    "models": lambda: MODELS,
+    "models": lambda: shipped() | OTHER_MODELS,
     "benchmarks": _benchmarks,
 }
 

@@ -25,6 +25,15 @@ def bundled_pipeline(name: str = "bundled") -> Path:
     return folder
 
 
+def shipped() -> dict[str, str]:
+    """Those of BUNDLED that this installation can need: `bundled` always, the others where their files are."""
+    return {
+        name: line
+        for name, line in BUNDLED.items()
+        if name == "bundled" or (ASSETS / name / "model_index.json").is_file()
+    }
+
+
 def folder_of(source: str) -> str:
     """`source`, or the folder of the bundled model that it names. Raises ModelError as `bundled_pipeline` does."""
     return str(bundled_pipeline(source)) if source in BUNDLED else source
