@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
@@ -74,6 +73,9 @@ def linear_sigmas(steps: int) -> Sequence[float]:
 
 def shift_by_resolution(config: Any, tokens: int, steps: int) -> float:
     """The scheduler's `mu` for images of so many tokens, on the line that its config gives (diffusers)."""
+    # Not above: `models.loading` imports pipelines where their notes about packages that are not installed are silent.
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
     return calculate_shift(
         tokens,
         config.get("base_image_seq_len", 256),

@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tastemaker.diffusion.model import Model
+from tastemaker.errors import ModelError
 from tastemaker.models.attention_pool import AttentionPool
 from tastemaker.models.unet_encoder import PARTS, bottleneck
 
@@ -24,6 +27,11 @@ def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> 
     """
     channels = model.encode([""], 1.0).states["text"].shape[-1]
     if kind == "unet":
+        if not isinstance(model.network, UNet2DModel | UNet2DConditionModel):
+            raise ModelError(
+                f"algorithm.value is unet, a copy of a U-Net's encoder, but the network of this model is a "
+                f"{type(model.network).__name__}: take conv or mlp"
+            )
         made: nn.Module = UNetValue(model.network, channels)
     elif kind == "cnn":
         made = DigitValue(model.latent_shape)
