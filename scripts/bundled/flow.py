@@ -220,7 +220,7 @@ def training(work: Path, path: Path) -> tuple[Training, Callable[[int], Tensor]]
         velocity = network((1 - s) * x0 + s * noise, states, pooled, 1000 * sigma, return_dict=False)[0]
         return (velocity - (noise - x0)).square().mean()
 
-    return Training(path, network, optimizers(network), EMA_DECAY, every=100), loss
+    return Training(path, network, optimizers(network), EMA_DECAY, every=25), loss
 
 
 def train(work: Path, until: str | None) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import Model
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.drawings.judge import Verdict, judge
 from tastemaker.errors import PromptError
 from tastemaker.evaluation.images import contact_sheet, images, to_pil
@@ -74,12 +74,12 @@ def main() -> None:
     out = arguments.out or Path("docs/results") / f"{name_of_files}.json"
     guidance = arguments.guidance or GUIDANCE_OF.get(arguments.model, GUIDANCE)
     model = load_model(arguments.model)
-    grid, result = model.process.grid(STEPS), {}
+    sde, result = make_sde(model, STEPS, ETA), {}
     for name in LISTS:
         chosen = draw(list(load_prompts(name).prompts), arguments.each)
         if not taken(model, chosen.prompts):
             continue
-        x = images(model, chosen, DDIM(grid, ETA), guidance, batch=64)
+        x = images(model, chosen, sde, guidance, batch=64)
         verdicts = [verdict for verdict in judge(x, chosen.prompts) if verdict is not None]
         result[name] = {"images": len(verdicts), **table(verdicts)}
         print(name, json.dumps(result[name]), flush=True)
@@ -87,7 +87,7 @@ def main() -> None:
     out.write_text(json.dumps(result, indent=1) + "\n")
     torch.manual_seed(0)
     shown = draw(SHOWN if taken(model, SHOWN) else load_prompts("bundled-single").prompts[::3], 8, seed=1)
-    image_list = to_pil(images(model, shown, DDIM(grid, ETA), guidance, batch=80))
+    image_list = to_pil(images(model, shown, sde, guidance, batch=80))
     contact_sheet(image_list, columns=16, cell=64).save(out.with_suffix(".png"))
 
 

@@ -130,7 +130,7 @@ def training(work: Path, path: Path) -> tuple[Training, Callable[[int], Tensor]]
     rest = [p for name, p in network.named_parameters() if not name.startswith("class_embedding")]
     groups = [{"params": rest}, {"params": embeddings, "lr": 10 * LR, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), weight_decay=1e-2, fused=True)
-    return Training(path, network, [optimizer], EMA_DECAY, every=100), loss
+    return Training(path, network, [optimizer], EMA_DECAY, every=25), loss
 
 
 def train(work: Path, until: str | None) -> None:

@@ -74,9 +74,9 @@ class Training:
             self.cooled += bool(cool)
             decay = min(self.decay, (self.step + 1) / (self.step + 10))
             torch._foreach_lerp_(list(self.average.parameters()), parameters, 1 - decay)
-            if self.step % 50 == 0:
+            if self.step % 25 == 0:
                 print(
-                    f"{datetime.now():%H:%M:%S} {self.path.stem} step {self.step} loss {np.mean(losses[-50:]):.4f} "
+                    f"{datetime.now():%H:%M:%S} {self.path.stem} step {self.step} loss {np.mean(losses[-25:]):.4f} "
                     f"{(time.time() - wall) / len(losses):.2f} s/step, "
                     f"{(time.process_time() - work) / len(losses):.2f} s/step of the processor",
                     flush=True,
