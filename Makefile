@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 RUNS ?= runs
 
-.PHONY: install demo demo-incompressibility demo-labelling demo-preferences test test-slow check format bench docs measure-bundled bundled clip surrogate curves clean
+.PHONY: install demo demo-incompressibility demo-labelling demo-preferences test test-slow check format bench docs measure-bundled bundled bundled-flow bundled-pixel clip surrogate curves clean
 .DEFAULT_GOAL := help
 
 help:
@@ -65,13 +65,23 @@ docs: install .venv/docs-installed ## the docs site in build/site, with strict l
 	$(BIN)/python scripts/docs_settings.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-measure-bundled: install ## measures the bundled model by the judge, for docs/results/bundled-model.md
-	$(BIN)/python scripts/bundled/measure.py
+measure-bundled: install ## measures a bundled model by the judge, for docs/results/bundled-model.md (MODEL=bundled)
+	$(BIN)/python scripts/bundled/measure.py --model $(or $(MODEL),bundled)
 
 bundled: install ## makes the bundled model and its judge again, from nothing (about two hours on 2 cores)
 	$(BIN)/python scripts/bundled/build.py all --work build/bundled
 	$(BIN)/python scripts/bundled/judge.py --work build/bundled
 	$(BIN)/python scripts/bundled/ship.py --work build/bundled
+
+bundled-flow: install ## trains the bundled flow transformer again (resumes; 6,000 steps and 1,500 to cool)
+	$(BIN)/python scripts/bundled/build.py draw --work build/bundled
+	$(BIN)/python scripts/bundled/flow.py all --work build/bundled
+	$(BIN)/python scripts/bundled/ship.py --work build/bundled --only bundled-flow
+
+bundled-pixel: install ## trains the bundled pixel U-Net again (resumes; 20,000 steps and 4,000 to cool)
+	$(BIN)/python scripts/bundled/build.py draw --work build/bundled
+	$(BIN)/python scripts/bundled/pixel.py all --work build/bundled
+	$(BIN)/python scripts/bundled/ship.py --work build/bundled --only bundled-pixel
 
 clip: install ## makes the bundled CLIP and its aesthetic head again, and measures them (an hour on 1 core)
 	$(BIN)/python scripts/bundled/clip.py train

@@ -295,12 +295,18 @@ def preview(work: Path, step: int, each: int = 8) -> None:
         prompts, num_inference_steps=20, guidance_scale=5.0, eta=1.0, height=SIZE, width=SIZE,
         generator=torch.Generator().manual_seed(0),
     ).images  # fmt: skip
-    sheet = Image.new("RGB", (each * 2 * 66, len(PREVIEW) // 2 * 66), "grey")
+    sheet(images, each).save(work / f"preview-{step:05d}.png")
+
+
+def sheet(images: list[Image.Image], each: int) -> Image.Image:
+    """Two prompts a row, `each` images a prompt, twice as large."""
+    rows = math.ceil(len(images) / (2 * each))
+    canvas = Image.new("RGB", (each * 2 * 66, rows * 66), "grey")
     for index, image in enumerate(images):
         row, column = divmod(index, each)
         x, y = column + (row % 2) * each, row // 2
-        sheet.paste(image.resize((64, 64), Image.Resampling.NEAREST), (x * 66, y * 66))
-    sheet.save(work / f"preview-{step:05d}.png")
+        canvas.paste(image.resize((64, 64), Image.Resampling.NEAREST), (x * 66, y * 66))
+    return canvas
 
 
 STAGES = {"draw": draw, "vae": train_vae, "unet": train_unet, "export": export}

@@ -1,6 +1,8 @@
-"""How well the bundled model follows prompts, by the judge: docs/results/bundled-model.md's table and images.
+"""How well a bundled model follows prompts, by the judge: docs/results/bundled-model.md's tables and images.
 
-python scripts/bundled/measure.py [--model FOLDER] [--each N] [--out docs/results/bundled-model.json]
+python scripts/bundled/measure.py [--model NAME or FOLDER] [--each N] [--guidance G] [--out FILE.json]
+
+Lists of prompts that the model does not take, as a model of classes takes no pairs, are left out.
 """
 
 from __future__ import annotations
@@ -8,19 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.drawings.judge import Verdict, judge
+from tastemaker.errors import PromptError
 from tastemaker.evaluation.images import contact_sheet, images, to_pil
 from tastemaker.models import load_model
 from tastemaker.types import Draw
 
 STEPS, GUIDANCE, ETA = 20, 5.0, 1.0
+GUIDANCE_OF = {"bundled-pixel": 2.0}
 LISTS = ("bundled-single", "bundled-attributes", "bundled-count", "bundled-pair")
 SHOWN = [
     "a red star", "a blue circle", "a yellow fish", "a green house", "a purple heart", "a white square",
@@ -32,7 +38,7 @@ SHOWN = [
 ]  # fmt: skip
 
 
-def draw(prompts: list[str], each: int, seed: int = 0) -> Draw:
+def draw(prompts: Sequence[str], each: int, seed: int = 0) -> Draw:
     rows = [(place, sample) for place in range(len(prompts)) for sample in range(each)]
     return Draw(seed, 0, tuple(prompts[p] for p, _ in rows), tuple(p for p, _ in rows), tuple(s for _, s in rows))
 
@@ -48,26 +54,41 @@ def table(verdicts: list[Verdict]) -> dict[str, float]:
     return {name: round(float(np.mean(values)), 4) for name, values in attributes.items()}
 
 
+def taken(model: Model, prompts: Sequence[str]) -> bool:
+    """Whether the model takes all of these prompts."""
+    try:
+        model.check(prompts)
+    except PromptError:
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--each", type=int, default=1, help="images of each prompt")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/bundled-model.json"))
+    parser.add_argument("--guidance", type=float, help="5, and 2 of bundled-pixel, when left out")
+    parser.add_argument("--out", type=Path, help="docs/results/NAME.json when left out")
     arguments = parser.parse_args()
+    name_of_files = "bundled-model" if arguments.model == "bundled" else Path(arguments.model).name
+    out = arguments.out or Path("docs/results") / f"{name_of_files}.json"
+    guidance = arguments.guidance or GUIDANCE_OF.get(arguments.model, GUIDANCE)
     model = load_model(arguments.model)
-    grid, result = model.process.grid(STEPS), {}
+    sde, result = make_sde(model, STEPS, ETA), {}
     for name in LISTS:
         chosen = draw(list(load_prompts(name).prompts), arguments.each)
-        x = images(model, chosen, DDIM(grid, ETA), GUIDANCE, batch=64)
+        if not taken(model, chosen.prompts):
+            continue
+        x = images(model, chosen, sde, guidance, batch=64)
         verdicts = [verdict for verdict in judge(x, chosen.prompts) if verdict is not None]
         result[name] = {"images": len(verdicts), **table(verdicts)}
         print(name, json.dumps(result[name]), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
     torch.manual_seed(0)
-    shown = draw(SHOWN, 8, seed=1)
-    image_list = to_pil(images(model, shown, DDIM(grid, ETA), GUIDANCE, batch=80))
-    contact_sheet(image_list, columns=16, cell=64).save(arguments.out.with_suffix(".png"))
+    shown = draw(SHOWN if taken(model, SHOWN) else load_prompts("bundled-single").prompts[::3], 8, seed=1)
+    image_list = to_pil(images(model, shown, sde, guidance, batch=80))
+    contact_sheet(image_list, columns=16, cell=64).save(out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

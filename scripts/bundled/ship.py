@@ -1,6 +1,6 @@
-"""Puts a finished build into the package: the pipeline, the judge, and what they weigh.
+"""Puts finished builds into the package: the pipelines and the judge, and what they weigh.
 
-python scripts/bundled/ship.py --work build/bundled
+python scripts/bundled/ship.py --work build/bundled [--only bundled-flow]
 """
 
 from __future__ import annotations
@@ -9,28 +9,31 @@ import argparse
 import shutil
 from pathlib import Path
 
-from build import export
-
 ASSETS = Path(__file__).parents[2] / "src/tastemaker/assets"
-LIMIT = 16_000_000
-"""Bytes that all weights together may take."""
+SOURCES = {"bundled": "pipeline", "judge": "judge", "bundled-flow": "flow-pipeline", "bundled-pixel": "pixel-pipeline"}
+"""Folders in the package, and in the work folder."""
+LIMITS = {"bundled": 16_000_000, "judge": 1_000_000, "bundled-flow": 8_000_000, "bundled-pixel": 8_000_000}
+"""Bytes that a folder may take."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/bundled"))
-    work = parser.parse_args().work
-    export(work)
-    for source, name in ((work / "pipeline", "bundled"), (work / "judge", "judge")):
+    parser.add_argument("--only", nargs="+", choices=SOURCES, default=["bundled", "judge"])
+    arguments = parser.parse_args()
+    work = arguments.work
+    if "bundled" in arguments.only:
+        from build import export
+
+        export(work)
+    for name in arguments.only:
+        source = work / SOURCES[name]
+        size = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+        if size > LIMITS[name]:
+            raise SystemExit(f"{source} takes {size} bytes, more than {LIMITS[name]}")
         shutil.rmtree(ASSETS / name, ignore_errors=True)
         shutil.copytree(source, ASSETS / name)
-    weights = {path: path.stat().st_size for path in ASSETS.rglob("*.safetensors")}
-    for path, size in weights.items():
-        print(f"{size / 1e6:6.2f} MB  {path.relative_to(ASSETS)}")
-    total = sum(weights.values())
-    print(f"{total / 1e6:6.2f} MB  in all")
-    if total > LIMIT:
-        raise SystemExit(f"the weights take {total} bytes, more than {LIMIT}")
+        print(f"{size / 1e6:6.2f} MB  {name}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tastemaker.evaluation.images import fixed_draw, load_here, save_samples, to
 from tastemaker.evaluation.metrics import diversity, share_correct
 from tastemaker.models import wrap_pipeline
 from tastemaker.models.adapter_files import find_adapter
+from tastemaker.models.bundled import BUNDLED
 from tastemaker.rewards.base import RewardFunction, wrap
 from tastemaker.rewards.registry import load_reward
 from tastemaker.runs.folders import new_folder
@@ -127,7 +128,7 @@ def evaluate(
             raise RewardError(f"two rewards are called {name!r}: give each a name of its own")
         named[name] = load_reward(one) if isinstance(one, str) else wrap(one)
     loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type)
-    found = evaluation.evaluate(loaded, sampler, draw, named, guidance=guidance, batch=batch, judged=model == "bundled")
+    found = evaluation.evaluate(loaded, sampler, draw, named, guidance=guidance, batch=batch, judged=model in BUNDLED)
     totals = {name: scores.total for name, scores in found.scores.items()}
     metrics: dict[str, float] = {}
     for name, values in totals.items():

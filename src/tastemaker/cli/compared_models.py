@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tastemaker.cli.folders import is_run, run_config
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.errors import ConfigError
+from tastemaker.models.bundled import BUNDLED
 
 if TYPE_CHECKING:
     from tastemaker.human_evaluation.create import Candidate, FromImages
@@ -52,7 +53,7 @@ def recognised(word: str, base: str | None = None) -> Given:
     path = Path(source).expanduser()
     if not source:
         raise ConfigError(f"{word!r} names no model: give NAME=MODEL, NAME=RUN, NAME=ADAPTER or NAME=FOLDER")
-    if source == "bundled" or not os.path.exists(path):
+    if source in BUNDLED or not os.path.exists(path):
         if source.startswith((".", "/", "~")) or source.count("/") > 1:
             raise ConfigError(f"{name} is {source}, but there is no such folder or file")
         return Given(name, source, source)

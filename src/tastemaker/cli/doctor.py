@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tastemaker.cli.folders import RUNS
 from tastemaker.errors import ConfigError
-from tastemaker.models.bundled import ASSETS
+from tastemaker.models.bundled import ASSETS, shipped
 
 PYTHON = (3, 10)
 REQUIRED = {
@@ -107,7 +107,7 @@ def findings() -> Iterator[Line]:
     yield from (package(name, oldest) for name, oldest in REQUIRED.items())
     yield device()
     yield from (extra(name, purpose) for name, purpose in EXTRAS.items())
-    yield assets(ASSETS / "bundled")
+    yield from (assets(ASSETS / name) for name in shipped())
     yield from folder(RUNS)
 
 
@@ -155,11 +155,12 @@ def device() -> Line:
 
 
 def assets(path: Path) -> Line:
-    """The bundled model: a diffusers pipeline with weights."""
+    """A bundled model: a diffusers pipeline with weights."""
     if not (path / "model_index.json").is_file() or not any(path.rglob("*.safetensors")):
-        return Line("missing", f"bundled model at {path}", "install tastemaker again, or build it with `make bundled`")
+        fix = f"install tastemaker again, or build it with `make {path.name}`"
+        return Line("missing", f"model {path.name} at {path}", fix)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return Line("ok", f"bundled model, {size / 2**20:.0f} MiB, at {path}")
+    return Line("ok", f"model {path.name}, {size / 2**20:.0f} MiB, at {path}")
 
 
 def folder(runs: Path) -> Iterator[Line]:

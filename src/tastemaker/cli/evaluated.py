@@ -18,6 +18,7 @@ from tastemaker.errors import ConfigError, ModelError
 from tastemaker.evaluation.evaluated_models import Checkpoint, EvaluatedModel, Mixture, Trained
 from tastemaker.in_memory import PREFIX
 from tastemaker.models.adapter_files import find_adapter, require_adapter
+from tastemaker.models.bundled import BUNDLED
 from tastemaker.runs.checkpoint import saved_round
 
 _LABEL = re.compile(r"([^=/\\]+)=(.+)", re.DOTALL)
@@ -55,8 +56,8 @@ def _find(text: str, model: str | None) -> list[Found]:
         label, given = match[1].strip(), match[2]
     if given.startswith("mix "):
         found = _mixtures(given, model)
-    elif given == "bundled":
-        found = [Found(EvaluatedModel("", "bundled"))]
+    elif given in BUNDLED:
+        found = [Found(EvaluatedModel("", given))]
     elif (match := _ROUND.fullmatch(given)) and not os.path.lexists(given):
         found = [_checkpoint(require_run(Path(match[1])), int(match[2]), model)]
     elif os.path.exists(given):

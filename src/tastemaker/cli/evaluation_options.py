@@ -19,6 +19,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.evaluation.evaluation_plan import FEATURE_METRICS, EvaluationPlan, PromptSet
 from tastemaker.evaluation.evaluation_table import reference_files
 from tastemaker.in_memory import PREFIX
+from tastemaker.models.bundled import BUNDLED
 from tastemaker.rewards.base import FunctionReward, Reward
 from tastemaker.rewards.expression import parse, parts, without_addresses
 from tastemaker.rewards.registry import load_reward
@@ -73,7 +74,7 @@ def make_plan(options: Options) -> EvaluationPlan:
     for name, value in counts.items():
         if value is not None:
             require_at_least(name, value, 1)
-    bundled = all(one.model == "bundled" for one in models)
+    bundled = all(one.model in BUNDLED for one in models)
     metrics = tuple(dict.fromkeys(options.metrics or ("judge", "diversity", "speed")))
     prompt_sets, sampling = _prompt_sets(options, configs), _sampling(options, configs)
     rewards, owners = _rewards(options, configs)

@@ -11,11 +11,12 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.errors import ConfigError, nearest
+from tastemaker.models.bundled import shipped
 
-MODELS = {
-    "bundled": "small model that ships with tastemaker, for trying things out on a laptop",
+OTHER_MODELS = {
     "FOLDER or OWNER/NAME": "any diffusers StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), "
-    "StableDiffusionXLPipeline, DDPMPipeline or DDIMPipeline, local or on the hub",
+    "StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline, ZImagePipeline, "
+    "DDPMPipeline or DDIMPipeline, local or on the hub",
 }
 
 
@@ -84,7 +85,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "algorithms": _algorithms,
     "rewards": _rewards,
     "prompts": _prompts,
-    "models": lambda: MODELS,
+    "models": lambda: shipped() | OTHER_MODELS,
     "benchmarks": _benchmarks,
 }
 

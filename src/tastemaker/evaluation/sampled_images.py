@@ -16,6 +16,7 @@ from tastemaker.evaluation.evaluation_files import EvaluationFolder, storing
 from tastemaker.evaluation.evaluation_plan import EvaluationPlan, PromptSet
 from tastemaker.evaluation.metrics import verdicts
 from tastemaker.models import load_model
+from tastemaker.models.bundled import BUNDLED
 from tastemaker.models.embedded_guidance import set_embedded_guidance
 
 
@@ -86,7 +87,7 @@ def _sample(
         rollout = made.rollout
         assert rollout.trajectory is not None
         record["kl"] = chain_kl(model, reference, sde, rollout.trajectory, rollout.cond).tolist()
-    if "judge" in plan.metrics and evaluated.model == "bundled":
+    if "judge" in plan.metrics and evaluated.model in BUNDLED:
         # Of the images as they were made: with 8 bits a channel, a verdict now and then is another than a run's own.
         record["correct"] = verdicts(made.images, draw.prompts, judged=True)
     latents = made.rollout.x0 if plan.latents_needed else None

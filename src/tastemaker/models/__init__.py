@@ -16,7 +16,7 @@ def load_model(
     device: torch.device | str = "cpu",
     network_device: torch.device | str | None = None,
 ) -> Model:
-    """The model at `source`: `bundled`, a folder of a diffusers pipeline, a hub name, or another package's. Raises
+    """The model at `source`: a bundled one, a folder of a diffusers pipeline, a hub name, or another package's. Raises
     ModelError.
 
     A model of another package is named by `module:factory` or an entry point (`third_party.py`).
@@ -26,7 +26,7 @@ def load_model(
     """
     from tastemaker.errors import ModelError
     from tastemaker.in_memory import require_named
-    from tastemaker.models.bundled import bundled_pipeline
+    from tastemaker.models.bundled import folder_of
     from tastemaker.models.loading import load_pipeline
     from tastemaker.models.third_party import load_third_party, target_of
     from tastemaker.safe_torch import require_safe_torch
@@ -35,7 +35,7 @@ def load_model(
     if target := target_of(source):
         return load_third_party(source, target, precision, device, network_device)
     require_safe_torch(f"the model {source}", ModelError)
-    pipeline = load_pipeline(str(bundled_pipeline()) if source == "bundled" else source)
+    pipeline = load_pipeline(folder_of(source))
     return wrap_pipeline(pipeline, precision, device, network_device)
 
 
@@ -45,13 +45,13 @@ def load_meta_model(source: str) -> Model:
     It can be resized, tuned and asked for a prediction, none of which computes anything. Of a model on the hub only
     the small files are downloaded; another package's factory is called with that device.
     """
-    from tastemaker.models.bundled import bundled_pipeline
+    from tastemaker.models.bundled import folder_of
     from tastemaker.models.loading import load_skeleton
     from tastemaker.models.third_party import load_third_party, target_of
 
     if target := target_of(source):
         return load_third_party(source, target, "fp32", "meta", None)
-    return wrap_pipeline(load_skeleton(str(bundled_pipeline()) if source == "bundled" else source), "fp32", "meta")
+    return wrap_pipeline(load_skeleton(folder_of(source)), "fp32", "meta")
 
 
 def wrap_pipeline(

@@ -22,6 +22,7 @@ from tastemaker.evaluation.evaluate import Evaluation, evaluate
 from tastemaker.evaluation.metrics import diversity, diversity_by_image, share_correct
 from tastemaker.evaluation.over_optimisation import Look, Measure, Measured
 from tastemaker.models import lora
+from tastemaker.models.bundled import BUNDLED
 from tastemaker.rewards.expression import labels
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.draws import EVALUATION, UNSEEN, draw_evaluation
@@ -209,7 +210,7 @@ def _evaluate(session: Session, prompts: PromptSet, number: int) -> Evaluation:
         return evaluate(
             session.model, session.sampler, draw, {config.reward: session.reward, **session.others},
             guidance=sampling.guidance, batch=sampling.images_per_batch,
-            judged=config.model == "bundled", advance=session.display.advance,
+            judged=config.model in BUNDLED, advance=session.display.advance,
             # One process may leave; several have to be asked together.
             while_waiting=session.stop.check if session.accelerator.num_processes == 1 else lambda: None,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from tastemaker.config.schema import Config
 from tastemaker.in_memory import PREFIX
+from tastemaker.models.bundled import BUNDLED
 from tastemaker.printing import readable
 from tastemaker.runs import atomic
 from tastemaker.runs.metrics import read_metrics
@@ -50,8 +51,9 @@ def _card(session: Session, grids: int) -> str:
 
 def _base(model: str) -> tuple[str, str]:
     """Python for the model that was trained, which runs in any folder: an import that it needs, and an expression."""
-    if model == "bundled":
-        return "from tastemaker.models.bundled import bundled_pipeline\n", "bundled_pipeline()"
+    if model in BUNDLED:
+        name = "" if model == "bundled" else repr(model)
+        return "from tastemaker.models.bundled import bundled_pipeline\n", f"bundled_pipeline({name})"
     if model.startswith(PREFIX):
         return "", repr("PATH OF THE PIPELINE THAT WAS PASSED TO tastemaker.train")
     folder = Path(model).expanduser()

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tastemaker.evaluation.metrics import Reduce, diversity, share_correct, verdicts
+from tastemaker.models.bundled import BUNDLED
 from tastemaker.rewards.expression import labels
 from tastemaker.runs.checkpoint import State
 from tastemaker.spread import moments
@@ -67,7 +68,7 @@ class RoundImages:
 def image_figures(session: Session, made: RoundImages) -> dict[str, float]:
     """What a round's record says of its images."""
     own, reduce = made.part.own, everywhere(session.accelerator)
-    correct = verdicts(made.images, own.prompts, judged=session.config.model == "bundled")
+    correct = verdicts(made.images, own.prompts, judged=session.config.model in BUNDLED)
     return {
         **reward_figures(made.reward, session.state),
         "reward/min": made.reward.min().item(),
