@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load as parse
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tastemaker.diffusion.model import Model
@@ -129,6 +130,29 @@ def check(evaluated: EvaluatedModel, model: Model) -> None:
             pass
 
 
+def adapter_of(change: Change, network: nn.Module) -> Adapter:
+    """The adapter that a change of adapters alone is. Raises ModelError where its files do not fit the network."""
+    match change:
+        case Trained(path):
+            return adapter_files.read(path, network)
+        case Mixture() as mixed:
+            return _mixed(mixed, network)
+        case Checkpoint() as checkpoint:
+            return _as_adapter(checkpoint, _weights_of(checkpoint), network)
+
+
+def network_of(change: Trained | Checkpoint, network: nn.Module) -> dict[str, Tensor]:
+    """All weights of a whole network, as a full training left them. Raises ModelError where they are of another."""
+    if isinstance(change, Checkpoint):
+        saved = _weights_of(change)
+        _require_same_names(change, saved, network)
+        return saved
+    saved = {name: value for file in change.files for name, value in load_file(file).items()}
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    _require_equal(change.path, {name: value.shape for name, value in saved.items()}, own)
+    return saved
+
+
 @contextmanager
 def changed(model: Model, evaluated: EvaluatedModel, folder: Path) -> Iterator[None]:
     """Inside it a base model has the weights of the evaluated one; afterwards its own, bit for bit.
@@ -203,7 +227,7 @@ def _as_adapter(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Mo
         own = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
     finally:
         remove(network)
-    _require_equal(checkpoint, {name: value.shape for name, value in saved.items()}, own)
+    _require_equal(checkpoint.folder, {name: value.shape for name, value in saved.items()}, own)
     ends = ".lora_A.default.weight", ".lora_B.default.weight"
     layers = dict.fromkeys(name.removesuffix(ends[0]) for name in saved if name.endswith(ends[0]))
     return {layer: Factors(saved[layer + ends[0]].float(), saved[layer + ends[1]].float(), scale) for layer in layers}
@@ -211,15 +235,13 @@ def _as_adapter(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Mo
 
 def _require_same_names(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Module) -> None:
     own = {name: parameter.shape for name, parameter in network.named_parameters()}
-    _require_equal(checkpoint, {name: value.shape for name, value in saved.items()}, own)
+    _require_equal(checkpoint.folder, {name: value.shape for name, value in saved.items()}, own)
 
 
-def _require_equal(
-    checkpoint: Checkpoint, saved: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]
-) -> None:
+def _require_equal(weights: Path, saved: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]) -> None:
     wrong = [name for name in sorted(saved.keys() | own.keys()) if saved.get(name) != own.get(name)]
     if wrong:
         raise ModelError(
-            f"the checkpoint {checkpoint.folder} is of another model: {len(wrong)} of its weights differ in name or "
+            f"{weights} is of another model: {len(wrong)} of its weights differ in name or "
             f"shape, {wrong[0]} among them; give the --model that was trained"
         )

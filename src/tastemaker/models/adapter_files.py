@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tastemaker.errors import ConfigError, ModelError
+from tastemaker.models import adapter_names
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove
 from tastemaker.models.mixing import Adapter, Factors
@@ -34,6 +35,8 @@ from tastemaker.models.mixing import Adapter, Factors
 ENDS = (".lora_A.weight", ".lora_B.weight")
 """Of the names of a layer's factors, as peft has them."""
 _KNOWN = re.compile(r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight$|\.alpha$")
+_PREFIX = re.compile(r"^(base_model\.model\.)?((unet|transformer)\.)?")
+"""What the libraries put before a layer's own name."""
 _HARMLESS = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "fan_in_fan_out",
@@ -110,6 +113,7 @@ def _read(file: Path, network: nn.Module) -> Adapter:
         config = _config(file, opened.metadata() or {})
     _require_plain(file, tensors, config)
     layers = adaptable(network)
+    tensors = adapter_names.to_layers(tensors, network, layers)
     kohya = {f"lora_unet_{name.replace('.', '_')}": name for name in layers}
     state = convert_unet_state_dict_to_peft({_renamed(name, kohya): value for name, value in tensors.items()})
     alphas = {name.removesuffix(".alpha"): value.item() for name, value in state.items() if name.endswith(".alpha")}
@@ -151,8 +155,8 @@ def _require_plain(file: Path, tensors: Mapping[str, Tensor], config: Mapping[st
 
 
 def _renamed(name: str, kohya: Mapping[str, str]) -> str:
-    """Without what the libraries put before a layer's own name, and with peft's names instead of kohya's."""
-    stem, _, end = name.removeprefix("base_model.model.").removeprefix("unet.").partition(".")
+    """Without its prefix, and with peft's names instead of kohya's."""
+    stem, _, end = _PREFIX.sub("", name).partition(".")
     name = f"{kohya.get(stem, stem)}.{end}"
     return name.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
 
