@@ -35,7 +35,7 @@ def with_objects(config: Config, model: Any, reward: Any, prompts: Any) -> tuple
     elif model is not None:
         pipeline = copied(model)
         require_no_adapter(pipeline)
-        config = replace(config, model=object_name(f"{type(model).__name__}-{_weights_digest(pipeline.unet)}"))
+        config = replace(config, model=object_name(f"{type(model).__name__}-{_weights_digest(_network(pipeline))}"))
     if isinstance(reward, str):
         config = replace(config, reward=reward)
     elif reward is not None:
@@ -80,6 +80,9 @@ def copied(pipeline: Any) -> Any:
     parts: dict[str, Any] = {}
     for name, kind in family.parts.items():
         part = pipeline.components[name]
+        if part is None and name in family.optional:
+            parts[name] = None
+            continue
         if issubclass(kind, nn.Module):
             if not isinstance(part, kind):
                 raise ModelError(f"the pipeline's {name} is a {type(part).__name__}, but must be a {kind.__name__}")
@@ -91,8 +94,9 @@ def copied(pipeline: Any) -> Any:
         parts[name] = copy.deepcopy(part)
         if isinstance(part, nn.Module):
             remove_hook_from_module(parts[name], recurse=True)
+    settings = {name: pipeline.config[name] for name in family.settings if name in pipeline.config}
     with loading():
-        made = family.pipeline(scheduler=copy.deepcopy(pipeline.scheduler), **parts, **family.options)
+        made = family.pipeline(scheduler=copy.deepcopy(pipeline.scheduler), **parts, **family.options, **settings)
     if "id2label" in pipeline.config:  # names of classes, which these pipelines carry along but do not know
         made.register_to_config(id2label=pipeline.config["id2label"])
     return made
@@ -100,11 +104,16 @@ def copied(pipeline: Any) -> Any:
 
 def require_no_adapter(pipeline: Any) -> None:
     """Raises ModelError where a pipeline's network has an adapter, beside which none can be trained."""
-    if any(isinstance(module, BaseTunerLayer) for module in pipeline.unet.modules()):
+    if any(isinstance(module, BaseTunerLayer) for module in _network(pipeline).modules()):
         raise ModelError(
-            "the pipeline's unet has an adapter already: merge it with fuse_lora() and unload_lora_weights(), or take "
-            "it off with unload_lora_weights() alone"
+            f"the pipeline's {FAMILIES[type(pipeline).__name__].network} has an adapter already: merge it with "
+            "fuse_lora() and unload_lora_weights(), or take it off with unload_lora_weights() alone"
         )
+
+
+def _network(pipeline: Any) -> nn.Module:
+    """The component that is trained of a pipeline of FAMILIES."""
+    return pipeline.components[FAMILIES[type(pipeline).__name__].network]
 
 
 def _weights_digest(network: nn.Module) -> str:

@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     import torch
 
     from tastemaker.diffusion.model import Model
-    from tastemaker.models.pixel import PixelUNet
-    from tastemaker.models.stable_diffusion import LatentUNet
 
 
 def load_model(
@@ -61,12 +59,8 @@ def wrap_pipeline(
     precision: str = "fp32",
     device: torch.device | str = "cpu",
     network_device: torch.device | str | None = None,
-) -> LatentUNet | PixelUNet:
+) -> Model:
     """The model behind a loaded pipeline, which is frozen, moved and cast in place. Raises ModelError."""
-    from tastemaker.models.stable_diffusion import LatentUNet
+    from tastemaker.models.loading import family_of
 
-    if type(pipeline).__name__ == "StableDiffusionPipeline":
-        return LatentUNet(pipeline, precision, device, network_device)
-    from tastemaker.models.pixel import PixelUNet
-
-    return PixelUNet(pipeline, precision, device, network_device)
+    return family_of(type(pipeline).__name__).model(pipeline, precision, device, network_device)

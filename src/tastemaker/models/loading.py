@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +36,45 @@ from tastemaker.hub import hub_cause, is_unreachable, quiet_client  # noqa: E402
 from tastemaker.models.config_checks import require_latent, require_pixels  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
 from tastemaker.models.library_logging import loading  # noqa: E402
+from tastemaker.models.pixel import PixelUNet  # noqa: E402
 from tastemaker.models.schedulers import load_scheduler  # noqa: E402
+from tastemaker.models.stable_diffusion import LatentUNet  # noqa: E402
 
 INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
 class Family:
-    """A pipeline class, the classes of its components, and what else it is made with."""
+    """A pipeline class: the classes of its components, how it is loaded, and the model that it becomes."""
 
     pipeline: Any
+    model: Callable[..., Any]
+    """Of a pipeline, precision, device and network_device: the `diffusion.model.Model` with the pipeline behind it."""
     parts: Mapping[str, Any]
+    """Classes of the components but the scheduler, by name; those that are no torch modules are tokenizers."""
     check: Callable[[Any], None]
     """Raises ModelError where the numbers in the configs do not fit."""
+    scheduler: Callable[[Path, str], Any]
+    """The scheduler of a folder whose model_index.json names this class for it. Raises ModelError."""
+    network: str = "unet"
+    """The component that is trained."""
+    optional: frozenset[str] = frozenset()
+    """Components that model_index.json may leave out, which are then None."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """What else the pipeline is made with."""
+    settings: tuple[str, ...] = ()
+    """Keys of model_index.json that the pipeline is made with where they are there, as
+    force_zeros_for_empty_prompt."""
 
 
+_PIXELS: dict[str, Any] = {
+    "model": PixelUNet, "parts": {"unet": UNet2DModel}, "check": require_pixels,
+    "scheduler": partial(load_scheduler, latents=False),
+}  # fmt: skip
 FAMILIES = {
     "StableDiffusionPipeline": Family(
         StableDiffusionPipeline,
+        LatentUNet,
         {
             "tokenizer": CLIPTokenizer,
             "text_encoder": CLIPTextModel,
@@ -61,15 +82,28 @@ FAMILIES = {
             "vae": AutoencoderKL,
         },
         require_latent,
-        {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None},
+        partial(load_scheduler, latents=True),
+        options={
+            "safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None,
+        },
     ),
-    "DDPMPipeline": Family(DDPMPipeline, {"unet": UNet2DModel}, require_pixels),
-    "DDIMPipeline": Family(DDIMPipeline, {"unet": UNet2DModel}, require_pixels),
-}
+    "DDPMPipeline": Family(DDPMPipeline, **_PIXELS),
+    "DDIMPipeline": Family(DDIMPipeline, **_PIXELS),
+}  # fmt: skip
 """Pipelines by the name in their model_index.json."""
 
-_TOKENS = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-"""Files of which a CLIP tokenizer needs one set; without, transformers makes one that knows no word."""
+
+def family_of(name: Any) -> Family:
+    """The family of a pipeline class. Raises ModelError for one that this version does not train."""
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ModelError(f"it is a {name}; this version trains {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+_TOKENS: dict[Any, tuple[set[str], ...]] = {
+    CLIPTokenizer: ({"tokenizer.json"}, {"vocab.json", "merges.txt"}),
+}
+"""Files of which a tokenizer of each class needs one set; without, transformers makes one that knows no word."""
 _WHOLE_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 """Weights in a text encoder's file that was saved from a whole CLIP, and that a text encoder does not need."""
 _BINARY = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".pt", ".pth", ".gguf")
@@ -182,7 +216,7 @@ def _require_cached(folder: Path, error: Exception, source: str) -> None:
     index = read_json(folder / INDEX)
     try:
         wanted(names, index)
-        missing = [part for part in _family(index).parts if not (folder / part).is_dir()]
+        missing = [part for part in _present(index) if not (folder / part).is_dir()]
     except ModelError:
         missing = ["weights"]
     if missing:
@@ -197,51 +231,56 @@ def wanted(names: Iterable[str], index: Mapping[str, Any]) -> list[str]:
     Everything small in the folders of its components, and the weights that `chosen_weights` names. Raises ModelError.
     """
     names, found = list(names), [INDEX]
-    parts = _family(index).parts
-    for part in (*parts, "scheduler"):
+    family = _family(index)
+    for part in (*_present(index), "scheduler"):
         inside = [Path(name).name for name in names if name.rpartition("/")[0] == part]
         small = [name for name in inside if not name.endswith(_BINARY)]
         weights: list[str] = []
-        if part not in ("scheduler", "tokenizer"):
+        if part != "scheduler" and _is_network(family.parts[part]):
             weights = files_of(chosen_weights(inside, f"{part}/"), inside)
         found += [f"{part}/{name}" for name in (*small, *weights)]
     return found
 
 
 def _family(index: Mapping[str, Any]) -> Family:
-    """Raises ModelError for a pipeline of another class."""
-    kind = index.get("_class_name", "pipeline of a class that model_index.json does not name")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ModelError(
-            f"it is a {kind}; this version trains StableDiffusionPipeline (SD 1.x and 2.x), DDPMPipeline and "
-            "DDIMPipeline"
-        )
-    return FAMILIES[kind]
+    return family_of(index.get("_class_name", "pipeline of a class that model_index.json does not name"))
 
 
 def _assembled(folder: Path, *, weights: bool = True) -> Any:
     index = read_json(folder / INDEX)
     family = _family(index)
-    for part, kind in family.parts.items():
-        _require_class(index.get(part), part, kind.__name__)
+    present = _present(index)
+    for part in present:
+        _require_class(index.get(part), part, family.parts[part].__name__)
     named = index.get("scheduler")
     if named is None or not _is_entry(named):
         raise ModelError(f"model_index.json names no scheduler, but {named!r}: expected a library and a class")
-    latents = "vae" in family.parts
-    parts: dict[str, Any] = {"scheduler": load_scheduler(folder, named[1], latents=latents)}
-    for part in family.parts:
-        network = _network if weights else _meta_network
-        parts[part] = _tokenizer(folder) if part == "tokenizer" else network(folder, part, family.parts[part])
+    parts: dict[str, Any] = dict.fromkeys(family.optional) | {"scheduler": family.scheduler(folder, named[1])}
+    network = _network if weights else _meta_network
+    for part in present:
+        kind = family.parts[part]
+        parts[part] = (network if _is_network(kind) else _tokenizer)(folder, part, kind)
+    settings = {name: index[name] for name in family.settings if name in index}
     with loading():  # StableDiffusionPipeline warns where it mends an old config: `sample_size` before diffusers 0.9
-        made = family.pipeline(**parts, **family.options)
+        made = family.pipeline(**parts, **family.options, **settings)
     made.register_to_config(_name_or_path=str(folder))
     if "id2label" in index:
         # Names of classes, which these pipelines carry along but do not know.
         made.register_to_config(id2label=index["id2label"])
     family.check(made)
     if weights:
-        _require_answer(made)
+        _require_answer(family, made)
     return made
+
+
+def _present(index: Mapping[str, Any]) -> list[str]:
+    """The components beside the scheduler that a pipeline has: all, but those that it may leave out and does."""
+    family = _family(index)
+    return [name for name in family.parts if name not in family.optional or index.get(name) not in (None, [None, None])]
+
+
+def _is_network(kind: Any) -> bool:
+    return issubclass(kind, nn.Module)
 
 
 def _is_entry(value: Any) -> bool:
@@ -255,14 +294,16 @@ def _require_class(entry: Any, part: str, name: str) -> None:
         raise ModelError(f"its {part} is a {entry[1]}, but this version knows only {name}")
 
 
-def _tokenizer(folder: Path) -> Any:
-    path = folder / "tokenizer"
-    if not path.is_dir() or not any(names <= {path.name for path in path.iterdir()} for names in _TOKENS):
-        raise ModelError(f"there is no tokenizer in {path}: expected tokenizer.json, or vocab.json and merges.txt")
+def _tokenizer(folder: Path, part: str, kind: Any) -> Any:
+    path = folder / part
+    needed = _TOKENS[kind]
+    if not path.is_dir() or not any(names <= {path.name for path in path.iterdir()} for names in needed):
+        expected = ", or ".join(" and ".join(sorted(names, reverse=True)) for names in needed)
+        raise ModelError(f"there is no tokenizer in {path}: expected {expected}")
     for name in ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json", "vocab.json"):
         if (path / name).is_file():
             read_json(path / name)
-    return _loaded("tokenizer", lambda: CLIPTokenizer.from_pretrained(path))
+    return _loaded(part, lambda: kind.from_pretrained(path))
 
 
 def _meta_network(folder: Path, part: str, kind: Any) -> nn.Module:
@@ -319,7 +360,7 @@ def _network(folder: Path, part: str, kind: Any) -> nn.Module:
     absent, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if absent:
         raise ModelError(f"the weights in {path} lack {_some(absent)}, which its config.json asks for")
-    if part == "text_encoder":
+    if part.startswith("text_encoder"):
         strange = [key for key in strange if not key.startswith(_WHOLE_CLIP) and not key.endswith("position_ids")]
     if strange:
         raise ModelError(f"the weights in {path} hold {_some(strange)}, for which its config.json has no place")
@@ -363,29 +404,23 @@ def _loaded(part: str, load: Any) -> Any:
 
 
 @torch.no_grad()
-def _require_answer(pipeline: Any) -> None:
+def _require_answer(family: Family, pipeline: Any) -> None:
     """Asks every component once, for the smallest image that the network can make. Raises ModelError.
 
     So numbers that do not fit each other end here, and not after a run has begun.
     """
-    unet, latents = pipeline.unet, hasattr(pipeline, "vae")
-    side = 2 ** (len(unet.config.block_out_channels) - 1)
-    shape = (1, unet.config.in_channels, side, side)
-    time = torch.tensor([pipeline.scheduler.config["num_train_timesteps"] // 2])
 
     def ask() -> None:
-        extra: dict[str, Any] = {}
-        if latents:
-            extra["encoder_hidden_states"], _ = pipeline.encode_prompt("", torch.device("cpu"), 1, False)
-        elif unet.config.num_class_embeds:
-            extra["class_labels"] = torch.tensor([0])
-        answer = unet(torch.zeros(shape), time, **extra, return_dict=False)[0]
-        if answer.shape != shape or not answer.isfinite().all():
-            raise ModelError(f"its unet answers {list(answer.shape)} to {list(shape)}, or is not finite")
-        if latents:
-            image = pipeline.vae.decode(torch.zeros(shape), return_dict=False)[0]
-            if image.shape[1] != 3:
-                raise ModelError(f"its vae decodes to {image.shape[1]} channels, but an image has 3")
+        model = family.model(pipeline)
+        model.resize(model.multiple, model.multiple)
+        x = torch.zeros(1, *model.latent_shape)
+        time = torch.tensor([model.process.length // 2])
+        answer = model.predict(x, time, model.encode([""], 1.0))
+        if answer.shape != x.shape or not answer.isfinite().all():
+            raise ModelError(f"its {family.network} answers {list(answer.shape)} to {list(x.shape)}, or is not finite")
+        image = model.decode(x)
+        if image.shape[1] != 3:
+            raise ModelError(f"its vae decodes to {image.shape[1]} channels, but an image has 3")
 
     try:
         ask()

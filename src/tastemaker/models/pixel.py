@@ -59,6 +59,11 @@ class PixelUNet:
         return 1
 
     @property
+    def multiple(self) -> int:
+        """Of which an image's height and width in pixels must be multiples."""
+        return 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
     def components(self) -> dict[str, nn.Module]:
         """None: the U-Net is all there is."""
         return {}
@@ -68,8 +73,7 @@ class PixelUNet:
 
         Raises ModelError where the U-Net cannot.
         """
-        multiple = 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
-        self.latent_shape = resized(self.latent_shape, self.scale, height, width, multiple)
+        self.latent_shape = resized(self.latent_shape, self.scale, height, width, self.multiple)
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""

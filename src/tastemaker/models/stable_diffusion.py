@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,8 +14,10 @@ from tastemaker.models.config_checks import require_latent, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
+from tastemaker.models.prompt_states import PromptStates, conditioned
 from tastemaker.models.schedulers import SchedulerProcess, ddim
 from tastemaker.models.tuning import Tuning
+from tastemaker.models.vae import LatentImages
 from tastemaker.types import Cond
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,26 +37,29 @@ class LatentUNet:
         self.pipeline = pipeline
         self.device = torch.device(device)
         self.dtype = DTYPES[precision]
-        pipeline.vae.requires_grad_(False).eval()
+        self.images = LatentImages(pipeline.vae)
+        self.images.place(self.device)
         pipeline.text_encoder.requires_grad_(False).eval()
         pipeline.unet.requires_grad_(False).eval()
         with quiet():
-            # The VAE stays in float32: it is a small part of the work, and overflows in float16 for SD 2.x.
-            pipeline.vae.to(self.device, torch.float32)
             pipeline.text_encoder.to(self.device, self.dtype)
             pipeline.unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=True))
         self.latent_shape = (pipeline.unet.config.in_channels, *sample_size(pipeline.unet.config))
         self.weights = NetworkWeights(pipeline.unet)
-        self._text: dict[str, Tensor] = {}
-        self._pooled: dict[str, Tensor] = {}
+        self._text, self._pooled = PromptStates(self._encode), PromptStates(self._pool)
         self._warned_long = False
 
     @property
     def scale(self) -> int:
         """Pixels to a side of one latent element."""
-        return 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        return self.images.scale
+
+    @property
+    def multiple(self) -> int:
+        """Of which an image's height and width in pixels must be multiples."""
+        return self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -66,8 +71,7 @@ class LatentUNet:
 
         Raises ModelError where the latents would not fit.
         """
-        multiple = self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
-        self.latent_shape = resized(self.latent_shape, self.scale, height, width, multiple)
+        self.latent_shape = resized(self.latent_shape, self.scale, height, width, self.multiple)
 
     def tune(self, tuning: Tuning, seed: int = 0) -> None:
         """Makes the U-Net trainable, by adapters (drawn from `seed`) or in full."""
@@ -78,52 +82,35 @@ class LatentUNet:
     def check(self, prompts: Sequence[str]) -> None:
         """Any text will do."""
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str], guidance: float, *, pooled: bool = False) -> Cond:
         """Text states `text` [P,L,C] of the prompts, computed once for each different prompt.
 
         With `pooled` also `pooled` [P,C], the text encoder's last state at the end of each prompt (CLIP).
         """
-        rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", *prompts]))}
-        states = {"text": self._cached(self._text, rows, self._encode)}
-        if pooled:
-            states["pooled"] = self._cached(self._pooled, rows, self._pool)
-        return Cond(states, torch.tensor([rows[prompt] for prompt in prompts], device=self.device), guidance)
+        return conditioned([self._text, self._pooled] if pooled else [self._text], prompts, guidance, self.device)
 
-    def _cached(
-        self, cache: dict[str, Tensor], prompts: Iterable[str], compute: Callable[[list[str]], Tensor]
-    ) -> Tensor:
-        """[P,...] float32 states of the prompts, of which those that are missing in the cache are computed."""
-        missing = [prompt for prompt in prompts if prompt not in cache]
-        # The empty prompt alone: which prompts are encoded together changes the last bits of their states, and those
-        # of the empty one are to be the same whatever else is encoded.
-        others = [prompt for prompt in missing if prompt]
-        for part in [[""]] * ("" in missing) + [others[start : start + 64] for start in range(0, len(others), 64)]:
-            cache.update(zip(part, compute(part).float(), strict=True))
-        return torch.stack([cache[prompt] for prompt in prompts])
-
-    def _encode(self, prompts: list[str]) -> Tensor:
-        """[P,L,C]"""
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """`text` [P,L,C]"""
         with quiet():
             states, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
             long = prompt_length.longer(self.pipeline.tokenizer, prompts)
         if long and not self._warned_long:
             self._warned_long = True
             prompt_length.warn(long, self.pipeline.tokenizer.model_max_length)
-        return states
+        return {"text": states}
 
-    def _pool(self, prompts: list[str]) -> Tensor:
-        """[P,C]"""
+    def _pool(self, prompts: list[str]) -> dict[str, Tensor]:
+        """`pooled` [P,C]"""
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt",
                            max_length=tokenizer.model_max_length)  # fmt: skip
         # As diffusers' encode_prompt asks the encoder for the states themselves.
         masked = getattr(encoder.config, "use_attention_mask", None)
         mask = tokens.attention_mask.to(self.device) if masked else None
-        return encoder(tokens.input_ids.to(self.device), attention_mask=mask).pooler_output
+        return {"pooled": encoder(tokens.input_ids.to(self.device), attention_mask=mask).pooler_output}
 
     def clear_prompt_cache(self) -> None:
-        """Drops the text states that are kept: hundreds of kB for each prompt, which data sets have by the million."""
+        """Drops the text states that are kept."""
         self._text.clear()
         self._pooled.clear()
 
@@ -139,14 +126,11 @@ class LatentUNet:
 
     def decode(self, x0: Tensor) -> Tensor:
         """Images [N,3,H,W] in [0,1]."""
-        vae = self.pipeline.vae
-        return (vae.decode(x0 / vae.config.scaling_factor, return_dict=False)[0] / 2 + 0.5).clamp(0, 1)
+        return self.images.decode(x0)
 
-    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Latents [N,*D] of images [N,3,H,W] in [0,1]: the means of the VAE's posterior."""
-        vae = self.pipeline.vae
-        return vae.encode(2 * images.to(self.device) - 1).latent_dist.mean * vae.config.scaling_factor
+        return self.images.encode(images)
 
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
