@@ -29,8 +29,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Config", "Evaluation", "Iterations", "ModelComparison", "Run", "RunImage", "Samples", "TastemakerError", "ask",
-    "compare", "evaluate", "evaluate_models", "export", "iterate", "label", "load_reward", "load_run", "preset", "presets",
-    "resume", "reward", "sample", "train", "train_reward_model",
+    "compare", "evaluate", "evaluate_models", "export", "iterate", "label", "load_reward", "load_run", "preset",
+    "presets", "resume", "reward", "sample", "train", "train_reward_model",
 ]  # fmt: skip
 
 _MODULES = {

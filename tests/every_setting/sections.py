@@ -593,6 +593,31 @@ def start_from(lab: Lab) -> None:
         assert torch.equal(value, saved.model.weights.trainable()[name])
 
 
+def under(lab: Lab, **tuning: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's weight in the model, in a session with an adapter under the trained one, and what that adapter adds."""
+    saved, name = lab.session(trained=True), "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    folder = lab.new("frozen")
+    saved.model.weights.save(folder)
+    layer = saved.model.network.get_submodule(name)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    session = lab.session(tuning={"frozen_adapters": (str(folder),), **tuning})
+    found = session.model.network.get_submodule(name).base_layer.weight
+    return layer.base_layer.weight.detach(), found.detach(), (b @ a * layer.scaling["default"]).detach()
+
+
+@acts("tuning.frozen_adapters")
+def frozen_adapters(lab: Lab) -> None:
+    base, found, added = under(lab)
+    close(found, base + added, 1e-6)
+    assert added.abs().max() > 1e-3
+
+
+@acts("tuning.frozen_weights")
+def frozen_weights(lab: Lab) -> None:
+    base, found, added = under(lab, frozen_weights=(-3.0,))
+    close(found, base - 3 * added, 1e-5)
+
+
 @acts("tuning.gradient_checkpointing")
 def gradient_checkpointing(lab: Lab) -> None:
     """A block behind the adapters runs once for each of the 3 steps of sampling, once in training, and once more in

@@ -44,7 +44,8 @@ def sdxl():
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 1, 2), attention_head_dim=2,
-        addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=32, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=32, use_linear_projection=True,
     )  # fmt: skip
 
 

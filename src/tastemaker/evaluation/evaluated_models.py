@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import ModelError
-from tastemaker.evaluation.mixture import mixture
+from tastemaker.evaluation.mixture import common_frozen, mixture
 from tastemaker.models import adapter_files
 from tastemaker.models.lora import add_lora, remove
 from tastemaker.models.mixing import Adapter, Factors, Mode
@@ -172,7 +172,7 @@ def changed(model: Model, evaluated: EvaluatedModel, folder: Path) -> Iterator[N
                 yield
             return
         case Mixture() as mixed:
-            adapter_files.write(_mixed(mixed, network), network, folder)
+            adapter_files.write(_mixed(mixed, network), network, folder, common_frozen(mixed.adapters))
             path = folder
         case Checkpoint() as checkpoint:
             saved = _weights_of(checkpoint)
@@ -182,7 +182,7 @@ def changed(model: Model, evaluated: EvaluatedModel, folder: Path) -> Iterator[N
                     network.load_state_dict({**network.state_dict(), **saved})
                     yield
                 return
-            adapter_files.write(_as_adapter(checkpoint, saved, network), network, folder)
+            adapter_files.write(_as_adapter(checkpoint, saved, network), network, folder, checkpoint.tuning.frozen)
             path = folder
     with model.weights.loaded(path):
         yield
@@ -220,17 +220,22 @@ def _weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _as_adapter(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Module) -> Adapter:
     """The adapter that the trained factors are. Raises ModelError where the network has other layers."""
     tuning = checkpoint.tuning
-    scale = 1.0 if tuning.alpha is None else tuning.alpha / tuning.rank
     with torch.random.fork_rng(devices=[]):
-        add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+        if tuning.start_from is None:
+            add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+        else:  # its layers, ranks and scales are that adapter's
+            adapter_files.start(network, tuning, 0)
     try:
         own = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+        scales = adapter_files.scales(network)
     finally:
         remove(network)
     _require_equal(checkpoint.folder, {name: value.shape for name, value in saved.items()}, own)
     ends = ".lora_A.default.weight", ".lora_B.default.weight"
-    layers = dict.fromkeys(name.removesuffix(ends[0]) for name in saved if name.endswith(ends[0]))
-    return {layer: Factors(saved[layer + ends[0]].float(), saved[layer + ends[1]].float(), scale) for layer in layers}
+    return {
+        layer: Factors(saved[layer + ends[0]].float(), saved[layer + ends[1]].float(), scale)
+        for layer, scale in scales.items()
+    }
 
 
 def _require_same_names(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, batches
 from tastemaker.diffusion.sde import DDIM
-from tastemaker.errors import RewardError
+from tastemaker.errors import ModelError, RewardError
 from tastemaker.evaluation.evaluate import evaluate
 from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.image_grid import labelled_grid
@@ -63,10 +63,11 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     model = load_here(plan.model)
     unet = model.weights.network
     parts = [adapter_files.read(source, unet) for source in sources]
+    frozen = common_frozen(sources)
     ranks = {}
     for name, weights in plan.points.items():
         mixed = mixture(parts, weights, plan.mode, plan.rank)
-        adapter_files.write(mixed, unet, folder / adapter_path(name))
+        adapter_files.write(mixed, unet, folder / adapter_path(name), frozen)
         ranks[name] = max(factors.rank for factors in mixed.values())
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
@@ -86,6 +87,23 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
 def adapter_path(name: str) -> Path:
     """Where a mixture's adapter lies in the folder."""
     return Path("adapters") / name.replace(" ", "-").replace(",", "_")
+
+
+def common_frozen(adapters: Sequence[Path]) -> adapter_files.Frozen:
+    """The adapters that are under all of these. Raises ModelError where they are not the same ones."""
+    found = {path: tuple(adapter_files.frozen_under(path)) for path in adapters}
+    (first, under), *others = found.items()
+    for path, other in others:
+        if other != under:
+            raise ModelError(
+                f"{first} was trained on top of {_listed(under)}, and {path} on top of {_listed(other)}, but only "
+                "adapters on top of the same ones can be mixed"
+            )
+    return under
+
+
+def _listed(frozen: adapter_files.Frozen) -> str:
+    return ", ".join(f"{path} with weight {weight:g}" for path, weight in frozen) or "the model alone"
 
 
 def mixture(parts: Sequence[Adapter], weights: Sequence[float], mode: Mode, rank: int | None = None) -> Adapter:

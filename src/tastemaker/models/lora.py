@@ -24,12 +24,18 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 """Name of an adapter's file in peft's own form."""
 
 
-def tune(network: Any, tuning: Tuning, seed: int) -> None:
-    """Makes a frozen diffusers network trainable, by adapters (drawn from `seed`) or in full."""
+def tune(network: Any, tuning: Tuning, seed: int, like: LoraConfig | None = None) -> None:
+    """Makes a frozen diffusers network trainable, by adapters (drawn from `seed`) or in full.
+
+    `like`: layers, ranks and scales of the adapters, where they are not those of `tuning`.
+    """
     if tuning.mode == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+            if like is None:
+                add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+            else:
+                add_adapter(network, like)
     else:
         with quiet():  # diffusers warns of modules that should be in float32, which they now are
             network.to(torch.float32)
@@ -61,11 +67,16 @@ def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str
     A name is a layer's own, or its end, as `to_q` or `attn2.to_q`. A is drawn from N(0, (1/rank)^2) (peft's
     "gaussian"), as in the public DDPO code. Raises ModelError where a name is of no layer, or of one of another kind.
     """
-    network.requires_grad_(False)
     _require_known(network, targets)
     # peft annotates lora_alpha as int, but multiplies by it: any number will do.
     scale: Any = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=list(targets))
+    add_adapter(network, config)
+
+
+def add_adapter(network: Any, config: LoraConfig) -> None:
+    """Freezes `network` and gives it an adapter, in float32."""
+    network.requires_grad_(False)
     if hasattr(network, "add_adapter"):
         network.add_adapter(config)
     else:
