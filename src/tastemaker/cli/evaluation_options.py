@@ -44,6 +44,7 @@ class Options:
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
+    negative_prompt: str | None = None
     height: int | None = None
     width: int | None = None
     batch: int | None = None
@@ -97,24 +98,28 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
     base = configs[0].sampling if configs else Config().sampling
     given = {
         "steps": options.steps, "guidance": options.guidance, "eta": options.eta, "height": options.height,
-        "width": options.width,
+        "width": options.width, "negative_prompt": options.negative_prompt,
     }  # fmt: skip
     for config in configs[1:]:
         own = config.sampling
         pairs = {
             "steps": (base.steps, own.steps), "guidance": (base.guidance, own.guidance), "eta": (base.eta, own.eta),
             "height": (base.height, own.height), "width": (base.width, own.width),
+            "negative_prompt": (base.negative_prompt, own.negative_prompt),
         }  # fmt: skip
         for name, (one, other) in pairs.items():
             if one != other and given[name] is None:
                 raise ConfigError(
-                    f"the runs were sampled with {name} {one} and {other}, but all models must be sampled alike: give "
-                    f"--{name}"
+                    f"the runs were sampled with {name} {one!r} and {other!r}, but all models must be sampled alike: "
+                    f"give --{name.replace('_', '-')}"
                 )
-    chosen = chosen_sampling(base, options.steps, options.guidance, options.eta, options.height, options.width)
+    chosen = chosen_sampling(
+        base, options.steps, options.guidance, options.eta, options.height, options.width, options.negative_prompt
+    )
     batch = options.batch or base.images_per_batch
     return Sampling(
         steps=chosen.steps, eta=chosen.eta, guidance=chosen.guidance, height=chosen.height, width=chosen.width,
+        negative_prompt=chosen.negative_prompt,
         samples=batch, batch=batch,
     )  # fmt: skip
 

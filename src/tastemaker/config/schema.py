@@ -53,6 +53,9 @@ class Sampling:
     """Weight of the noise added at each step: 0 is deterministic DDIM, 1 the ancestral sampler."""
     guidance: float = 5.0
     """Classifier-free guidance weight w, in sampling and in training; 1 turns guidance off."""
+    negative_prompt: str = ""
+    """What guidance moves away from: its unconditional half has this prompt in place of the empty one, in sampling,
+    training and evaluations. Captions that are dropped stay empty."""
     samples: Annotated[int, Gt(0)] = 256
     """Images a round, over all processes."""
     per_prompt: Annotated[int, Gt(0)] = 1
@@ -324,6 +327,11 @@ class Config:
             raise ConfigError(
                 f"over_optimisation.kl_limit is {self.over_optimisation.kl_limit:g}, but evaluation.kl_images is 0, so "
                 "that no divergence is measured: give at least 2 images"
+            )
+        if s.negative_prompt and s.guidance == 1:
+            raise ConfigError(
+                f"sampling.negative_prompt is {s.negative_prompt!r}, but sampling.guidance is 1, which has no "
+                "unconditional half: raise the guidance, or leave the negative prompt out"
             )
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")

@@ -44,6 +44,9 @@ class Model(Denoiser, Protocol):
     network: nn.Module
     """What is trained. The loop puts the wrapped (distributed) module here, and only it is ever called."""
 
+    negative_prompt: str
+    """What guidance moves away from, in `encode` from now on; empty is no prompt."""
+
     @property
     def weights(self) -> NetworkWeights:
         """The network's weights: what is trained of them, the reference, loading and saving."""

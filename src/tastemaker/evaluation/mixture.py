@@ -125,6 +125,7 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     model.check(plan.prompts)
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
     model.resize(sampling.height, sampling.width)
+    model.negative_prompt = sampling.negative_prompt
     sampler = LocalSampler(model, DDIM(model.process.grid(sampling.steps, model.latent_shape), sampling.eta))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:

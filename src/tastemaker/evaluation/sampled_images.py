@@ -60,6 +60,7 @@ def _loaded(plan: EvaluationPlan, source: str) -> Model:
     for prompt_set in plan.prompt_sets:
         model.check(prompt_set.prompts)
     model.resize(plan.sampling.height, plan.sampling.width)
+    model.negative_prompt = plan.sampling.negative_prompt
     return model
 
 

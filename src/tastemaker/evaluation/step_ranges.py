@@ -32,6 +32,7 @@ def write_ranges(
     folder: Path,
     height: int | None = None,
     width: int | None = None,
+    negative_prompt: str = "",
 ) -> None:
     """Samples `n` images of each prompt with the adapter on at the steps of each mask, by the masks' names.
 
@@ -39,7 +40,7 @@ def write_ranges(
     model, each mask, and the adapter at all steps; its columns are the images.
     """
     found = require_adapter(find_adapter(adapter))
-    loaded = load_here(model, height, width)
+    loaded = load_here(model, height, width, negative_prompt)
     loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
     several = len(masks) > 1

@@ -69,6 +69,7 @@ def check_settings(settings: IterationSettings) -> int:
     model = load_meta_model(config.model)
     model.check(prompts.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    model.negative_prompt = config.sampling.negative_prompt
     return len(prompts)
 
 

@@ -37,6 +37,7 @@ def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policy: 
     log(f"sampling {loop.tasks} tasks of {loop.label.task_size} images")
     model = load_here(config.model)
     model.resize(config.sampling.height, config.sampling.width)
+    model.negative_prompt = config.sampling.negative_prompt
     if policy is not None:
         model.weights.load(find_adapter(policy))
     s = config.sampling

@@ -63,6 +63,8 @@ def sampled_tasks(
         )  # fmt: skip
         made = to_pil(generate(model, sampler, draw, guidance=recipe.guidance, batch=recipe.batch).images)
         how = {"steps": recipe.steps, "guidance": recipe.guidance, "eta": recipe.eta, "seed": recipe.seed}
+        if model.negative_prompt:
+            how["negative_prompt"] = model.negative_prompt
         images = [
             NewImage(image, name, {**(origin or {}), **how, "sample": sample}, f"image {sample} of {draw.prompts[i]!r}")
             for i, (image, (_, sample)) in enumerate(zip(made, rows, strict=True))

@@ -47,6 +47,7 @@ class PixelUNet:
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
         self.latent_shape = (unet.config.in_channels, *sample_size(unet.config))
         self.weights = NetworkWeights(unet)
+        self.negative_prompt = ""
         self.classes = _classes(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
         """Class indices by name; empty for a model without classes."""
         highest = max(self.classes.values(), default=0)
@@ -102,11 +103,12 @@ class PixelUNet:
             raise ModelError(
                 f"sampling.guidance is {guidance}, but this model has no {lack} and cannot be guided: set it to 1"
             )
-        self.check([prompt for prompt in prompts if prompt])
-        rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", *prompts]))}
+        self.check([prompt for prompt in (self.negative_prompt, *prompts) if prompt])
+        rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", self.negative_prompt, *prompts]))}
         text = torch.stack([self._one_hot(prompt) for prompt in rows])
         states = {"text": text, "pooled": text[:, 0]} if pooled else {"text": text}
-        return Cond(states, torch.tensor([rows[prompt] for prompt in prompts], device=self.device), guidance)
+        index = torch.tensor([rows[prompt] for prompt in prompts], device=self.device)
+        return Cond(states, index, guidance, rows[self.negative_prompt])
 
     def _one_hot(self, prompt: str) -> Tensor:
         """[1,K]"""

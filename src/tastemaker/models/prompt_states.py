@@ -43,9 +43,16 @@ class PromptStates:
 
 
 def conditioned(
-    states: Sequence[PromptStates], prompts: Sequence[str], guidance: float, device: torch.device | str
+    states: Sequence[PromptStates],
+    prompts: Sequence[str],
+    guidance: float,
+    device: torch.device | str,
+    negative: str = "",
 ) -> Cond:
-    """The conditioning of N = len(prompts) rows by all of `states`, with the empty prompt in row 0 of each."""
-    rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", *prompts]))}
+    """The conditioning of N = len(prompts) rows by all of `states`, with the empty prompt in row 0 of each.
+
+    `negative`: the prompt that guidance moves away from.
+    """
+    rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", negative, *prompts]))}
     named = {name: values for each in states for name, values in each.of(rows).items()}
-    return Cond(named, torch.tensor([rows[prompt] for prompt in prompts], device=device), guidance)
+    return Cond(named, torch.tensor([rows[prompt] for prompt in prompts], device=device), guidance, rows[negative])

@@ -53,6 +53,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         if given is not None:
             model.check(given.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    model.negative_prompt = config.sampling.negative_prompt
     require_latents_of(model, {config.reward: reward, **others})
     cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
     needs, network = config.algorithm.requirements, parameters(model.network)

@@ -113,6 +113,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         if listed is not None:
             model.check(listed.prompts)
     model.resize(config.sampling.height, config.sampling.width)
+    model.negative_prompt = config.sampling.negative_prompt
     require_latents_of(model, {config.reward: reward, **others})
     # Raises here where the model cannot be guided.
     model.encode([""], config.sampling.guidance)
