@@ -583,6 +583,25 @@ def targets(lab: Lab) -> None:
     assert {name.split(".")[-3] for name in layers if name.endswith("to_out.0")} == {"attn1", "attn2"}
 
 
+@acts("sampling.negative_prompt")
+def negative_prompt(lab: Lab) -> None:
+    """Half of the guided passes of a round's sampling, training and evaluation have its states, and none the empty."""
+    session, seen = lab.session(sampling={"guidance": 3.0, "negative_prompt": "blurry"}), []
+    negative, empty = (session.model.encode([prompt], 1.0)["text"][0] for prompt in ("blurry", ""))
+
+    def count(module: nn.Module, arguments: Any, options: Any) -> None:
+        states = options["encoder_hidden_states"]
+        seen.append((len(states), *(sum(bool((row == one).all()) for row in states) for one in (negative, empty))))
+
+    hook = session.model.network.register_forward_pre_hook(count, with_kwargs=True)
+    one_round(session)
+    trained = len(seen)
+    evaluate_run(session)
+    hook.remove()
+    assert 0 < trained < len(seen)
+    assert all((2 * of_negative, of_empty) == (rows, 0) for rows, of_negative, of_empty in seen)
+
+
 @acts("tuning.start_from")
 def start_from(lab: Lab) -> None:
     """The adapter to be trained has the factors of the file."""

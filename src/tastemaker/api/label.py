@@ -52,8 +52,8 @@ def create(
 
     `run`: the run's trained model with its prompts and sampler settings. `model`, `prompts`: as in `tastemaker.train`,
     with an `adapter` if wanted. `images`: what `--images` of `tastemaker label create` takes, or a list of tasks.
-    `tasks`: how many; by default one for each prompt, or as many as the images make. `steps`, `guidance`, `eta`, `negative_prompt`: of the
-    sampler, as in `tastemaker.sample`. `database`: the URL of an empty PostgreSQL database.
+    `tasks`: how many; by default one for each prompt, or as many as the images make. `steps`, `guidance`, `eta`,
+    `negative_prompt`: of the sampler, as in `tastemaker.sample`. `database`: the URL of an empty PostgreSQL database.
 
     Raises ConfigError where the sources do not fit each other, DataError, ModelError or PromptError.
     """

@@ -60,8 +60,8 @@ def ask(
     - `model`: a run, a model's name or folder, or a loaded pipeline; or `images` that are there, as `--images`.
     - `vlm`: who answers, `MODEL@http://HOST:PORT/v1`, `MODEL` in this process, or `judge`, the default for `bundled`.
     - `out`: a folder; the same folder with the same arguments goes on with what was interrupted.
-    - `n`: images of each prompt, the benchmark's own when None. `steps`, `guidance`, `eta`, `negative_prompt`: the run's, or those of
-      `sample`. The others as the flags of `tastemaker ask`.
+    - `n`: images of each prompt, the benchmark's own when None. `steps`, `guidance`, `eta`, `negative_prompt`: the
+      run's, or those of `sample`. The others as the flags of `tastemaker ask`.
 
     Raises a TastemakerError; of a model that does not answer any more RewardUnavailable. Images and answers stay.
     """

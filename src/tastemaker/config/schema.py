@@ -31,6 +31,7 @@ from tastemaker.algorithms.windows import Backward, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
+from tastemaker.models.memory_settings import Memory
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.labelers.settings import Labelers
 from tastemaker.rewards.serving.settings import Remote
@@ -266,6 +267,7 @@ class Config:
     early_stop: EarlyStop = field(default_factory=EarlyStop)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
+    memory: Memory = field(default_factory=Memory)
     speed: Speed = field(default_factory=Speed)
     remote: Remote = field(default_factory=Remote)
     vlm: Vlm = field(default_factory=Vlm)

@@ -13,6 +13,7 @@ from tastemaker.types import Cond
 
 if TYPE_CHECKING:
     from tastemaker.models.network_weights import NetworkWeights
+    from tastemaker.models.prompt_states import PromptStates
     from tastemaker.models.tuning import Tuning
 
 
@@ -65,6 +66,11 @@ class Model(Denoiser, Protocol):
     @property
     def components(self) -> Mapping[str, nn.Module]:
         """The networks beside the trained one by name, such as `text_encoder` and `vae`."""
+        ...
+
+    @property
+    def prompt_states(self) -> Mapping[str, PromptStates]:
+        """What `encode` keeps of prompts, by a name for each kind of states."""
         ...
 
     def resize(self, height: int | None, width: int | None) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models import adapter_names, lora
 from tastemaker.models.library_logging import quiet
-from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove
+from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove, weight_shape
 from tastemaker.models.mixing import Adapter, Factors, product
 from tastemaker.models.tuning import ATTENTION, Tuning
 
@@ -181,13 +181,13 @@ def _factors(
         raise ModelError(
             f"the adapter {file} adapts the layer {name}, which the model does not have: give the adapter's own --model"
         )
-    weight = cast(Tensor, layers[name].weight)
+    weight = weight_shape(layers[name])
     rank = len(a) if a.ndim else 0
-    shapes = (rank, *weight.shape[1:]), (len(weight), rank, *[1] * (weight.ndim - 2))
+    shapes = (rank, *weight[1:]), (weight[0], rank, *[1] * (len(weight) - 2))
     if (tuple(a.shape), tuple(b.shape)) != shapes or not rank:
         raise ModelError(
             f"the adapter {file} has factors of the shapes {list(a.shape)} and {list(b.shape)} at the layer {name}, "
-            f"whose weight in the model is {list(weight.shape)}: give the adapter's own --model"
+            f"whose weight in the model is {list(weight)}: give the adapter's own --model"
         )
     scale = _scale(config, name, rank) if alpha is None else alpha / rank
     floats = a.is_floating_point() and b.is_floating_point()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
+from tastemaker.models.lora import weight_shape
 from tastemaker.models.mixing import Adapter, Factors
 
 KOHYA, COMFYUI = "lora_unet_", "diffusion_model."
@@ -329,4 +330,4 @@ def _swapped(b: Tensor) -> Tensor:
 
 def rows_of(layers: Mapping[str, nn.Module]) -> dict[str, int]:
     """How many rows the layers' weights have."""
-    return {name: len(layer.weight) for name, layer in layers.items()}  # pyright: ignore[reportArgumentType]
+    return {name: weight_shape(layer)[0] for name, layer in layers.items()}

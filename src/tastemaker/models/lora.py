@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
@@ -59,6 +59,13 @@ def adaptable(network: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith(inside)
     }
     return plain | {name: module.get_base_layer() for name, module in adapted.items()}
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a linear or convolution layer's weight, which quantized layers store in another."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return tuple(cast(torch.Tensor, layer.weight).shape)
 
 
 def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:

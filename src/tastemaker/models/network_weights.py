@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from tastemaker.models import adapter_files, lora
+from tastemaker.models.quantization import quantize
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.weight_copy import WeightCopy
 
@@ -31,6 +32,7 @@ class NetworkWeights:
         Raises ModelError where the file does not fit.
         """
         adapter_files.merge(self.network, tuning.frozen)
+        quantize(self.network, tuning.base_weights)
         if tuning.start_from is None:
             lora.tune(self.network, tuning, seed)
         else:

@@ -14,6 +14,7 @@ from tastemaker.models.config_checks import require_pixels, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
+from tastemaker.models.prompt_states import PromptStates
 from tastemaker.models.schedulers import SchedulerProcess, ddim
 from tastemaker.models.stable_diffusion import DTYPES
 from tastemaker.models.tuning import Tuning
@@ -63,6 +64,11 @@ class PixelUNet:
     def multiple(self) -> int:
         """Of which an image's height and width in pixels must be multiples."""
         return 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
+    def prompt_states(self) -> dict[str, PromptStates]:
+        """None: prompts are classes."""
+        return {}
 
     @property
     def components(self) -> dict[str, nn.Module]:

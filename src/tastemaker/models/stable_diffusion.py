@@ -63,6 +63,11 @@ class LatentUNet:
         return self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
 
     @property
+    def prompt_states(self) -> dict[str, PromptStates]:
+        """What it keeps of prompts."""
+        return {"text": self._text, "pooled": self._pooled}
+
+    @property
     def components(self) -> dict[str, nn.Module]:
         """The networks beside the U-Net."""
         return {"text_encoder": self.pipeline.text_encoder, "vae": self.pipeline.vae}

@@ -12,6 +12,10 @@ from tastemaker.errors import ConfigError
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
+BaseWeights = Literal["none", "nf4", "int8"]
+"""How frozen weights are stored."""
+
+
 @dataclass(frozen=True)
 class Tuning:
     """Which weights learn."""
@@ -37,6 +41,9 @@ class Tuning:
     adapter, whose file names them: what samples with it adds them again."""
     frozen_weights: tuple[float, ...] = ()
     """A weight for each of `frozen_adapters`; 1 for each when left out."""
+    base_weights: BaseWeights = "none"
+    """Store the linear layers' frozen weights under adapters in fewer bits (bitsandbytes): `nf4` in 4 (QLoRA), `int8`
+    in 8; `none` keeps the precision. The trained adapter is of the quantized model, and works on the whole one too."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
@@ -48,6 +55,11 @@ class Tuning:
         if self.start_from is not None and self.mode == "full":
             raise ConfigError(
                 f"tuning.start_from is {self.start_from}, an adapter, but tuning.mode is full: set it to lora"
+            )
+        if self.base_weights != "none" and self.mode == "full":
+            raise ConfigError(
+                f"tuning.base_weights is {self.base_weights}, but tuning.mode is full, in which all weights are trained: set "
+                "one to none, or the other to lora"
             )
         if self.frozen_weights and len(self.frozen_weights) != len(self.frozen_adapters):
             raise ConfigError(
