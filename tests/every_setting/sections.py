@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
+import pytest
 import smooth
 import torch
 from diffusers import DDIMScheduler
@@ -40,10 +41,11 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst
 from tastemaker.algorithms.windows import Backward, Sliding
 from tastemaker.config.schema import Pairs, PriorPreservation
+from tastemaker.errors import ConfigError
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
-from tastemaker.training import prior_preservation, rounds
+from tastemaker.training import prior_preservation, rounds, run
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.types import Draw
 
@@ -635,6 +637,58 @@ def frozen_adapters(lab: Lab) -> None:
 def frozen_weights(lab: Lab) -> None:
     base, found, added = under(lab, frozen_weights=(-3.0,))
     close(found, base - 3 * added, 1e-5)
+
+
+@acts("tuning.base_weights")
+def base_weights(lab: Lab) -> None:
+    """All linear layers are bitsandbytes' (tests/unit/test_small_gpu.py has their numbers), or its lack is named."""
+    missing = mock.patch.dict(sys.modules, {"bitsandbytes": None, "bitsandbytes.nn": None})
+    with missing, pytest.raises(ConfigError, match=r"tuning\.base_weights is nf4, which needs bitsandbytes"):
+        lab.session(tuning={"base_weights": "nf4"})
+
+
+@acts("memory.offload")
+def offload(lab: Lab) -> None:
+    """Text encoder and the VAE's parts come to the device for their own passes alone."""
+    session, moves = lab.session(memory={"offload": True}), []
+    text = session.model.components["text_encoder"]
+    with mock.patch.object(type(text), "to", lambda module, device: moves.append(str(device)) or module):
+        session.model.encode(["a new prompt"], 1.0)
+    assert moves == [str(session.model.device), "cpu"]
+
+
+@acts("memory.vae_slicing")
+def vae_slicing(lab: Lab) -> None:
+    """The decoder has one image at a time."""
+    session = lab.session(memory={"vae_slicing": True})
+    assert decoded(session, 3) == [1, 1, 1]
+
+
+def decoded(session: Any, count: int, side: int = 8) -> list[int]:
+    """How many images the decoder has at each of its passes."""
+    seen = []
+    decoder = session.model.components["vae"].decoder
+    hook = decoder.register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    session.model.decode(torch.zeros(count, 4, side, side))
+    hook.remove()
+    return seen
+
+
+@acts("memory.vae_tiling")
+def vae_tiling(lab: Lab) -> None:
+    """Latents of 16 x 16 in tiles of 8 x 8, of which a quarter overlaps: starts 0, 6 and 12 on either side."""
+    session = lab.session(memory={"vae_tiling": True})
+    assert decoded(session, 2, 16) == [2] * 9
+
+
+@acts("memory.prompt_states")
+def prompt_states(lab: Lab) -> None:
+    session = lab.session(memory={"prompt_states": True})
+    folder = lab.new("states")
+    folder.mkdir()
+    run._keep_prompt_states(session, folder)
+    session.model.encode(["a new prompt"], 1.0)
+    assert len(list(folder.rglob("*.safetensors"))) == 2  # the empty one too
 
 
 @acts("tuning.gradient_checkpointing")

@@ -15,13 +15,20 @@ from tastemaker.models.memory_settings import Memory
 from tastemaker.models.weights_digest import weights_digest
 
 
+def check_memory(model: Model, memory: Memory) -> None:
+    """Raises ConfigError where a model has not what the settings are about."""
+    asked = [name for name in ("vae_slicing", "vae_tiling") if vars(memory)[name]]
+    if asked and "vae" not in model.components:
+        raise ConfigError(f"memory.{asked[0]} is true, but the model has no VAE: leave it off")
+    if memory.prompt_states and not model.prompt_states:
+        raise ConfigError("memory.prompt_states is true, but the model has no text encoder: leave it off")
+
+
 def save_memory(model: Model, memory: Memory) -> None:
     """Applies the settings to a loaded model. Raises ConfigError where it has not what they are about."""
+    check_memory(model, memory)
     components = dict(model.components)
     vae: Any = components.pop("vae", None)
-    asked = [name for name in ("vae_slicing", "vae_tiling") if getattr(memory, name)]
-    if asked and vae is None:
-        raise ConfigError(f"memory.{asked[0]} is true, but the model has no VAE: leave it off")
     if memory.vae_slicing:
         vae.enable_slicing()
     if memory.vae_tiling:
@@ -35,8 +42,6 @@ def save_memory(model: Model, memory: Memory) -> None:
 def keep_prompt_states(model: Model, folder: Path) -> None:
     """Keeps what the text encoders make of prompts in folders of `folder`, by the digest of their weights."""
     encoders = {name: part for name, part in model.components.items() if name != "vae"}
-    if not encoders:
-        raise ConfigError("memory.prompt_states is true, but the model has no text encoder: leave it off")
     digest = weights_digest(encoders)[:16]
     kinds = {str(one.dtype).removeprefix("torch.") for part in encoders.values() for one in part.parameters()}
     for name, states in model.prompt_states.items():

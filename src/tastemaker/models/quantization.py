@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import BaseWeights
-
-BITS = {"nf4": 4, "int8": 8}
 
 
 def quantize(network: Any, kind: BaseWeights) -> int:
@@ -22,13 +19,7 @@ def quantize(network: Any, kind: BaseWeights) -> int:
     """
     if kind == "none":
         return 0
-    try:
-        import bitsandbytes.nn as bnb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ConfigError(
-            f"tuning.base_weights is {kind}, which needs bitsandbytes ({error}): pip install bitsandbytes, or set it "
-            "to none"
-        ) from error
+    bnb = require_bitsandbytes(kind)
     found = [(name, layer) for name, layer in network.named_modules() if type(layer) is nn.Linear]
     for name, layer in found:
         parent, _, last = name.rpartition(".")
@@ -38,12 +29,29 @@ def quantize(network: Any, kind: BaseWeights) -> int:
     return len(found)
 
 
+def require_bitsandbytes(kind: BaseWeights) -> Any:
+    """Its layers. Raises ConfigError where they are needed and missing."""
+    if kind == "none":
+        return None
+    try:
+        import bitsandbytes.nn  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            f"tuning.base_weights is {kind}, which needs bitsandbytes ({error}): pip install bitsandbytes, or set it "
+            "to none"
+        ) from error
+    return bitsandbytes.nn
+
+
 def _four(bnb: Any, layer: nn.Linear) -> nn.Module:
     weight = layer.weight.detach()
     made = bnb.Linear4bit(
         layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=weight.dtype,
         compress_statistics=False, quant_type="nf4", device="meta",
     )  # fmt: skip
+    # On a CPU with AVX-512 it would pack the weights anew in the first pass without a graph, with scales rounded to
+    # bfloat16 and for widths of whole blocks alone.
+    made.support_avx512bf16_for_cpu = False
     made.weight = bnb.Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=False, module=made)
     return _placed(made, layer)
 
@@ -62,6 +70,6 @@ def _placed(made: Any, layer: nn.Linear) -> nn.Module:
     return made.to(layer.weight.device).train(layer.training)
 
 
-def quantized_bytes(parameters: int, kind: BaseWeights) -> float:
+def quantized_bytes(parameters: int, kind: Literal["nf4", "int8"]) -> float:
     """What weights of linear layers take: 4 bits and a float32 for each 64 of them, or 8 bits."""
-    return parameters * {"nf4": 0.5 + 4 / 64, "int8": 1.0, "none": torch.nan}[kind]
+    return parameters * (0.5 + 4 / 64 if kind == "nf4" else 1.0)

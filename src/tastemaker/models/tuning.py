@@ -58,7 +58,7 @@ class Tuning:
             )
         if self.base_weights != "none" and self.mode == "full":
             raise ConfigError(
-                f"tuning.base_weights is {self.base_weights}, but tuning.mode is full, in which all weights are trained: set "
+                f"tuning.base_weights is {self.base_weights}, but tuning.mode is full, which trains all weights: set "
                 "one to none, or the other to lora"
             )
         if self.frozen_weights and len(self.frozen_weights) != len(self.frozen_adapters):
