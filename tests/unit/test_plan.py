@@ -82,8 +82,8 @@ def test_an_algorithm_of_fixed_depth_by_hand():
 def test_memory_by_hand():
     found = estimated_memory(SMALL, FACTS, rows=8)
     assert found == {
-        "network": 4 * (1000 + 100), "text encoder and VAE": 4 * 500, "prompt states": 0, "gradients": 400, "optimizer state": 800,
-        "copies of the trained weights": 0, "activations (rough)": 8 * 50 * 4,
+        "network": 4 * (1000 + 100), "text encoder and VAE": 4 * 500, "prompt states": 0, "gradients": 400,
+        "optimizer state": 800, "copies of the trained weights": 0, "activations (rough)": 8 * 50 * 4,
     }  # fmt: skip
     whole = replace(
         SMALL,
@@ -93,8 +93,8 @@ def test_memory_by_hand():
     )
     found = estimated_memory(whole, replace(FACTS, trainable=1000), rows=8)
     assert found == {
-        "network": 4000, "text encoder and VAE": 2 * 200 + 4 * 300, "prompt states": 0, "gradients": 4000, "optimizer state": 2000,
-        "copies of the trained weights": 4000, "activations (rough)": pytest.approx(8 * 50 * 2 * 0.2),
+        "network": 4000, "text encoder and VAE": 2 * 200 + 4 * 300, "prompt states": 0, "gradients": 4000,
+        "optimizer state": 2000, "copies of the trained weights": 4000, "activations (rough)": pytest.approx(8 * 50 * 2 * 0.2),
     }  # fmt: skip
 
 
