@@ -94,7 +94,8 @@ def test_memory_by_hand():
     found = estimated_memory(whole, replace(FACTS, trainable=1000), rows=8)
     assert found == {
         "network": 4000, "text encoder and VAE": 2 * 200 + 4 * 300, "prompt states": 0, "gradients": 4000,
-        "optimizer state": 2000, "copies of the trained weights": 4000, "activations (rough)": pytest.approx(8 * 50 * 2 * 0.2),
+        "optimizer state": 2000, "copies of the trained weights": 4000,
+        "activations (rough)": pytest.approx(8 * 50 * 2 * 0.2),
     }  # fmt: skip
 
 
