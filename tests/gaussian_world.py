@@ -70,8 +70,8 @@ class WorldProcess:
         return output_scale(*self.scales(t), "epsilon" if self.kind == "vp" else "flow")
 
     @property
-    def length(self) -> int:
-        return STEPS
+    def times(self) -> range:
+        return range(STEPS)
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def test_trained_betas(tmp_path):
     process = SchedulerProcess(read(tmp_path, config))
     expected = torch.cumprod(1 - torch.tensor(betas), 0)
     assert torch.equal(process.scheduler.alphas_cumprod, expected)
-    assert process.length == 40
+    assert process.times == range(40)
     assert process.grid(40).times.tolist() == list(range(39, -1, -1))
     with pytest.raises(ConfigError, match=r"sampling\.steps is 41, but the model was trained on 40 times"):
         process.grid(41)

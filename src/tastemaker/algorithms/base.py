@@ -106,10 +106,12 @@ class Task:
 
     def times(self, steps: Tensor) -> range:
         """The training times that the kept sampler steps [W] stand for: all of them for the whole chain."""
-        times = self.sde.grid.times
+        times, trained = self.sde.grid.times, self.model.process.times
         first, after = int(steps[0]), int(steps[-1]) + 1
-        upper = int(times[first]) + 1 if first else self.model.process.length
-        return range(int(times[after]) + 1 if after < len(times) else 0, upper)
+        upper = int(times[first]) + 1 if first else trained.stop
+        lower = int(times[after]) + 1 if after < len(times) else trained.start
+        # Steps in continuous time may lie closer together than whole numbers do: then the nearest one stands for them.
+        return range(lower, upper) if lower < upper else range(upper - 1, upper)
 
 
 class Algorithm(Protocol):

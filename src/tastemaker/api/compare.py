@@ -58,7 +58,7 @@ def create(
     given = {name: recognised(f"{name}={value}") for name, value in named.items() if isinstance(value, (str, Path))}
     chosen = {"steps": steps, "guidance": guidance, "eta": eta, "negative_prompt": negative_prompt}
     base, of_runs = base_settings(list(given.values()), [key for key, value in chosen.items() if value is not None])
-    sampling = chosen_sampling(base, steps, guidance, eta, height, width, negative_prompt)
+    sampling = chosen_sampling(base, steps, guidance, eta, height, width, negative_prompt=negative_prompt)
     check_models([given[name].described if name in given else _described(name, value) for name, value in named.items()])
     found: list[Candidate] = [
         candidates([given[name]], sampling)[0] if name in given else _loaded(name, value, sampling)
@@ -74,7 +74,7 @@ def create(
         skip=False, marks=(), overlap=overlap, validation=0.0,
     )  # fmt: skip
     size = (width, height) if width is not None and height is not None else None
-    recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, seed)
+    recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, seed, sde_type=sampling.sde_type)
     stopping = Stopping(stop_when, max_answers, level)
     create_comparison(Path(folder), settings, found, rows, listed, stopping, recipe, size=size, database=database)
     return open_project(folder)

@@ -75,7 +75,7 @@ def create(
     s = base.sampling
     recipe = Recipe(
         s.steps if steps is None else steps, s.guidance if guidance is None else guidance,
-        s.eta if eta is None else eta, settings.seed,
+        s.eta if eta is None else eta, settings.seed, sde_type=s.sde_type,
     )  # fmt: skip
     loaded = load_here(str(model)) if isinstance(model, (str, Path)) else wrap_pipeline(copied(model), "fp32", "cpu")
     loaded.resize(s.height, s.width)

@@ -91,7 +91,7 @@ def ask(
         if isinstance(given, (str, Path)):
             source = sampling_of(
                 str(given), path, name=name, n=count, seed=seed, steps=s.steps, guidance=s.guidance, eta=s.eta,
-                height=s.height, width=s.width, batch=batch, negative_prompt=s.negative_prompt,
+                height=s.height, width=s.width, batch=batch, sde_type=s.sde_type, negative_prompt=s.negative_prompt,
             )  # fmt: skip
         else:
             source = _of_pipeline(given, path, count, seed, s, batch)
@@ -120,4 +120,4 @@ def _of_pipeline(pipeline: Any, adapter: Path | None, n: int, seed: int, s: Any,
         "model": digest, "adapter": None if found is None else adapter_digest(found), "height": s.height,
         "width": s.width, **({"negative_prompt": s.negative_prompt} if s.negative_prompt else {}),
     }  # fmt: skip
-    return Sampling(name, load, identity, n, seed, s.steps, s.guidance, s.eta, batch)
+    return Sampling(name, load, identity, n, seed, s.steps, s.guidance, s.eta, batch, s.sde_type)

@@ -15,7 +15,8 @@ from tastemaker.api.objects import copied, prompt_set
 from tastemaker.api.runs import Run
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.evaluation import evaluate as evaluation
 from tastemaker.evaluation.images import fixed_draw, load_here, save_samples, to_pil
@@ -81,19 +82,20 @@ def sample(
     batch: int = 16,
     height: int | None = None,
     width: int | None = None,
+    sde_type: SdeType = "auto",
 ) -> Samples:
     """`n` images of each different prompt, the same for the same arguments as those of `tastemaker sample`.
 
     `model`, `prompts` as in `tastemaker.train`; a loaded pipeline stays as it is. `adapter`: a run, or a folder or file
-    of what one trained. `steps`: 1 to 1000; `guidance`: 1 turns it off, and
-    `negative_prompt` is what it moves away from; `eta`: 0 is deterministic DDIM, 1 the ancestral
-    sampler; `batch`: images sampled at once; `height`, `width`: of the images in pixels, the model's own when None. On
-    an accelerator the network runs in float16, else in float32.
+    of what one trained. `steps`: 1 to 1000; `guidance`: 1 turns it off, and `negative_prompt` is what it moves away
+    from; `eta`: 0 is deterministic, 1 the ancestral sampler; `sde_type`: the noise schedule, as `sampling.sde_type` of
+    a run; `batch`: images sampled at once; `height`, `width`: of the images in pixels, the model's own when None. On an
+    accelerator the network runs in float16, else in float32.
 
     Raises ConfigError for a number out of range or a missing adapter, ModelError, or PromptError.
     """
     loaded, draw, sampler = _prepared(
-        model, prompts, adapter, n, seed, steps, eta, batch, height, width, negative_prompt
+        model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type, negative_prompt
     )
     return _samples(draw, evaluation.generate(loaded, sampler, draw, guidance=guidance, batch=batch).images)
 
@@ -113,6 +115,7 @@ def evaluate(
     batch: int = 16,
     height: int | None = None,
     width: int | None = None,
+    sde_type: SdeType = "auto",
 ) -> Evaluation:
     """`n` images of each prompt, as `sample` makes them, with their rewards.
 
@@ -128,7 +131,7 @@ def evaluate(
             raise RewardError(f"two rewards are called {name!r}: give each a name of its own")
         named[name] = load_reward(one) if isinstance(one, str) else wrap(one)
     loaded, draw, sampler = _prepared(
-        model, prompts, adapter, n, seed, steps, eta, batch, height, width, negative_prompt
+        model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type, negative_prompt
     )
     found = evaluation.evaluate(loaded, sampler, draw, named, guidance=guidance, batch=batch, judged=model == "bundled")
     totals = {name: scores.total for name, scores in found.scores.items()}
@@ -150,6 +153,7 @@ def _prepared(
     batch: int,
     height: int | None,
     width: int | None,
+    sde_type: SdeType,
     negative_prompt: str,
 ) -> tuple[Model, Draw, LocalSampler]:
     """The loaded model, the images to be made, and the sampler. Raises what `sample` raises."""
@@ -169,7 +173,7 @@ def _prepared(
     loaded.negative_prompt = negative_prompt
     if found is not None:
         loaded.weights.load(found)
-    sde = DDIM(loaded.process.grid(steps, loaded.latent_shape), eta)
+    sde = make_sde(loaded, steps, eta, sde_type)
     return loaded, fixed_draw(listed, n, seed), LocalSampler(loaded, sde)
 
 

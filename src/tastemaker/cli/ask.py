@@ -16,6 +16,7 @@ from tastemaker.cli.folders import next_free, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, negative_of
 from tastemaker.config.schema import Config
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.printing import Output, print_lines
 from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, TEXT_MODEL, Calls
@@ -76,6 +77,8 @@ class AskArgs:
     """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
     """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
     height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
     """Height of the images in pixels."""
     width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
@@ -146,12 +149,13 @@ def _images(args: AskArgs, benchmark: Benchmark) -> Sampling | Given:
     assert args.model is not None
     model, adapter, base = _model(args.model, args.adapter)
     s = chosen_sampling(
-        base, args.steps, args.guidance, args.eta, args.height, args.width, negative_of(args.negative_prompt)
-    )
+        base, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type,
+        negative_of(args.negative_prompt),
+    )  # fmt: skip
     name = args.model if args.adapter is None else f"{args.model} with {args.adapter}"
     return sampling_of(
         model, adapter, name=name, n=args.n or benchmark.per_prompt, seed=args.seed, steps=s.steps,
-        guidance=s.guidance, eta=s.eta, height=s.height, width=s.width, batch=args.batch,
+        guidance=s.guidance, eta=s.eta, height=s.height, width=s.width, batch=args.batch, sde_type=s.sde_type,
         negative_prompt=s.negative_prompt,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from tastemaker.cli.progress import images_progress
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.settings import Labelling, Mode
 from tastemaker.printing import print_lines
@@ -98,6 +99,8 @@ class CreateArgs:
     """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
     """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
     height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the images')")] = None
     """Height of the images in pixels; with --width, images that have another size are scaled."""
     width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the images')")] = None
@@ -125,12 +128,15 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--level is {args.level:g}, but must lie between 0 and 1, such as 0.95")
     require_unused(args.project)
     given = [recognised(as_source(word, "models"), args.base) for word in args.models]
-    chosen: dict[str, object] = {"steps": args.steps, "guidance": args.guidance, "eta": args.eta}
-    chosen["negative_prompt"] = args.negative_prompt
+    chosen: dict[str, object] = {
+        "steps": args.steps, "guidance": args.guidance, "eta": args.eta, "sde_type": args.sde_type,
+        "negative_prompt": args.negative_prompt,
+    }  # fmt: skip
     base, of_runs = base_settings(given, [name for name, value in chosen.items() if value is not None])
     sampling = chosen_sampling(
-        base, args.steps, args.guidance, args.eta, args.height, args.width, negative_of(args.negative_prompt)
-    )
+        base, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type,
+        negative_of(args.negative_prompt),
+    )  # fmt: skip
     from tastemaker.human_evaluation.create import check_models, create_comparison, left_out, rows_of
     from tastemaker.human_evaluation.study import Stopping, asked
     from tastemaker.labelling.sources import Recipe
@@ -146,7 +152,7 @@ def run(argv: list[str]) -> int:
         _check_models({one.model for one in given if one.model is not None}, args.height, args.width)
         return 0
     size = (args.width, args.height) if args.width is not None and args.height is not None else None
-    recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, args.seed)
+    recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, args.seed, sde_type=sampling.sde_type)
     stopping = Stopping(args.stop_when, args.max_answers, args.level)
     with images_progress(len(found) * len(rows)) as advance:
         create_comparison(

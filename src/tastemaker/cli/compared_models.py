@@ -102,7 +102,7 @@ def base_settings(given: Sequence[Given], chosen: Sequence[str] = ()) -> tuple[S
     """
     runs = [(one.name, one.config) for one in given if one.config is not None and one.model is not None]
     for name, config in runs[1:]:
-        for setting in ("steps", "guidance", "eta", "negative_prompt"):
+        for setting in ("steps", "guidance", "eta", "sde_type", "negative_prompt"):
             values = [vars(found.sampling)[setting] for found in (runs[0][1], config)]
             if values[0] != values[1] and setting not in chosen:
                 raise ConfigError(

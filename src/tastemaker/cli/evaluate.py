@@ -12,6 +12,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, processes
 from tastemaker.cli.text import as_source, negative_of
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class EvaluateArgs:
     """What guidance moves away from."""
     eta: Annotated[float | None, _default("FLOAT")] = None
     """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
     batch: Annotated[int | None, _default("INT")] = None
     """Images sampled, and scored, at once."""
     height: Annotated[int | None, _default("INT")] = None
@@ -110,6 +113,7 @@ def _options(args: EvaluateArgs) -> Options:
         guidance=args.guidance,
         negative_prompt=negative_of(args.negative_prompt),
         eta=args.eta,
+        sde_type=args.sde_type,
         height=args.height,
         width=args.width,
         batch=args.batch,

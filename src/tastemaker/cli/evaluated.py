@@ -261,7 +261,7 @@ def _base(run: Path, config: Config) -> str:
 def _name(path: Path) -> str:
     """The folder's name, or the run's where it is a run's own adapter."""
     place = path.resolve()
-    inner = place.name in ("adapter", "model", "unet") or place.is_file()
+    inner = place.name in ("adapter", "model", "unet", "transformer") or place.is_file()
     return place.parent.name if inner else place.name
 
 

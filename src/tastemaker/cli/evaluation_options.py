@@ -14,6 +14,7 @@ from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompt_set import PromptSet as PromptList
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.evaluation_plan import FEATURE_METRICS, EvaluationPlan, PromptSet
 from tastemaker.evaluation.evaluation_table import reference_files
@@ -44,6 +45,7 @@ class Options:
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
+    sde_type: SdeType | None = None
     negative_prompt: str | None = None
     height: int | None = None
     width: int | None = None
@@ -98,14 +100,15 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
     base = configs[0].sampling if configs else Config().sampling
     given = {
         "steps": options.steps, "guidance": options.guidance, "eta": options.eta, "height": options.height,
-        "width": options.width, "negative_prompt": options.negative_prompt,
+        "width": options.width, "sde-type": options.sde_type, "negative-prompt": options.negative_prompt,
     }  # fmt: skip
     for config in configs[1:]:
         own = config.sampling
         pairs = {
             "steps": (base.steps, own.steps), "guidance": (base.guidance, own.guidance), "eta": (base.eta, own.eta),
             "height": (base.height, own.height), "width": (base.width, own.width),
-            "negative_prompt": (base.negative_prompt, own.negative_prompt),
+            "sde-type": (base.sde_type, own.sde_type),
+            "negative-prompt": (base.negative_prompt, own.negative_prompt),
         }  # fmt: skip
         for name, (one, other) in pairs.items():
             if one != other and given[name] is None:
@@ -114,13 +117,13 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
                     f"give --{name.replace('_', '-')}"
                 )
     chosen = chosen_sampling(
-        base, options.steps, options.guidance, options.eta, options.height, options.width, options.negative_prompt
-    )
+        base, options.steps, options.guidance, options.eta, options.height, options.width, options.sde_type,
+        options.negative_prompt,
+    )  # fmt: skip
     batch = options.batch or base.images_per_batch
     return Sampling(
-        steps=chosen.steps, eta=chosen.eta, guidance=chosen.guidance, height=chosen.height, width=chosen.width,
-        negative_prompt=chosen.negative_prompt,
-        samples=batch, batch=batch,
+        steps=chosen.steps, eta=chosen.eta, sde_type=chosen.sde_type, guidance=chosen.guidance,
+        negative_prompt=chosen.negative_prompt, height=chosen.height, width=chosen.width, samples=batch, batch=batch,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.settings import Labelling, Mode
 from tastemaker.printing import print_lines
@@ -96,6 +97,8 @@ class CreateArgs:
     """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
     """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
     height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
     """Height of the images in pixels."""
     width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
@@ -176,7 +179,14 @@ def _source(args: CreateArgs) -> _Source | None:
         raise ConfigError("give a run by --run, a model's prompts by --prompts, images by --images, or --empty")
     listed = as_source(args.prompts or base.prompts, "--prompts")
     sampling = chosen_sampling(
-        base.sampling, args.steps, args.guidance, args.eta, args.height, args.width, negative_of(args.negative_prompt)
+        base.sampling,
+        args.steps,
+        args.guidance,
+        args.eta,
+        args.height,
+        args.width,
+        args.sde_type,
+        negative_of(args.negative_prompt),
     )
     name = str(args.run or args.adapter or model)
     return _Source(model, adapter, load_prompts(listed).prompts, sampling, name)
@@ -229,7 +239,13 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
     model = load_here(source.model, source.sampling.height, source.sampling.width, source.sampling.negative_prompt)
     if source.adapter is not None:
         model.weights.load(find_adapter(source.adapter))
-    recipe = Recipe(source.sampling.steps, source.sampling.guidance, source.sampling.eta, args.seed)
+    recipe = Recipe(
+        source.sampling.steps,
+        source.sampling.guidance,
+        source.sampling.eta,
+        args.seed,
+        sde_type=source.sampling.sde_type,
+    )
     origin = {"model": source.model, "adapter": None if source.adapter is None else str(source.adapter)}
     sampled = Sampled(model, source.prompts, tasks, recipe, source.name, origin)
     with images_progress(tasks * settings.task_size) as advance:

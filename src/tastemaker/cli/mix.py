@@ -16,6 +16,7 @@ from tastemaker.cli.sampling import chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError, ModelError
 
 MOST = 101
@@ -71,6 +72,8 @@ class MixArgs:
     """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")] = None
     """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/mix-<n>)")] = None
     """Folder of the mixtures."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -163,8 +166,9 @@ def _settings(args: MixArgs) -> dict[str, Any]:
     require_at_least("take", args.take, 1)
     base = next(iter(known.values()), Config())
     sampling = chosen_sampling(
-        base.sampling, args.steps, args.guidance, args.eta, negative_prompt=negative_of(args.negative_prompt)
-    )
+        base.sampling, args.steps, args.guidance, args.eta, sde_type=args.sde_type,
+        negative_prompt=negative_of(args.negative_prompt),
+    )  # fmt: skip
     model = args.model or _one_model(known)
     if not args.n:
         return {"model": model, "prompts": (), "n": 0, "rewards": (), "sampling": sampling}

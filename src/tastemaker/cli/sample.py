@@ -14,6 +14,7 @@ from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
 from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.printing import print_lines
 
@@ -51,6 +52,8 @@ class SampleArgs:
     """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
     """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: auto)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
     height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
     """Height of the images in pixels."""
     width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
@@ -91,6 +94,7 @@ def run(argv: list[str]) -> int:
                 seed=args.seed,
                 guidance=sampling.guidance,
                 eta=sampling.eta,
+                sde_type=sampling.sde_type,
                 folder=folder,
                 height=sampling.height,
                 width=sampling.width,
@@ -109,6 +113,7 @@ def run(argv: list[str]) -> int:
         steps=sampling.steps,
         guidance=sampling.guidance,
         eta=sampling.eta,
+        sde_type=sampling.sde_type,
         out=out,
         height=sampling.height,
         width=sampling.width,
@@ -141,5 +146,6 @@ def _settings(args: SampleArgs) -> tuple[str, Sampling]:
         args.eta,
         args.height,
         args.width,
+        args.sde_type,
         negative_of(args.negative_prompt),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from tastemaker.config.reflection import require_finite
 from tastemaker.config.schema import Sampling
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 
 
@@ -18,11 +19,14 @@ def chosen_sampling(
     eta: float | None,
     height: int | None = None,
     width: int | None = None,
+    sde_type: SdeType | None = None,
     negative_prompt: str | None = None,
 ) -> Sampling:
     """`base` with what was given over it. Raises ConfigError for numbers out of range."""
-    given: dict[str, Any] = {"steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width}
-    given["negative_prompt"] = negative_prompt
+    given: dict[str, Any] = {
+        "steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width, "sde_type": sde_type,
+        "negative_prompt": negative_prompt,
+    }  # fmt: skip
     sampling = replace(base, **{name: value for name, value in given.items() if value is not None})
     require_finite(sampling, "--")
     require_at_least("steps", sampling.steps, 1)

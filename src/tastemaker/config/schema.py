@@ -30,6 +30,7 @@ from tastemaker.algorithms.selection import All, BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.constraints import check_constraints
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.models.memory_settings import Memory
 from tastemaker.models.tuning import Tuning
@@ -51,7 +52,11 @@ class Sampling:
     steps: Annotated[int, Gt(0)] = 50
     """Denoising steps T, 1 to 1000."""
     eta: float = 1.0
-    """Weight of the noise added at each step: 0 is deterministic DDIM, 1 the ancestral sampler."""
+    """Weight of the noise added at each step: 0 is deterministic, 1 the ancestral sampler."""
+    sde_type: SdeType = "auto"
+    """Noise schedule: `ddim` (Song et al. 2020). `cps`: coefficients-preserving sampling, eta 0 to 1. `flow-sde`
+    (Flow-GRPO, eta about 0.7) and `dance-sde` (DanceGRPO, about 0.3): of flow-matching models only; the last step
+    leaves noise in the image. `auto`: cps for flow-matching models, ddim for others."""
     guidance: float = 5.0
     """Classifier-free guidance weight w, in sampling and in training; 1 turns guidance off."""
     negative_prompt: str = ""
@@ -319,7 +324,7 @@ class Config:
             )
         if s.eta < 0 or (s.eta == 0 and not self.pathwise):
             raise ConfigError(
-                f"sampling.eta is {s.eta}, but must not be negative (0 is DDIM without noise)"
+                f"sampling.eta is {s.eta}, but must not be negative (0 is without noise)"
                 if self.pathwise
                 else f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
             )

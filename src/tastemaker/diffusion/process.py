@@ -17,7 +17,7 @@ class Grid:
     """The T steps of a sampling run, from noise (index 0) to image (index T-1). Tensors [T]."""
 
     times: Tensor
-    """Training times at which the network is asked: int64, or float64 for processes in continuous time."""
+    """Training times at which the network is asked: int64, or float64 of processes in continuous time."""
     alpha: Tensor
     """Scale of x_0 at `times`, float64."""
     sigma: Tensor
@@ -56,8 +56,11 @@ class Process(Protocol):
         ...
 
     @property
-    def length(self) -> int:
-        """Number of training times, 0 to length - 1."""
+    def times(self) -> range:
+        """The training times from image to noise; of a process in continuous time, the whole numbers among them.
+
+        Of these the denoising losses draw theirs; a sampler may visit times between.
+        """
         ...
 
 

@@ -146,9 +146,9 @@ class EvaluationPlan:
                 }
                 for one in self.prompt_sets
             },
-            "steps": sampling.steps, "guidance": sampling.guidance,
+            "steps": sampling.steps, "guidance": sampling.guidance, "eta": sampling.eta,
             **({"negative_prompt": sampling.negative_prompt} if sampling.negative_prompt else {}),
-            "eta": sampling.eta, "batch": sampling.batch,
+            "sde_type": sampling.sde_type, "batch": sampling.batch,
             "height": sampling.height, "width": sampling.width, "precision": self.precision,
             "rewards": [without_addresses(name) for name in self.rewards], "metrics": list(self.metrics),
             "features": self.features, "reference": None if self.reference is None else str(self.reference),

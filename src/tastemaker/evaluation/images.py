@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM, Sde
+from tastemaker.diffusion.sde import Sde, make_sde
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.types import Draw
@@ -105,6 +106,7 @@ def write_samples(
     out: Path,
     height: int | None = None,
     width: int | None = None,
+    sde_type: SdeType = "auto",
     negative_prompt: str = "",
 ) -> Path:
     """Samples `n` images of each prompt into a new folder, and returns the path of their contact sheet.
@@ -119,7 +121,7 @@ def write_samples(
     if found:
         loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
-    x = images(loaded, draw, DDIM(loaded.process.grid(steps, loaded.latent_shape), eta), guidance, batch=16)
+    x = images(loaded, draw, make_sde(loaded, steps, eta, sde_type), guidance, batch=16)
     with new_folder(out) as folder:
         save_samples(folder, to_pil(x), draw.prompts, draw.prompt_index, draw.sample_index)
     return out / "sheet.png"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, batches
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ModelError, RewardError
 from tastemaker.evaluation.evaluate import evaluate
 from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
@@ -72,6 +72,7 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
         "seed": plan.seed, "steps": plan.sampling.steps, "guidance": plan.sampling.guidance, "eta": plan.sampling.eta,
+        "sde_type": plan.sampling.sde_type,
         "rewards": plan.rewards, "base": {}, "mixtures": [
             {"name": name, "weights": weights, "rank": ranks[name], "adapter": str(adapter_path(name))}
             for name, weights in plan.points.items()
@@ -126,7 +127,7 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
     model.resize(sampling.height, sampling.width)
     model.negative_prompt = sampling.negative_prompt
-    sampler = LocalSampler(model, DDIM(model.process.grid(sampling.steps, model.latent_shape), sampling.eta))
+    sampler = LocalSampler(model, make_sde(model, sampling.steps, sampling.eta, sampling.sde_type))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:
         # The first images are the base model's, of which combinations take their statistics.

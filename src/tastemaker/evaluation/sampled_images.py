@@ -8,7 +8,7 @@ from typing import Any
 
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.evaluation.distribution_metrics import chain_kl
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.evaluated_models import EvaluatedModel, changed
@@ -75,7 +75,7 @@ def _sample(
     part: range,
 ) -> None:
     sampling = plan.sampling
-    sde = DDIM(model.process.grid(sampling.steps, model.latent_shape), sampling.eta)
+    sde = make_sde(model, sampling.steps, sampling.eta, sampling.sde_type)
     keep = sde.stochastic() if reference is not None else ()
     draw = prompt_set.draw.select(part)
     began = time.perf_counter()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.image_grid import labelled_grid
 from tastemaker.evaluation.images import contact_sheet, fixed_draw, load_here, to_pil
@@ -32,6 +33,7 @@ def write_ranges(
     folder: Path,
     height: int | None = None,
     width: int | None = None,
+    sde_type: SdeType = "auto",
     negative_prompt: str = "",
 ) -> None:
     """Samples `n` images of each prompt with the adapter on at the steps of each mask, by the masks' names.
@@ -44,11 +46,11 @@ def write_ranges(
     loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
     several = len(masks) > 1
-    rows = {name: _masked(loaded, draw, mask, guidance, eta) for name, mask in masks.items()}
+    rows = {name: _masked(loaded, draw, mask, guidance, eta, sde_type) for name, mask in masks.items()}
     if several:
         steps = len(next(iter(masks.values())))
         whole = {"base": (False,) * steps, "all steps": (True,) * steps}
-        base, full = (_masked(loaded, draw, mask, guidance, eta) for mask in whole.values())
+        base, full = (_masked(loaded, draw, mask, guidance, eta, sde_type) for mask in whole.values())
         rows = {"base": base, **{f"steps {name}": x for name, x in rows.items()}, "all steps": full}
     listing = []
     for name, x in rows.items():
@@ -65,8 +67,8 @@ def write_ranges(
     (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
 
 
-def _masked(model: Model, draw: Draw, mask: Sequence[bool], guidance: float, eta: float) -> Tensor:
+def _masked(model: Model, draw: Draw, mask: Sequence[bool], guidance: float, eta: float, sde_type: SdeType) -> Tensor:
     """[B,3,H,W]"""
-    sde = DDIM(model.process.grid(len(mask), model.latent_shape), eta)
+    sde = make_sde(model, len(mask), eta, sde_type)
     sampler = LocalSampler(switched(model, sde, mask), sde)
     return generate(model, sampler, draw, guidance=guidance, batch=16).images

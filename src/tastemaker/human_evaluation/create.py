@@ -20,7 +20,7 @@ from PIL import Image
 from tastemaker.data.images import read_image
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import to_pil
@@ -260,7 +260,7 @@ def _images(
         return
     model = candidate.load()
     numbers = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in rows))}
-    sampler = LocalSampler(model, DDIM(model.process.grid(recipe.steps, model.latent_shape), recipe.eta))
+    sampler = LocalSampler(model, make_sde(model, recipe.steps, recipe.eta, recipe.sde_type))
     for start in range(0, len(rows), recipe.batch):
         part = rows[start : start + recipe.batch]
         draw = Draw(

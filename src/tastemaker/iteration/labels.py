@@ -41,7 +41,7 @@ def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policy: 
     if policy is not None:
         model.weights.load(find_adapter(policy))
     s = config.sampling
-    recipe = Recipe(s.steps, s.guidance, s.eta, seed=config.seed + number, batch=s.batch)
+    recipe = Recipe(s.steps, s.guidance, s.eta, seed=config.seed + number, batch=s.batch, sde_type=s.sde_type)
     name = config.model if policy is None else str(policy)
     create_from_model(folder, loop.label, Sampled(model, prompts.prompts, loop.tasks, recipe, name))
 

@@ -12,7 +12,8 @@ from tastemaker.data.captioned_images import load_captioned
 from tastemaker.data.tables import checked_text
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import DataError
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import to_pil
@@ -33,6 +34,7 @@ class Recipe:
     eta: float = 1.0
     seed: int = 0
     batch: int = 16
+    sde_type: SdeType = "auto"
 
 
 def sampled_tasks(
@@ -50,8 +52,7 @@ def sampled_tasks(
     A prompt that comes again gets further images. `name` is what the images' model is called, `origin` what else is
     written down of how they were made. `advance` is called with the number of images after each batch.
     """
-    grid = model.process.grid(recipe.steps, model.latent_shape)
-    sampler = LocalSampler(model, DDIM(grid, recipe.eta))
+    sampler = LocalSampler(model, make_sde(model, recipe.steps, recipe.eta, recipe.sde_type))
     size = settings.task_size
     at_once = max(1, recipe.batch // size)
     for start in range(0, tasks, at_once):
@@ -62,7 +63,13 @@ def sampled_tasks(
             tuple(sample for _, sample in rows),
         )  # fmt: skip
         made = to_pil(generate(model, sampler, draw, guidance=recipe.guidance, batch=recipe.batch).images)
-        how = {"steps": recipe.steps, "guidance": recipe.guidance, "eta": recipe.eta, "seed": recipe.seed}
+        how: dict[str, Any] = {
+            "steps": recipe.steps,
+            "guidance": recipe.guidance,
+            "eta": recipe.eta,
+            "sde_type": recipe.sde_type,
+            "seed": recipe.seed,
+        }
         if model.negative_prompt:
             how["negative_prompt"] = model.negative_prompt
         images = [

@@ -17,7 +17,13 @@ from typing import Any, cast
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_pipeline import (
+    Flux2LoraLoaderMixin,
+    FluxLoraLoaderMixin,
+    SD3LoraLoaderMixin,
+    StableDiffusionLoraLoaderMixin,
+    ZImageLoraLoaderMixin,
+)
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -40,6 +46,11 @@ FROZEN = "tastemaker_frozen_adapters"
 """Of a file's metadata: the adapters under it."""
 ENDS = (".lora_A.weight", ".lora_B.weight")
 """Of the names of a layer's factors, as peft has them."""
+_LOADERS: dict[str, Any] = {
+    "SD3Transformer2DModel": SD3LoraLoaderMixin, "FluxTransformer2DModel": FluxLoraLoaderMixin,
+    "ZImageTransformer2DModel": ZImageLoraLoaderMixin, "Flux2Transformer2DModel": Flux2LoraLoaderMixin,
+}  # fmt: skip
+"""Loaders of transformers' pipelines, by the transformer's class."""
 _KNOWN = re.compile(r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight$|\.alpha$")
 _PREFIX = re.compile(r"^(base_model\.model\.)?((unet|transformer)\.)?")
 """What the libraries put before a layer's own name."""
@@ -55,7 +66,7 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def find_adapter(given: str | Path) -> Path:
-    """What was trained: an adapter's .safetensors file, or the folder of a whole U-Net.
+    """What was trained: an adapter's .safetensors file, or the folder of a whole network.
 
     `given` is one of these, or the folder that it is in, or a run. Raises ConfigError where there is none, or two.
     """
@@ -68,8 +79,9 @@ def find_adapter(given: str | Path) -> Path:
         return path
     for folder in (path, path / "adapter", path / "model"):
         named = [folder / name for name in (WEIGHTS, PEFT_WEIGHTS) if (folder / name).is_file()]
-        if not named and (folder / "unet").is_dir():
-            return folder / "unet"
+        whole = [folder / name for name in ("unet", "transformer") if (folder / name).is_dir()]
+        if not named and whole:
+            return whole[0]
         found = named or sorted(folder.glob("*.safetensors"))
         if len(found) > 1:
             raise ConfigError(f"{folder} has the adapters {found[0].name} and {found[1].name}: give one of the files")
@@ -137,7 +149,7 @@ def _config(file: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         text = (file.parent / "adapter_config.json").read_text(encoding="utf-8")
     else:
         text = metadata.get(LORA_ADAPTER_METADATA_KEY) or "{}"
-    return {name.removeprefix("unet."): value for name, value in json.loads(text).items()}
+    return {name.removeprefix("unet.").removeprefix("transformer."): v for name, v in json.loads(text).items()}
 
 
 def _require_plain(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -155,7 +167,7 @@ def _require_plain(file: Path, tensors: Mapping[str, Tensor], config: Mapping[st
     if text or odd or fields:
         found = (text or odd or fields)[0]
         raise ModelError(
-            f"the adapter {file} has {found}, but only plain low-rank adapters of the U-Net are read "
+            f"the adapter {file} has {found}, but only plain low-rank adapters of the network are read "
             "(LoRA without text encoder, biases, DoRA, LoHa or the like)"
         )
 
@@ -236,9 +248,9 @@ def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Pat
     hollow, state = _hollow(network), _state(adapter)
     # peft's names throughout: diffusers decides by the first name of a file whether it renames any.
     if isinstance(network, PeftAdapterMixin):
-        StableDiffusionLoraLoaderMixin.save_lora_weights(
-            folder, unet_lora_layers=cast(Any, state), unet_lora_adapter_metadata=config.to_dict()
-        )
+        loader, part = _loader(network)
+        layers = {f"{part}_lora_layers": state, f"{part}_lora_adapter_metadata": config.to_dict()}
+        loader.save_lora_weights(folder, **layers)
         written, load = folder / WEIGHTS, _load_as_diffusers
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -329,13 +341,24 @@ def weights_under(network: nn.Module, given: str | Path) -> list[tuple[Tensor, T
 
 
 def _load_as_diffusers(network: Any, folder: Path) -> None:
-    """What `load_lora_weights` does with the U-Net."""
-    loaded: Any = StableDiffusionLoraLoaderMixin.lora_state_dict(str(folder), return_lora_metadata=True)
-    state, alphas, metadata = loaded
-    metadata = metadata | {"unet.init_lora_weights": False}  # which takes most of the time, for values not used
-    StableDiffusionLoraLoaderMixin.load_lora_into_unet(
-        state, network_alphas=alphas, unet=network, metadata=metadata, low_cpu_mem_usage=True
-    )
+    """What `load_lora_weights` of a pipeline does with its network."""
+    loader, part = _loader(network)
+    options: dict[str, Any] = {"low_cpu_mem_usage": True}
+    state, *alphas, metadata = loader.lora_state_dict(str(folder), return_lora_metadata=True)
+    # Drawing values, which takes most of the time, for values not used.
+    options["metadata"] = metadata | {f"{part}.init_lora_weights": False}
+    if alphas:
+        options["network_alphas"] = alphas[0]
+    elif loader is FluxLoraLoaderMixin:
+        options["network_alphas"] = None
+    put_on = loader.load_lora_into_unet if part == "unet" else loader.load_lora_into_transformer
+    put_on(state, **{part: network}, **options)
+
+
+def _loader(network: Any) -> tuple[Any, str]:
+    """The loader of a network's pipelines in diffusers, and what they call the network."""
+    found = _LOADERS.get(type(network).__name__)
+    return (StableDiffusionLoraLoaderMixin, "unet") if found is None else (found, "transformer")
 
 
 def _load_as_peft(network: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tastemaker.diffusion.model import Model, image_size
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import Sde, make_sde
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw
 
@@ -36,7 +36,7 @@ def check_model(make: Callable[[], Model], prompts: Sequence[str], *, guided: bo
     twice = model.encode([prompts[0], prompts[1], prompts[0]], guidance)
     if len(twice.states["text"]) != 3 or not twice["text"][0].equal(twice["text"][2]):
         wrong.append("encode: expected one state for each different prompt and one for the empty one")
-    sde = DDIM(model.process.grid(STEPS, model.latent_shape), 1.0)
+    sde = make_sde(model, STEPS, 1.0)
     if len(sde) != STEPS:
         wrong.append(f"process.grid({STEPS}) has {len(sde)} steps")
     x = draw.noise(0, model.latent_shape, model.device)
@@ -73,9 +73,7 @@ def check_model(make: Callable[[], Model], prompts: Sequence[str], *, guided: bo
     return wrong
 
 
-def _trained(
-    make: Callable[[], Model], model: Model, draw: Draw, sde: DDIM, guidance: float, base: Tensor
-) -> list[str]:
+def _trained(make: Callable[[], Model], model: Model, draw: Draw, sde: Sde, guidance: float, base: Tensor) -> list[str]:
     """New adapters change nothing; changed ones do; the reference is without them; files bring them back."""
     wrong: list[str] = []
     x, t = draw.noise(0, model.latent_shape, model.device), sde.grid.times[0].to(model.device).expand(2)

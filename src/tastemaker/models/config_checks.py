@@ -10,15 +10,18 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from tastemaker.errors import ModelError
 
 
-def sample_size(config: Any) -> tuple[int, int]:
-    """Height and width of the latents, by `sample_size` of a U-Net's config, a number or two. Raises ModelError."""
+def sample_size(config: Any, part: str = "unet") -> tuple[int, int]:
+    """Height and width of the latents, by `sample_size` of the config of a network, a number or two.
+
+    `part` is the network's name in the pipeline. Raises ModelError.
+    """
     size = config["sample_size"]
     if not size:
-        raise ModelError("the model does not say how large its images are: set sample_size in its unet/config.json")
+        raise ModelError(f"the model does not say how large its images are: set sample_size in its {part}/config.json")
     sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
     if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides) or len(sides) != 2:
         raise ModelError(
-            f"sample_size in the model's unet/config.json is {size!r}, but must be a whole number above 0, or two "
+            f"sample_size in the model's {part}/config.json is {size!r}, but must be a whole number above 0, or two "
             "(height and width)"
         )
     return sides[0], sides[1]
@@ -85,6 +88,21 @@ def require_pixels(pipeline: Any) -> None:
         raise ModelError(f"the model's network knows {learned} times, but its scheduler has {times}")
 
 
+def require_flow_parts(pipeline: Any, channels: int) -> None:
+    """Raises ModelError where the VAE of a flow transformer's pipeline does not fit latents of so many channels."""
+    vae = pipeline.vae.config
+    _require_vae_channels(vae, channels, "transformer")
+    _require_factor(vae)
+    shift = vae.get("shift_factor")
+    if shift is not None and (
+        isinstance(shift, bool) or not isinstance(shift, (int, float)) or not math.isfinite(shift)
+    ):
+        raise ModelError(f"the model's vae/config.json says shift_factor {shift!r}, but it must be a number")
+    for key in ("latents_mean", "latents_std"):
+        if vae.get(key):
+            raise ModelError(f"the model's vae/config.json says {key}, which its pipeline does not use: remove it")
+
+
 def _require_channels(config: Any) -> None:
     channels, out = config["in_channels"], config["out_channels"]
     if out == 2 * channels:
@@ -119,19 +137,27 @@ def _require_plain(unet: Any) -> None:
         )
 
 
-def _require_vae(vae: Any, channels: int) -> None:
+def _require_vae_channels(vae: Any, channels: int, part: str) -> None:
     if vae["latent_channels"] != channels:
         raise ModelError(
-            f"the model's unet takes latents of {channels} channels, but its vae makes {vae['latent_channels']}"
+            f"the model's {part} takes latents of {channels} channels, but its vae makes {vae['latent_channels']}"
         )
     if (vae["in_channels"], vae["out_channels"]) != (3, 3):
         raise ModelError(f"the model's vae has {vae['out_channels']} channels, but an image has 3 (RGB)")
+
+
+def _require_factor(vae: Any) -> None:
     factor = vae.get("scaling_factor")
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
         raise ModelError(
             f"the model's vae/config.json says scaling_factor {factor!r}, but it must be a number above 0: 0.18215 is "
             "that of Stable Diffusion 1.x and 2.x"
         )
+
+
+def _require_vae(vae: Any, channels: int) -> None:
+    _require_vae_channels(vae, channels, "unet")
+    _require_factor(vae)
     for key in ("shift_factor", "latents_mean", "latents_std"):
         if vae.get(key):
             raise ModelError(

@@ -22,19 +22,42 @@ from torch import nn
 _verbosity = transformers.logging.get_verbosity()
 transformers.logging.set_verbosity_error()
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # noqa: E402
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2  # noqa: E402
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel  # noqa: E402
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel  # noqa: E402
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel  # noqa: E402
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel  # noqa: E402
 from diffusers.models.unets.unet_2d import UNet2DModel  # noqa: E402
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # noqa: E402
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline  # noqa: E402
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline  # noqa: E402
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # noqa: E402
+from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline  # noqa: E402
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline  # noqa: E402
-from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (  # noqa: E402
+    StableDiffusion3Pipeline,
+)
+from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 transformers.logging.set_verbosity(_verbosity)
 
 from tastemaker.errors import ModelError  # noqa: E402
 from tastemaker.hub import hub_cause, is_unreachable, quiet_client  # noqa: E402
+from tastemaker.models import flux, flux_2, stable_diffusion_3, z_image  # noqa: E402
 from tastemaker.models.config_checks import require_latent, require_pixels  # noqa: E402
 from tastemaker.models.files import chosen_weights, files_of, read_json  # noqa: E402
+from tastemaker.models.flow_process import load_flow_scheduler  # noqa: E402
+from tastemaker.models.flow_transformer import FlowFamily, FlowTransformer  # noqa: E402
 from tastemaker.models.library_logging import loading  # noqa: E402
 from tastemaker.models.pixel import PixelUNet  # noqa: E402
 from tastemaker.models.schedulers import load_scheduler  # noqa: E402
@@ -67,6 +90,14 @@ class Family:
     force_zeros_for_empty_prompt."""
 
 
+def _flow(
+    family: FlowFamily, pipeline: Any, check: Callable[[Any], None], parts: Mapping[str, Any], **options: Any
+) -> Family:
+    """An entry for a flow-matching transformer."""
+    model = partial(FlowTransformer, family)
+    return Family(pipeline, model, parts, check, load_flow_scheduler, network="transformer", **options)
+
+
 _PIXELS: dict[str, Any] = {
     "model": PixelUNet, "parts": {"unet": UNet2DModel}, "check": require_pixels,
     "scheduler": partial(load_scheduler, latents=False),
@@ -89,6 +120,39 @@ FAMILIES = {
     ),
     "DDPMPipeline": Family(DDPMPipeline, **_PIXELS),
     "DDIMPipeline": Family(DDIMPipeline, **_PIXELS),
+    "StableDiffusion3Pipeline": _flow(
+        stable_diffusion_3.SD3, StableDiffusion3Pipeline, stable_diffusion_3.check,
+        {
+            "tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModelWithProjection,
+            "tokenizer_2": CLIPTokenizer, "text_encoder_2": CLIPTextModelWithProjection,
+            "tokenizer_3": T5Tokenizer, "text_encoder_3": T5EncoderModel,
+            "transformer": SD3Transformer2DModel, "vae": AutoencoderKL,
+        },
+        optional=frozenset({"tokenizer_3", "text_encoder_3"}),
+    ),
+    "FluxPipeline": _flow(
+        flux.FLUX, FluxPipeline, flux.check,
+        {
+            "tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModel,
+            "tokenizer_2": T5Tokenizer, "text_encoder_2": T5EncoderModel,
+            "transformer": FluxTransformer2DModel, "vae": AutoencoderKL,
+        },
+    ),
+    "ZImagePipeline": _flow(
+        z_image.Z_IMAGE, ZImagePipeline, z_image.check,
+        {
+            "tokenizer": Qwen2Tokenizer, "text_encoder": Qwen3Model,
+            "transformer": ZImageTransformer2DModel, "vae": AutoencoderKL,
+        },
+    ),
+    "Flux2KleinPipeline": _flow(
+        flux_2.FLUX_2, Flux2KleinPipeline, flux_2.check,
+        {
+            "tokenizer": Qwen2Tokenizer, "text_encoder": Qwen3ForCausalLM,
+            "transformer": Flux2Transformer2DModel, "vae": AutoencoderKLFlux2,
+        },
+        settings=("is_distilled",),
+    ),
 }  # fmt: skip
 """Pipelines by the name in their model_index.json."""
 
@@ -102,10 +166,14 @@ def family_of(name: Any) -> Family:
 
 _TOKENS: dict[Any, tuple[set[str], ...]] = {
     CLIPTokenizer: ({"tokenizer.json"}, {"vocab.json", "merges.txt"}),
+    T5Tokenizer: ({"tokenizer.json"}, {"spiece.model"}),
+    Qwen2Tokenizer: ({"tokenizer.json"}, {"vocab.json", "merges.txt"}),
 }
 """Files of which a tokenizer of each class needs one set; without, transformers makes one that knows no word."""
 _WHOLE_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 """Weights in a text encoder's file that was saved from a whole CLIP, and that a text encoder does not need."""
+_COUNTS = ("position_ids", "num_batches_tracked")
+"""Ends of the names of tensors that are whole numbers, beside weights that are not."""
 _BINARY = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".pt", ".pth", ".gguf")
 
 
@@ -171,7 +239,7 @@ def _about_folder(folder: Path) -> str:
         return "it is a run and no model, so give it as --adapter, and as --model the model that it trained"
     if any((folder / name).is_file() for name in ("pytorch_lora_weights.safetensors", "adapter_config.json")):
         return "it is an adapter and no model, so give it as --adapter"
-    if (folder / "unet").is_dir():
+    if (folder / "unet").is_dir() or (folder / "transformer").is_dir():
         return "it holds a network and no whole model; what a run trained in full is given as --adapter"
     if (folder.parent / INDEX).is_file():
         return f"it is one component of the model in {folder.parent}, so give that folder"
@@ -374,7 +442,8 @@ def _require_whole(path: Path) -> None:
     """Raises ModelError for a safetensors file that is damaged, cut off, or not there but by name."""
     try:
         with safe_open(path, "pt") as file:
-            kinds = {file.get_slice(key).get_dtype() for key in file.keys() if not key.endswith("position_ids")}  # noqa: SIM118
+            keys = [key for key in file.keys() if not key.endswith(_COUNTS)]  # noqa: SIM118
+            kinds = {file.get_slice(key).get_dtype() for key in keys}
     except (SafetensorError, OSError) as error:
         with path.open("rb") as file:
             if file.read(20).startswith(b"version https://git-"):
@@ -414,7 +483,8 @@ def _require_answer(family: Family, pipeline: Any) -> None:
         model = family.model(pipeline)
         model.resize(model.multiple, model.multiple)
         x = torch.zeros(1, *model.latent_shape)
-        time = torch.tensor([model.process.length // 2])
+        times = model.process.times
+        time = torch.tensor([times[len(times) // 2]])
         answer = model.predict(x, time, model.encode([""], 1.0))
         if answer.shape != x.shape or not answer.isfinite().all():
             raise ModelError(f"its {family.network} answers {list(answer.shape)} to {list(x.shape)}, or is not finite")

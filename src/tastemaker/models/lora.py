@@ -16,7 +16,7 @@ from torch import nn
 
 from tastemaker.errors import ModelError
 from tastemaker.models.library_logging import quiet
-from tastemaker.models.tuning import Tuning
+from tastemaker.models.tuning import ATTENTION, JOINT_ATTENTION, Tuning
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """Name of an adapter's file in diffusers' form."""
@@ -71,9 +71,13 @@ def weight_shape(layer: nn.Module) -> tuple[int, ...]:
 def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
     """Freezes `network` and gives the named linear and convolution layers an adapter: B A alpha / rank, B = 0 at first.
 
-    A name is a layer's own, or its end, as `to_q` or `attn2.to_q`. A is drawn from N(0, (1/rank)^2) (peft's
-    "gaussian"), as in the public DDPO code. Raises ModelError where a name is of no layer, or of one of another kind.
+    A name is a layer's own, or its end, as `to_q` or `attn2.to_q`; ATTENTION stands for all attention projections. A is
+    drawn from N(0, (1/rank)^2) (peft's "gaussian"), as in the public DDPO code. Raises ModelError where a name is of no
+    layer, or of one of another kind.
     """
+    if tuple(targets) == ATTENTION:
+        ends = {name.rpartition(".")[2] for name in adaptable(network)}
+        targets = [*ATTENTION, *(name for name in JOINT_ATTENTION if name in ends)]
     _require_known(network, targets)
     # peft annotates lora_alpha as int, but multiplies by it: any number will do.
     scale: Any = rank if alpha is None else alpha
@@ -125,7 +129,7 @@ def reference(network: Any, tuned: Tuning | None) -> AbstractContextManager[None
         return nullcontext()
     if tuned.mode == "full":
         raise ModelError(
-            "the whole U-Net was tuned and no copy of the base model is held: set weights.held before training"
+            "the whole network was tuned and no copy of the base model is held: set weights.held before training"
         )
     return adapters_off(network)
 

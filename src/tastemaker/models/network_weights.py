@@ -18,9 +18,11 @@ from tastemaker.models.weight_copy import WeightCopy
 class NetworkWeights:
     """The weights of a network, which every family of models has in the same way."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, name: str = "unet") -> None:
         self.network = network
         """A diffusers network, without the wrapper of several processes."""
+        self.name = name
+        """What its pipeline calls it, and the folder of a network that was trained in full."""
         self.tuning: Tuning | None = None
         """How it is trained; None before `tune`."""
         self.held: WeightCopy | None = None
@@ -67,9 +69,9 @@ class NetworkWeights:
                 weight.data.copy_(value)
 
     def save(self, folder: Path) -> None:
-        """Writes what was trained: an adapter, or the whole network into `unet`, for `from_pretrained`."""
+        """Writes what was trained: an adapter, or the whole network into the folder `name`, for `from_pretrained`."""
         if self.full:
-            self.network.save_pretrained(folder / "unet")
+            self.network.save_pretrained(folder / self.name)
         else:
             adapter_files.save(self.network, folder, () if self.tuning is None else self.tuning.frozen)
 

@@ -9,10 +9,10 @@ from typing import Any
 _LOGGER = logging.getLogger(__name__)
 
 
-def longer(tokenizer: Any, prompts: Sequence[str]) -> list[tuple[str, int]]:
-    """The prompts with more tokens than the tokenizer's `model_max_length`, begin and end included, and how many."""
+def longer(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[tuple[str, int]]:
+    """The prompts with more than `limit` tokens, begin and end included, and how many."""
     counts = [len(ids) for ids in tokenizer(list(prompts)).input_ids]
-    return [pair for pair in zip(prompts, counts, strict=True) if pair[1] > tokenizer.model_max_length]
+    return [pair for pair in zip(prompts, counts, strict=True) if pair[1] > limit]
 
 
 def warn(found: Sequence[tuple[str, int]], limit: int) -> None:

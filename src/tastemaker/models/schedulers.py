@@ -65,7 +65,7 @@ def load_scheduler(folder: Path, named: str, *, latents: bool) -> DDIMScheduler:
     name: str = config.get("_class_name", named)
     for given in (named, name):
         _require_discrete(given)
-    _require_sane(config)
+    require_types(config, _TYPES, {*_LEGACY} | _all_keys())
     if config.get("predict_epsilon") is False:  # diffusers before 0.10
         config.setdefault("prediction_type", "sample")
     kind = getattr(diffusers, _SAME_DEFAULTS.get(name, name))
@@ -151,19 +151,18 @@ class SchedulerProcess:
         """
         scheduler = DDIMScheduler.from_config(self.scheduler.config)
         assert isinstance(scheduler, DDIMScheduler)
-        if steps > self.length:
-            raise ConfigError(
-                f"sampling.steps is {steps}, but the model was trained on {self.length} times: give fewer"
-            )
+        trained = len(self.times)
+        if steps > trained:
+            raise ConfigError(f"sampling.steps is {steps}, but the model was trained on {trained} times: give fewer")
         scheduler.set_timesteps(steps)
         config, cumulative = scheduler.config, scheduler.alphas_cumprod
         times = scheduler.timesteps.long()
         # For some numbers of steps numpy's rounding adds a time of -1 to the spacing `trailing`.
         times = times[times >= 0]
-        if int(times.max()) >= self.length:
+        if int(times.max()) >= trained:
             raise ConfigError(
                 f"sampling.steps is {steps}, which with the scheduler's steps_offset {config['steps_offset']} asks the "
-                f"network about time {int(times.max())}, but it was trained on 0 to {self.length - 1}: give fewer steps"
+                f"network about time {int(times.max())}, but it was trained on 0 to {trained - 1}: give fewer steps"
             )
         previous = times - config["num_train_timesteps"] // steps
         after = torch.where(previous >= 0, cumulative[previous.clamp(min=0)], scheduler.final_alpha_cumprod)
@@ -186,9 +185,9 @@ class SchedulerProcess:
         return output_scale(alpha, sigma, self.prediction)
 
     @property
-    def length(self) -> int:
-        """Number of training times."""
-        return self.scheduler.config["num_train_timesteps"]
+    def times(self) -> range:
+        """0 to num_train_timesteps - 1."""
+        return range(self.scheduler.config["num_train_timesteps"])
 
 
 def _require_discrete(name: Any) -> None:
@@ -200,15 +199,18 @@ def _require_discrete(name: Any) -> None:
         )
 
 
-def _require_sane(config: Mapping[str, Any]) -> None:
-    """Raises ModelError for a value of another type than its key has, and for a key that is misspelt."""
+def require_types(config: Mapping[str, Any], types: Mapping[str, tuple[type, ...]], others: set[str]) -> None:
+    """Raises ModelError for a value of another type than its key has, and for a key that is misspelt.
+
+    `types` has the JSON types of the keys that matter, `others` the names of further keys that there may be.
+    """
     for key, value in config.items():
-        expected = _TYPES.get(key)
+        expected = types.get(key)
         if expected and (not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected)):
             names = " or ".join(kind.__name__ for kind in expected)
             raise ModelError(f"{CONFIG} of the model says {key}: {value!r}, but its value must be of type {names}")
-    for key in set(config) - set(_TYPES) - set(_LEGACY) - _all_keys():
-        if not key.startswith("_") and (close := difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.85)):
+    for key in set(config) - set(types) - others:
+        if not key.startswith("_") and (close := difflib.get_close_matches(key, types, n=1, cutoff=0.85)):
             raise ModelError(
                 f"{CONFIG} of the model has a key {key!r}, which no scheduler has: did you mean {close[0]!r}?"
             )

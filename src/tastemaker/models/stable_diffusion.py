@@ -98,12 +98,13 @@ class LatentUNet:
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """`text` [P,L,C]"""
+        limit = self.pipeline.tokenizer.model_max_length
         with quiet():
             states, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
-            long = prompt_length.longer(self.pipeline.tokenizer, prompts)
+            long = prompt_length.longer(self.pipeline.tokenizer, prompts, limit)
         if long and not self._warned_long:
             self._warned_long = True
-            prompt_length.warn(long, self.pipeline.tokenizer.model_max_length)
+            prompt_length.warn(long, limit)
         return {"text": states}
 
     def _pool(self, prompts: list[str]) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from annotated_types import Gt
 from tastemaker.errors import ConfigError
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+JOINT_ATTENTION = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj")
+"""Further attention projections of transformers: of text beside the image, and of FLUX.2's single blocks."""
 
 
 BaseWeights = Literal["none", "nf4", "int8"]
@@ -28,7 +30,7 @@ class Tuning:
     """Scale of the adapters' output is alpha / rank; alpha = rank when left out."""
     targets: tuple[str, ...] = ATTENTION
     """Names of the linear and convolution layers that get an adapter, or their ends, as attn2.to_q; every attention
-    projection when left out."""
+    projection when left out, in transformers also those of the text."""
     start_from: str | None = None
     """An adapter from which training starts: a run, or a folder or file of diffusers, peft, kohya or ComfyUI. The new
     adapter has its layers, ranks and scales; `rank` and `targets`, where they are not left out, must be its own. The

@@ -10,9 +10,12 @@ from typing import Any, Literal
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from tastemaker.diffusion.model import Model
+from tastemaker.errors import ModelError
 from tastemaker.models.attention_pool import AttentionPool
 from tastemaker.models.unet_encoder import PARTS, bottleneck
 
@@ -24,13 +27,18 @@ def value_network(kind: Literal["unet", "cnn", "conv", "mlp"], model: Model) -> 
     """
     channels = model.encode([""], 1.0).states["text"].shape[-1]
     if kind == "unet":
+        if not isinstance(model.network, UNet2DModel | UNet2DConditionModel):
+            raise ModelError(
+                f"algorithm.value is unet, a copy of a U-Net's encoder, but the network of this model is a "
+                f"{type(model.network).__name__}: take conv or mlp"
+            )
         made: nn.Module = UNetValue(model.network, channels)
     elif kind == "cnn":
         made = DigitValue(model.latent_shape)
     elif kind == "conv":
         made = ConvValue(model.latent_shape, channels)
     else:
-        made = ConditionalMLP(model.latent_shape, channels, times=model.process.length)
+        made = ConditionalMLP(model.latent_shape, channels, times=len(model.process.times))
     return made.to(model.device)
 
 
@@ -106,6 +114,7 @@ class ConditionalMLP(nn.Module):
 
     def __init__(self, shape: Sequence[int], text: int, width: int = 256, times: int = 1000) -> None:
         super().__init__()
+        self.times = times
         sizes = [prod(shape) + text, width, width, width]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.codes = nn.ModuleList(nn.Embedding(times, width) for _ in self.layers)
@@ -118,6 +127,8 @@ class ConditionalMLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """[N] from latents [N,*D], training times [N] and text states [N,L,C], or one pooled state each, [N,1,C]."""
         hidden = torch.cat([x.flatten(1), text.mean(dim=1)], dim=1)
+        # Times in continuous time have the code of the whole number below.
+        row = t.long().clamp(max=self.times - 1)
         for layer, code in zip(self.layers, self.codes, strict=True):
-            hidden = torch.relu(layer(hidden) * code(t))
+            hidden = torch.relu(layer(hidden) * code(row))
         return self.out(hidden).squeeze(-1)

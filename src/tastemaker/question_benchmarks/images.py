@@ -16,6 +16,7 @@ from PIL import Image
 
 from tastemaker.data.images import image_path, read_image
 from tastemaker.data.tables import read_records, shown, tidy
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import DataError, StorageError
 from tastemaker.question_benchmarks.benchmark import Prompt
 from tastemaker.question_benchmarks.rows import read_object
@@ -169,6 +170,7 @@ def sample_missing(
     steps: int,
     guidance: float,
     eta: float,
+    sde_type: SdeType,
     batch: int,
     advance: Callable[[int, int], None],
 ) -> None:
@@ -176,7 +178,7 @@ def sample_missing(
 
     Calls `advance` with the number of images that are there by then, and of all. Raises ModelError, StorageError.
     """
-    from tastemaker.diffusion.sde import DDIM
+    from tastemaker.diffusion.sde import make_sde
     from tastemaker.evaluation.images import fixed_draw, images, to_pil
 
     pictures = sampled_pictures(folder, prompts, n)
@@ -190,7 +192,7 @@ def sample_missing(
         for picture, prompt, number in zip(pictures, draw.prompts, draw.sample_index, strict=True)
     ]
     model = load()
-    sde = DDIM(model.process.grid(steps, model.latent_shape), eta)
+    sde = make_sde(model, steps, eta, sde_type)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.replace_atomic(folder / LISTING, json.dumps(listing, indent=1).encode())

@@ -106,7 +106,7 @@ def run(plan: Plan, advance: Advance = _no_progress, log: Log | None = None) -> 
         folder = plan.out / "images"
         sample_missing(
             folder, plan.benchmark.prompts, images.n, images.seed, images.load, steps=images.steps,
-            guidance=images.guidance, eta=images.eta, batch=images.batch,
+            guidance=images.guidance, eta=images.eta, sde_type=images.sde_type, batch=images.batch,
             advance=lambda done, total: advance("images", done, total),
         )  # fmt: skip
         pictures, name = sampled_pictures(folder, plan.benchmark.prompts, images.n), images.name

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tastemaker.diffusion.sde_types import SdeType
+
 if TYPE_CHECKING:
     from tastemaker.diffusion.model import Model
 
@@ -27,11 +29,12 @@ class Sampling:
     guidance: float
     eta: float
     batch: int = 16
+    sde_type: SdeType = "auto"
 
     @property
     def figures(self) -> dict[str, Any]:
         """What the images depend on, as JSON."""
-        names = ("n", "seed", "steps", "guidance", "eta")
+        names = ("n", "seed", "steps", "guidance", "eta", "sde_type")
         return {**self.identity, **{name: getattr(self, name) for name in names}}
 
 
@@ -48,6 +51,7 @@ def sampling_of(
     height: int | None,
     width: int | None,
     batch: int,
+    sde_type: SdeType = "auto",
     negative_prompt: str = "",
 ) -> Sampling:
     """Images of a model by its name, with an adapter or the run or folder that it is in.
@@ -72,7 +76,7 @@ def sampling_of(
         "model": model, "adapter": None if found is None else adapter_digest(found), "height": height, "width": width,
         **({"negative_prompt": negative_prompt} if negative_prompt else {}),
     }  # fmt: skip
-    return Sampling(name, load, identity, n, seed, steps, guidance, eta, batch)
+    return Sampling(name, load, identity, n, seed, steps, guidance, eta, batch, sde_type)
 
 
 def adapter_digest(found: Path) -> str:

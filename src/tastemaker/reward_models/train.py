@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import load_here
@@ -227,7 +227,7 @@ def _raw_of_chosen(
         model.resize(architecture.size, architecture.size)
     heads = tuple(one.head for one in fits)
     trained = RewardModel(architecture, features.backbone, heads, Scale(()), training.guidance)
-    sampler = LocalSampler(model, DDIM(model.process.grid(samples.steps, model.latent_shape), samples.eta))
+    sampler = LocalSampler(model, make_sde(model, samples.steps, samples.eta))
     draw = Draw(
         training.seed, 0, tuple(chosen), tuple(index % len(prompts) for index in range(len(chosen))),
         tuple(index // len(prompts) for index in range(len(chosen))),

@@ -15,7 +15,7 @@ from torch import Tensor
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, batches
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.evaluation.collapse import differences, grid_power
 from tastemaker.evaluation.distribution_metrics import chain_kl
 from tastemaker.evaluation.evaluate import Evaluation, evaluate
@@ -172,7 +172,7 @@ def divergence(session: Session, draw: Draw) -> Tensor | None:
     by_turns = sorted(range(len(draw)), key=lambda index: draw.sample_index[index])
     chosen = draw.select(sorted(by_turns[:count]))
     steps = config.sampling.steps
-    sde = DDIM(model.process.grid(steps, model.latent_shape), config.sampling.eta or 1.0)
+    sde = make_sde(model, steps, config.sampling.eta or 1.0, config.sampling.sde_type)
     found = []
     with session.phase("evaluate", count * steps), session.inference(), session.averaged():
         for part in batches(count, config.sampling.images_per_batch):

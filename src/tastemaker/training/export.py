@@ -35,7 +35,7 @@ class Exported:
     """The files of an export."""
 
     weights: Path
-    """The adapter's file; the folder `unet` of a whole network."""
+    """The adapter's file, or the folder of a whole network, `unet` or `transformer`."""
     card: Path
 
 
@@ -153,8 +153,8 @@ def _write_weights(source: _Source, folder: Path, form: Format, precision: str) 
         values = network_of(source.evaluated.change, network)
         whole = {name: value.to(DTYPES[precision]) for name, value in values.items()}
         network.load_state_dict(whole, assign=True)
-        network.save_pretrained(folder / "unet")
-        return "unet"
+        network.save_pretrained(folder / source.model.weights.name)
+        return source.model.weights.name
     if form != "diffusers":
         name = f"{_name(source)}.safetensors"
         about = _metadata(source, name)
@@ -307,7 +307,7 @@ def _usage(source: _Source, form: Format, name: str) -> str:
             source.model.weights.tuning = source.config.tuning  # by which it knows what was trained
         code = imports + source.model.usage(base)
         place = "'.'" if name in (WEIGHTS, PEFT_WEIGHTS) else f"'.', weight_name={name!r}"
-        return f"In this folder:\n\n```python\n{code.replace(repr('adapter'), place).replace('model/unet', 'unet')}```"
+        return f"In this folder:\n\n```python\n{code.replace(repr('adapter'), place).replace("'model/", "'")}```"
     known = naming(source.model.weights.network)
     assert known is not None
     if form == "kohya":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import image_size
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
 from tastemaker.models.memory import check_memory
@@ -80,7 +80,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     )
     # Layers without values cannot be quantized, and are counted.
     model.tune(replace(config.tuning, gradient_checkpointing=False, base_weights="none"), config.seed)
-    sde = DDIM(model.process.grid(config.sampling.steps, model.latent_shape), config.sampling.eta)
+    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
     height, width = image_size(model)
     return Facts(
         network=network,

@@ -123,7 +123,7 @@ def add_prior_loss(session: Session, prior: PriorImages, done: int) -> Tensor:
 def _noised(session: Session, prior: PriorImages, keys: list[tuple[int, int]]) -> Noised:
     """Rows of the images in `keys`, each with a count of its own in the round; times from all of the chain."""
     seed, number, device = session.config.seed, session.state.round + 1, session.accelerator.device
-    times, shape = range(session.model.process.length), prior.x0.shape[1:]
+    times, shape = session.model.process.times, prior.x0.shape[1:]
     drawn = [noise.diffused(shape, times, seed, number, _INDICES + image, row, 0, 0) for image, row in keys]
     share = session.config.prior_preservation.drop_captions
     gone = torch.tensor([noise.drop(share, seed, number, _INDICES + image, row) for image, row in keys])

@@ -17,7 +17,7 @@ from tastemaker.config.schema import Config, Speed
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
@@ -142,7 +142,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     else:
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
-    sde = DDIM(model.process.grid(config.sampling.steps, model.latent_shape), config.sampling.eta)
+    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
     sampler = LocalSampler(model, sde, config.sampling.log_prob, config.sampling.noise_outside)
     task = Task(
         model=model,

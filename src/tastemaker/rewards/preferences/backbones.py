@@ -85,9 +85,9 @@ class UNetBackbone:
 
     def __init__(self, model: Model, source: str, times: tuple[int, ...], pooled: bool = False) -> None:
         require_unet(model.network, source)
-        if max(times) >= model.process.length:
+        if max(times) not in model.process.times:
             raise RewardError(
-                f"the training time {max(times)} is none of {source}, which has times 0 to {model.process.length - 1}"
+                f"the training time {max(times)} is none of {source}, which has times 0 to {model.process.times[-1]}"
             )
         drop_decoder(model.network)
         self.model, self.times, self.device, self.pooled = model, times, model.device, pooled
