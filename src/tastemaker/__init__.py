@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tastemaker.api import compare, label
     from tastemaker.api.evaluating import ModelComparison, evaluate_models
+    from tastemaker.api.export import export
     from tastemaker.api.iteration import Iterations, iterate
     from tastemaker.api.presets import preset, presets
     from tastemaker.api.question_benchmarks import ask
@@ -28,12 +29,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Config", "Evaluation", "Iterations", "ModelComparison", "Run", "RunImage", "Samples", "TastemakerError", "ask",
-    "compare", "evaluate", "evaluate_models", "iterate", "label", "load_reward", "load_run", "preset", "presets",
-    "resume", "reward", "sample", "train", "train_reward_model",
+    "compare", "evaluate", "evaluate_models", "export", "iterate", "label", "load_reward", "load_run", "preset",
+    "presets", "resume", "reward", "sample", "train", "train_reward_model",
 ]  # fmt: skip
 
 _MODULES = {
     "tastemaker.api.evaluating": ("ModelComparison", "evaluate_models"),
+    "tastemaker.api.export": ("export",),
     "tastemaker.api.iteration": ("Iterations", "iterate"),
     "tastemaker.api.presets": ("preset", "presets"),
     "tastemaker.api.question_benchmarks": ("ask",),

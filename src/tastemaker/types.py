@@ -33,7 +33,9 @@ class Cond:
     index: Tensor
     """[N] int64: which prompt each row has; 0 is the empty one."""
     guidance: float = field(metadata=tree.SHARED)
-    """w in eps_u + w (eps_c - eps_u), with eps_u of the empty prompt; 1 means no guidance and one pass."""
+    """w in eps_u + w (eps_c - eps_u), with eps_u of the negative prompt; 1 means no guidance and one pass."""
+    negative: int = field(default=0, metadata=tree.SHARED)
+    """Which prompt of the states is the negative one, that guidance moves away from; 0, the empty one, by default."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -47,20 +49,22 @@ class Cond:
         return replace(self, index=self.index[rows])
 
     def unconditional(self) -> Cond:
-        """The empty prompt for every row, without guidance."""
-        return replace(self, index=torch.zeros_like(self.index), guidance=1.0)
+        """The negative prompt for every row, without guidance."""
+        return replace(self, index=torch.full_like(self.index, self.negative), guidance=1.0)
 
     def unguided(self) -> Cond:
         """The same prompts with a guidance weight of 1."""
         return replace(self, guidance=1.0)
 
     def compact(self) -> Cond:
-        """The same rows, with the states of their own prompts and the empty one alone."""
-        used, index = torch.cat([self.index.new_zeros(1), self.index]).unique(return_inverse=True)
-        return Cond({name: values[used] for name, values in self.states.items()}, index[1:], self.guidance)
+        """The same rows, with the states of their own prompts, the empty and the negative one alone."""
+        always = self.index.new_tensor([0, self.negative])
+        used, index = torch.cat([always, self.index]).unique(return_inverse=True)
+        states = {name: values[used] for name, values in self.states.items()}
+        return Cond(states, index[2:], self.guidance, int(index[1]))
 
     def dropped(self, rows: Tensor) -> Cond:
-        """With the empty prompt in the rows [N] bool."""
+        """With the empty prompt in the rows [N] bool; not the negative one, which the network was not trained on."""
         return replace(self, index=self.index.where(~rows.to(self.index.device), 0))
 
 

@@ -43,12 +43,12 @@ from tastemaker.algorithms.selection import BestWorst
 from tastemaker.algorithms.windows import Backward, Random, Sliding
 from tastemaker.config.schema import Pairs, PriorPreservation
 from tastemaker.diffusion.sde import DDIM
-from tastemaker.errors import ModelError
+from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models import wrap_pipeline
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
-from tastemaker.training import prior_preservation, rounds, setup
+from tastemaker.training import prior_preservation, rounds, run, setup
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.types import Draw
 
@@ -668,6 +668,25 @@ def targets(lab: Lab) -> None:
     assert {name.split(".")[-3] for name in layers if name.endswith("to_out.0")} == {"attn1", "attn2"}
 
 
+@acts("sampling.negative_prompt")
+def negative_prompt(lab: Lab) -> None:
+    """Half of the guided passes of a round's sampling, training and evaluation have its states, and none the empty."""
+    session, seen = lab.session(sampling={"guidance": 3.0, "negative_prompt": "blurry"}), []
+    negative, empty = (session.model.encode([prompt], 1.0)["text"][0] for prompt in ("blurry", ""))
+
+    def count(module: nn.Module, arguments: Any, options: Any) -> None:
+        states = options["encoder_hidden_states"]
+        seen.append((len(states), *(sum(bool((row == one).all()) for row in states) for one in (negative, empty))))
+
+    hook = session.model.network.register_forward_pre_hook(count, with_kwargs=True)
+    one_round(session)
+    trained = len(seen)
+    evaluate_run(session)
+    hook.remove()
+    assert 0 < trained < len(seen)
+    assert all((2 * of_negative, of_empty) == (rows, 0) for rows, of_negative, of_empty in seen)
+
+
 @acts("tuning.start_from")
 def start_from(lab: Lab) -> None:
     """The adapter to be trained has the factors of the file."""
@@ -676,6 +695,83 @@ def start_from(lab: Lab) -> None:
     session = lab.session(tuning={"start_from": str(lab.folder / "started")})
     for name, value in session.model.weights.trainable().items():
         assert torch.equal(value, saved.model.weights.trainable()[name])
+
+
+def under(lab: Lab, **tuning: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's weight in the model, in a session with an adapter under the trained one, and what that adapter adds."""
+    saved, name = lab.session(trained=True), "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    folder = lab.new("frozen")
+    saved.model.weights.save(folder)
+    layer = saved.model.network.get_submodule(name)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    session = lab.session(tuning={"frozen_adapters": (str(folder),), **tuning})
+    found = session.model.network.get_submodule(name).base_layer.weight
+    return layer.base_layer.weight.detach(), found.detach(), (b @ a * layer.scaling["default"]).detach()
+
+
+@acts("tuning.frozen_adapters")
+def frozen_adapters(lab: Lab) -> None:
+    base, found, added = under(lab)
+    close(found, base + added, 1e-6)
+    assert added.abs().max() > 1e-3
+
+
+@acts("tuning.frozen_weights")
+def frozen_weights(lab: Lab) -> None:
+    base, found, added = under(lab, frozen_weights=(-3.0,))
+    close(found, base - 3 * added, 1e-5)
+
+
+@acts("tuning.base_weights")
+def base_weights(lab: Lab) -> None:
+    """All linear layers are bitsandbytes' (tests/unit/test_small_gpu.py has their numbers), or its lack is named."""
+    missing = mock.patch.dict(sys.modules, {"bitsandbytes": None, "bitsandbytes.nn": None})
+    with missing, pytest.raises(ConfigError, match=r"tuning\.base_weights is nf4, which needs bitsandbytes"):
+        lab.session(tuning={"base_weights": "nf4"})
+
+
+@acts("memory.offload")
+def offload(lab: Lab) -> None:
+    """Text encoder and the VAE's parts come to the device for their own passes alone."""
+    session, moves = lab.session(memory={"offload": True}), []
+    text = session.model.components["text_encoder"]
+    with mock.patch.object(type(text), "to", lambda module, device: moves.append(str(device)) or module):
+        session.model.encode(["a new prompt"], 1.0)
+    assert moves == [str(session.model.device), "cpu"]
+
+
+@acts("memory.vae_slicing")
+def vae_slicing(lab: Lab) -> None:
+    """The decoder has one image at a time."""
+    session = lab.session(memory={"vae_slicing": True})
+    assert decoded(session, 3) == [1, 1, 1]
+
+
+def decoded(session: Any, count: int, side: int = 8) -> list[int]:
+    """How many images the decoder has at each of its passes."""
+    seen = []
+    decoder = session.model.components["vae"].decoder
+    hook = decoder.register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    session.model.decode(torch.zeros(count, 4, side, side))
+    hook.remove()
+    return seen
+
+
+@acts("memory.vae_tiling")
+def vae_tiling(lab: Lab) -> None:
+    """Latents of 16 x 16 in tiles of 8 x 8, of which a quarter overlaps: starts 0, 6 and 12 on either side."""
+    session = lab.session(memory={"vae_tiling": True})
+    assert decoded(session, 2, 16) == [2] * 9
+
+
+@acts("memory.prompt_states")
+def prompt_states(lab: Lab) -> None:
+    session = lab.session(memory={"prompt_states": True})
+    folder = lab.new("states")
+    folder.mkdir()
+    run._keep_prompt_states(session, folder)
+    session.model.encode(["a new prompt"], 1.0)
+    assert len(list(folder.rglob("*.safetensors"))) == 2  # the empty one too
 
 
 @acts("tuning.gradient_checkpointing")

@@ -2,17 +2,23 @@
 
 import textwrap
 from dataclasses import replace
+from shutil import rmtree
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import tiny
 from forked import Child, finish, run_script
 from tastemaker.diffusion.sde import DDIM
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.evaluation.images import images
+from tastemaker.evaluation.mixture import common_frozen
+from tastemaker.models import adapter_files
+from tastemaker.models.adapter_export import write_state
+from tastemaker.models.lora import WEIGHTS
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw
@@ -137,12 +143,93 @@ def test_training_that_starts_from_an_adapter_begins_with_its_output(tmp_path, a
     assert len(further.weights.trainable()) == len(model.weights.trainable())
 
 
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "comfyui"])
+def test_training_that_starts_from_a_file_of_others_has_its_layers_ranks_and_scales(tmp_path, form):
+    """Rank 3, alpha 1.5, on layers that are not the default's; the images are the ones that it gave."""
+    model = trained(Tuning(rank=3, alpha=1.5, targets=("attn1.to_q", "conv1", "proj_in")))
+    network = model.weights.network
+    file = tmp_path / "other.safetensors"
+    if form == "diffusers":
+        model.weights.save(tmp_path)
+        file = tmp_path / WEIGHTS
+    else:
+        model.weights.save(tmp_path / "own")
+        write_state(adapter_files.read(tmp_path / "own", network), network, file, form, torch.float32, {})
+    further = LatentUNet(tiny.pipeline())
+    further.tune(Tuning(start_from=str(file)))
+    assert torch.equal(shown(further), shown(model))
+    expected = {name: value.shape for name, value in model.weights.trainable().items()}
+    assert {name: value.shape for name, value in further.weights.trainable().items()} == expected
+    assert set(adapter_files.scales(further.network).values()) == {0.5}
+
+
+def frozen(tmp_path):
+    """Two adapters on disk, of rank 2 and scale 2 and of rank 1, on layers of which some are both's."""
+    for name, tuning in {"one": Tuning(rank=2, alpha=4.0), "two": Tuning(rank=1, targets=("to_q", "conv1"))}.items():
+        trained(tuning).weights.save(tmp_path / name)
+    return Tuning(rank=2, frozen_adapters=(str(tmp_path / "one"), str(tmp_path / "two")), frozen_weights=(0.5, -1.0))
+
+
+def test_frozen_adapters_are_under_the_trained_one(tmp_path):
+    """As diffusers' fuse_lora adds two adapters with weights; the reference has both, and the file none."""
+    tuning, pipe = frozen(tmp_path), tiny.pipeline()
+    for name, weight in (("one", 0.5), ("two", -1.0)):
+        pipe.load_lora_weights(tmp_path / name)
+        pipe.fuse_lora(lora_scale=weight)
+        pipe.unload_lora_weights()
+    expected = shown(LatentUNet(pipe))
+    model = LatentUNet(tiny.pipeline())
+    model.tune(tuning)
+    assert (shown(model) - shown(LatentUNet(tiny.pipeline()))).abs().max() > 0.01
+    torch.testing.assert_close(shown(model), expected, rtol=0, atol=1e-3)
+    before = shown(model)
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.weights.trainable().values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
+    changed = shown(model)
+    assert (changed - before).abs().max() > 0.01
+    with model.weights.reference():
+        assert torch.equal(shown(model), before)
+    model.weights.save(tmp_path / "saved")
+    names = {name.split(".lora_")[0] for name in load_file(tmp_path / "saved" / WEIGHTS)}
+    assert len(names) == len(model.weights.trainable()) / 2  # its own factors alone
+    again = LatentUNet(tiny.pipeline())
+    own = {name: value.clone() for name, value in again.network.state_dict().items()}
+    with again.weights.loaded(tmp_path / "saved"):
+        torch.testing.assert_close(shown(again), changed, rtol=0, atol=1e-4)
+    assert all(value.equal(own[name]) for name, value in again.network.state_dict().items())
+
+
+def test_what_frozen_adapters_cannot_be_is_named(tmp_path):
+    tuning = frozen(tmp_path)
+    model = LatentUNet(tiny.pipeline())
+    model.tune(tuning)
+    model.weights.save(tmp_path / "saved")
+    start = replace(tuning, frozen_adapters=(), frozen_weights=(), start_from=str(tmp_path / "saved"))
+    with pytest.raises(ModelError, match=r"was trained on top of .*one.*two: set tuning\.frozen_adapters to these"):
+        LatentUNet(tiny.pipeline()).tune(start)
+    further = LatentUNet(tiny.pipeline())
+    further.tune(replace(tuning, start_from=str(tmp_path / "saved")))
+    assert torch.equal(shown(further), shown(model))
+    with pytest.raises(ModelError, match=r"was itself trained on top of .*one: name that before it"):
+        LatentUNet(tiny.pipeline()).tune(Tuning(frozen_adapters=(str(tmp_path / "saved"),)))
+    with pytest.raises(ModelError, match="only adapters on top of the same ones can be mixed"):
+        common_frozen([tmp_path / "saved", tmp_path / "one"])
+    assert [weight for _, weight in common_frozen([tmp_path / "saved", tmp_path / "saved"])] == [0.5, -1.0]
+    rmtree(tmp_path / "two")
+    with pytest.raises(ModelError, match=r"on top of .*two, which is not there"):
+        LatentUNet(tiny.pipeline()).weights.load(tmp_path / "saved")
+    with pytest.raises(ConfigError, match=r"frozen_weights is \[1\.0\], but there are 2 frozen_adapters"):
+        replace(tuning, frozen_weights=(1.0,))
+
+
 def test_an_adapter_that_training_cannot_start_from_is_named(tmp_path):
     trained(Tuning(rank=2)).weights.save(tmp_path / "saved")
     for tuning, message in (
-        (Tuning(rank=4), "whose rank is 2, but the adapter to be trained has rank 4: set tuning.rank to 2"),
-        (Tuning(rank=2, targets=("to_q",)), r"saved.* adapts the layer .* and tuning.targets does not"),
-        (Tuning(rank=2, targets=("to_q", "to_k", "to_v", "to_out.0", "conv1")), r"tuning.targets adapts the layer .*"),
+        (Tuning(rank=8), r"whose rank is 2, but tuning\.rank is 8: leave it out"),
+        (Tuning(rank=2, targets=("to_q",)), r"the file adapts the layer .* and tuning\.targets does not"),
+        (Tuning(targets=("to_q", "to_k", "to_v", "to_out.0", "conv1")), r"tuning\.targets adapts the layer .*conv1"),
     ):
         with pytest.raises(ModelError, match=message):
             LatentUNet(tiny.pipeline()).tune(replace(tuning, start_from=str(tmp_path / "saved")))

@@ -48,7 +48,7 @@ from tastemaker.runs.manifest import write_manifest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", re.M | re.S)
-DRY = ("train", "resume", "sample", "mix", "ask", "bench", "evaluate", "iterate")
+DRY = ("train", "resume", "sample", "mix", "ask", "bench", "evaluate", "iterate", "export")
 PLACEHOLDERS = {
     "PRESET": "ddpo-compressibility",
     "$RUN": "RUN",

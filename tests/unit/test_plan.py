@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+import tiny
 from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.schema import Config, PriorPreservation
 from tastemaker.models import load_meta_model, load_model
+from tastemaker.models.memory_settings import Memory
 from tastemaker.training.plan import Calls, Facts, estimated_memory, make_plan, round_calls
+from tastemaker.training.preflight import preflight
 
 FACTS = Facts(
     network=1000, trainable=100, value=0, text_encoder=200, vae=300, outputs=50, decoder_outputs=70, height=32,
@@ -78,8 +82,8 @@ def test_an_algorithm_of_fixed_depth_by_hand():
 def test_memory_by_hand():
     found = estimated_memory(SMALL, FACTS, rows=8)
     assert found == {
-        "network": 4 * (1000 + 100), "text encoder and VAE": 4 * 500, "gradients": 400, "optimizer state": 800,
-        "copies of the trained weights": 0, "activations (rough)": 8 * 50 * 4,
+        "network": 4 * (1000 + 100), "text encoder and VAE": 4 * 500, "prompt states": 0, "gradients": 400,
+        "optimizer state": 800, "copies of the trained weights": 0, "activations (rough)": 8 * 50 * 4,
     }  # fmt: skip
     whole = replace(
         SMALL,
@@ -89,9 +93,56 @@ def test_memory_by_hand():
     )
     found = estimated_memory(whole, replace(FACTS, trainable=1000), rows=8)
     assert found == {
-        "network": 4000, "text encoder and VAE": 2 * 200 + 4 * 300, "gradients": 4000, "optimizer state": 2000,
-        "copies of the trained weights": 4000, "activations (rough)": pytest.approx(8 * 50 * 2 * 0.2),
+        "network": 4000, "text encoder and VAE": 2 * 200 + 4 * 300, "prompt states": 0, "gradients": 4000,
+        "optimizer state": 2000, "copies of the trained weights": 4000,
+        "activations (rough)": pytest.approx(8 * 50 * 2 * 0.2),
     }  # fmt: skip
+
+
+def test_memory_of_small_gpus_by_hand():
+    """Of 1000 weights in bf16 800 are in linear layers; text encoders of 120 and 80, a VAE of 30 in float32."""
+    facts = replace(
+        FACTS, linear=800, vae=30, largest_text_encoder=120, decoder_peak=1000, tile=0.25, prompt_state=10, unseen=2
+    )
+    saving = replace(
+        SMALL,
+        precision="bf16",
+        tuning=replace(SMALL.tuning, base_weights="nf4"),
+        memory=Memory(offload=True, vae_slicing=True, vae_tiling=True),
+    )
+    found = estimated_memory(saving, facts, rows=8)
+    # 4 bits each, and 4 bytes for each 64: 800 / 2 + 800 / 64 * 4 = 450; adapters in float32.
+    assert found["network"] == 2 * 200 + 450 + 4 * 100
+    assert found["text encoder or VAE, one at a time"] == max(2 * 120, 4 * 30)
+    assert found["prompt states"] == 10 * (5 + 2 + 1) * 4
+    assert found["activations (rough)"] == max(8 * 50 * 2, 1000 * 1 * 4 * 0.25)
+    eight = replace(saving, tuning=replace(saving.tuning, base_weights="int8"), memory=Memory(vae_tiling=True))
+    found = estimated_memory(eight, facts, rows=8)
+    assert found["network"] == 2 * 200 + 800 + 4 * 100
+    assert found["text encoder and VAE"] == 2 * 200 + 4 * 30
+    assert found["activations (rough)"] == 1000 * 8 * 4 * 0.25  # a batch of 8 images
+    plain = estimated_memory(replace(eight, memory=Memory()), facts, rows=8)
+    assert plain["activations (rough)"] == 1000 * 8 * 4
+
+
+def test_facts_of_the_bundled_model_for_small_gpus():
+    model = load_model("bundled")
+    facts = preflight(Config(prompts="bundled-single"), None)
+    linear = [layer for layer in model.network.modules() if isinstance(layer, nn.Linear)]
+    assert facts.linear == sum(layer.weight.numel() for layer in linear)
+    assert 0 < facts.linear < facts.network
+    assert facts.largest_text_encoder == facts.text_encoder
+    assert facts.prompt_state == model.encode([""], 1.0)["text"].numel()
+    assert 0 < facts.decoder_peak < facts.decoder_outputs
+    assert facts.tile == 1.0
+
+
+@pytest.mark.parametrize("setting", ["memory.vae_tiling=true", "memory.prompt_states=true"])
+def test_dry_run_knows_what_a_model_has_not(tmp_path: Path, setting: str, capsys: pytest.CaptureFixture[str]):
+    tiny.pixels(channels=3).save_pretrained(tmp_path / "pixels")
+    words = ["train", "ddpo-compressibility", "--model", str(tmp_path / "pixels"), "sampling.guidance=1", setting]
+    assert main([*words, "--dry-run", "--out", str(tmp_path / "out")]) == 2
+    assert f"{setting.partition('=')[0]} is true, but the model has no" in capsys.readouterr().err
 
 
 def test_a_model_without_weights_is_the_model_s_shape():

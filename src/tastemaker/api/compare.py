@@ -39,6 +39,7 @@ def create(
     steps: int | None = None,
     guidance: float | None = None,
     eta: float | None = None,
+    negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
     database: str | None = None,
@@ -55,9 +56,9 @@ def create(
     """
     named = {name: value.folder if isinstance(value, Run) else value for name, value in models.items()}
     given = {name: recognised(f"{name}={value}") for name, value in named.items() if isinstance(value, (str, Path))}
-    chosen = {"steps": steps, "guidance": guidance, "eta": eta}
+    chosen = {"steps": steps, "guidance": guidance, "eta": eta, "negative_prompt": negative_prompt}
     base, of_runs = base_settings(list(given.values()), [key for key, value in chosen.items() if value is not None])
-    sampling = chosen_sampling(base, steps, guidance, eta, height, width)
+    sampling = chosen_sampling(base, steps, guidance, eta, height, width, negative_prompt=negative_prompt)
     check_models([given[name].described if name in given else _described(name, value) for name, value in named.items()])
     found: list[Candidate] = [
         candidates([given[name]], sampling)[0] if name in given else _loaded(name, value, sampling)
@@ -102,6 +103,7 @@ def _loaded(name: str, pipeline: Any, sampling: Sampling) -> FromModel:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = wrap_pipeline(copied(pipeline), "fp32" if device == "cpu" else "fp16", device)
         model.resize(sampling.height, sampling.width)
+        model.negative_prompt = sampling.negative_prompt
         return model
 
     return FromModel(_described(name, pipeline), load)

@@ -45,14 +45,15 @@ def create(
     steps: int | None = None,
     guidance: float | None = None,
     eta: float | None = None,
+    negative_prompt: str | None = None,
     database: str | None = None,
 ) -> Project:
     """A new labelling project, open: from a run, from a model with prompts, or from images.
 
     `run`: the run's trained model with its prompts and sampler settings. `model`, `prompts`: as in `tastemaker.train`,
     with an `adapter` if wanted. `images`: what `--images` of `tastemaker label create` takes, or a list of tasks.
-    `tasks`: how many; by default one for each prompt, or as many as the images make. `steps`, `guidance`, `eta`: of the
-    sampler, as in `tastemaker.sample`. `database`: the URL of an empty PostgreSQL database.
+    `tasks`: how many; by default one for each prompt, or as many as the images make. `steps`, `guidance`, `eta`,
+    `negative_prompt`: of the sampler, as in `tastemaker.sample`. `database`: the URL of an empty PostgreSQL database.
 
     Raises ConfigError where the sources do not fit each other, DataError, ModelError or PromptError.
     """
@@ -78,6 +79,7 @@ def create(
     )  # fmt: skip
     loaded = load_here(str(model)) if isinstance(model, (str, Path)) else wrap_pipeline(copied(model), "fp32", "cpu")
     loaded.resize(s.height, s.width)
+    loaded.negative_prompt = s.negative_prompt if negative_prompt is None else negative_prompt
     if adapter is not None:
         loaded.weights.load(find_adapter(adapter.folder if isinstance(adapter, Run) else adapter))
     name = str(adapter.folder if isinstance(adapter, Run) else adapter or model)

@@ -48,6 +48,7 @@ def ask(
     steps: int | None = None,
     guidance: float | None = None,
     eta: float | None = None,
+    negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
     batch: int = 16,
@@ -59,8 +60,8 @@ def ask(
     - `model`: a run, a model's name or folder, or a loaded pipeline; or `images` that are there, as `--images`.
     - `vlm`: who answers, `MODEL@http://HOST:PORT/v1`, `MODEL` in this process, or `judge`, the default for `bundled`.
     - `out`: a folder; the same folder with the same arguments goes on with what was interrupted.
-    - `n`: images of each prompt, the benchmark's own when None. `steps`, `guidance`, `eta`: the run's, or those of
-      `sample`. The others as the flags of `tastemaker ask`.
+    - `n`: images of each prompt, the benchmark's own when None. `steps`, `guidance`, `eta`, `negative_prompt`: the
+      run's, or those of `sample`. The others as the flags of `tastemaker ask`.
 
     Raises a TastemakerError; of a model that does not answer any more RewardUnavailable. Images and answers stay.
     """
@@ -82,14 +83,15 @@ def ask(
         if isinstance(model, Run) or (isinstance(model, (str, Path)) and is_run(Path(model))):
             run = model if isinstance(model, Run) else load_run(model)
             given, adapter, base, name = run.config.model, run, run.config.sampling, str(run.folder)
-        changes = {"steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width}
+        changes: dict[str, Any] = {"steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width}
+        changes["negative_prompt"] = negative_prompt
         s = replace(base, **{key: value for key, value in changes.items() if value is not None})
         path = adapter.folder if isinstance(adapter, Run) else None if adapter is None else Path(adapter)
         count = n or found.per_prompt
         if isinstance(given, (str, Path)):
             source = sampling_of(
                 str(given), path, name=name, n=count, seed=seed, steps=s.steps, guidance=s.guidance, eta=s.eta,
-                height=s.height, width=s.width, batch=batch, sde_type=s.sde_type,
+                height=s.height, width=s.width, batch=batch, sde_type=s.sde_type, negative_prompt=s.negative_prompt,
             )  # fmt: skip
         else:
             source = _of_pipeline(given, path, count, seed, s, batch)
@@ -109,12 +111,13 @@ def _of_pipeline(pipeline: Any, adapter: Path | None, n: int, seed: int, s: Any,
     def load() -> Model:
         loaded = wrap_pipeline(own, "fp32" if device == "cpu" else "fp16", device)
         loaded.resize(s.height, s.width)
+        loaded.negative_prompt = s.negative_prompt
         if found is not None:
             loaded.weights.load(found)
         return loaded
 
     identity = {
         "model": digest, "adapter": None if found is None else adapter_digest(found), "height": s.height,
-        "width": s.width,
+        "width": s.width, **({"negative_prompt": s.negative_prompt} if s.negative_prompt else {}),
     }  # fmt: skip
     return Sampling(name, load, identity, n, seed, s.steps, s.guidance, s.eta, batch, s.sde_type)

@@ -79,6 +79,7 @@ def sample(
     steps: int = 50,
     guidance: float = 5.0,
     eta: float = 1.0,
+    negative_prompt: str = "",
     batch: int = 16,
     height: int | None = None,
     width: int | None = None,
@@ -87,14 +88,16 @@ def sample(
     """`n` images of each different prompt, the same for the same arguments as those of `tastemaker sample`.
 
     `model`, `prompts` as in `tastemaker.train`; a loaded pipeline stays as it is. `adapter`: a run, or a folder or file
-    of what one trained. `steps`: 1 to 1000; `guidance`: 1 turns it off; `eta`: 0 is deterministic, 1 the ancestral
-    sampler; `sde_type`: the noise schedule, as `sampling.sde_type` of a run; `batch`: images sampled at once; `height`,
-    `width`: of the images in pixels, the model's own when None. On an accelerator the network runs in float16, else in
-    float32.
+    of what one trained. `steps`: 1 to 1000; `guidance`: 1 turns it off, and `negative_prompt` is what it moves away
+    from; `eta`: 0 is deterministic, 1 the ancestral sampler; `sde_type`: the noise schedule, as `sampling.sde_type` of
+    a run; `batch`: images sampled at once; `height`, `width`: of the images in pixels, the model's own when None. On an
+    accelerator the network runs in float16, else in float32.
 
     Raises ConfigError for a number out of range or a missing adapter, ModelError, or PromptError.
     """
-    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type)
+    loaded, draw, sampler = _prepared(
+        model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type, negative_prompt
+    )
     return _samples(draw, evaluation.generate(loaded, sampler, draw, guidance=guidance, batch=batch).images)
 
 
@@ -109,6 +112,7 @@ def evaluate(
     steps: int = 50,
     guidance: float = 5.0,
     eta: float = 1.0,
+    negative_prompt: str = "",
     batch: int = 16,
     height: int | None = None,
     width: int | None = None,
@@ -127,7 +131,9 @@ def evaluate(
         if name in named:
             raise RewardError(f"two rewards are called {name!r}: give each a name of its own")
         named[name] = load_reward(one) if isinstance(one, str) else wrap(one)
-    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type)
+    loaded, draw, sampler = _prepared(
+        model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type, negative_prompt
+    )
     found = evaluation.evaluate(loaded, sampler, draw, named, guidance=guidance, batch=batch, judged=model in BUNDLED)
     totals = {name: scores.total for name, scores in found.scores.items()}
     metrics: dict[str, float] = {}
@@ -149,6 +155,7 @@ def _prepared(
     height: int | None,
     width: int | None,
     sde_type: SdeType,
+    negative_prompt: str,
 ) -> tuple[Model, Draw, LocalSampler]:
     """The loaded model, the images to be made, and the sampler. Raises what `sample` raises."""
     for name, value, low in (("n", n, 1), ("steps", steps, 1), ("eta", eta, 0), ("batch", batch, 1)):
@@ -164,6 +171,7 @@ def _prepared(
         device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded = wrap_pipeline(copied(model), "fp32" if device == "cpu" else "fp16", device)
     loaded.resize(height, width)
+    loaded.negative_prompt = negative_prompt
     if found is not None:
         loaded.weights.load(found)
     sde = make_sde(loaded, steps, eta, sde_type)

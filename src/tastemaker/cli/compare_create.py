@@ -13,7 +13,7 @@ from tastemaker.cli.compared_models import base_settings, candidates, recognised
 from tastemaker.cli.folders import require_unused
 from tastemaker.cli.progress import images_progress
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
-from tastemaker.cli.text import as_source, as_text
+from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
@@ -93,6 +93,10 @@ class CreateArgs:
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
     ] = None
     """Classifier-free guidance weight."""
+    negative_prompt: Annotated[
+        str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
+    ] = None
+    """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
     """Weight of the noise added at each step."""
     sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
@@ -124,9 +128,15 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--level is {args.level:g}, but must lie between 0 and 1, such as 0.95")
     require_unused(args.project)
     given = [recognised(as_source(word, "models"), args.base) for word in args.models]
-    chosen = {"steps": args.steps, "guidance": args.guidance, "eta": args.eta, "sde-type": args.sde_type}
+    chosen: dict[str, object] = {
+        "steps": args.steps, "guidance": args.guidance, "eta": args.eta, "sde_type": args.sde_type,
+        "negative_prompt": args.negative_prompt,
+    }  # fmt: skip
     base, of_runs = base_settings(given, [name for name, value in chosen.items() if value is not None])
-    sampling = chosen_sampling(base, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type)
+    sampling = chosen_sampling(
+        base, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type,
+        negative_of(args.negative_prompt),
+    )  # fmt: skip
     from tastemaker.human_evaluation.create import check_models, create_comparison, left_out, rows_of
     from tastemaker.human_evaluation.study import Stopping, asked
     from tastemaker.labelling.sources import Recipe

@@ -98,17 +98,17 @@ def base_settings(given: Sequence[Given], chosen: Sequence[str] = ()) -> tuple[S
 
     Without a run the default settings, and None.
 
-    Raises ConfigError where runs differ in the steps, guidance or eta of their sampler, but for those that are `chosen`
-    by flags.
+    Raises ConfigError where runs differ in the steps, guidance, eta or negative prompt of their sampler, but for those
+    that are `chosen` by flags.
     """
     runs = [(one.name, one.config) for one in given if one.config is not None and one.model is not None]
     for name, config in runs[1:]:
-        for setting in ("steps", "guidance", "eta"):
+        for setting in ("steps", "guidance", "eta", "sde_type", "negative_prompt"):
             values = [vars(found.sampling)[setting] for found in (runs[0][1], config)]
             if values[0] != values[1] and setting not in chosen:
                 raise ConfigError(
-                    f"the run of {runs[0][0]} has sampling.{setting} {values[0]:g} and that of {name} {values[1]:g}: "
-                    f"give one for both by --{setting}"
+                    f"the run of {runs[0][0]} has sampling.{setting} {values[0]!r} and that of {name} {values[1]!r}: "
+                    f"give one for both by --{setting.replace('_', '-')}"
                 )
     return (runs[0][1].sampling, runs[0][1].prompts) if runs else (Sampling(), None)
 
@@ -129,7 +129,7 @@ def _candidate(one: Given, sampling: Sampling) -> Candidate:
         from tastemaker.evaluation.images import load_here
         from tastemaker.models.adapter_files import find_adapter
 
-        model = load_here(name, sampling.height, sampling.width)
+        model = load_here(name, sampling.height, sampling.width, sampling.negative_prompt)
         if adapter is not None:
             model.weights.load(find_adapter(adapter))
         return model

@@ -11,7 +11,7 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, processes
-from tastemaker.cli.text import as_source
+from tastemaker.cli.text import as_source, negative_of
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 
@@ -61,6 +61,8 @@ class EvaluateArgs:
     """Denoising steps."""
     guidance: Annotated[float | None, _default("FLOAT")] = None
     """Classifier-free guidance weight."""
+    negative_prompt: Annotated[str | None, _default("TEXT")] = None
+    """What guidance moves away from."""
     eta: Annotated[float | None, _default("FLOAT")] = None
     """Weight of the noise added at each step."""
     sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's)")] = None
@@ -109,6 +111,7 @@ def _options(args: EvaluateArgs) -> Options:
         seed=args.seed,
         steps=args.steps,
         guidance=args.guidance,
+        negative_prompt=negative_of(args.negative_prompt),
         eta=args.eta,
         sde_type=args.sde_type,
         height=args.height,

@@ -50,6 +50,15 @@ def find_models(texts: Sequence[str], model: str | None) -> list[Found]:
     return _with_references(found)
 
 
+def find_model(text: str, model: str | None) -> Found:
+    """One model, as `find_models` finds it. Raises ConfigError where the text names several, and what that raises."""
+    found = _find(text, model)
+    if len(found) > 1:
+        names = ", ".join(one.evaluated.label for one in found)
+        raise ConfigError(f"{text!r} names {len(found)} models ({names}), but one is wanted: name one of them")
+    return found[0]
+
+
 def _find(text: str, model: str | None) -> list[Found]:
     label, given = None, text
     if not os.path.lexists(text) and (match := _LABEL.fullmatch(text)) and not text.startswith("mix "):

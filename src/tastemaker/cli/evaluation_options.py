@@ -47,6 +47,7 @@ class Options:
     guidance: float | None = None
     eta: float | None = None
     sde_type: SdeType | None = None
+    negative_prompt: str | None = None
     height: int | None = None
     width: int | None = None
     batch: int | None = None
@@ -101,6 +102,7 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
     given = {
         "steps": options.steps, "guidance": options.guidance, "eta": options.eta, "height": options.height,
         "width": options.width, "sde-type": options.sde_type, "embedded-guidance": None,
+        "negative-prompt": options.negative_prompt,
     }  # fmt: skip
     for config in configs[1:]:
         own = config.sampling
@@ -109,20 +111,22 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
             "height": (base.height, own.height), "width": (base.width, own.width),
             "embedded-guidance": (base.embedded_guidance, own.embedded_guidance),
             "sde-type": (base.sde_type, own.sde_type),
+            "negative-prompt": (base.negative_prompt, own.negative_prompt),
         }  # fmt: skip
         for name, (one, other) in pairs.items():
             if one != other and given[name] is None:
                 raise ConfigError(
-                    f"the runs were sampled with {name} {one} and {other}, but all models must be sampled alike: give "
-                    f"--{name}"
+                    f"the runs were sampled with {name} {one!r} and {other!r}, but all models must be sampled alike: "
+                    f"give --{name.replace('_', '-')}"
                 )
     chosen = chosen_sampling(
-        base, options.steps, options.guidance, options.eta, options.height, options.width, options.sde_type
-    )
+        base, options.steps, options.guidance, options.eta, options.height, options.width, options.sde_type,
+        options.negative_prompt,
+    )  # fmt: skip
     batch = options.batch or base.images_per_batch
     return Sampling(
         steps=chosen.steps, eta=chosen.eta, sde_type=chosen.sde_type, guidance=chosen.guidance,
-        embedded_guidance=chosen.embedded_guidance,
+        embedded_guidance=chosen.embedded_guidance, negative_prompt=chosen.negative_prompt,
         height=chosen.height, width=chosen.width, samples=batch, batch=batch,
     )  # fmt: skip
 

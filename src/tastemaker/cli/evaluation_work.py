@@ -55,6 +55,7 @@ def check_models(plan: EvaluationPlan) -> dict[str, BaseModel]:
         for prompt_set in plan.prompt_sets:
             model.check(prompt_set.prompts)
         model.resize(plan.sampling.height, plan.sampling.width)
+        model.negative_prompt = plan.sampling.negative_prompt
         require_latents_of(model, plan.rewards)
         model.encode([plan.prompt_sets[0].prompts[0]], plan.sampling.guidance)  # raises where it cannot be guided
         for one in plan.models:

@@ -12,7 +12,7 @@ from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.folders import require_run, require_unused
 from tastemaker.cli.progress import images_progress
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
-from tastemaker.cli.text import as_source, as_text
+from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
@@ -91,6 +91,10 @@ class CreateArgs:
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
     ] = None
     """Classifier-free guidance weight."""
+    negative_prompt: Annotated[
+        str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
+    ] = None
+    """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
     """Weight of the noise added at each step."""
     sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
@@ -175,7 +179,14 @@ def _source(args: CreateArgs) -> _Source | None:
         raise ConfigError("give a run by --run, a model's prompts by --prompts, images by --images, or --empty")
     listed = as_source(args.prompts or base.prompts, "--prompts")
     sampling = chosen_sampling(
-        base.sampling, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type
+        base.sampling,
+        args.steps,
+        args.guidance,
+        args.eta,
+        args.height,
+        args.width,
+        args.sde_type,
+        negative_of(args.negative_prompt),
     )
     name = str(args.run or args.adapter or model)
     return _Source(model, adapter, load_prompts(listed).prompts, sampling, name)
@@ -225,7 +236,7 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
     from tastemaker.labelling.sources import Recipe
     from tastemaker.models.adapter_files import find_adapter
 
-    model = load_here(source.model, source.sampling.height, source.sampling.width)
+    model = load_here(source.model, source.sampling.height, source.sampling.width, source.sampling.negative_prompt)
     if source.adapter is not None:
         model.weights.load(find_adapter(source.adapter))
     recipe = Recipe(

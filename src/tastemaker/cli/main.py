@@ -19,6 +19,7 @@ COMMANDS = {
     "mix": "mix adapters, and measure the mixtures by the rewards of both",
     "evaluate": "compare models, runs and mixtures on the same prompts and seeds, with intervals",
     "ask": "run a benchmark that asks questions about a model's images",
+    "export": "write what a run trained as a file for diffusers, kohya's scripts and web UIs, or ComfyUI",
     "report": "write a run's report, or compare several runs",
     "label": "let people compare images in their browsers",
     "compare": "let people compare models without knowing whose image is whose",

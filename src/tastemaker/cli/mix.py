@@ -13,7 +13,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
-from tastemaker.cli.text import as_source, as_text
+from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
@@ -66,6 +66,10 @@ class MixArgs:
     """Denoising steps."""
     guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")] = None
     """Classifier-free guidance weight."""
+    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's)")] = (
+        None
+    )
+    """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")] = None
     """Weight of the noise added at each step."""
     sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's)")] = None
@@ -161,7 +165,10 @@ def _settings(args: MixArgs) -> dict[str, Any]:
     require_at_least("n", args.n, 0)
     require_at_least("take", args.take, 1)
     base = next(iter(known.values()), Config())
-    sampling = chosen_sampling(base.sampling, args.steps, args.guidance, args.eta, sde_type=args.sde_type)
+    sampling = chosen_sampling(
+        base.sampling, args.steps, args.guidance, args.eta, sde_type=args.sde_type,
+        negative_prompt=negative_of(args.negative_prompt),
+    )  # fmt: skip
     model = args.model or _one_model(known)
     if not args.n:
         return {"model": model, "prompts": (), "n": 0, "rewards": (), "sampling": sampling}

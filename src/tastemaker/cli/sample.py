@@ -11,7 +11,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
-from tastemaker.cli.text import as_source, as_text
+from tastemaker.cli.text import as_source, as_text, negative_of
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
@@ -48,6 +48,8 @@ class SampleArgs:
     """Denoising steps."""
     guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 5)")] = None
     """Classifier-free guidance weight."""
+    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
+    """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
     """Weight of the noise added at each step."""
     sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: auto)")] = None
@@ -97,6 +99,7 @@ def run(argv: list[str]) -> int:
                 folder=folder,
                 height=sampling.height,
                 width=sampling.width,
+                negative_prompt=sampling.negative_prompt,
             )
         print_lines(out / "sheet.png")
         return 0
@@ -116,6 +119,7 @@ def run(argv: list[str]) -> int:
         out=out,
         height=sampling.height,
         width=sampling.width,
+        negative_prompt=sampling.negative_prompt,
     )
     print_lines(sheet)
     return 0
@@ -138,5 +142,12 @@ def _settings(args: SampleArgs) -> tuple[str, Sampling]:
         base = run_config(args.adapter) or base
     require_at_least("n", args.n, 1)
     return args.model or base.model, chosen_sampling(
-        base.sampling, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type
+        base.sampling,
+        args.steps,
+        args.guidance,
+        args.eta,
+        args.height,
+        args.width,
+        args.sde_type,
+        negative_of(args.negative_prompt),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from tastemaker.config.reflection import require_finite
 from tastemaker.config.schema import Sampling
@@ -19,13 +20,22 @@ def chosen_sampling(
     height: int | None = None,
     width: int | None = None,
     sde_type: SdeType | None = None,
+    negative_prompt: str | None = None,
 ) -> Sampling:
     """`base` with what was given over it. Raises ConfigError for numbers out of range."""
-    given = {"steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width, "sde_type": sde_type}
+    given: dict[str, Any] = {
+        "steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width, "sde_type": sde_type,
+        "negative_prompt": negative_prompt,
+    }  # fmt: skip
     sampling = replace(base, **{name: value for name, value in given.items() if value is not None})
     require_finite(sampling, "--")
     require_at_least("steps", sampling.steps, 1)
     require_at_least("eta", sampling.eta, 0)
+    if sampling.negative_prompt and sampling.guidance == 1:
+        raise ConfigError(
+            f"--negative-prompt is {sampling.negative_prompt!r}, but the guidance is 1, which has no unconditional "
+            "half: raise it by --guidance, or give --negative-prompt ''"
+        )
     if sampling.steps > 1000:
         raise ConfigError(f"--steps is {sampling.steps}, but the schedule has only 1000 of them")
     return sampling

@@ -36,6 +36,7 @@ from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.constraints import check_constraints
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
+from tastemaker.models.memory_settings import Memory
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.labelers.settings import Labelers
 from tastemaker.rewards.serving.settings import Remote
@@ -83,6 +84,9 @@ class Sampling:
     embedded_guidance: float | None = None
     """Guidance weight that the network of a distilled model is given as an input, beside `guidance`; that of the
     family when left out, 3.5 for FLUX.1-dev."""
+    negative_prompt: str = ""
+    """What guidance moves away from: its unconditional half has this prompt in place of the empty one, in sampling,
+    training and evaluations. Captions that are dropped stay empty."""
     samples: Annotated[int, Gt(0)] = 256
     """Images a round, over all processes."""
     per_prompt: Annotated[int, Gt(0)] = 1
@@ -297,6 +301,7 @@ class Config:
     early_stop: EarlyStop = field(default_factory=EarlyStop)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
+    memory: Memory = field(default_factory=Memory)
     speed: Speed = field(default_factory=Speed)
     remote: Remote = field(default_factory=Remote)
     vlm: Vlm = field(default_factory=Vlm)
@@ -358,6 +363,11 @@ class Config:
             raise ConfigError(
                 f"over_optimisation.kl_limit is {self.over_optimisation.kl_limit:g}, but evaluation.kl_images is 0, so "
                 "that no divergence is measured: give at least 2 images"
+            )
+        if s.negative_prompt and s.guidance == 1:
+            raise ConfigError(
+                f"sampling.negative_prompt is {s.negative_prompt!r}, but sampling.guidance is 1, which has no "
+                "unconditional half: raise the guidance, or leave the negative prompt out"
             )
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")

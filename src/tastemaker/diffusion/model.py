@@ -13,6 +13,7 @@ from tastemaker.types import Cond
 
 if TYPE_CHECKING:
     from tastemaker.models.network_weights import NetworkWeights
+    from tastemaker.models.prompt_states import PromptStates
     from tastemaker.models.tuning import Tuning
 
 
@@ -44,6 +45,9 @@ class Model(Denoiser, Protocol):
     network: nn.Module
     """What is trained. The loop puts the wrapped (distributed) module here, and only it is ever called."""
 
+    negative_prompt: str
+    """What guidance moves away from, in `encode` from now on; empty is no prompt."""
+
     @property
     def weights(self) -> NetworkWeights:
         """The network's weights: what is trained of them, the reference, loading and saving."""
@@ -62,6 +66,11 @@ class Model(Denoiser, Protocol):
     @property
     def components(self) -> Mapping[str, nn.Module]:
         """The networks beside the trained one by name, such as `text_encoder` and `vae`."""
+        ...
+
+    @property
+    def prompt_states(self) -> Mapping[str, PromptStates]:
+        """What `encode` keeps of prompts, by a name for each kind of states."""
         ...
 
     def resize(self, height: int | None, width: int | None) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load as parse
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import ModelError
-from tastemaker.evaluation.mixture import mixture
+from tastemaker.evaluation.mixture import common_frozen, mixture
 from tastemaker.models import adapter_files
 from tastemaker.models.lora import add_lora, remove
 from tastemaker.models.mixing import Adapter, Factors, Mode
@@ -129,6 +130,29 @@ def check(evaluated: EvaluatedModel, model: Model) -> None:
             pass
 
 
+def adapter_of(change: Change, network: nn.Module) -> Adapter:
+    """The adapter that a change of adapters alone is. Raises ModelError where its files do not fit the network."""
+    match change:
+        case Trained(path):
+            return adapter_files.read(path, network)
+        case Mixture() as mixed:
+            return _mixed(mixed, network)
+        case Checkpoint() as checkpoint:
+            return _as_adapter(checkpoint, _weights_of(checkpoint), network)
+
+
+def network_of(change: Trained | Checkpoint, network: nn.Module) -> dict[str, Tensor]:
+    """All weights of a whole network, as a full training left them. Raises ModelError where they are of another."""
+    if isinstance(change, Checkpoint):
+        saved = _weights_of(change)
+        _require_same_names(change, saved, network)
+        return saved
+    saved = {name: value for file in change.files for name, value in load_file(file).items()}
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    _require_equal(change.path, {name: value.shape for name, value in saved.items()}, own)
+    return saved
+
+
 @contextmanager
 def changed(model: Model, evaluated: EvaluatedModel, folder: Path) -> Iterator[None]:
     """Inside it a base model has the weights of the evaluated one; afterwards its own, bit for bit.
@@ -148,7 +172,7 @@ def changed(model: Model, evaluated: EvaluatedModel, folder: Path) -> Iterator[N
                 yield
             return
         case Mixture() as mixed:
-            adapter_files.write(_mixed(mixed, network), network, folder)
+            adapter_files.write(_mixed(mixed, network), network, folder, common_frozen(mixed.adapters))
             path = folder
         case Checkpoint() as checkpoint:
             saved = _weights_of(checkpoint)
@@ -158,7 +182,7 @@ def changed(model: Model, evaluated: EvaluatedModel, folder: Path) -> Iterator[N
                     network.load_state_dict({**network.state_dict(), **saved})
                     yield
                 return
-            adapter_files.write(_as_adapter(checkpoint, saved, network), network, folder)
+            adapter_files.write(_as_adapter(checkpoint, saved, network), network, folder, checkpoint.tuning.frozen)
             path = folder
     with model.weights.loaded(path):
         yield
@@ -196,30 +220,33 @@ def _weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _as_adapter(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Module) -> Adapter:
     """The adapter that the trained factors are. Raises ModelError where the network has other layers."""
     tuning = checkpoint.tuning
-    scale = 1.0 if tuning.alpha is None else tuning.alpha / tuning.rank
     with torch.random.fork_rng(devices=[]):
-        add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+        if tuning.start_from is None:
+            add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+        else:  # its layers, ranks and scales are that adapter's
+            adapter_files.start(network, tuning, 0)
     try:
         own = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
+        scales = adapter_files.scales(network)
     finally:
         remove(network)
-    _require_equal(checkpoint, {name: value.shape for name, value in saved.items()}, own)
+    _require_equal(checkpoint.folder, {name: value.shape for name, value in saved.items()}, own)
     ends = ".lora_A.default.weight", ".lora_B.default.weight"
-    layers = dict.fromkeys(name.removesuffix(ends[0]) for name in saved if name.endswith(ends[0]))
-    return {layer: Factors(saved[layer + ends[0]].float(), saved[layer + ends[1]].float(), scale) for layer in layers}
+    return {
+        layer: Factors(saved[layer + ends[0]].float(), saved[layer + ends[1]].float(), scale)
+        for layer, scale in scales.items()
+    }
 
 
 def _require_same_names(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Module) -> None:
     own = {name: parameter.shape for name, parameter in network.named_parameters()}
-    _require_equal(checkpoint, {name: value.shape for name, value in saved.items()}, own)
+    _require_equal(checkpoint.folder, {name: value.shape for name, value in saved.items()}, own)
 
 
-def _require_equal(
-    checkpoint: Checkpoint, saved: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]
-) -> None:
+def _require_equal(weights: Path, saved: Mapping[str, Sequence[int]], own: Mapping[str, Sequence[int]]) -> None:
     wrong = [name for name in sorted(saved.keys() | own.keys()) if saved.get(name) != own.get(name)]
     if wrong:
         raise ModelError(
-            f"the checkpoint {checkpoint.folder} is of another model: {len(wrong)} of its weights differ in name or "
+            f"{weights} is of another model: {len(wrong)} of its weights differ in name or "
             f"shape, {wrong[0]} among them; give the --model that was trained"
         )

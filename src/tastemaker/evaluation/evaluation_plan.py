@@ -148,6 +148,7 @@ class EvaluationPlan:
             },
             "steps": sampling.steps, "guidance": sampling.guidance,
             "embedded_guidance": sampling.embedded_guidance, "eta": sampling.eta,
+            **({"negative_prompt": sampling.negative_prompt} if sampling.negative_prompt else {}),
             "sde_type": sampling.sde_type, "batch": sampling.batch,
             "height": sampling.height, "width": sampling.width, "precision": self.precision,
             "rewards": [without_addresses(name) for name in self.rewards], "metrics": list(self.metrics),

@@ -74,16 +74,17 @@ def save_grid(
     os.replace(temporary, final)
 
 
-def load_here(model: str, height: int | None = None, width: int | None = None) -> Model:
+def load_here(model: str, height: int | None = None, width: int | None = None, negative_prompt: str = "") -> Model:
     """The model on this machine's accelerator in half precision, or on the CPU, for images of height x width pixels.
 
-    None is the model's own. Raises ModelError.
+    None is the model's own. `negative_prompt`: what guidance moves away from. Raises ModelError.
     """
     from tastemaker.models import load_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(model, "fp32" if device == "cpu" else "fp16", device)
     loaded.resize(height, width)
+    loaded.negative_prompt = negative_prompt
     return loaded
 
 
@@ -108,6 +109,7 @@ def write_samples(
     width: int | None = None,
     sde_type: SdeType = "auto",
     embedded_guidance: float | None = None,
+    negative_prompt: str = "",
 ) -> Path:
     """Samples `n` images of each prompt into a new folder, and returns the path of their contact sheet.
 
@@ -117,7 +119,7 @@ def write_samples(
     from tastemaker.runs.folders import new_folder
 
     found = find_adapter(adapter) if adapter else None
-    loaded = load_here(model, height, width)
+    loaded = load_here(model, height, width, negative_prompt)
     set_embedded_guidance(loaded, embedded_guidance)
     if found:
         loaded.weights.load(found)

@@ -14,7 +14,7 @@ from torch import Tensor
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, batches
 from tastemaker.diffusion.sde import make_sde
-from tastemaker.errors import RewardError
+from tastemaker.errors import ModelError, RewardError
 from tastemaker.evaluation.evaluate import evaluate
 from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.image_grid import labelled_grid
@@ -64,10 +64,11 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     model = load_here(plan.model)
     unet = model.weights.network
     parts = [adapter_files.read(source, unet) for source in sources]
+    frozen = common_frozen(sources)
     ranks = {}
     for name, weights in plan.points.items():
         mixed = mixture(parts, weights, plan.mode, plan.rank)
-        adapter_files.write(mixed, unet, folder / adapter_path(name))
+        adapter_files.write(mixed, unet, folder / adapter_path(name), frozen)
         ranks[name] = max(factors.rank for factors in mixed.values())
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
@@ -90,6 +91,23 @@ def adapter_path(name: str) -> Path:
     return Path("adapters") / name.replace(" ", "-").replace(",", "_")
 
 
+def common_frozen(adapters: Sequence[Path]) -> adapter_files.Frozen:
+    """The adapters that are under all of these. Raises ModelError where they are not the same ones."""
+    found = {path: tuple(adapter_files.frozen_under(path)) for path in adapters}
+    (first, under), *others = found.items()
+    for path, other in others:
+        if other != under:
+            raise ModelError(
+                f"{first} was trained on top of {_listed(under)}, and {path} on top of {_listed(other)}, but only "
+                "adapters on top of the same ones can be mixed"
+            )
+    return under
+
+
+def _listed(frozen: adapter_files.Frozen) -> str:
+    return ", ".join(f"{path} with weight {weight:g}" for path, weight in frozen) or "the model alone"
+
+
 def mixture(parts: Sequence[Adapter], weights: Sequence[float], mode: Mode, rank: int | None = None) -> Adapter:
     """The mixture of adapters, of at most `rank` where that is given (docs/guides/mixing.md).
 
@@ -110,6 +128,7 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
     model.resize(sampling.height, sampling.width)
     set_embedded_guidance(model, sampling.embedded_guidance)
+    model.negative_prompt = sampling.negative_prompt
     sampler = LocalSampler(model, make_sde(model, sampling.steps, sampling.eta, sampling.sde_type))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:

@@ -63,6 +63,7 @@ def _loaded(plan: EvaluationPlan, source: str) -> Model:
         model.check(prompt_set.prompts)
     model.resize(plan.sampling.height, plan.sampling.width)
     set_embedded_guidance(model, plan.sampling.embedded_guidance)
+    model.negative_prompt = plan.sampling.negative_prompt
     return model
 
 

@@ -36,6 +36,7 @@ def write_ranges(
     width: int | None = None,
     sde_type: SdeType = "auto",
     embedded_guidance: float | None = None,
+    negative_prompt: str = "",
 ) -> None:
     """Samples `n` images of each prompt with the adapter on at the steps of each mask, by the masks' names.
 
@@ -43,7 +44,7 @@ def write_ranges(
     model, each mask, and the adapter at all steps; its columns are the images.
     """
     found = require_adapter(find_adapter(adapter))
-    loaded = load_here(model, height, width)
+    loaded = load_here(model, height, width, negative_prompt)
     set_embedded_guidance(loaded, embedded_guidance)
     loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)

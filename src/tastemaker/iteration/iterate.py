@@ -72,6 +72,7 @@ def check_settings(settings: IterationSettings) -> int:
     model.check(prompts.prompts)
     model.resize(config.sampling.height, config.sampling.width)
     set_embedded_guidance(model, config.sampling.embedded_guidance)
+    model.negative_prompt = config.sampling.negative_prompt
     return len(prompts)
 
 

@@ -38,6 +38,7 @@ def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policies
     model = load_here(config.model)
     model.resize(config.sampling.height, config.sampling.width)
     set_embedded_guidance(model, config.sampling.embedded_guidance)
+    model.negative_prompt = config.sampling.negative_prompt
     s = config.sampling
     recipe = Recipe(s.steps, s.guidance, s.eta, seed=config.seed + number, batch=s.batch, sde_type=s.sde_type)
     source = Sampled(model, prompts.prompts, loop.tasks, recipe, config.model, policies=policies)

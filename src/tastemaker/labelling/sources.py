@@ -71,10 +71,12 @@ def sampled_tasks(
     for start in range(0, tasks, at_once):
         chosen = range(start, min(start + at_once, tasks))
         rows = [(task % len(prompts), task // len(prompts) * size + index) for task in chosen for index in range(size)]
-        how = {
+        how: dict[str, Any] = {
             "steps": recipe.steps, "guidance": recipe.guidance, "eta": recipe.eta, "sde_type": recipe.sde_type,
             "seed": recipe.seed,
         }  # fmt: skip
+        if model.negative_prompt:
+            how["negative_prompt"] = model.negative_prompt
         images: dict[int, NewImage] = {}
         for number, policy in enumerate(policies[:size]):
             own = [place for place in range(len(rows)) if place % size % min(len(policies), size) == number]

@@ -6,10 +6,11 @@ and what was put on a network or on disk is compared with what was meant to be t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isclose, isfinite, sqrt
 from pathlib import Path
 from typing import Any, cast
@@ -29,14 +30,20 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapte
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tastemaker.errors import ConfigError, ModelError
+from tastemaker.models import adapter_names, lora
 from tastemaker.models.library_logging import quiet
-from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove
-from tastemaker.models.mixing import Adapter, Factors
+from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove, weight_shape
+from tastemaker.models.mixing import Adapter, Factors, product
+from tastemaker.models.tuning import ATTENTION, Tuning
 
+Frozen = Sequence[tuple[str, float]]
+"""Adapters that do not learn, by path, each with its weight."""
+FROZEN = "tastemaker_frozen_adapters"
+"""Of a file's metadata: the adapters under it."""
 ENDS = (".lora_A.weight", ".lora_B.weight")
 """Of the names of a layer's factors, as peft has them."""
 _LOADERS: dict[str, Any] = {
@@ -45,6 +52,8 @@ _LOADERS: dict[str, Any] = {
 }  # fmt: skip
 """Loaders of transformers' pipelines, by the transformer's class."""
 _KNOWN = re.compile(r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight$|\.alpha$")
+_PREFIX = re.compile(r"^(base_model\.model\.)?((unet|transformer)\.)?")
+"""What the libraries put before a layer's own name."""
 _HARMLESS = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules",
     "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights", "fan_in_fan_out",
@@ -122,6 +131,7 @@ def _read(file: Path, network: nn.Module) -> Adapter:
         config = _config(file, opened.metadata() or {})
     _require_plain(file, tensors, config)
     layers = adaptable(network)
+    tensors = adapter_names.to_layers(tensors, network, layers)
     kohya = {f"lora_unet_{name.replace('.', '_')}": name for name in layers}
     state = convert_unet_state_dict_to_peft({_renamed(name, kohya): value for name, value in tensors.items()})
     alphas = {name.removesuffix(".alpha"): value.item() for name, value in state.items() if name.endswith(".alpha")}
@@ -163,10 +173,8 @@ def _require_plain(file: Path, tensors: Mapping[str, Tensor], config: Mapping[st
 
 
 def _renamed(name: str, kohya: Mapping[str, str]) -> str:
-    """Without what the libraries put before a layer's own name, and with peft's names instead of kohya's."""
-    stem, _, end = (
-        name.removeprefix("base_model.model.").removeprefix("unet.").removeprefix("transformer.").partition(".")
-    )
+    """Without its prefix, and with peft's names instead of kohya's."""
+    stem, _, end = _PREFIX.sub("", name).partition(".")
     name = f"{kohya.get(stem, stem)}.{end}"
     return name.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
 
@@ -185,13 +193,13 @@ def _factors(
         raise ModelError(
             f"the adapter {file} adapts the layer {name}, which the model does not have: give the adapter's own --model"
         )
-    weight = cast(Tensor, layers[name].weight)
+    weight = weight_shape(layers[name])
     rank = len(a) if a.ndim else 0
-    shapes = (rank, *weight.shape[1:]), (len(weight), rank, *[1] * (weight.ndim - 2))
+    shapes = (rank, *weight[1:]), (weight[0], rank, *[1] * (len(weight) - 2))
     if (tuple(a.shape), tuple(b.shape)) != shapes or not rank:
         raise ModelError(
             f"the adapter {file} has factors of the shapes {list(a.shape)} and {list(b.shape)} at the layer {name}, "
-            f"whose weight in the model is {list(weight.shape)}: give the adapter's own --model"
+            f"whose weight in the model is {list(weight)}: give the adapter's own --model"
         )
     scale = _scale(config, name, rank) if alpha is None else alpha / rank
     floats = a.is_floating_point() and b.is_floating_point()
@@ -216,8 +224,8 @@ def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:
     return alpha / (sqrt(rank) if config["use_rslora"] else rank)
 
 
-def save(network: Any, folder: Path) -> None:
-    """Writes the network's adapter to `folder`, alpha included.
+def save(network: Any, folder: Path, frozen: Frozen = ()) -> None:
+    """Writes the network's adapter to `folder`, alpha included, with the names of the adapters that are under it.
 
     The form is that of `StableDiffusionPipeline.load_lora_weights`, or of `peft.PeftModel.from_pretrained` for a
     network that diffusers has no loader for. Raises ModelError where that loader, or `read`, would not put every value
@@ -228,15 +236,15 @@ def save(network: Any, folder: Path) -> None:
     assert len(state) == 2 * len(acting)
     whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     adapter = {name: Factors(whole[name + ENDS[0]], whole[name + ENDS[1]], f.scale) for name, f in acting.items()}
-    _write(adapter, network.peft_config["default"], network, folder)
+    _write(adapter, network.peft_config["default"], network, folder, frozen)
 
 
-def write(adapter: Adapter, network: nn.Module, folder: Path) -> None:
+def write(adapter: Adapter, network: nn.Module, folder: Path, frozen: Frozen = ()) -> None:
     """`save` of any adapter of the network."""
-    _write(adapter, _lora_config(adapter), network, folder)
+    _write(adapter, _lora_config(adapter), network, folder, frozen)
 
 
-def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Path) -> None:
+def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Path, frozen: Frozen) -> None:
     hollow, state = _hollow(network), _state(adapter)
     # peft's names throughout: diffusers decides by the first name of a file whether it renames any.
     if isinstance(network, PeftAdapterMixin):
@@ -251,6 +259,8 @@ def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Pat
         save_file(weights, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
         config.save_pretrained(str(folder))
         written, load = folder / PEFT_WEIGHTS, _load_as_peft
+    if frozen:
+        _name_frozen(written, frozen)
     _require_same(read(written, hollow), adapter, f"the file {written}")
     try:
         # peft draws values, and puts the file's in their place.
@@ -260,6 +270,74 @@ def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Pat
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"the adapter in {folder} could not be loaded again: {reason}") from error
     _require_same(_acting(hollow), adapter, "a network that has loaded it")
+
+
+def _name_frozen(file: Path, frozen: Frozen) -> None:
+    with safe_open(file, "pt") as opened:
+        metadata = dict(opened.metadata() or {})
+    named = [[str(Path(path).expanduser().absolute()), weight] for path, weight in frozen]
+    save_file(load_file(file), file, metadata | {FROZEN: json.dumps(named)})
+
+
+def frozen_under(given: str | Path) -> Frozen:
+    """The adapters that an adapter's file says are under it, each with its weight; none of a whole network.
+
+    Raises ModelError where one of them is no longer there.
+    """
+    file = find_adapter(given)
+    if file.is_dir():
+        return ()
+    try:
+        with safe_open(file, "pt") as opened:
+            named = json.loads((opened.metadata() or {}).get(FROZEN, "[]"))
+        frozen = tuple((str(path), float(weight)) for path, weight in named)
+    except Exception as error:  # safetensors and json each raise their own kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"cannot read the adapter {file}: {type(error).__name__}: {reason}") from error
+    for path, _ in frozen:
+        if not Path(path).exists():
+            raise ModelError(
+                f"the adapter {file} was trained on top of {path}, which is not there: put it back, or load the "
+                "adapter's file with other programs"
+            )
+    return frozen
+
+
+def file_digest(given: str | Path) -> str:
+    """16 hexadecimal digits of an adapter's file, by its content."""
+    return hashlib.sha256(require_adapter(find_adapter(given)).read_bytes()).hexdigest()[:16]
+
+
+def merge(network: nn.Module, frozen: Frozen) -> None:
+    """Adds what adapters would add to the network's weights, sum_i w_i s_i B_i A_i, in their own precision.
+
+    Raises ModelError where one of them does not fit, or is itself on top of others; the network is then as it was.
+    """
+    adapters = [(_alone(path, network), weight) for path, weight in frozen]
+    with torch.no_grad():
+        for name, layer in adaptable(network).items() if adapters else ():
+            weight = cast(Tensor, layer.weight)
+            found = [w * product(adapter[name]) for adapter, w in adapters if name in adapter]
+            if found and not weight.is_meta:
+                whole = weight.double() + torch.stack(found).sum(dim=0).reshape(weight.shape).to(weight.device)
+                weight.copy_(whole)
+
+
+def _alone(path: str, network: nn.Module) -> Adapter:
+    if frozen_under(path):
+        raise ModelError(
+            f"tuning.frozen_adapters has {path}, which was itself trained on top of {frozen_under(path)[0][0]}: name "
+            "that before it, and give it from a file without it (`tastemaker export`)"
+        )
+    return read(path, network)
+
+
+def weights_under(network: nn.Module, given: str | Path) -> list[tuple[Tensor, Tensor]]:
+    """The weights that `merge` would change for an adapter's file, each with a copy of its values."""
+    adapters = [read(path, network) for path, _ in frozen_under(given)]
+    names = set().union(*adapters) if adapters else set()
+    found = {name: cast(Tensor, layer.weight) for name, layer in adaptable(network).items() if name in names}
+    return [(weight, weight.detach().clone()) for weight in found.values()]
 
 
 def _load_as_diffusers(network: Any, folder: Path) -> None:
@@ -307,6 +385,11 @@ def _acting(network: nn.Module) -> Adapter:
     }
 
 
+def scales(network: nn.Module) -> dict[str, float]:
+    """The scales of the adapter that is on a network, by layer."""
+    return {name: factors.scale for name, factors in _acting(network).items()}
+
+
 def _require_same(found: Adapter, meant: Adapter, where: str) -> None:
     """Raises ModelError where factors or scales are not those that were meant, bit for bit in the precision there."""
     wrong = [name for name in sorted(found.keys() | meant.keys()) if not _same(found.get(name), meant.get(name))]
@@ -346,7 +429,9 @@ def _pattern(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def apply(network: Any, given: Path) -> None:
-    """Puts what was trained on `network`: an adapter, which does not learn, or all weights.
+    """Puts what was trained on `network`: an adapter, with those that its file says are under it, or all weights.
+
+    They do not learn.
 
     Raises ModelError, with the network as it was, where it does not fit in full.
     """
@@ -356,36 +441,67 @@ def apply(network: Any, given: Path) -> None:
     elif any(isinstance(module, BaseTunerLayer) for module in network.modules()):
         raise ModelError(f"the model has an adapter already: take it off before {found} is put on")
     else:
-        _put_on(read(found, network), network, found)
+        adapter = read(found, network)
+        merge(network, frozen_under(found))
+        _put_on(adapter, network, found)
 
 
-def start(network: Any, given: str | Path) -> None:
-    """Lets the network's own adapter, which is to be trained, begin as the one in a file, with the same output.
+def start(network: Any, tuning: Tuning, seed: int) -> None:
+    """`lora.tune`, with an adapter that begins as the one in `tuning.start_from`: its layers, ranks, scales and values.
 
-    Raises ModelError where the file's adapts other layers or has another rank. Scales may differ: B takes it up.
+    Where `tuning.alpha` is given, scales are alpha / rank, and B takes up what they differ. Raises ModelError where the
+    file's layers or rank are not those of `tuning`, where these are given, or where it is on top of other adapters.
     """
-    file = find_adapter(given)
-    found, own = read(file, network), _acting(network)
-    if found.keys() != own.keys():
-        name = min(found.keys() ^ own.keys())
-        has, lacks = (file, "tuning.targets") if name in found else ("tuning.targets", file)
+    assert tuning.start_from is not None
+    file = find_adapter(tuning.start_from)
+    found = read(file, network)
+    _require_meant(found, tuning, network)
+    under = [(str(Path(path).expanduser().absolute()), weight) for path, weight in tuning.frozen]
+    if list(frozen_under(file)) not in ([], under):
+        names = [path for path, _ in frozen_under(file)]
         raise ModelError(
-            f"tuning.start_from is {given}, but {has} adapts the layer {name} and {lacks} does not: set tuning.targets "
-            "to the layers of that adapter"
+            f"tuning.start_from is {tuning.start_from}, which was trained on top of {', '.join(names)}: set "
+            "tuning.frozen_adapters to these, with the weights that they had"
         )
-    ranks = sorted({factors.rank for factors in found.values()})
-    if ranks != sorted({factors.rank for factors in own.values()}):
-        raise ModelError(
-            f"tuning.start_from is {given}, whose rank is {', '.join(map(str, ranks))}, but the adapter to be trained "
-            f"has rank {next(iter(own.values())).rank}: set tuning.rank to {ranks[0]}"
-            if len(ranks) == 1
-            else f"tuning.start_from is {given}, whose layers have the ranks {', '.join(map(str, ranks))}, but all "
-            "layers of the adapter to be trained have the same one: give another adapter"
-        )
+    begin = started(found, tuning)
+    lora.tune(network, tuning, seed, _lora_config(begin))
+    own = _acting(network)
+    if own.keys() != begin.keys():
+        raise ModelError(f"peft adapts other layers than the adapter {file} has: this is a bug")
     with torch.no_grad():
         for name, factors in own.items():
-            factors.a.copy_(found[name].a)
-            factors.b.copy_(found[name].b * (found[name].scale / factors.scale))
+            factors.a.copy_(begin[name].a)
+            factors.b.copy_(begin[name].b)
+
+
+def started(found: Adapter, tuning: Tuning) -> Adapter:
+    """An adapter with the scale that it is trained with, and B of the same output."""
+    if tuning.alpha is None:
+        return found
+    return {
+        name: Factors(f.a, f.b * (f.scale * f.rank / tuning.alpha), tuning.alpha / f.rank) for name, f in found.items()
+    }
+
+
+def _require_meant(found: Adapter, tuning: Tuning, network: nn.Module) -> None:
+    """Raises ModelError where rank or targets were given, and are not the file's."""
+    given = f"tuning.start_from is {tuning.start_from}"
+    ranks = sorted({factors.rank for factors in found.values()})
+    if tuning.rank not in (ranks[0], Tuning.rank) or (tuning.rank != Tuning.rank and len(ranks) > 1):
+        raise ModelError(
+            f"{given}, whose rank is {', '.join(map(str, ranks))}, but tuning.rank is {tuning.rank}: leave it out, "
+            "since the adapter's own is used"
+        )
+    if tuning.targets == ATTENTION:
+        return
+    meant = {name for name in adaptable(network) if any(f".{name}".endswith(f".{one}") for one in tuning.targets)}
+    if meant != found.keys():
+        name = min(meant ^ found.keys())
+        has, lacks = ("the file", "tuning.targets") if name in found else ("tuning.targets", "the file")
+        raise ModelError(
+            f"{given}, but {has} adapts the layer {name} and {lacks} does not: leave tuning.targets out, since the "
+            "adapter's own layers are used"
+        )
 
 
 def _put_on(adapter: Adapter, network: Any, file: Path) -> None:

@@ -51,6 +51,13 @@ def check_model(make: Callable[[], Model], prompts: Sequence[str], *, guided: bo
         wrong.append("denoise: a row alone has another result than beside others")
     if guided and unguided.equal(x0):
         wrong.append("denoise: guidance changes nothing")
+    if guided:
+        model.negative_prompt = prompts[1]
+        with torch.no_grad():
+            away = model.denoise(x, t, model.encode(prompts[:2], guidance))
+        model.negative_prompt = ""
+        if _close(away[:1], x0[:1]):
+            wrong.append("encode: the negative prompt changes nothing")
     wrong += _trained(make, model, draw, sde, guidance, x0)
     images = model.decode(x0.float())
     if images.shape[:2] != (2, 3) or images.min() < 0 or images.max() > 1:

@@ -104,6 +104,7 @@ class FlowTransformer:
         """The guidance weight that the network is given as an input; None for networks that take none."""
         self._states = PromptStates(self._encode)
         self._warned_long = False
+        self.negative_prompt = ""
 
     @property
     def scale(self) -> int:
@@ -120,6 +121,11 @@ class FlowTransformer:
         """The networks beside the transformer."""
         named = {name: getattr(self.pipeline, name) for name in (*self.family.encoders, "vae")}
         return {name: part for name, part in named.items() if part is not None}
+
+    @property
+    def prompt_states(self) -> dict[str, PromptStates]:
+        """What it keeps of prompts."""
+        return {"states": self._states}
 
     def resize(self, height: int | None, width: int | None) -> None:
         """Makes images of height x width pixels from now on; None keeps what it is.
@@ -146,7 +152,7 @@ class FlowTransformer:
 
     def encode(self, prompts: Sequence[str], guidance: float, *, pooled: bool = False) -> Cond:
         """The family's states of the prompts, computed once for each different prompt, always with `pooled`."""
-        return conditioned([self._states], prompts, guidance, self.device)
+        return conditioned([self._states], prompts, guidance, self.device, self.negative_prompt)
 
     def _encode(self, prompts: list[str]) -> Mapping[str, Tensor]:
         tokenizer, limit = self.family.tokens(self.pipeline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
@@ -24,12 +24,18 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 """Name of an adapter's file in peft's own form."""
 
 
-def tune(network: Any, tuning: Tuning, seed: int) -> None:
-    """Makes a frozen diffusers network trainable, by adapters (drawn from `seed`) or in full."""
+def tune(network: Any, tuning: Tuning, seed: int, like: LoraConfig | None = None) -> None:
+    """Makes a frozen diffusers network trainable, by adapters (drawn from `seed`) or in full.
+
+    `like`: layers, ranks and scales of the adapters, where they are not those of `tuning`.
+    """
     if tuning.mode == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+            if like is None:
+                add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
+            else:
+                add_adapter(network, like)
     else:
         with quiet():  # diffusers warns of modules that should be in float32, which they now are
             network.to(torch.float32)
@@ -55,6 +61,13 @@ def adaptable(network: nn.Module) -> dict[str, nn.Module]:
     return plain | {name: module.get_base_layer() for name, module in adapted.items()}
 
 
+def weight_shape(layer: nn.Module) -> tuple[int, ...]:
+    """The shape of a linear or convolution layer's weight, which quantized layers store in another."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return tuple(cast(torch.Tensor, layer.weight).shape)
+
+
 def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
     """Freezes `network` and gives the named linear and convolution layers an adapter: B A alpha / rank, B = 0 at first.
 
@@ -62,7 +75,6 @@ def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str
     drawn from N(0, (1/rank)^2) (peft's "gaussian"), as in the public DDPO code. Raises ModelError where a name is of no
     layer, or of one of another kind.
     """
-    network.requires_grad_(False)
     if tuple(targets) == ATTENTION:
         ends = {name.rpartition(".")[2] for name in adaptable(network)}
         targets = [*ATTENTION, *(name for name in JOINT_ATTENTION if name in ends)]
@@ -70,6 +82,12 @@ def add_lora(network: Any, rank: int, alpha: float | None, targets: Sequence[str
     # peft annotates lora_alpha as int, but multiplies by it: any number will do.
     scale: Any = rank if alpha is None else alpha
     config = LoraConfig(r=rank, lora_alpha=scale, init_lora_weights="gaussian", target_modules=list(targets))
+    add_adapter(network, config)
+
+
+def add_adapter(network: Any, config: LoraConfig) -> None:
+    """Freezes `network` and gives it an adapter, in float32."""
+    network.requires_grad_(False)
     if hasattr(network, "add_adapter"):
         network.add_adapter(config)
     else:

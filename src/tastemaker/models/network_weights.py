@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from tastemaker.models import adapter_files, lora
+from tastemaker.models.quantization import quantize
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.weight_copy import WeightCopy
 
@@ -32,10 +33,13 @@ class NetworkWeights:
 
         Raises ModelError where the file does not fit.
         """
-        lora.tune(self.network, tuning, seed)
+        adapter_files.merge(self.network, tuning.frozen)
+        quantize(self.network, tuning.base_weights)
+        if tuning.start_from is None:
+            lora.tune(self.network, tuning, seed)
+        else:
+            adapter_files.start(self.network, tuning, seed)
         self.tuning = tuning
-        if tuning.start_from is not None:
-            adapter_files.start(self.network, tuning.start_from)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
@@ -54,19 +58,22 @@ class NetworkWeights:
 
     @contextmanager
     def loaded(self, folder: Path) -> Iterator[None]:
-        """Inside it a network without adapters has the folder's adapter."""
+        """Inside it a network without adapters has the folder's adapter; afterwards it is the same bits as before."""
+        before = adapter_files.weights_under(self.network, folder)
         self.load(folder)
         try:
             yield
         finally:
             lora.remove(self.network)
+            for weight, value in before:
+                weight.data.copy_(value)
 
     def save(self, folder: Path) -> None:
         """Writes what was trained: an adapter, or the whole network into the folder `name`, for `from_pretrained`."""
         if self.full:
             self.network.save_pretrained(folder / self.name)
         else:
-            adapter_files.save(self.network, folder)
+            adapter_files.save(self.network, folder, () if self.tuning is None else self.tuning.frozen)
 
     @property
     def full(self) -> bool:

@@ -14,6 +14,7 @@ from tastemaker.models.config_checks import require_pixels, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
+from tastemaker.models.prompt_states import PromptStates
 from tastemaker.models.schedulers import SchedulerProcess, ddim
 from tastemaker.models.stable_diffusion import DTYPES
 from tastemaker.models.tuning import Tuning
@@ -53,6 +54,7 @@ class PixelUNet:
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
         self.latent_shape = (unet.config.in_channels, *sample_size(unet.config))
         self.weights = NetworkWeights(unet)
+        self.negative_prompt = ""
         labels = _labels(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
         self.classes = _classes(labels)
         """Indices of the classes by name, more than one where classes share it; empty for a model without classes."""
@@ -69,6 +71,11 @@ class PixelUNet:
     def multiple(self) -> int:
         """Of which an image's height and width in pixels must be multiples."""
         return 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
+    def prompt_states(self) -> dict[str, PromptStates]:
+        """None: prompts are classes."""
+        return {}
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -115,11 +122,12 @@ class PixelUNet:
             raise ModelError(
                 f"sampling.guidance is {guidance}, but this model has no {lack} and cannot be guided: set it to 1"
             )
-        self.check([prompt for prompt in prompts if prompt])
-        rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", *prompts]))}
+        self.check([prompt for prompt in (self.negative_prompt, *prompts) if prompt])
+        rows = {prompt: index for index, prompt in enumerate(dict.fromkeys(["", self.negative_prompt, *prompts]))}
         text = torch.stack([self._one_hot(prompt) for prompt in rows])
         states = {"text": text, "pooled": text[:, 0]} if pooled else {"text": text}
-        return Cond(states, torch.tensor([rows[prompt] for prompt in prompts], device=self.device), guidance)
+        index = torch.tensor([rows[prompt] for prompt in prompts], device=self.device)
+        return Cond(states, index, guidance, rows[self.negative_prompt])
 
     def _one_hot(self, prompt: str) -> Tensor:
         """[1,K]"""

@@ -50,6 +50,7 @@ class LatentUNet:
         self.weights = NetworkWeights(pipeline.unet)
         self._text, self._pooled = PromptStates(self._encode), PromptStates(self._pool)
         self._warned_long = False
+        self.negative_prompt = ""
 
     @property
     def scale(self) -> int:
@@ -60,6 +61,11 @@ class LatentUNet:
     def multiple(self) -> int:
         """Of which an image's height and width in pixels must be multiples."""
         return self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
+    def prompt_states(self) -> dict[str, PromptStates]:
+        """What it keeps of prompts."""
+        return {"text": self._text, "pooled": self._pooled}
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -87,7 +93,8 @@ class LatentUNet:
 
         With `pooled` also `pooled` [P,C], the text encoder's last state at the end of each prompt (CLIP).
         """
-        return conditioned([self._text, self._pooled] if pooled else [self._text], prompts, guidance, self.device)
+        states = [self._text, self._pooled] if pooled else [self._text]
+        return conditioned(states, prompts, guidance, self.device, self.negative_prompt)
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """`text` [P,L,C]"""

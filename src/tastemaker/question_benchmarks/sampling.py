@@ -52,6 +52,7 @@ def sampling_of(
     width: int | None,
     batch: int,
     sde_type: SdeType = "auto",
+    negative_prompt: str = "",
 ) -> Sampling:
     """Images of a model by its name, with an adapter or the run or folder that it is in.
 
@@ -66,13 +67,14 @@ def sampling_of(
     def load() -> Model:
         from tastemaker.evaluation.images import load_here
 
-        loaded = load_here(model, height, width)
+        loaded = load_here(model, height, width, negative_prompt)
         if found is not None:
             loaded.weights.load(found)
         return loaded
 
     identity = {
         "model": model, "adapter": None if found is None else adapter_digest(found), "height": height, "width": width,
+        **({"negative_prompt": negative_prompt} if negative_prompt else {}),
     }  # fmt: skip
     return Sampling(name, load, identity, n, seed, steps, guidance, eta, batch, sde_type)
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from tastemaker.config.schema import Config, Evaluation, OverOptimisation
+from tastemaker.models import adapter_files
 from tastemaker.rewards.expression import parse, parts, without_addresses
 from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.serving.settings import is_remote
@@ -31,6 +32,16 @@ def fingerprint(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         del settings["evaluation"]["kl_images"]
     if config.over_optimisation == OverOptimisation():
         del settings["over_optimisation"]
+    # Runs of versions without frozen adapters have no such settings; of those with, the files must be the same.
+    frozen = {path: adapter_files.file_digest(path) for path in config.tuning.frozen_adapters}
+    settings["tuning"]["frozen_adapters"] = [f"{path} ({digest})" for path, digest in frozen.items()] or None
+    settings["tuning"]["frozen_weights"] = config.tuning.frozen_weights or None
+    if config.tuning.base_weights == "none":
+        del settings["tuning"]["base_weights"]
+    if not config.sampling.negative_prompt:
+        del settings["sampling"]["negative_prompt"]
+    # Tiles change images; where a part lies and how many images it decodes at once do not.
+    settings["memory"] = {"vae_tiling": config.memory.vae_tiling or None}
     settings["early_stop"]["over_optimisation"] = config.early_stop.over_optimisation or None
     scheduler = config.optimizer.lr_scheduler
     settings["optimizer"]["lr_scheduler"] = None if scheduler == "constant" else scheduler
@@ -48,7 +59,8 @@ def fingerprint(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     if any(is_vlm(part) for part in asked):
         settings["vlm"] = config.vlm.figures
     cuda = accelerator.device.type == "cuda"
-    eight_bit = {"bitsandbytes": version("bitsandbytes")} if config.optimizer.eight_bit else {}
+    quantized = config.optimizer.eight_bit or config.tuning.base_weights != "none"
+    eight_bit = {"bitsandbytes": version("bitsandbytes")} if quantized else {}
     return {
         "config": _flat(settings),
         "versions": versions() | eight_bit,

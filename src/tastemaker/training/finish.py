@@ -39,7 +39,7 @@ def write_adapter(session: Session, folder: Path) -> None:
 
 def _card(session: Session, grids: int) -> str:
     config = session.config
-    imports, base = _base(config.model)
+    imports, base = base_source(config.model)
     code = imports + session.model.usage(base)
     teacher = config.reward if config.pairs.source is None else f"Preferences of {config.pairs.source}"
     return (
@@ -49,7 +49,7 @@ def _card(session: Session, grids: int) -> str:
     )
 
 
-def _base(model: str) -> tuple[str, str]:
+def base_source(model: str) -> tuple[str, str]:
     """Python for the model that was trained, which runs in any folder: an import that it needs, and an expression."""
     if model in BUNDLED:
         name = "" if model == "bundled" else repr(model)

@@ -11,6 +11,7 @@ from typing import cast
 from tastemaker.algorithms.base import RewardGradientAlgorithm
 from tastemaker.config.schema import Config
 from tastemaker.diffusion.sampler import batches
+from tastemaker.models.quantization import quantized_bytes
 from tastemaker.training.backprop_round import drawn_gradient_steps
 from tastemaker.training.setup import run_window
 
@@ -54,6 +55,17 @@ class Facts:
     """Prompts that are trained on."""
     unseen: int
     """Prompts that are only evaluated."""
+    linear: int = 0
+    """Weights of the network's linear layers, without biases: those that can be quantized."""
+    largest_text_encoder: int = 0
+    """Parameters of the largest text encoder."""
+    decoder_peak: int = 0
+    """Elements of the two largest outputs of the decoder's layers for one image: what it holds at once without a
+    graph."""
+    tile: float = 1.0
+    """Share of an image that the decoder works on at once with `memory.vae_tiling`."""
+    prompt_state: int = 0
+    """Elements of one prompt's states."""
     pairs: int | None = None
     """Given pairs, of algorithms that learn from them."""
     processes: int = 1
@@ -193,8 +205,10 @@ def _backprop_calls(config: Config, number: int, processes: int) -> Calls:
 def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float]:
     """Bytes on one device, by what they are for. `rows` pass through the network at once in training.
 
-    Weights, gradients and optimizer states are exact. Activations are the outputs of all layers in one training pass
-    at one sampler step, or CHECKPOINTED of them with gradient checkpointing; an algorithm that keeps the graphs of
+    Weights, gradients and optimizer states are exact, quantized weights to their scales; with `memory.offload` the
+    largest of the text encoders and the VAE counts alone. Activations are the outputs of all layers in one training
+    pass at one sampler step, or CHECKPOINTED of them with gradient checkpointing; or what decoding a batch's images
+    holds, where that is more. An algorithm that keeps the graphs of
     several steps (`algorithm.checkpointing = none`) needs as many times more. What attention, the CUDA libraries, the
     reward and the allocator need comes on top.
     """
@@ -207,13 +221,26 @@ def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float
     checkpointing = needs.gradient_checkpointing or config.tuning.gradient_checkpointing
     share = CHECKPOINTED if checkpointing else 1.0
     decoder = facts.decoder_outputs * min(o.rows, rows) * 4 if config.pathwise else 0
+    decoded = 1 if config.memory.vae_slicing else config.sampling.images_per_batch
+    decoding = facts.decoder_peak * decoded * 4 * (facts.tile if config.memory.vae_tiling else 1.0)
+    kind = config.tuning.base_weights
+    quantized = 0 if kind == "none" else facts.linear
+    base = (facts.network - quantized) * (4 if full else size)
+    if kind != "none":
+        base += quantized_bytes(quantized, kind)
+    beside = (
+        max(facts.largest_text_encoder * size, facts.vae * 4)
+        if config.memory.offload
+        else facts.text_encoder * size + facts.vae * 4
+    )
     return {
-        "network": facts.network * (4 if full else size) + adapters * 4 + facts.value * 4,
-        "text encoder and VAE": facts.text_encoder * size + facts.vae * 4,
+        "network": base + adapters * 4 + facts.value * 4,
+        "text encoder or VAE, one at a time" if config.memory.offload else "text encoder and VAE": beside,
+        "prompt states": facts.prompt_state * (facts.prompts + facts.unseen + 1) * 4,
         "gradients": trained * 4,
         "optimizer state": trained * (2 if o.eight_bit else 8),
         "copies of the trained weights": facts.trainable * 4 * copies,
-        "activations (rough)": share * (rows * facts.outputs * size + decoder),
+        "activations (rough)": max(share * (rows * facts.outputs * size + decoder), decoding),
     }
 
 

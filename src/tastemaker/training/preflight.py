@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from tastemaker.config.schema import Config
@@ -18,6 +20,8 @@ from tastemaker.diffusion.sde import make_sde
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
 from tastemaker.models.embedded_guidance import set_embedded_guidance
+from tastemaker.models.memory import check_memory
+from tastemaker.models.quantization import require_bitsandbytes
 from tastemaker.rewards.base import FunctionReward, require_latents_of
 from tastemaker.rewards.registry import load_reward
 from tastemaker.training.labelers import require_labelers_fit
@@ -55,6 +59,9 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
             model.check(given.prompts)
     model.resize(config.sampling.height, config.sampling.width)
     set_embedded_guidance(model, config.sampling.embedded_guidance)
+    model.negative_prompt = config.sampling.negative_prompt
+    check_memory(model, config.memory)
+    require_bitsandbytes(config.tuning.base_weights)
     require_latents_of(model, {config.reward: reward, **others})
     cond = model.encode([prompts.prompts[0]], config.sampling.guidance)  # raises where the model cannot be guided
     needs, network = config.algorithm.requirements, parameters(model.network)
@@ -66,12 +73,25 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     frozen = {name: parameters(part) for name, part in model.components.items()}
     with counted_outputs(*model.components.values()) as counts:
         model.decode(x)
-    model.tune(replace(config.tuning, gradient_checkpointing=False), config.seed)
+    decoder = sorted(counts)[-2:]
+    linear = sum(parameters(layer) for layer in model.network.modules() if isinstance(layer, nn.Linear))
+    biases = sum(
+        layer.bias.numel()
+        for layer in model.network.modules()
+        if isinstance(layer, nn.Linear) and layer.bias is not None
+    )
+    # Layers without values cannot be quantized, and are counted.
+    model.tune(replace(config.tuning, gradient_checkpointing=False, base_weights="none"), config.seed)
     sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
     height, width = image_size(model)
     return Facts(
         network=network,
         trainable=sum(weight.numel() for weight in model.weights.trainable().values()),
+        linear=linear - biases,
+        largest_text_encoder=max((count for name, count in frozen.items() if name != "vae"), default=0),
+        decoder_peak=sum(decoder),
+        tile=tile_share(model.components.get("vae"), model.latent_shape),
+        prompt_state=sum(states[0].numel() for states in cond.states.values()),
         value=0 if value is None else parameters(value),
         text_encoder=sum(count for name, count in frozen.items() if name != "vae"),
         vae=frozen.get("vae", 0),
@@ -87,6 +107,13 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         device="cuda" if torch.cuda.is_available() else "cpu",
         out="" if out is None else os.fspath(out),
     )
+
+
+def tile_share(vae: nn.Module | None, latent_shape: tuple[int, ...]) -> float:
+    """The share of an image that one tile of the VAE is; 1 where the VAE has other tiles than AutoencoderKL's."""
+    if not isinstance(vae, AutoencoderKL):
+        return 1.0
+    return prod(min(1.0, vae.tile_latent_min_size / side) for side in latent_shape[-2:])
 
 
 def parameters(module: nn.Module) -> int:

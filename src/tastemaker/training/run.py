@@ -18,6 +18,7 @@ from tastemaker.data.prompts import BUILTIN
 from tastemaker.errors import ConfigError, RewardError, StorageError
 from tastemaker.evaluation.images import save_grid, to_pil
 from tastemaker.in_memory import PREFIX
+from tastemaker.models.memory import keep_prompt_states
 from tastemaker.report.page import write_report
 from tastemaker.runs import atomic, checkpoint, sharding
 from tastemaker.runs.checkpoint import State, Training
@@ -102,12 +103,21 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
                 session.trackers.start_local(config, out, 0)
             _track_evaluation(session, base)
         accelerator.wait_for_everyone()
+        _keep_prompt_states(session, out)
         _train(session, out)
     return out
 
 
+def _keep_prompt_states(session: Session, run: Path) -> None:
+    """Keeps them in the run's folder, which must be there, where the settings say so."""
+    if session.config.memory.prompt_states:
+        with _storing(run):
+            keep_prompt_states(session.model, run / "prompt_states")
+
+
 def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None:
     session = start(config, run, State(), given)
+    _keep_prompt_states(session, run)
     accelerator = session.accelerator
     session.state, then, notes = checkpoint.load(run, _training(session))
     session.recall()

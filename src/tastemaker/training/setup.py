@@ -23,6 +23,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.embedded_guidance import set_embedded_guidance
+from tastemaker.models.memory import save_memory
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
@@ -109,13 +110,17 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     display.log(f"loading {config.model}")
     set_seed(config.seed)
     # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
-    placed = (config.precision, accelerator.device, "cpu" if accelerator.is_fsdp2 else None)
+    # One that is quantized may not fit there before it is.
+    apart = accelerator.is_fsdp2 or config.tuning.base_weights != "none"
+    placed = (config.precision, accelerator.device, "cpu" if apart else None)
     model = load_model(config.model, *placed) if given.pipeline is None else wrap_pipeline(given.pipeline, *placed)
+    save_memory(model, config.memory)
     for listed in (prompts, unseen):
         if listed is not None:
             model.check(listed.prompts)
     model.resize(config.sampling.height, config.sampling.width)
     set_embedded_guidance(model, config.sampling.embedded_guidance)
+    model.negative_prompt = config.sampling.negative_prompt
     require_latents_of(model, {config.reward: reward, **others})
     # Raises here where the model cannot be guided.
     model.encode([""], config.sampling.guidance)
