@@ -12,7 +12,7 @@ from tastemaker.labelling.ranking import Judgement, left_right, refusal, state, 
 from tastemaker.labelling.settings import Labelling, to_json
 
 STATIC = Path(app.__file__).parent / "static"
-LOGS = 4000
+LOGS = 1500
 
 COMPARE = """async (logs) => {
   const { state, refusal, leftRight } = await import("./ranking.js");
