@@ -34,6 +34,7 @@ def check(page: Page, what: str) -> None:
     page.set_viewport_size({"width": SIZES[0][0], "height": SIZES[0][1]})
 
 
+@pytest.mark.slow
 def test_states_of_the_labelling_page(browser, tmp_path):
     settings = Labelling(mode="rank", images=3, transitive=False, instructions=INSTRUCTIONS)
     with opened(browser, tmp_path / "p", settings, 1) as found:
