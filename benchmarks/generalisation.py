@@ -61,7 +61,7 @@ def main() -> None:
     folders = run_all(given, args.lanes)
     result = tm.evaluate_models(
         folders, args.work / "evaluation", prompts=PROMPTS, prompt_count=16, seeds=4,
-        rewards=[REWARD, "clip-score"], metrics=["judge", "diversity"], seed=7,
+        rewards=[REWARD, "clip-score"], metrics=["judge", "diversity"], seed=7, eta=1.0,
     )  # fmt: skip
     publish({"prompts": PROMPTS, "table": table(result, args.seeds)}, args.out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from axe_playwright_python.sync_playwright import Axe
 from label_window import opened, press, until, vote, window
 from playwright.sync_api import Page
@@ -13,6 +14,8 @@ from tastemaker.labelling import accounts, batches
 from tastemaker.labelling.settings import Labelling
 
 SIZES = ((1280, 800), (390, 844))
+LIGHT, DARK = ("light", {}), ("dark", {"runOnly": ["color-contrast"]})
+"""Colour schemes with axe's options. The dark colours change the contrast alone, which is the same at both widths."""
 INSTRUCTIONS = (
     "# Shapes\n\nChoose the **better** one.\n\n1. Colours\n2. Places\n\n`code` and [a link](https://example.org)"
 )
@@ -23,8 +26,7 @@ def check(page: Page, what: str) -> None:
     for width, height in SIZES:
         page.set_viewport_size({"width": width, "height": height})
         assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), f"{what} at {width}"
-        # The dark colours change the contrast alone, and no other rule has to be looked at again.
-        for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        for scheme, rules in (LIGHT, DARK) if (width, height) == SIZES[0] else (LIGHT,):
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             # The script of axe is put in by the browser's tools, which the page's policy does not bind.
             results = Axe().run(page, options=rules)
@@ -32,6 +34,7 @@ def check(page: Page, what: str) -> None:
     page.set_viewport_size({"width": SIZES[0][0], "height": SIZES[0][1]})
 
 
+@pytest.mark.slow
 def test_states_of_the_labelling_page(browser, tmp_path):
     settings = Labelling(mode="rank", images=3, transitive=False, instructions=INSTRUCTIONS)
     with opened(browser, tmp_path / "p", settings, 1) as found:
@@ -83,6 +86,7 @@ def test_pages_before_labelling(browser, tmp_path):
         check(page, "account")
 
 
+@pytest.mark.slow
 def test_administrators_pages(browser, tmp_path):
     settings = Labelling(overlap=2, instructions=INSTRUCTIONS)
     with window(browser, tmp_path / "p", settings, 6, user="admin") as found:

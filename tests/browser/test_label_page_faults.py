@@ -72,7 +72,10 @@ def test_answers_while_the_server_is_down_are_saved_once_it_is_back(browser, tmp
         stored(found.app, 5)
 
 
-@pytest.mark.parametrize("arrives", [False, True], ids=["never sent", "receipts lost"])
+@pytest.mark.parametrize(
+    "arrives",
+    [pytest.param(False, id="never sent"), pytest.param(True, id="receipts lost", marks=pytest.mark.slow)],
+)
 def test_a_reload_with_unsaved_answers(browser, tmp_path, arrives):
     """The server has got the answers or not: in either case each is stored once."""
     with opened(browser, tmp_path / "p", PAIR, allowed=(LOST,)) as found:
@@ -112,6 +115,7 @@ def test_a_reload_with_more_unsaved_tasks_than_are_fetched_at_once(browser, tmp_
         assert "Unsaved 6" in page.text_content("#saved-text")
 
 
+@pytest.mark.slow
 def test_more_unsaved_tasks_than_the_server_gives_out(browser, tmp_path):
     """The page does not say that nothing is left, and goes on as soon as there is room."""
     with opened(browser, tmp_path / "p", PAIR, 22, allowed=(LOST,)) as found:
@@ -248,6 +252,7 @@ def test_an_earlier_task_is_changed_by_a_superseding_row(browser, tmp_path):
         assert "Right is better" in page.text_content(f"#history-list [data-id='{first}']")
 
 
+@pytest.mark.slow
 def test_a_refused_correction_of_a_task_long_ago(browser, tmp_path):
     """The task is shown as it is saved, and stays among the earlier ones, also where it is not one of the latest."""
     with window(browser, tmp_path / "p", PAIR, 24, allowed=("422",)) as found:

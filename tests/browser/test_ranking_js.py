@@ -12,7 +12,7 @@ from tastemaker.labelling.ranking import Judgement, left_right, refusal, state, 
 from tastemaker.labelling.settings import Labelling, to_json
 
 STATIC = Path(app.__file__).parent / "static"
-LOGS = 4000
+LOGS = 1500
 
 COMPARE = """async (logs) => {
   const { state, refusal, leftRight } = await import("./ranking.js");
@@ -42,7 +42,7 @@ def test_states_and_refusals_are_those_of_python(browser):
     states = [state(log["settings"], log["presentation"], log["judgements"]) for log in logs]
     assert sum(one.complete for one in states) > 500
     assert sum(bool(one.conflicts) for one in states) > 100
-    assert sum(any(j.kind == "order" for j in ranking.live(log["judgements"])) for log in logs) > 300
+    assert sum(any(j.kind == "order" for j in ranking.live(log["judgements"])) for log in logs) > 100
     assert len({answer["refusal"] for answer in found}) > 20
 
 

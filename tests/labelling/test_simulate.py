@@ -84,6 +84,7 @@ def test_without_noise_a_project_says_what_the_utility_says(tmp_path, settings):
             assert state.ratings == {i: "up" if liked[i] >= 0.5 else "down" for i in range(len(liked))}
 
 
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
 def test_they_do_all_that_people_do(database, tmp_path):
     """Noise, ties, skips, undos and corrections of the order: all of it is stored, and none refused."""
     folder = tmp_path / "p"

@@ -17,7 +17,7 @@ from tastemaker.labelling import assignments, ranking
 from tastemaker.labelling.judgements import save
 from tastemaker.labelling.tables import JudgementRow, Task
 
-SHORT = Stress(labelers=8, votes=20, kills=1, client_life=3.0, lease_seconds=2.0)
+SHORT = Stress(labelers=6, votes=12, kills=1, client_life=3.0, lease_seconds=2.0)
 
 
 def well(figures):
@@ -29,6 +29,7 @@ def well(figures):
     assert min(figures["client_kills"], figures["sent_twice"], figures["voted_twice"]) > 0
 
 
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
 def test_no_acknowledged_vote_is_lost_and_none_doubled(database, tmp_path):
     well(stressed(tmp_path / "project", SHORT, database))
 
