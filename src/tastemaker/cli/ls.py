@@ -14,8 +14,8 @@ from tastemaker.errors import ConfigError, nearest
 
 MODELS = {
     "bundled": "small model that ships with tastemaker, for trying things out on a laptop",
-    "FOLDER or OWNER/NAME": "a diffusers pipeline of Stable Diffusion 1.x, 2.x, 3 or 3.5, FLUX.1-dev, FLUX.2 [klein] base or "
-    "Z-Image, a DDPMPipeline or a DDIMPipeline, local or on the hub",
+    "FOLDER or OWNER/NAME": "a diffusers pipeline of Stable Diffusion 1.x, 2.x, 3 or 3.5, FLUX.1-dev, FLUX.2 [klein] "
+    "base or Z-Image, a DDPMPipeline or a DDIMPipeline, local or on the hub",
 }
 
 
