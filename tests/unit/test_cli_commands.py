@@ -122,7 +122,9 @@ def test_report_of_one_and_of_several(behind: Callable[..., list[Any]], capsys: 
 
 def test_sample_takes_defaults_and_prompts(behind: Callable[..., list[Any]], capsys: pytest.CaptureFixture[str]):
     calls = behind("tastemaker.evaluation.images", "write_samples", answer=Path("sheet.png"))
-    assert main(["sample", "--prompt", "a=b", "--prompt", "c d", "--steps", "9", "--model", "x"]) == 0
+    assert (
+        main(["sample", "--prompt", "a=b", "--prompt", "c d", "--steps", "9", "--model", "x", "--sde-type", "cps"]) == 0
+    )
     assert calls[0] == (
         (),
         {
@@ -134,6 +136,8 @@ def test_sample_takes_defaults_and_prompts(behind: Callable[..., list[Any]], cap
             "steps": 9,
             "guidance": 5.0,
             "eta": 1.0,
+            "sde_type": "cps",
+            "embedded_guidance": None,
             "out": Path("runs/sample-1"),
             "height": None,
             "width": None,

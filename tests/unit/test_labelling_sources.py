@@ -65,7 +65,8 @@ def test_images_are_those_of_the_sampler(tmp_path, capsys):
         origins = rows(project, sa.select(TaskImage.origin).where(TaskImage.task_id == 3))
         assert [origin["sample"] for origin in origins] == [3, 4, 5]
         assert origins[0] | {"sample": 0} == {
-            "model": "bundled", "adapter": None, "steps": 2, "guidance": 2.0, "eta": 0.5, "seed": 4, "sample": 0,
+            "model": "bundled", "adapter": None, "steps": 2, "guidance": 2.0, "eta": 0.5, "sde_type": "auto", "seed": 4,
+            "sample": 0,
         }  # fmt: skip
         assert set(rows(project, sa.select(TaskImage.model))) == {"bundled"}
 

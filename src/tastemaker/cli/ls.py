@@ -14,9 +14,8 @@ from tastemaker.errors import ConfigError, nearest
 from tastemaker.models.bundled import shipped
 
 OTHER_MODELS = {
-    "FOLDER or OWNER/NAME": "any diffusers StableDiffusionPipeline (Stable Diffusion 1.x and 2.x), "
-    "StableDiffusionXLPipeline, StableDiffusion3Pipeline, FluxPipeline, Flux2KleinPipeline, ZImagePipeline, "
-    "DDPMPipeline or DDIMPipeline, local or on the hub",
+    "FOLDER or OWNER/NAME": "a diffusers pipeline of Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, FLUX.1-dev, FLUX.2 "
+    "[klein] base or Z-Image, a DDPMPipeline or a DDIMPipeline, local or on the hub",
 }
 
 
