@@ -101,15 +101,15 @@ class LatentXL:
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """`text` [P,L,C] and `pooled` [P,C']"""
-        pipeline = self.pipeline
+        pipeline, limit = self.pipeline, self.pipeline.tokenizer.model_max_length
         with quiet():
             text, _, pooled, _ = pipeline.encode_prompt(
                 prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-            long = prompt_length.longer(pipeline.tokenizer, prompts)
+            long = prompt_length.longer(pipeline.tokenizer, prompts, limit)
         if long and not self._warned_long:
             self._warned_long = True
-            prompt_length.warn(long, pipeline.tokenizer.model_max_length)
+            prompt_length.warn(long, limit)
         if pipeline.config.force_zeros_for_empty_prompt:
             given = torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
             text, pooled = text * given[:, None, None], pooled * given[:, None]
