@@ -243,6 +243,8 @@ class Rows:
     """[N] what the update divided the advantages by, where it standardised or weighted them."""
     before: Tensor | None = None
     """[N,*D] the network's residuals before the round's first update, or [N] what the loss makes of them."""
+    level: Tensor | None = None
+    """Of the shape of `before`: its mean over all rows of the update, the same in each."""
     grad_steps: Tensor | None = None
     """[N,T] bool, the same for all rows of a draw: the sampler steps through which the reward's gradient flows."""
     epoch: Tensor | None = None

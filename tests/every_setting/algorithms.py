@@ -13,20 +13,35 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+import given
 from compared import quick, trained
-from every_setting import Lab, Policy, acts, called, close, network_calls, one_round, updates_seen
+from every_setting import (
+    Lab,
+    Policy,
+    acts,
+    called,
+    close,
+    flat,
+    network_calls,
+    one_round,
+    updates_seen,
+    weights,
+)
 from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.diffusion_kto import DiffusionKTO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.mapo import MaPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.rwr import RWR
+from tastemaker.config.schema import Pairs
 from tastemaker.models.value import ConditionalMLP, ConvValue, DigitValue, UNetValue
 from tastemaker.rewards.preferences.architecture import Architecture
 from tastemaker.rewards.preferences.reward import load_reward_model
@@ -436,14 +451,16 @@ def ppo_normalise(lab: Lab) -> None:
 
 @acts(
     "algorithm.rwr.noises", "algorithm.nft.noises", "algorithm.diffusion-dpo.noises", "algorithm.awm.noises",
-    "algorithm.dgpo.noises", "algorithm.online-diffusion-dpo.noises",
+    "algorithm.dgpo.noises", "algorithm.online-diffusion-dpo.noises", "algorithm.mapo.noises",
+    "algorithm.diffusion-kto.noises",
 )  # fmt: skip
 def noises(lab: Lab) -> None:
     """Of 4 images, or of 2 pairs."""
     policy = lab.policy
     for algorithm, count in (
         (RWR(noises=3), 12), (NFT(noises=3), 12), (AWM(noises=3), 12), (DGPO(noises=3), 12),
-        (DiffusionDPO(noises=3), 6), (OnlineDiffusionDPO(noises=3), 6),
+        (DiffusionDPO(noises=3), 6), (OnlineDiffusionDPO(noises=3), 6), (MaPO(noises=3), 6),
+        (DiffusionKTO(noises=3), 6),
     ):  # fmt: skip
         rows = algorithm.prepare(policy.task, policy.rollout)
         assert len(rows) == count
@@ -452,14 +469,15 @@ def noises(lab: Lab) -> None:
 
 @acts(
     "algorithm.rwr.guided", "algorithm.nft.guided", "algorithm.diffusion-dpo.guided", "algorithm.awm.guided",
-    "algorithm.dgpo.guided", "algorithm.online-diffusion-dpo.guided",
+    "algorithm.dgpo.guided", "algorithm.online-diffusion-dpo.guided", "algorithm.mapo.guided",
+    "algorithm.diffusion-kto.guided",
 )  # fmt: skip
 def guided(lab: Lab) -> None:
     """With guidance the network is given each row twice; pairs of images are two rows."""
     policy = lab.policy
     for algorithm, count in (
         (RWR(), 4), (NFT(noises=1), 4), (AWM(noises=1), 4), (DGPO(noises=1), 4), (DiffusionDPO(), 4),
-        (OnlineDiffusionDPO(), 4),
+        (OnlineDiffusionDPO(), 4), (MaPO(), 4), (DiffusionKTO(), 4),
     ):  # fmt: skip
         for value, factor in ((True, 2), (False, 1)):
             with network_calls(policy.model) as calls:
@@ -532,6 +550,43 @@ def dgpo_clip(lab: Lab) -> None:
         assert "clip_fraction" not in replace(algorithm, clip=None).loss(policy.task, rows)[1]
 
 
+def errors_of_pairs(policy: Policy) -> Tensor:
+    """[2,4] denoising losses of the images of two pairs: the preferred one, the other, and those of the reference."""
+    before = DiffusionKTO().prepare(policy.task, policy.rollout).before
+    assert before is not None
+    return before.double()
+
+
+@acts("algorithm.mapo.beta", "algorithm.mapo.snr")
+def mapo(lab: Lab) -> None:
+    """e_w - 0.3 log sigmoid(1000 (s(e_w) - s(e_l))), s(e) = 2 e / (exp(2 e) - 1)."""
+    good, bad, _, _ = errors_of_pairs(lab.policy).unbind(dim=1)
+    margin = 1000 * (2 * good / (2 * good).expm1() - 2 * bad / (2 * bad).expm1())
+    loss, metrics = lab.policy.loss(MaPO(beta=0.3, snr=2.0))
+    close(loss, good + 0.3 * (1 + (-margin).exp()).log(), 1e-4)
+    close(metrics["denoising_loss"], good, 1e-5)
+
+
+@acts("algorithm.diffusion-kto.beta", "algorithm.diffusion-kto.good_weight", "algorithm.diffusion-kto.bad_weight")
+def diffusion_kto(lab: Lab) -> None:
+    """1 - sigmoid(z) is 1 / (1 + exp(z)); the level of an update is the mean of its rows', if it is not negative."""
+    good, bad, ref, ref_bad = errors_of_pairs(lab.policy).unbind(dim=1)
+    one, two = 1 / (1 + (30 * (ref - good)).exp()), 1 / (1 + (-30 * (ref_bad - bad)).exp())
+    loss, _ = lab.policy.loss(DiffusionKTO(beta=30.0, good_weight=3.0, bad_weight=0.5))
+    close(loss, (3 * one + 0.5 * two) / 2, 1e-5)
+    session = lab.session(
+        trained=True, algorithm=DiffusionKTO(), pairs=Pairs(str(given.pairs(lab.new("pairs"), 4))),
+        optimizer={"updates": 2},
+    )  # fmt: skip
+    with updates_seen(session) as seen:
+        one_round(session)
+    for rows, _ in seen:
+        assert rows.before is not None
+        assert rows.level is not None
+        close(rows.level, rows.before.mean(dim=0).expand_as(rows.before))
+    assert not torch.equal(seen[0][0].level[0], seen[1][0].level[0])  # type: ignore[index]
+
+
 @acts("algorithm.online-diffusion-dpo.beta", "algorithm.online-diffusion-dpo.pairs")
 def online_diffusion_dpo(lab: Lab) -> None:
     """-log sigmoid(z) is log(1 + exp(-z)), and z is in proportion to beta; six pairs of four images."""
@@ -584,6 +639,31 @@ def nft(lab: Lab) -> None:
             square = residual.square().flatten(1).mean(dim=1)
             errors.append(square / residual.abs().flatten(1).mean(dim=1) if weighting == "adaptive" else square)
         close(loss, 5 * (good * errors[0] + (1 - good) * errors[1]) / 0.3, 1e-5)
+
+
+@acts("algorithm.nft.sampling_decay", "algorithm.nft.sampling_decay_rate", "algorithm.nft.sampling_decay_after")
+def nft_sampling_average(lab: Lab) -> None:
+    """Two updates a round: of the decay's 0.3 for each update after the first three 0, 0.3 and 0.7, which is the most.
+
+    The images of a round are drawn by the average, and residuals are of it, until it has moved."""
+    algorithm = NFT(noises=1, sampling_decay=0.7, sampling_decay_rate=0.3, sampling_decay_after=3)
+    session = lab.session(trained=True, algorithm=algorithm, optimizer={"lr": 0.1})
+    assert session.sampling_average is not None
+    session.sampling_average.sync()
+    average, used = flat(weights(session)), []
+    hook = session.model.pipeline.unet.register_forward_pre_hook(
+        lambda *_: used.append((flat(weights(session)), torch.is_grad_enabled()))
+    )
+    for decay in (0.0, 0.3, 0.7):
+        used.clear()
+        close(one_round(session)["sampling_decay"], decay)
+        without = [own for own, graph in used if not graph]
+        assert len(without) == STEPS + 1  # sampling, and the residuals before the first update
+        close(torch.stack(without), average.expand(STEPS + 1, -1))
+        average = decay * average + (1 - decay) * flat(weights(session))
+        close(flat(session.sampling_average.copies), average)
+    hook.remove()
+    assert lab.session(algorithm=NFT()).sampling_average is None
 
 
 @acts("algorithm.nft.kl")

@@ -9,9 +9,11 @@ import torch
 from one_update import first_gradients, in_a_group
 from safetensors.torch import load_file
 
+import given
 from forked import Group
 from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.dgpo import DGPO
+from tastemaker.algorithms.diffusion_kto import DiffusionKTO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.grpo import GRPO
@@ -19,7 +21,7 @@ from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.selection import BestWorst
 from tastemaker.algorithms.windows import Backward
-from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
+from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Pairs, Sampling
 from tastemaker.config.yaml_file import dump_config
 
 
@@ -70,6 +72,10 @@ def settings(checkpoint, tmp_path_factory):
             sampling=replace(sampling, samples=12),
         ),
         "samples": replace(plain, algorithm=NFT(noises=2)),
+        "given pairs": replace(
+            plain, algorithm=DiffusionKTO(beta=50.0),
+            pairs=Pairs(str(given.pairs(tmp_path_factory.mktemp("pairs") / "given", 7))),
+        ),
         "groups of samples": replace(
             plain, algorithm=DGPO(noises=2, kl=0.1), prompts=str(prompts), optimizer=replace(options, updates=1),
             sampling=replace(sampling, samples=12, per_prompt=3),
@@ -138,6 +144,7 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings
     [
         "best-worst", "selected images", "one process without rows", "states", "value's own steps", "reference",
         "pairs", "samples", "groups of samples",
+        "given pairs",
     ],
 )  # fmt: skip
 def test_two_processes_give_the_same_gradient_whatever_is_selected_and_pooled(name, tmp_path, settings, two):

@@ -83,6 +83,24 @@ def test_it_moves_after_every_update_and_evaluations_show_it(checkpoint, tmp_pat
     assert not any(session.average.copies[name].data_ptr() == p.data_ptr() for name, p in weights.items())
 
 
+def test_the_average_that_samples_resumes_bit_for_bit(checkpoint, tmp_path):
+    more = [
+        "algorithm=nft", "algorithm.noises=1", "algorithm.sampling_decay=0.9", "algorithm.sampling_decay_rate=0.2",
+        "optimizer.ema=0",
+    ]  # fmt: skip
+    assert main([*words(checkpoint, tmp_path / "whole", "3"), *more]) == 0
+    assert main([*words(checkpoint, tmp_path / "cut", "2"), *more]) == 0
+    assert main(["resume", str(tmp_path / "cut"), "--rounds", "3"]) == 0
+    for name in ("weights", "optimizer", "copies"):
+        one, two = (
+            load_file(tmp_path / f"{run}/checkpoints/step-000003/{name}.safetensors") for run in ("whole", "cut")
+        )
+        assert one.keys() == two.keys()
+        assert all(one[key].equal(two[key]) for key in one), name
+        if name == "copies":
+            assert all(key.startswith("sampling.") for key in one)
+
+
 def test_a_run_leaves_the_average_and_resumes_bit_for_bit(checkpoint, tmp_path):
     assert main(words(checkpoint, tmp_path / "whole", "2")) == 0
     assert main(words(checkpoint, tmp_path / "cut", "1")) == 0

@@ -17,10 +17,12 @@ from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.diffusion_kto import DiffusionKTO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.mapo import MaPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.pg import PG
@@ -662,6 +664,24 @@ def test_diffusion_dpo_against_its_formula(trained):
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics["denoising_loss"], better, rtol=1e-4, atol=1e-6)
     check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
+    # MaPO and Diffusion-KTO have the same rows, times and noises, and other losses of the same errors.
+    mapo, kto = MaPO(beta=0.2, noises=2), DiffusionKTO(beta=20.0, noises=2, good_weight=2.0, bad_weight=0.5)
+    with torch.no_grad():
+        loss, _ = mapo.loss(task, mapo.prepare(task, rollout))
+        score = lambda e: 5 * e / ((5 * e).exp() - 1)  # noqa: E731
+        margin = 1000 * (score(better) - score(worse))
+        torch.testing.assert_close(loss, better - 0.2 * logsigmoid(margin), rtol=1e-3, atol=1e-5)
+        rows = kto.prepare(task, rollout)
+        before = torch.stack([better, worse, ref, ref_worse], dim=1)
+        torch.testing.assert_close(rows.before, before, rtol=1e-4, atol=1e-6)
+        for shift in (0.0, 0.7):  # as if the reference's errors had been larger by this, which the level takes away
+            level = rows.before + torch.tensor([0, 0, shift, shift])
+            z = (shift + (ref + ref_worse - better - worse).mean() / 2).clamp(min=0)
+            one, two = 20 * (ref - better - z), -20 * (ref_worse - worse - z)
+            expected = (2 * (1 - one.sigmoid()) + 0.5 * (1 - two.sigmoid())) / 2
+            loss, metrics = kto.loss(task, replace(rows, level=level.mean(dim=0).expand_as(level)))
+            torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-5)
+            assert metrics["level"].tolist() == pytest.approx([z.item()] * 4, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["unet", "cnn", "conv", "mlp"])

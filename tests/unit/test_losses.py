@@ -179,6 +179,28 @@ def test_step_dpo_by_hand(clip, loss, gradient):
     assert slope.tolist() == pytest.approx(gradient, abs=2e-6)
 
 
+def test_margin_aware_by_hand():
+    """e = 0.04 and 0.09, snr 5, T = 10, beta 0.1: s(0.2) = 0.2 / 0.221403 = 0.903331, s(0.45) = 0.791818; the margin is
+    1.115128, ln(1 + exp(-1.115128)) = 0.283578: 0.04 + 0.028358.
+
+    s'(x) = (e^x - 1 - x e^x) / (e^x - 1)^2 = -0.466711 and -0.425503, sigmoid(-1.115128) = 0.246916: slopes
+    1 + 0.1 * 0.246916 * 50 * 0.466711 = 1.576194, and -0.1 * 0.246916 * 50 * 0.425503 = -0.525316.
+    """
+    errors = torch.tensor([0.04, 0.09], dtype=torch.float64, requires_grad=True)
+    value, slope = value_and_gradient(losses.margin_aware(errors[:1], errors[1:], 0.1, 5.0, 10), errors)
+    assert value.item() == pytest.approx(0.0683578, abs=1e-6)
+    assert slope.tolist() == pytest.approx([1.576194, -0.525316], abs=1e-5)
+
+
+@pytest.mark.parametrize(("good", "loss", "gradient"), [(True, 0.2689414, -196.6119), (False, 0.7310586, 196.6119)])
+def test_prospect_by_hand(good, loss, gradient):
+    """1 - sigmoid(+-1000 * 0.001), and its slope -+1000 sigmoid(1) sigmoid(-1)."""
+    gain = torch.tensor([0.001], dtype=torch.float64, requires_grad=True)
+    value, slope = value_and_gradient(losses.prospect(gain, 1000.0, good=good), gain)
+    assert value.item() == pytest.approx(loss, abs=1e-6)
+    assert slope.item() == pytest.approx(gradient, abs=1e-3)
+
+
 def test_generalised_huber_by_hand():
     """e = 0.0625: 4 (0.5 - 1e-10^0.25) = 2 - 4 * 0.00316228 = 1.987351, slope e^-0.75 = 8; p = 1 is e itself."""
     error = torch.tensor([0.0625], dtype=torch.float64, requires_grad=True)

@@ -192,6 +192,113 @@ def test_tables_of_other_programs(tmp_path, name, content):
         assert pairs.images(0, 32, 32).equal(torch.stack([pixels(1), pixels(0)]))
 
 
+COLUMNS = {
+    "open-image-preferences-v1-binarized": ({"chosen": "0-1.png", "rejected": "0-0.png"}, 1.0),
+    "HPDv3": ({"path1": "0-1.png", "path2": "0-0.png", "confidence": 0.9, "model1": "a", "model2": "b"}, 1.0),
+    "Rapidata's votes": (
+        {"image1": "0-0.png", "image2": "0-1.png", "votes_image1": 2, "votes_image2": 6, "model1": "a"}, 0.25
+    ),
+    "Rapidata's weighted results": (
+        {
+            "image1": "0-0.png", "image2": "0-1.png", "weighted_results_image1_preference": 0.4,
+            "weighted_results_image2_preference": 1.2,
+        },
+        0.25,
+    ),
+}  # fmt: skip
+"""By data set: the columns of one pair beside its prompt, of which 0-1.png is preferred, and the first one's share."""
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_columns_of_published_data_sets(tmp_path, name):
+    columns, share = COLUMNS[name]
+    write(tmp_path, [{"prompt": "cat"} | columns])
+    pairs = load_pairs(str(tmp_path))
+    assert (pairs.prompts, pairs.ties, pairs.labels) == (("cat",), 0, (1.0,))
+    assert pairs.images(0, 32, 32).equal(torch.stack([pixels(1), pixels(0)]))
+    soft = load_pairs(str(tmp_path), ties=True)
+    assert soft.labels == (pytest.approx(share),)
+    order = [pixels(1), pixels(0)] if share == 1 else [pixels(0), pixels(1)]  # the table's
+    assert soft.images(0, 32, 32).equal(torch.stack(order))
+
+
+@pytest.mark.parametrize("name", ["open-image-preferences-v1-binarized", "Rapidata's votes"])
+def test_published_data_sets_as_the_datasets_library_has_them(tmp_path, monkeypatch, name):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    files = {"0-0.png": jpeg(given.image(0)), "0-1.png": jpeg(given.image(1))}
+    row = {key: files.get(value, value) for key, value in COLUMNS[name][0].items()}
+    (tmp_path / "set").mkdir()
+    made = datasets.Dataset.from_list([{"prompt": "cat"} | row])
+    made.to_parquet(tmp_path / "set/train-00000.parquet")
+    pairs = load_pairs(str(tmp_path / "set"))
+    assert pairs.prompts == ("cat",)
+    assert pairs.images(0, 32, 32).equal(torch.stack([pixels(1), pixels(0)]))
+
+
+def test_as_many_votes_are_a_tie(tmp_path):
+    rows = [
+        {"prompt": "cat", "image1": "0-0.png", "image2": "0-1.png", "votes_image1": one, "votes_image2": two}
+        for one, two in ((3, 3), (0, 0), (1, 0))
+    ]
+    write(tmp_path, rows)
+    pairs = load_pairs(str(tmp_path))
+    assert (len(pairs), pairs.ties) == (1, 2)
+    assert load_pairs(str(tmp_path), ties=True).labels == (0.5, 0.5, 1.0)
+    write(tmp_path, [rows[0] | {"votes_image2": -1}])
+    with pytest.raises(DataError, match="votes_image1 and votes_image2 are 3 and -1, but must not be negative"):
+        load_pairs(str(tmp_path))
+
+
+def two_folders(root, names=("w", "l")):
+    """Pairs a and b: images 0 and 2 are preferred to 1 and 3; the captions lie in one folder and in the other."""
+    for side, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for number, stem in enumerate("ab"):
+            given.image(2 * number + side).save(root / name / f"{stem}.{'png' if side else 'bmp'}")
+    (root / names[0] / "a.txt").write_text("a cat\n")
+    (root / names[1] / "b.txt").write_text("a dog")
+    return root
+
+
+@pytest.mark.parametrize("names", [("w", "l"), ("Win", "Lose")])
+def test_folders_of_preferred_and_other_images(tmp_path, names):
+    pairs = load_pairs(str(two_folders(tmp_path, names)))
+    assert (pairs.prompts, pairs.ties, pairs.labels) == (("a cat", "a dog"), 0, (1.0, 1.0))
+    for n in range(2):
+        assert pairs.images(n, 32, 32).equal(torch.stack([pixels(2 * n), pixels(2 * n + 1)]))
+    before = pairs.digest
+    (tmp_path / names[0] / "a.txt").write_text("a bear")
+    assert load_pairs(str(tmp_path)).digest != before
+
+
+def test_folders_that_do_not_fit_together(tmp_path):
+    def refused(message):
+        with pytest.raises(DataError, match=message) as caught:
+            load_pairs(str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+    two_folders(tmp_path)
+    (tmp_path / "l/a.txt").write_text("another cat")
+    refused("are different captions of one pair")
+    (tmp_path / "l/a.txt").unlink()
+    (tmp_path / "w/a.txt").unlink()
+    refused("the pair a has no caption: expected it in .*w/a.txt, or in .*l/a.txt")
+    (tmp_path / "w/a.txt").write_text("a cat")
+    given.image(5).save(tmp_path / "w/a.png")
+    refused("have the same name")
+    (tmp_path / "w/a.png").unlink()
+    (tmp_path / "w/b.bmp").unlink()
+    refused(r"l/b has no image of that name in .*w \(1 of them")
+    (tmp_path / "l/b.png").write_text("no image")
+    given.image(5).save(tmp_path / "w/b.png")
+    refused("b.png cannot be read")
+    for file in tmp_path.glob("*/*"):
+        file.unlink()
+    refused("have no images")
+
+
 def test_what_is_not_there_or_no_data_set(tmp_path):
     with pytest.raises(DataError, match="there is no file"):
         load_pairs("nowhere.jsonl")

@@ -49,21 +49,29 @@ class DiffusionDPO:
         import torch
 
         from tastemaker import noise
-        from tastemaker.types import Rows
 
         draw = rollout.draw
         if self.drop_captions > 0:
             keys = zip(draw.prompt_index, draw.sample_index, strict=True)
             dropped = [noise.drop(self.drop_captions, draw.seed, draw.round, *key) for key in keys]
             rollout = replace(rollout, cond=rollout.cond.dropped(torch.tensor(dropped)))
-        count = len(rollout) // 2
-        better = torch.arange(count, device=rollout.device).repeat_interleave(self.noises)
-        noise_index = torch.arange(self.noises, device=better.device).repeat(count)
-        return Rows(rollout, better, noise_index, better + count)
+        return pair_rows(rollout, self.noises)
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
         return pair_loss(task, rows, task.model.process.times, self.beta, guided=self.guided)
+
+
+def pair_rows(rollout: Rollout, noises: int) -> Rows:
+    """`noises` rows for each given pair: the preferred images come first in the rollout, then the others."""
+    import torch
+
+    from tastemaker.types import Rows
+
+    count = len(rollout) // 2
+    better = torch.arange(count, device=rollout.device).repeat_interleave(noises)
+    noise_index = torch.arange(noises, device=better.device).repeat(count)
+    return Rows(rollout, better, noise_index, better + count)
 
 
 def pair_loss(task: Task, rows: Rows, times: range, beta: float, *, guided: bool) -> tuple[Tensor, Metrics]:

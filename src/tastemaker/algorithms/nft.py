@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
-from tastemaker.algorithms.requirements import Requirements
+from tastemaker.algorithms.requirements import Requirements, SamplingAverage
 from tastemaker.constraints import check_constraints
 
 if TYPE_CHECKING:
@@ -43,12 +43,24 @@ class NFT:
     weighting: Literal["adaptive", "none"] = "adaptive"
     """`adaptive`: errors of x_0, each square over its mean size (public code). `none`: of the network's output."""
 
+    sampling_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Largest decay of the moving average of the weights that draws a round's images, by round (public code: 0.5 for
+    few steps and updates, 0.999 for many); 0: the trained weights draw them."""
+    sampling_decay_rate: Annotated[float, Gt(0)] = 0.001
+    """By how much that decay rises with each update of the run (public code: 0.001, or 0.0075 with 0.999)."""
+    sampling_decay_after: Annotated[int, Ge(0)] = 0
+    """Updates before it rises from 0 (public code: 0, or 75 with 0.999)."""
+
     def __post_init__(self) -> None:
         check_constraints(self, "algorithm.")
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=self.kl > 0, kl=self.kl, guided=self.guided)
+        average = SamplingAverage(self.sampling_decay, self.sampling_decay_rate, self.sampling_decay_after)
+        return Requirements(
+            reference=self.kl > 0, kl=self.kl, guided=self.guided,
+            sampling_average=average if self.sampling_decay > 0 else None,
+        )  # fmt: skip
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each selected image, with the sampling policy's residuals."""

@@ -14,12 +14,14 @@ from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.diffusion_kto import DiffusionKTO
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.mapo import MaPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.pg import PG
@@ -51,6 +53,8 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
         DGPO,
         OnlineDiffusionDPO,
         DiffusionDPO,
+        MaPO,
+        DiffusionKTO,
         AlignProp,
         DRaFT,
         ReFL,

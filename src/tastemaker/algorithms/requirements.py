@@ -39,6 +39,22 @@ class KlControl:
 
 
 @dataclass(frozen=True)
+class SamplingAverage:
+    """A moving average of the trained weights, which samples the images of a round."""
+
+    decay: float
+    """Largest decay of a round: the average becomes decay * average + (1 - decay) * weights."""
+    rate: float
+    """By how much the decay rises with each update, from 0."""
+    after: int
+    """Updates before it begins to rise."""
+
+    def decay_at(self, updates: int) -> float:
+        """The decay at the end of a round before which there were so many updates of the run."""
+        return min(self.decay, max(0, updates - self.after) * self.rate)
+
+
+@dataclass(frozen=True)
 class Requirements:
     """What training has to provide for an algorithm. The defaults are those of a plain policy gradient."""
 
@@ -60,6 +76,10 @@ class Requirements:
     """The network's blocks are recomputed in the backward pass, whatever `tuning.gradient_checkpointing` says."""
     guided: bool = True
     """Whether its training passes use classifier-free guidance."""
+    sampling_average: SamplingAverage | None = None
+    """Images are sampled, and rows prepared, by a moving average of the weights; None: by the trained ones."""
+    mean_before: bool = False
+    """Rows are given the mean of their `before` over each update, of all processes."""
     queries: int = 1
     """Images that are scored for each one sampled."""
     images_per_draw: int | None = None

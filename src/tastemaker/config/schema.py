@@ -18,12 +18,14 @@ from tastemaker.algorithms.awm import AWM
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+from tastemaker.algorithms.diffusion_kto import DiffusionKTO
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
 from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.mapo import MaPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
 from tastemaker.algorithms.pg import PG
@@ -60,6 +62,8 @@ else:
         | DGPO
         | OnlineDiffusionDPO
         | DiffusionDPO
+        | MaPO
+        | DiffusionKTO
         | AlignProp
         | DRaFT
         | ReFL
@@ -344,7 +348,7 @@ class Config:
                 "images that somebody has compared: give a folder, file or data set of them"
                 if self.pairs.source is None
                 else f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} samples its own "
-                "images: leave it out, or use diffusion-dpo"
+                "images: leave it out, or use diffusion-dpo, mapo or diffusion-kto"
             )
         if self.reference.every and not self.algorithm.requirements.reference:
             raise ConfigError(

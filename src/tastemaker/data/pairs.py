@@ -10,17 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tastemaker.data.captioned_images import caption, digest, fitted, table_named
 from tastemaker.data.hf_datasets import as_stored, base_folder, open_dataset, raw_row, read_columns
 from tastemaker.data.images import check_header, image_path, read_image
-from tastemaker.data.tables import is_table, read_table, text_column, tidy
+from tastemaker.data.tables import is_table, read_table, read_text, text_column, tidy
 from tastemaker.errors import DataError
 
-IMAGES = (("image_0", "image_1"), ("jpg_0", "jpg_1"))
-VERDICTS = (("preferred",), ("label_0", "label_1"), ("best_image_uid", "image_0_uid", "image_1_uid"))
+FIRST_IS_PREFERRED = (("chosen", "rejected"), ("path1", "path2"))
+"""Columns of images of which the first is preferred: of open-image-preferences-v1-binarized, and of HPDv3."""
+IMAGES = (("image_0", "image_1"), ("jpg_0", "jpg_1"), ("image1", "image2"), *FIRST_IS_PREFERRED)
+NUMBERS = (
+    ("label_0", "label_1"),
+    ("votes_image1", "votes_image2"),
+    ("weighted_results_image1_preference", "weighted_results_image2_preference"),
+)
+"""Columns of which the larger number's image is preferred: of Pick-a-Pic, and of Rapidata."""
+VERDICTS = (("preferred",), *NUMBERS, ("best_image_uid", "image_0_uid", "image_1_uid"))
 """Columns that say which image is preferred, the first that are all there."""
+FOLDERS = (("w", "l"), ("win", "lose"))
+"""Names of the folders of preferred and other images, which LoRA trainers read."""
 MARKS = ("has_label", "are_different")
 """Pick-a-Pic's columns of which a False leaves a row out."""
 _TRUE = ("true", "1", "1.0", "yes", "none", "nan", "")
@@ -56,27 +67,84 @@ class PairSet:
 
 
 def load_pairs(source: str, split: str = "train", *, ties: bool = False) -> PairSet:
-    """The pairs of a folder with a pairs.jsonl (or .csv, ...), of a table (docs/guides/tables.md), or of a data set.
+    """The pairs of a folder with a pairs.jsonl (or .csv, ...), of a table (docs/guides/tables.md), of two folders of
+    preferred and other images (`w` and `l`, or `win` and `lose`), or of a data set.
 
-    Columns: prompt, caption or text; image_0 and image_1, or jpg_0 and jpg_1; and who is preferred, as `preferred` (0,
-    1, or `tie`), as label_0 and label_1 (the larger one; equal is a tie), or as best_image_uid among image_0_uid and
-    image_1_uid (else `tie`, or empty). Ties are left out, or with `ties` kept with the label 0.5. Then
-    label_0 and label_1 that add up to 1 are probabilities, and the pair's images are in the table's order. Paths are
-    relative to the table. That a table's images are there is seen at once, the pixels of all are read when they are
-    used. Raises DataError.
+    Columns: prompt, caption or text; the two images, by one of IMAGES; and who is preferred, as `preferred` (0, 1, or
+    `tie`), as one of NUMBERS (the larger one; equal is a tie), or as best_image_uid among image_0_uid and image_1_uid
+    (else `tie`, or empty). Of the images FIRST_IS_PREFERRED the first is, whatever else the table has. Ties are left
+    out, or with `ties` kept with the label 0.5. Then label_0 and label_1 that add up to 1 are probabilities, the shares
+    of votes and of weighted results are too, and the pair's images are in the table's order. Paths are relative to the
+    table. That a table's images are there is seen at once, the pixels of all are read when they are used. Raises
+    DataError.
     """
     path = Path(source).expanduser()
     if os.path.isdir(path):
-        path = table_named(path, "pairs") or path
+        if (table := table_named(path, "pairs")) is None and (folders := _two_folders(path)) is not None:
+            return _from_folders(path, *folders)
+        path = table or path
     if is_table(path) and not os.path.isdir(path):
         return _from_table(path, ties)
     return _from_dataset(open_dataset(source, split), source, ties)
 
 
+def _two_folders(path: Path) -> tuple[Path, Path] | None:
+    found = {item.name.lower(): item for item in path.iterdir() if item.is_dir()}
+    return next(((found[one], found[two]) for one, two in FOLDERS if one in found and two in found), None)
+
+
+def _from_folders(path: Path, better: Path, worse: Path) -> PairSet:
+    """Images of the same name, but for its ending, in both folders; the caption is in a .txt file beside either."""
+    sides = [_images_by_stem(folder) for folder in (better, worse)]
+    if alone := sorted(sides[0].keys() ^ sides[1].keys()):
+        there, lacking = (better, worse) if alone[0] in sides[0] else (worse, better)
+        raise DataError(
+            f"{there / alone[0]} has no image of that name in {lacking} ({len(alone)} of them have none): expected "
+            "each preferred image and its other one under the same name"
+        )
+    if not sides[0]:
+        raise DataError(f"{better} and {worse} have no images")
+    stems = sorted(sides[0])
+    files = [(sides[0][stem], sides[1][stem]) for stem in stems]
+    for pair in files:
+        for file in pair:
+            check_header(file, str(file))
+    prompts = tuple(_caption_beside(stem, better, worse) for stem in stems)
+    found = [
+        [prompt, *(os.path.relpath(file, path) for file in pair)] for prompt, pair in zip(prompts, files, strict=True)
+    ]
+    return PairSet(
+        prompts, lambda i: files[i], lambda i: str(files[i][0]), digest(found), 0, (1.0,) * len(files),
+        lambda i: (str(files[i][0]), str(files[i][1])),
+    )  # fmt: skip
+
+
+def _images_by_stem(folder: Path) -> dict[str, Path]:
+    kinds, found = Image.registered_extensions(), {}
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(".") or not file.is_file() or file.suffix.lower() not in kinds:
+            continue
+        if file.stem in found:
+            raise DataError(f"{found[file.stem]} and {file} have the same name: a pair has one image in each folder")
+        found[file.stem] = file
+    return found
+
+
+def _caption_beside(stem: str, better: Path, worse: Path) -> str:
+    files = [file for folder in (better, worse) if (file := folder / f"{stem}.txt").is_file()]
+    if not files:
+        raise DataError(f"the pair {stem} has no caption: expected it in {better / stem}.txt, or in {worse / stem}.txt")
+    texts = [caption(" ".join(read_text(file).split()), str(file)) for file in files]
+    if len(set(texts)) > 1:
+        raise DataError(f"{files[0]} and {files[1]} are different captions of one pair: leave one of them out")
+    return texts[0]
+
+
 def _from_table(path: Path, ties: bool) -> PairSet:
     rows = read_table(path)
     names = list(rows[0][1])
-    text, images, verdict = text_column(names, str(path)), _images(names, str(path)), _verdict(names, str(path))
+    text, images = text_column(names, str(path)), _images(names, str(path))
+    verdict = _verdict(names, images, str(path))
     marks = [name for name in MARKS if name in names]
     kept: list[tuple[str, str, tuple[Path, Path], float]] = []
     for where, row in rows:
@@ -100,7 +168,8 @@ def _from_table(path: Path, ties: bool) -> PairSet:
 
 def _from_dataset(dataset: Any, source: str, ties: bool) -> PairSet:
     names = dataset.column_names
-    text, images, verdict = text_column(names, source), _images(names, source), _verdict(names, source)
+    text, images = text_column(names, source), _images(names, source)
+    verdict = _verdict(names, images, source)
     said = (text, *verdict, *(name for name in MARKS if name in names))
     prompts, kept, labels = [], [], []
     # Without the images, which may be hundreds of gigabytes.
@@ -128,7 +197,10 @@ def _from_dataset(dataset: Any, source: str, ties: bool) -> PairSet:
 
 
 def preferred(row: Mapping[str, Any], where: str) -> int | None:
-    """Which image of a row is preferred, 0 or 1, None for a tie. Raises DataError for other answers."""
+    """Which image of a row is preferred, 0 or 1, None for a tie; the first where no column says it.
+
+    Raises DataError for other answers.
+    """
     if any(not _mark(row[name], name, where) for name in MARKS if name in row):
         return None
     if "preferred" in row:
@@ -138,14 +210,12 @@ def preferred(row: Mapping[str, Any], where: str) -> int | None:
         if answer not in ("0", "1", "0.0", "1.0") or isinstance(row["preferred"], bool):
             raise DataError(f"{where}: preferred is {row['preferred']!r}, but must be 0, 1 or tie")
         return int(float(answer))
-    if "label_0" in row:
-        try:
-            one, two = float(row["label_0"]), float(row["label_1"])
-        except (TypeError, ValueError, OverflowError):
-            one = two = math.nan
-        if not (math.isfinite(one) and math.isfinite(two)):
-            raise DataError(f"{where}: label_0 and label_1 are {row['label_0']!r} and {row['label_1']!r}, not numbers")
-        return None if one == two else int(two > one)
+    for columns in NUMBERS:
+        if columns[0] in row:
+            one, two = _numbers(row, columns, where)
+            return None if one == two else int(two > one)
+    if "best_image_uid" not in row:
+        return 0
     best, one, two = (_plain(row[name]) for name in ("best_image_uid", "image_0_uid", "image_1_uid"))
     if best.lower() in ("none", "tie", "nan", ""):
         return None
@@ -165,11 +235,29 @@ def _labelled(row: Mapping[str, Any], where: str, ties: bool) -> tuple[float | N
         return (None if better is None else 1.0), better or 0
     if any(not _mark(row[name], name, where) for name in MARKS if name in row):
         return None, 0
-    if "preferred" not in row and "label_0" in row:
-        one, two = float(row["label_0"]), float(row["label_1"])
-        if min(one, two) >= 0 and abs(one + two - 1) < 1e-6:
-            return one, 0
+    for columns in NUMBERS if "preferred" not in row else ():
+        if columns[0] in row:
+            one, two = _numbers(row, columns, where)
+            if columns == NUMBERS[0] and abs(one + two - 1) < 1e-6:
+                return one, 0
+            if columns != NUMBERS[0] and one + two > 0:
+                return one / (one + two), 0
+            break
     return (0.5 if better is None else 1.0 - better), 0
+
+
+def _numbers(row: Mapping[str, Any], columns: tuple[str, str], where: str) -> tuple[float, float]:
+    """The numbers of a row. Raises DataError where they are none, or where numbers of people are negative."""
+    one, two = (row[name] for name in columns)
+    try:
+        first, second = float(one), float(two)
+    except (TypeError, ValueError, OverflowError):
+        first = second = math.nan
+    if not (math.isfinite(first) and math.isfinite(second)):
+        raise DataError(f"{where}: {columns[0]} and {columns[1]} are {one!r} and {two!r}, not numbers")
+    if columns != NUMBERS[0] and min(first, second) < 0:
+        raise DataError(f"{where}: {columns[0]} and {columns[1]} are {one!r} and {two!r}, but must not be negative")
+    return first, second
 
 
 def _plain(value: Any) -> str:
@@ -188,16 +276,20 @@ def _images(names: Sequence[str], where: str) -> tuple[str, str]:
     for pair in IMAGES:
         if all(name in names for name in pair):
             return pair
-    raise DataError(f"{where}: no columns image_0 and image_1, nor jpg_0 and jpg_1; it has {', '.join(names)}")
+    known = ", nor ".join(" and ".join(pair) for pair in IMAGES)
+    raise DataError(f"{where}: no columns {known}; it has {', '.join(names)}")
 
 
-def _verdict(names: Sequence[str], where: str) -> tuple[str, ...]:
+def _verdict(names: Sequence[str], images: tuple[str, str], where: str) -> tuple[str, ...]:
+    if images in FIRST_IS_PREFERRED:
+        return ()
     for columns in VERDICTS:
         if all(name in names for name in columns):
             return columns
     raise DataError(
         f"{where}: nothing says which image is preferred: expected a column preferred (0, 1 or tie), label_0 and "
-        f"label_1, or best_image_uid with image_0_uid and image_1_uid; it has {', '.join(names)}"
+        "label_1, votes_image1 and votes_image2, or best_image_uid with image_0_uid and image_1_uid; it has "
+        f"{', '.join(names)}"
     )
 
 

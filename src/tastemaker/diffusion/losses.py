@@ -134,6 +134,27 @@ def diffusion_dpo(error: Tensor, error_other: Tensor, ref: Tensor, ref_other: Te
     return preference(-beta / 2 * ((error - error_other) - (ref - ref_other)))
 
 
+def margin_aware(error: Tensor, error_other: Tensor, beta: float, snr: float, length: int) -> Tensor:
+    """e_w - beta log sigmoid(T (s(e_w) - s(e_l))), [N], with s(e) = snr e / (exp(snr e) - 1) (MaPO, code).
+
+    s falls from 1 at an error of 0; T is the number of the process' times, `length`.
+    """
+
+    def score(values: Tensor) -> Tensor:
+        scaled = (snr * values).clamp(min=1e-12)
+        return scaled / scaled.expm1()
+
+    return error + beta * preference(length * (score(error) - score(error_other)))
+
+
+def prospect(gain: Tensor, beta: float, *, good: bool) -> Tensor:
+    """1 - sigmoid(+-beta gain), [N], + for good images: one minus KTO's utility (Diffusion-KTO, Eq. 8 of the code).
+
+    `gain` is by how much the denoising loss fell against the reference's, less the level of all.
+    """
+    return 1 - (beta * gain if good else -beta * gain).sigmoid()
+
+
 def negative_aware(moved: Tensor, residual_old: Tensor, good: Tensor, beta: float, adaptive: bool) -> Tensor:
     """g |v+ - v|^2 + (1 - g) |v- - v|^2, mean over elements [N] (DiffusionNFT, Eq. 5).
 

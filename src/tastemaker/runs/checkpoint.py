@@ -26,7 +26,8 @@ from tastemaker.runs.sharding import gathered, like
 
 WEIGHTS, OPTIMIZER, STATE = FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 COPIES = "copies.safetensors"
-"""Only of runs whose reference moves, that average their weights, or that keep those of a round."""
+"""Only of runs whose reference moves, that average their weights or sample with their average, or that keep those of a
+round."""
 
 
 @dataclass

@@ -217,7 +217,7 @@ def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float
     trained = facts.trainable + facts.value
     adapters = 0 if full else facts.trainable
     held = needs.reference and (full or config.reference.every > 0)
-    copies = bool(o.ema) + (config.early_stop.metric is not None) + held
+    copies = bool(o.ema) + (config.early_stop.metric is not None) + held + (needs.sampling_average is not None)
     checkpointing = needs.gradient_checkpointing or config.tuning.gradient_checkpointing
     share = CHECKPOINTED if checkpointing else 1.0
     decoder = facts.decoder_outputs * min(o.rows, rows) * 4 if config.pathwise else 0

@@ -44,8 +44,19 @@ def one_round(session: Session) -> dict[str, Any]:
     else:
         record = sampled_round(session) if session.pairs is None else given_round(session, session.pairs)
     session.state.updates += record["updates"]
+    record |= moved_sampler(session)
     sync_reference(session)
     return record
+
+
+def moved_sampler(session: Session) -> dict[str, float]:
+    """Moves the average that samples towards the weights, and returns its decay, where there is one."""
+    average, options = session.sampling_average, session.config.algorithm.requirements.sampling_average
+    if average is None or options is None:
+        return {}
+    decay = options.decay_at(session.state.updates)
+    average.ema_update(decay)
+    return {"sampling_decay": decay}
 
 
 def sampled_round(session: Session) -> dict[str, Any]:
@@ -58,7 +69,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
     )  # fmt: skip
     part = RoundPart(draw, share(len(draw), config.slices, accelerator.process_index, accelerator.num_processes))
     keep = session.window.steps(session.task.sde.stochastic(), number, config.seed)
-    with session.phase("sample", len(part.indices) * sampling.steps), session.inference():
+    with session.phase("sample", len(part.indices) * sampling.steps), session.inference(), session.sampling():
         made = sampled(session, part.own, keep)
     session.stop.check()
     scores = combined({config.reward: session.reward}, made.found, part.own.prompts)[config.reward]
@@ -71,7 +82,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
     if value is not None and value.batch is not None:
         with session.phase("value", 1):
             value_figures = train_value(session, rollout, part, selected)
-    with session.phase("prepare", 1), session.inference(), torch.no_grad():
+    with session.phase("prepare", 1), session.inference(), session.sampling(), torch.no_grad():
         rows = config.algorithm.prepare(session.task, rollout)
     value_figures |= explained_variance(accelerator, rows)
     with session.phase("train", len(rows) * config.optimizer.inner_epochs):

@@ -363,6 +363,8 @@ def _training(session: Session) -> Training:
         copies |= {f"reference.{name}": value for name, value in held.copies.items()}
     if session.average is not None:
         copies |= {f"average.{name}": value for name, value in session.average.copies.items()}
+    if session.sampling_average is not None:
+        copies |= {f"sampling.{name}": value for name, value in session.sampling_average.copies.items()}
     if session.kept is not None:
         copies |= {f"kept.{name}": value for name, value in session.kept.copies.items()}
     return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler, copies)

@@ -63,6 +63,9 @@ class Session:
     average: WeightCopy | None = None
     """The average of the weights, where there is to be one."""
 
+    sampling_average: WeightCopy | None = None
+    """The average of the weights that samples the rounds' images, where they are not sampled by the weights."""
+
     kept: WeightCopy | None = None
     """The weights that the run leaves if it is stopped early."""
 
@@ -90,6 +93,12 @@ class Session:
     def averaged(self) -> Iterator[None]:
         """Inside it the model has the average of its weights, where it keeps one."""
         with nullcontext() if self.average is None else self.average.swapped_in():
+            yield
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inside it the model has the weights that sample the rounds' images."""
+        with nullcontext() if self.sampling_average is None else self.sampling_average.swapped_in():
             yield
 
     @contextmanager

@@ -180,6 +180,8 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
         session.average = WeightCopy(model.weights.trainable())
+    if config.algorithm.requirements.sampling_average is not None:
+        session.sampling_average = WeightCopy(model.weights.trainable())
     if can_stop(config):
         session.kept = WeightCopy(model.weights.trainable())
     return session

@@ -46,6 +46,8 @@ def update(session: Session, rows: Rows, part: RoundPart, selected: Tensor | Non
             own = replace(rows.select(found % count), epoch=found // count)
             if session.config.algorithm.requirements.standardise_advantages:
                 own = standardised(accelerator, own, total)
+            if session.config.algorithm.requirements.mean_before:
+                own = levelled(accelerator, own, total)
             if session.step_weights is not None:
                 own = weighted(own, session.step_weights)
             set_rate(session, done)
@@ -98,6 +100,15 @@ def standardised(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
     std = variance.sqrt()
     unit = std + (0.01 * std).clamp(max=1e-8)
     return replace(rows, advantage=(own - mean) / unit, unit=unit.expand(len(rows)))
+
+
+def levelled(accelerator: Accelerator, rows: Rows, total: int) -> Rows:
+    """Rows with the mean of `before` over all processes' `total` rows of the update. Raises ValueError where they have
+    none."""
+    if rows.before is None:
+        raise ValueError("the rows have nothing from before the round")
+    mean = tensor(accelerator.reduce(rows.before.sum(dim=0), "sum")) / total
+    return replace(rows, level=mean.expand_as(rows.before))
 
 
 def weighted(rows: Rows, weights: Tensor) -> Rows:
