@@ -189,6 +189,6 @@ def test_a_damaged_file_is_computed_again(tmp_path):
     assert load_file(files[0])["text"].equal(right[0])
 
 
-def test_a_model_without_text_encoder_has_no_states_to_keep(tmp_path):
+def test_a_model_without_text_encoder_has_no_states_to_keep():
     with pytest.raises(ConfigError, match=r"memory\.prompt_states is true, but the model has no text encoder"):
-        keep_prompt_states(PixelUNet(tiny.pixels()), tmp_path)
+        save_memory(PixelUNet(tiny.pixels()), Memory(prompt_states=True))
