@@ -12,6 +12,10 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import nn
 from transformers import CLIPTextModel
 
+import tastemaker as tm
+from tastemaker.cli.compared_models import recognised
+from tastemaker.cli.evaluated import find_models
+from tastemaker.cli.evaluation_options import Options, make_plan
 from tastemaker.data.prompts import load_prompts
 from tastemaker.drawings.scene import parse
 from tastemaker.errors import ModelError, PromptError
@@ -170,3 +174,30 @@ def test_the_pixel_model_is_exported_with_its_classes_and_a_null_class(tmp_path,
     model.check(load_prompts("bundled-single").prompts)
     with pytest.raises(PromptError, match="names of its classes"):
         model.check(["two red hearts"])
+
+
+def test_every_bundled_model_is_known_by_name_and_judged(tmp_path, monkeypatch):
+    pixel = script("pixel", monkeypatch)
+    torch.save({"average": pixel.new_network().state_dict()}, tmp_path / "state.pt")
+    pixel.export(tmp_path, tmp_path / "state.pt").rename(tmp_path / "bundled-pixel")
+    monkeypatch.setattr(bundled, "ASSETS", tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/bundled-pixel").mkdir()  # a folder of the name does not hide the model
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    prompts, brightness = ["a red star", "blue fish"], lambda images, prompts: images.mean((1, 2, 3))
+    found = tm.evaluate("bundled-pixel", prompts, brightness, n=1, steps=2, guidance=2.0)
+    assert found.samples.images[0].size == (32, 32)
+    assert set(found.correct) <= {True, False}
+    assert found.metrics["judge/correct"] == sum(found.correct) / 2
+    elsewhere = tm.evaluate(str(tmp_path / "bundled-pixel"), prompts, brightness, n=1, steps=2, guidance=2.0)
+    assert elsewhere.rewards[next(iter(found.rewards))].equal(found.rewards[next(iter(found.rewards))])
+    assert "judge/correct" not in elsewhere.metrics
+
+    (given,) = find_models(["bundled-pixel"], None)
+    assert given.evaluated.model == "bundled-pixel"
+    assert (
+        "judge"
+        in make_plan(Options(["bundled-pixel"], prompts={"known": "bundled-eight"}, rewards=["colourfulness"])).metrics
+    )
+    assert recognised("bundled-pixel").model == "bundled-pixel"
