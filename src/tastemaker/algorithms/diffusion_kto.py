@@ -94,5 +94,5 @@ class DiffusionKTO:
         """The preferred images, then the others, with the times and noises of epoch 0, which `before` was made with."""
         from tastemaker.tree import concat
 
-        times, rows = range(task.model.process.length), replace(rows, epoch=None)
+        times, rows = task.model.process.times, replace(rows, epoch=None)
         return concat([rows.noised(times), rows.others().noised(times, like=rows)])

@@ -54,7 +54,7 @@ class MaPO:
         from tastemaker.diffusion import losses
         from tastemaker.tree import concat
 
-        times = range(task.model.process.length)
+        times = task.model.process.times
         both = concat([rows.noised(times), rows.others().noised(times, like=rows)])
         error, error_other = losses.mean_square(task.residual(both, guided=self.guided)).chunk(2)
         loss = losses.margin_aware(error, error_other, self.beta, self.snr, len(times))

@@ -349,7 +349,7 @@ def _load_as_diffusers(network: Any, folder: Path) -> None:
     options["metadata"] = metadata | {f"{part}.init_lora_weights": False}
     if alphas:
         options["network_alphas"] = alphas[0]
-    elif loader is FluxLoraLoaderMixin:
+    elif loader.__name__ == "FluxLoraLoaderMixin":
         options["network_alphas"] = None
     put_on = loader.load_lora_into_unet if part == "unet" else loader.load_lora_into_transformer
     put_on(state, **{part: network}, **options)

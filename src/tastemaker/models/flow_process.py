@@ -122,7 +122,8 @@ class FlowProcess:
             scheduler.set_timesteps(steps, **options)
         else:
             scheduler.set_timesteps(sigmas=list(self.sigmas(steps)), **options)
-        now, then = scheduler.sigmas[:-1].double(), scheduler.sigmas[1:].double()
+        sigmas = torch.as_tensor(scheduler.sigmas).double()
+        now, then = sigmas[:-1], sigmas[1:]
         return Grid(now * trained, 1 - now, now, 1 - then, then)
 
     def x0(self, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:

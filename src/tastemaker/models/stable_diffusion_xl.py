@@ -52,6 +52,7 @@ class LatentXL:
         self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=True, own_offset=True))
         self.latent_shape = (pipeline.unet.config.in_channels, *sample_size(pipeline.unet.config))
         self.weights = NetworkWeights(pipeline.unet)
+        self.negative_prompt = ""
         self._states = PromptStates(self._encode)
         self._warned_long = False
 
@@ -64,6 +65,11 @@ class LatentXL:
     def multiple(self) -> int:
         """Of which an image's height and width in pixels must be multiples."""
         return self.scale * 2 ** (len(self.pipeline.unet.config.block_out_channels) - 1)
+
+    @property
+    def prompt_states(self) -> dict[str, PromptStates]:
+        """The states of both text encoders."""
+        return {"text": self._states}
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -95,7 +101,7 @@ class LatentXL:
         network takes all of them, so that `pooled` is always there.
         """
         height, width = (side * self.scale for side in self.latent_shape[-2:])
-        cond = conditioned([self._states], prompts, guidance, self.device)
+        cond = conditioned([self._states], prompts, guidance, self.device, self.negative_prompt)
         size = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=self.device)
         return replace(cond, states={**cond.states, "size": size.expand(len(cond.states["text"]), -1)})
 
