@@ -186,6 +186,24 @@ def test_a_whole_network_comes_back(name, loaded, tmp_path):
     assert f"'model/{FAMILIES[name].network}'" in model.usage("'base'")
 
 
+@each_family
+def test_bfloat16_estimates_nearly_the_same_and_learns(name, loaded):
+    """bfloat16 has 8 bits: estimates of a size of about 1 agree to a tenth."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        model: Any = wrap_pipeline(copy.deepcopy(loaded[name]), precision)
+        model.resize(16, 16)
+        model.tune(Tuning(rank=2))
+        x, cond = DRAW.noise(0, model.latent_shape), model.encode(DRAW.prompts, GUIDANCE)
+        t = model.process.grid(STEPS, model.latent_shape).times[1].expand(2)
+        x0 = model.denoise(x, t, cond)
+        x0.sum().backward()
+        assert all(parameter.grad.isfinite().all() for parameter in model.weights.trainable().values())
+        found.append(x0.detach())
+    assert (found[0] - found[1]).abs().max() < 0.1
+    assert not torch.equal(*found)
+
+
 TYPES = ("ddim", "cps", "flow-sde", "dance-sde")
 
 
