@@ -307,7 +307,7 @@ def _usage(source: _Source, form: Format, name: str) -> str:
             source.model.weights.tuning = source.config.tuning  # by which it knows what was trained
         code = imports + source.model.usage(base)
         place = "'.'" if name in (WEIGHTS, PEFT_WEIGHTS) else f"'.', weight_name={name!r}"
-        code = code.replace(repr("adapter"), place).replace("'model/", "'")
+        code = code.replace("'adapter'", place).replace("'model/", "'")
         return f"In this folder:\n\n```python\n{code}```"
     known = naming(source.model.weights.network)
     assert known is not None
