@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--each", type=int, default=1, help="images of each prompt")
     parser.add_argument("--guidance", type=float, help="5, and 2 of bundled-pixel, when left out")
-    parser.add_argument("--out", type=Path, help="docs/results/NAME.json when left out")
+    parser.add_argument("--out", type=Path, help="a file in docs/results, named after the model, when left out")
     arguments = parser.parse_args()
     name_of_files = "bundled-model" if arguments.model == "bundled" else Path(arguments.model).name
     out = arguments.out or Path("docs/results") / f"{name_of_files}.json"
