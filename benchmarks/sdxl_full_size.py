@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -75,15 +78,18 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
     text = CLIPTextModel(text_config(tokens, 768, 12, 12, "quick_gelu"))
     text_2 = CLIPTextModelWithProjection(text_config(tokens, 1280, 32, 20, "gelu"))
     torch.set_default_dtype(torch.float32)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=1024, scaling_factor=0.13025,
-    )  # fmt: skip
+    # diffusers' annotations say that these are tuples of one.
+    options: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 1024,
+        "scaling_factor": 0.13025,
+    }  # fmt: skip
+    vae = AutoencoderKL(**options)
     networks = {"unet": drawn(unet), "vae": vae, "text_encoder": text, "text_encoder_2": text_2}
     for name, network in networks.items():
         found = sum(parameter.numel() for parameter in network.parameters())
         assert found == COUNTS[name], (name, found)
-    scheduler = EulerDiscreteScheduler(
+    scheduler: Any = EulerDiscreteScheduler(  # not in the union of schedulers that the pipeline's annotation has
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
     )
     return StableDiffusionXLPipeline(
