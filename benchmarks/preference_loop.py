@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from hidden_taste import utility
+from hidden_taste import parts, utility
 from matplotlib.figure import Figure
 from reward_models import label, utilities
 from running import publish, records, run
 
+from tastemaker.data.images import read_image, to_tensor
 from tastemaker.data.prompts import load_prompts
 from tastemaker.labelling.create import Sampled, create_from_model
 from tastemaker.labelling.project import open_project
@@ -206,6 +207,17 @@ def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> Non
     figure.savefig(out.with_suffix(".png"), dpi=110)
 
 
+def print_parts(runs: Sequence[Path]) -> None:
+    """The parts of the hidden utility at each evaluation of runs, means over the images of the trained prompts."""
+    for path in runs:
+        print(path)
+        for folder in sorted(path.glob("samples/round-*")):
+            listed = json.loads((folder / "samples.json").read_text())["samples"]
+            images = torch.stack([to_tensor(read_image(folder / one["file"], one["file"])) for one in listed])
+            found = parts(images, [one["prompt"] for one in listed])
+            print(folder.name, " ".join(f"{name} {values.mean().item():.2f}" for name, values in found.items()))
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,7 +228,10 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--kind", default="unet", choices=["unet", "clip"], help="of reward models")
     parser.add_argument("--images", default="mixed", choices=["mixed", "newest"])
+    parser.add_argument("--parts", type=Path, nargs="*", metavar="RUN", help="only print the parts of their utility")
     args = parser.parse_args()
+    if args.parts:
+        return print_parts(args.parts)
     results = {seed: seed_runs(args.work, seed, args.tasks, args.arms, args.images, args.kind) for seed in args.seeds}
     deviation = base_deviation(args.work, args.seeds)
     plot(results, deviation, args.out)
