@@ -148,7 +148,7 @@ MISTAKES = [
     (["train", PRESET, "--seed"], "--seed needs a value (see"),
     (["train", PRESET, "--rounds", "0"], "rounds is 0, but must be greater than 0"),
     (["train", PRESET, "algorithm=ddpoo"], "algorithm cannot be 'ddpoo'; did you mean 'ddpo'?"),
-    (["train", PRESET, "--window"], "window cannot be ''; known: backward, sliding, whole"),
+    (["train", PRESET, "--window"], "window cannot be ''; known: backward, random, sliding, whole"),
     (["train", PRESET, "algorithm.kl=1"], "unknown flag --algorithm.kl"),
     (["train", PRESET, "algorithm=rwr"], "advantage.normalise is per-prompt, but the algorithm rwr needs softmax or"),
     (["train", PRESET, "sampling.branches=3"], "sampling.per_prompt is 16, but must be a multiple of"),

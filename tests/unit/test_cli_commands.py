@@ -138,6 +138,7 @@ def test_sample_takes_defaults_and_prompts(behind: Callable[..., list[Any]], cap
             "eta": 1.0,
             "sde_type": "cps",
             "embedded_guidance": None,
+            "negative_prompt": "",
             "out": Path("runs/sample-1"),
             "height": None,
             "width": None,

@@ -40,11 +40,11 @@ class ExportArgs:
 
 def run(argv: list[str]) -> int:
     """Runs the command."""
-    from tastemaker.cli.evaluated import find_model
-
     args = parse(ExportArgs, argv, "export")
     if args.run is None:
         raise ConfigError("give the folder of a run, as in `tastemaker export runs/ddpo-compressibility-1`")
+    from tastemaker.cli.evaluated import find_model
+
     found = find_model(chosen(args.run, args.checkpoint), args.model)
     config = found.configs[0] if len(found.configs) == 1 else None
     folder = run_of(args.run)
