@@ -166,7 +166,7 @@ def test_nobody_comes(checkpoint, tmp_path, capsys):
         thread = threading.Thread(target=label_first)
         thread.start()
         try:
-            assert main(words(checkpoint, run, project, "labelers.wait=6")) == 69
+            assert main(words(checkpoint, run, project, "labelers.wait=15")) == 69
         finally:
             ended.set()
             thread.join(60)

@@ -161,7 +161,7 @@ def test_the_pixel_model_is_exported_with_its_classes_and_a_null_class(tmp_path,
     folder = pixel.export(tmp_path, tmp_path / "state.pt")
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 8_000_000
     model = load_model(str(folder))
-    assert (model.classes["orange fish"], model.classes["an orange fish"], model.null) == (15, 15, 64)
+    assert (model.classes["orange fish"], model.classes["an orange fish"], model.null) == ((15,), (15,), 64)
     sums, names = network.class_embedding, torch.tensor([15, 7, 14, 64])  # orange fish, red fish, orange house, none
     fish, house, none = sums.kinds[7], sums.kinds[6], sums.kinds[8]
     red, orange, no_colour = sums.colours[0], sums.colours[1], sums.colours[8]

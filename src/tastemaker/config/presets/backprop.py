@@ -198,8 +198,8 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         f"rises to 0.92), and so are the guidance of the evaluations, {_OURS}",
     ),
     "thesis-backprop": (
-        THESIS, "experiment 5, no reinforcement learning, with the reward of experiment 4; give --model (OpenAI's "
-        "64x64_diffusion.pt by `tastemaker convert guided-diffusion`) and --prompts (its classes)",
+        THESIS, "experiment 5, no reinforcement learning; give --model (OpenAI's 64x64_diffusion.pt by "
+        "`tastemaker convert guided-diffusion`), --prompts (its classes) and --reward (that of experiment 4)",
         "thesis §6.8 and Table 6.2, column 5; the interval of checkpoints and the batch of evaluations are ours",
     ),
 }  # fmt: skip
