@@ -18,8 +18,8 @@ from tastemaker.config.schema import Config
 from tastemaker.data.prompts import PromptSet, checked_prompts, load_prompts
 from tastemaker.errors import ModelError, PromptError
 from tastemaker.in_memory import object_name
+from tastemaker.models.families import FAMILIES
 from tastemaker.models.library_logging import loading
-from tastemaker.models.loading import FAMILIES
 from tastemaker.rewards.base import wrap
 from tastemaker.training.setup import Given
 
@@ -69,7 +69,7 @@ def prompt_set(prompts: str | Sequence[str]) -> PromptSet:
 def copied(pipeline: Any) -> Any:
     """A copy of a loaded diffusers pipeline, without its offloading hooks; the original stays as it is.
 
-    Raises ModelError where it is of no class of `models.loading.FAMILIES`, or its weights are not in memory.
+    Raises ModelError where it is of no class of `models.families.FAMILIES`, or its weights are not in memory.
     """
     family = FAMILIES.get(type(pipeline).__name__)
     if family is None:

@@ -33,7 +33,7 @@ def train(
 
     What is None is taken from `config`.
 
-    - `model`: `bundled`, a folder, a hub name, or a loaded pipeline of a class that `models.loading.FAMILIES` names. A
+    - `model`: `bundled`, a folder, a hub name, or a loaded pipeline of a class that `models.families.FAMILIES` names. A
       loaded pipeline is copied and stays as it is; what was trained is in `Run.adapter`, for
       `pipeline.load_lora_weights(run.adapter)`.
     - `reward`: a name or an expression as `--reward` takes it, or a function of images [B,3,H,W] in [0,1] and B prompts

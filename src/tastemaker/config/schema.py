@@ -35,6 +35,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import All, BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward, Random, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
+from tastemaker.config.evaluation_settings import EarlyStop, Evaluation, OverOptimisation
 from tastemaker.constraints import check_constraints
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
@@ -198,57 +199,6 @@ class Optimizer:
     """Share of each image's steps that may be trained, counted from the noise, in (0, 1]; 1 is all of them."""
     timestep_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of each sample's steps that is trained, drawn at random, in (0, 1]."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The same prompts and seeds, sampled again and again while training goes on."""
-
-    every: Annotated[int, Gt(0)] = 5
-    """Rounds between evaluations; the first and the last model are always evaluated."""
-    prompts: Annotated[int, Gt(0)] = 8
-    """Number of prompts, taken evenly from the run's list."""
-    per_prompt: Annotated[int, Gt(0)] = 4
-    """Images of each."""
-    unseen: str | None = None
-    """A second list, of prompts that are not trained on: as many of it are evaluated beside them, with their own
-    figures (`eval/unseen/...`)."""
-    hold_out: bool = False
-    """Train on the prompts that `unseen` does not have, where both lists share some; otherwise that is an error."""
-    rewards: tuple[str, ...] = ()
-    """Rewards that score the evaluations' images and are never trained on (`eval/rewards/NAME`)."""
-    kl_images: Annotated[int, Ge(0)] = 8
-    """Images of each evaluation on which the divergence from the base model is measured (`eval/kl`), at most all; 0
-    measures none. Each is sampled once more, and its steps are asked of the model and of the base model: three times
-    the passes of an ordinary image of the evaluation."""
-
-
-@dataclass(frozen=True)
-class OverOptimisation:
-    """What evaluations do about a trained reward that rises while other measures fall
-    (docs/guides/over-optimisation.md)."""
-
-    tolerance: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """How much of a measure may be lost before there is a warning: a share of judge/correct, diversity and the other
-    shares, and of twice the standard deviation of the base model's images for rewards."""
-    kl_limit: Annotated[float, Gt(0)] | None = None
-    """Divergence from the base model [nats] above which there is a warning too; it always grows in training."""
-    keep_best: str | None = None
-    """Keep the best model in the run's folder `best`: of the evaluations at which nothing had fallen, the one with the
-    highest value of this metric of theirs, such as reward/mean, rewards/NAME or unseen/reward/mean."""
-
-
-@dataclass(frozen=True)
-class EarlyStop:
-    """Ends a run before its last round, when a metric of the evaluations has become worse."""
-
-    metric: str | None = None
-    """End the run when this metric of the evaluations falls: judge/correct, diversity, or reward/mean."""
-    min_delta: Annotated[float, Ge(0)] = 0.1
-    """How far below its highest value so far the metric may fall. The run keeps the last model above that."""
-    over_optimisation: bool = False
-    """End the run at a warning of over-optimisation. The run keeps the last model at whose evaluation nothing had
-    fallen."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.mixture import common_frozen, mixture
-from tastemaker.models import adapter_files
+from tastemaker.models import adapter_files, adapter_loading
 from tastemaker.models.lora import add_lora, remove
 from tastemaker.models.mixing import Adapter, Factors, Mode
 from tastemaker.models.tuning import Tuning
@@ -224,7 +224,7 @@ def _as_adapter(checkpoint: Checkpoint, saved: dict[str, Tensor], network: nn.Mo
         if tuning.start_from is None:
             add_lora(network, tuning.rank, tuning.alpha, tuning.targets)
         else:  # its layers, ranks and scales are that adapter's
-            adapter_files.start(network, tuning, 0)
+            adapter_loading.start(network, tuning, 0)
     try:
         own = {name: p.shape for name, p in network.named_parameters() if p.requires_grad}
         scales = adapter_files.scales(network)

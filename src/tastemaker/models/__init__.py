@@ -61,6 +61,6 @@ def wrap_pipeline(
     network_device: torch.device | str | None = None,
 ) -> Model:
     """The model behind a loaded pipeline, which is frozen, moved and cast in place. Raises ModelError."""
-    from tastemaker.models.loading import family_of
+    from tastemaker.models.families import family_of
 
     return family_of(type(pipeline).__name__).model(pipeline, precision, device, network_device)

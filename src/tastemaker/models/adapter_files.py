@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isclose, isfinite, sqrt
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -26,7 +26,7 @@ from diffusers.loaders.lora_pipeline import (
 )
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
@@ -34,11 +34,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tastemaker.errors import ConfigError, ModelError
-from tastemaker.models import adapter_names, lora
+from tastemaker.models import adapter_names
 from tastemaker.models.library_logging import quiet
-from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, remove, weight_shape
-from tastemaker.models.mixing import Adapter, Factors, product
-from tastemaker.models.tuning import ATTENTION, Tuning
+from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS, adaptable, weight_shape
+from tastemaker.models.mixing import Adapter, Factors
 
 Frozen = Sequence[tuple[str, float]]
 """Adapters that do not learn, by path, each with its weight."""
@@ -232,20 +231,20 @@ def save(network: Any, folder: Path, frozen: Frozen = ()) -> None:
     in its place.
     """
     state = get_peft_model_state_dict(network)  # whole tensors, also where the network's own are sharded
-    acting = _acting(network)
-    assert len(state) == 2 * len(acting)
+    on = acting(network)
+    assert len(state) == 2 * len(on)
     whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    adapter = {name: Factors(whole[name + ENDS[0]], whole[name + ENDS[1]], f.scale) for name, f in acting.items()}
+    adapter = {name: Factors(whole[name + ENDS[0]], whole[name + ENDS[1]], f.scale) for name, f in on.items()}
     _write(adapter, network.peft_config["default"], network, folder, frozen)
 
 
 def write(adapter: Adapter, network: nn.Module, folder: Path, frozen: Frozen = ()) -> None:
     """`save` of any adapter of the network."""
-    _write(adapter, _lora_config(adapter), network, folder, frozen)
+    _write(adapter, lora_config(adapter), network, folder, frozen)
 
 
 def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Path, frozen: Frozen) -> None:
-    hollow, state = _hollow(network), _state(adapter)
+    hollow, state = _hollow(network), tensors(adapter)
     # peft's names throughout: diffusers decides by the first name of a file whether it renames any.
     if isinstance(network, PeftAdapterMixin):
         loader, part = _loader(network)
@@ -261,7 +260,7 @@ def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Pat
         written, load = folder / PEFT_WEIGHTS, _load_as_peft
     if frozen:
         _name_frozen(written, frozen)
-    _require_same(read(written, hollow), adapter, f"the file {written}")
+    require_same(read(written, hollow), adapter, f"the file {written}")
     try:
         # peft draws values, and puts the file's in their place.
         with quiet(), torch.random.fork_rng(devices=[]):
@@ -269,7 +268,7 @@ def _write(adapter: Adapter, config: LoraConfig, network: nn.Module, folder: Pat
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"the adapter in {folder} could not be loaded again: {reason}") from error
-    _require_same(_acting(hollow), adapter, "a network that has loaded it")
+    require_same(acting(hollow), adapter, "a network that has loaded it")
 
 
 def _name_frozen(file: Path, frozen: Frozen) -> None:
@@ -308,38 +307,6 @@ def file_digest(given: str | Path) -> str:
     return hashlib.sha256(require_adapter(find_adapter(given)).read_bytes()).hexdigest()[:16]
 
 
-def merge(network: nn.Module, frozen: Frozen) -> None:
-    """Adds what adapters would add to the network's weights, sum_i w_i s_i B_i A_i, in their own precision.
-
-    Raises ModelError where one of them does not fit, or is itself on top of others; the network is then as it was.
-    """
-    adapters = [(_alone(path, network), weight) for path, weight in frozen]
-    with torch.no_grad():
-        for name, layer in adaptable(network).items() if adapters else ():
-            weight = cast(Tensor, layer.weight)
-            found = [w * product(adapter[name]) for adapter, w in adapters if name in adapter]
-            if found and not weight.is_meta:
-                whole = weight.double() + torch.stack(found).sum(dim=0).reshape(weight.shape).to(weight.device)
-                weight.copy_(whole)
-
-
-def _alone(path: str, network: nn.Module) -> Adapter:
-    if frozen_under(path):
-        raise ModelError(
-            f"tuning.frozen_adapters has {path}, which was itself trained on top of {frozen_under(path)[0][0]}: name "
-            "that before it, and give it from a file without it (`tastemaker export`)"
-        )
-    return read(path, network)
-
-
-def weights_under(network: nn.Module, given: str | Path) -> list[tuple[Tensor, Tensor]]:
-    """The weights that `merge` would change for an adapter's file, each with a copy of its values."""
-    adapters = [read(path, network) for path, _ in frozen_under(given)]
-    names = set().union(*adapters) if adapters else set()
-    found = {name: cast(Tensor, layer.weight) for name, layer in adaptable(network).items() if name in names}
-    return [(weight, weight.detach().clone()) for weight in found.values()]
-
-
 def _load_as_diffusers(network: Any, folder: Path) -> None:
     """What `load_lora_weights` of a pipeline does with its network."""
     loader, part = _loader(network)
@@ -375,7 +342,7 @@ def _hollow(network: Any) -> nn.Module:
     return made
 
 
-def _acting(network: nn.Module) -> Adapter:
+def acting(network: nn.Module) -> Adapter:
     """The adapter that is on a network."""
     found: dict[str, Any] = {name: m for name, m in network.named_modules() if isinstance(m, BaseTunerLayer)}
     return {
@@ -387,10 +354,10 @@ def _acting(network: nn.Module) -> Adapter:
 
 def scales(network: nn.Module) -> dict[str, float]:
     """The scales of the adapter that is on a network, by layer."""
-    return {name: factors.scale for name, factors in _acting(network).items()}
+    return {name: factors.scale for name, factors in acting(network).items()}
 
 
-def _require_same(found: Adapter, meant: Adapter, where: str) -> None:
+def require_same(found: Adapter, meant: Adapter, where: str) -> None:
     """Raises ModelError where factors or scales are not those that were meant, bit for bit in the precision there."""
     wrong = [name for name in sorted(found.keys() | meant.keys()) if not _same(found.get(name), meant.get(name))]
     if wrong:
@@ -407,11 +374,12 @@ def _same(found: Factors | None, meant: Factors | None) -> bool:
     return all(not one.is_meta and torch.equal(one.cpu(), other.to("cpu", one.dtype)) for one, other in pairs)
 
 
-def _state(adapter: Adapter) -> dict[str, Tensor]:
+def tensors(adapter: Adapter) -> dict[str, Tensor]:
+    """Both factors of every layer, by peft's names."""
     return {name + end: x for name, f in adapter.items() for end, x in zip(ENDS, (f.a, f.b), strict=True)}
 
 
-def _lora_config(adapter: Adapter) -> LoraConfig:
+def lora_config(adapter: Adapter) -> LoraConfig:
     """The config that gives every layer its own rank and scale."""
     ranks: dict[str, Any] = {name: factors.rank for name, factors in adapter.items()}
     # peft annotates lora_alpha as int, but multiplies by it: any number will do.
@@ -426,124 +394,3 @@ def _pattern(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The most frequent of the layers' values, and the others by name; without ^ a name stands for any that ends so."""
     most = Counter(values.values()).most_common(1)[0][0]
     return most, {f"^{name}": value for name, value in values.items() if value != most}
-
-
-def apply(network: Any, given: Path) -> None:
-    """Puts what was trained on `network`: an adapter, with those that its file says are under it, or all weights.
-
-    They do not learn.
-
-    Raises ModelError, with the network as it was, where it does not fit in full.
-    """
-    found = find_adapter(given)
-    if found.is_dir():
-        _apply_whole(network, found)
-    elif any(isinstance(module, BaseTunerLayer) for module in network.modules()):
-        raise ModelError(f"the model has an adapter already: take it off before {found} is put on")
-    else:
-        adapter = read(found, network)
-        merge(network, frozen_under(found))
-        _put_on(adapter, network, found)
-
-
-def start(network: Any, tuning: Tuning, seed: int) -> None:
-    """`lora.tune`, with an adapter that begins as the one in `tuning.start_from`: its layers, ranks, scales and values.
-
-    Where `tuning.alpha` is given, scales are alpha / rank, and B takes up what they differ. Raises ModelError where the
-    file's layers or rank are not those of `tuning`, where these are given, or where it is on top of other adapters.
-    """
-    assert tuning.start_from is not None
-    file = find_adapter(tuning.start_from)
-    found = read(file, network)
-    _require_meant(found, tuning, network)
-    under = [(str(Path(path).expanduser().absolute()), weight) for path, weight in tuning.frozen]
-    if list(frozen_under(file)) not in ([], under):
-        names = [path for path, _ in frozen_under(file)]
-        raise ModelError(
-            f"tuning.start_from is {tuning.start_from}, which was trained on top of {', '.join(names)}: set "
-            "tuning.frozen_adapters to these, with the weights that they had"
-        )
-    begin = started(found, tuning)
-    lora.tune(network, tuning, seed, _lora_config(begin))
-    own = _acting(network)
-    if own.keys() != begin.keys():
-        raise ModelError(f"peft adapts other layers than the adapter {file} has: this is a bug")
-    with torch.no_grad():
-        for name, factors in own.items():
-            factors.a.copy_(begin[name].a)
-            factors.b.copy_(begin[name].b)
-
-
-def started(found: Adapter, tuning: Tuning) -> Adapter:
-    """An adapter with the scale that it is trained with, and B of the same output."""
-    if tuning.alpha is None:
-        return found
-    return {
-        name: Factors(f.a, f.b * (f.scale * f.rank / tuning.alpha), tuning.alpha / f.rank) for name, f in found.items()
-    }
-
-
-def _require_meant(found: Adapter, tuning: Tuning, network: nn.Module) -> None:
-    """Raises ModelError where rank or targets were given, and are not the file's."""
-    given = f"tuning.start_from is {tuning.start_from}"
-    ranks = sorted({factors.rank for factors in found.values()})
-    if tuning.rank not in (ranks[0], Tuning.rank) or (tuning.rank != Tuning.rank and len(ranks) > 1):
-        raise ModelError(
-            f"{given}, whose rank is {', '.join(map(str, ranks))}, but tuning.rank is {tuning.rank}: leave it out, "
-            "since the adapter's own is used"
-        )
-    if tuning.targets == ATTENTION:
-        return
-    meant = {name for name in adaptable(network) if any(f".{name}".endswith(f".{one}") for one in tuning.targets)}
-    if meant != found.keys():
-        name = min(meant ^ found.keys())
-        has, lacks = ("the file", "tuning.targets") if name in found else ("tuning.targets", "the file")
-        raise ModelError(
-            f"{given}, but {has} adapts the layer {name} and {lacks} does not: leave tuning.targets out, since the "
-            "adapter's own layers are used"
-        )
-
-
-def _put_on(adapter: Adapter, network: Any, file: Path) -> None:
-    state = _state(adapter)
-    try:
-        inject_adapter_in_model(_lora_config(adapter), network, state_dict=state, low_cpu_mem_usage=True)
-        set_peft_model_state_dict(network, state, low_cpu_mem_usage=True)
-        on = _acting(network)
-        _require_same(on, adapter, f"the model after {file} was put on")
-    except Exception:
-        remove(network)
-        raise
-    for value in _state(on).values():
-        value.requires_grad_(False)
-
-
-def _apply_whole(network: Any, folder: Path) -> None:
-    kind = type(network)
-    refused = f"the network in {folder} does not fit the model"
-    try:
-        with quiet():
-            config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            if config.get("_class_name") != kind.__name__:
-                raise ModelError(f"{refused}: it is a {config.get('_class_name')}, and the model's a {kind.__name__}")
-            loaded, info = kind.from_pretrained(
-                folder, output_loading_info=True, use_safetensors=True, local_files_only=True
-            )
-    except ModelError:
-        raise
-    except Exception as error:  # diffusers, safetensors and json each raise their own kinds
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"cannot read the network in {folder}: {type(error).__name__}: {reason}") from error
-    ours, theirs = (json.loads(one.to_json_string()) for one in (network, loaded))
-    unlike = [
-        f"{name} is {theirs.get(name)} there and {ours.get(name)} in the model"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name) and not name.startswith("_") and name != "sample_size"
-    ]
-    unlike += [f"{name} is one of its {what.replace('_', ' ')}" for what, names in info.items() for name in names]
-    # Where some are missing, they are on no device.
-    values = {} if unlike else loaded.state_dict()
-    unlike += [f"{name} is not finite" for name, value in values.items() if not value.isfinite().all()]
-    if unlike:
-        raise ModelError(f"{refused}: {unlike[0]}; give the --model that was trained")
-    network.load_state_dict(loaded.state_dict())

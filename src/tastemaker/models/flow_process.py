@@ -74,7 +74,7 @@ def linear_sigmas(steps: int) -> Sequence[float]:
 
 def shift_by_resolution(config: Any, tokens: int, steps: int) -> float:
     """The scheduler's `mu` for images of so many tokens, on the line that its config gives (diffusers)."""
-    # Not above: `models.loading` imports pipelines where their notes about packages that are not installed are silent.
+    # Not above: `models.families` imports pipelines where their notes about packages that are not installed are silent.
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     return calculate_shift(

@@ -76,7 +76,7 @@ def _predict(
 
 
 def _shift(config: Any, tokens: int, steps: int) -> float:
-    # Not above: `models.loading` imports pipelines where their notes about packages that are not installed are silent.
+    # Not above: `models.families` imports pipelines where their notes about packages that are not installed are silent.
     from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
     return compute_empirical_mu(tokens, steps)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from tastemaker.models import adapter_files, lora
+from tastemaker.models import adapter_files, adapter_loading, lora
 from tastemaker.models.quantization import quantize
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.weight_copy import WeightCopy
@@ -33,12 +33,12 @@ class NetworkWeights:
 
         Raises ModelError where the file does not fit.
         """
-        adapter_files.merge(self.network, tuning.frozen)
+        adapter_loading.merge(self.network, tuning.frozen)
         quantize(self.network, tuning.base_weights)
         if tuning.start_from is None:
             lora.tune(self.network, tuning, seed)
         else:
-            adapter_files.start(self.network, tuning, seed)
+            adapter_loading.start(self.network, tuning, seed)
         self.tuning = tuning
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -54,12 +54,12 @@ class NetworkWeights:
 
     def load(self, folder: Path) -> None:
         """Loads what `save` wrote: an adapter, or the whole network. Raises a TastemakerError where it does not fit."""
-        adapter_files.apply(self.network, folder)
+        adapter_loading.apply(self.network, folder)
 
     @contextmanager
     def loaded(self, folder: Path) -> Iterator[None]:
         """Inside it a network without adapters has the folder's adapter; afterwards it is the same bits as before."""
-        before = adapter_files.weights_under(self.network, folder)
+        before = adapter_loading.weights_under(self.network, folder)
         self.load(folder)
         try:
             yield

@@ -45,7 +45,7 @@ class Given:
     """Objects of a Python program that stand in for what the config names (tastemaker.api.training)."""
 
     pipeline: Any = None
-    """A diffusers pipeline of `models.loading.FAMILIES`, which is frozen, moved, cast and trained in place."""
+    """A diffusers pipeline of `models.families.FAMILIES`, which is frozen, moved, cast and trained in place."""
     reward: Reward | None = None
     prompts: PromptSet | None = None
 
