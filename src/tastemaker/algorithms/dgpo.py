@@ -32,8 +32,8 @@ class DGPO:
     beta: Annotated[float, Gt(0)] = 100.0
     """Inverse temperature, on residuals that are means over elements (public code)."""
     clip: Annotated[float, Gt(0)] | None = 0.05
-    """An image stops teaching when exp(e_old - e) has left [1 - clip, 1 + clip] in the direction of its advantage
-    (public code); none lets it."""
+    """A row has no gradient where exp(e_old - e) has left [1 - clip, 1 + clip] in the direction of its advantage (public
+    code); none clips nothing."""
     kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's (0.001 in the public
     code)."""
@@ -113,11 +113,9 @@ class DGPO:
 
     def _noised(self, task: Task, rows: Rows) -> Noised:
         """The rows' latents, with the time and noise of their group's first image: a group's are the same."""
-        import torch
-
         group = rows.rollout.group
         if group is None:
             raise ValueError("DGPO needs groups")
-        first = torch.stack([(group == number).nonzero()[0, 0] for number in group[rows.image]])
+        first = (group == group[rows.image][:, None]).int().argmax(dim=1)  # of several greatest values the first one
         # Epoch 0 has the noise that the sigmoids were made with.
         return rows.noised(task.times(rows.rollout.steps), like=replace(rows, image=first, epoch=None))
