@@ -50,8 +50,8 @@ def test_unreadable_model(capsys, tmp_path, checkpoint, what):
         message = "cannot load the model"
     elif what == "other-family":
         folder.mkdir()
-        (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-        message = "is a FluxPipeline; this version trains StableDiffusionPipeline"
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
+        message = "is a PixArtAlphaPipeline; this version trains StableDiffusionPipeline"
     else:
         import shutil
 

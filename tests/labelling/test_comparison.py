@@ -150,11 +150,11 @@ def labelled(folder: Path, labelers: int, behaviour: Behaviour) -> None:
 
 
 def test_the_better_of_two_models_wins(tmp_path: Path):
-    """Bright images against dark ones, by labelers who like bright ones and err in 1 / (1 + e^2) = 12 %."""
+    """Bright images against dark ones, by labelers who like bright ones and err in 1 / (1 + e^4) = 2 %."""
     bright = image_folder(tmp_path / "bright", lambda n: Image.new("RGB", (16, 16), (200, 150, 100 + n)), 12)
     dark = image_folder(tmp_path / "dark", lambda n: Image.new("RGB", (16, 16), (100, 50, n)), 12)
     compared(tmp_path / "p", [dark, bright], overlap=2)
-    labelled(tmp_path / "p", 3, Behaviour(temperature=100 / 255 / 2))
+    labelled(tmp_path / "p", 3, Behaviour(temperature=100 / 255 / 4))
     found = read_result(tmp_path / "p").result
     assert found.answers == 12 * 2 * 2
     assert found.reason == "every task has its answers"
