@@ -13,6 +13,7 @@ from tastemaker.evaluation.evaluation_table import ImageFigures, TableRow, extra
 from tastemaker.evaluation.evaluation_tables import result_rows, write_tables
 from tastemaker.evaluation.sampled_images import sample_images
 from tastemaker.evaluation.scored_images import score_batches, score_images
+from tastemaker.runs.locking import only_writer
 
 
 class Phases(Protocol):
@@ -43,16 +44,17 @@ class ModelEvaluation:
 def evaluate_models(plan: EvaluationPlan, path: Path, phases: Phases) -> ModelEvaluation:
     """Samples, scores and measures in `path`, going on where an earlier call stopped, and writes the tables.
 
-    Raises ConfigError where the folder has something else, a TastemakerError where anything fails. What was sampled and
+    Raises ConfigError where the folder has something else or another process writes to it, a TastemakerError where anything fails. What was sampled and
     scored before stays on disk.
     """
     extractor = extractor_of(plan)
     folder = open_folder(path, plan)
-    sample_images(plan, folder, phases("sampling", plan.batch_count))
-    scores = score_images(plan, folder, phases("scoring", score_batches(plan)))
-    count = len(plan.models) * len(plan.prompt_sets)
-    measured = phases("measuring", count)
-    figures = image_figures(plan, folder, scores)
-    rows = table(plan, folder, figures, extractor, lambda: measured(1))
-    files = write_tables(path, result_rows(plan, folder, figures), rows)
+    with only_writer(path):
+        sample_images(plan, folder, phases("sampling", plan.batch_count))
+        scores = score_images(plan, folder, phases("scoring", score_batches(plan)))
+        count = len(plan.models) * len(plan.prompt_sets)
+        measured = phases("measuring", count)
+        figures = image_figures(plan, folder, scores)
+        rows = table(plan, folder, figures, extractor, lambda: measured(1))
+        files = write_tables(path, result_rows(plan, folder, figures), rows)
     return ModelEvaluation(plan, folder, figures, tuple(rows), tuple(files))

@@ -32,6 +32,7 @@ from tastemaker.rewards.registry import load_reward
 from tastemaker.runs import atomic
 from tastemaker.runs.checkpoint import saved_round
 from tastemaker.runs.folders import check_new_folder
+from tastemaker.runs.locking import only_writer
 from tastemaker.training import run as training
 from tastemaker.training.setup import split_prompts
 
@@ -53,7 +54,8 @@ def start(
         atomic.replace_atomic(out / SETTINGS, dump_config(settings).encode())
     except OSError as error:
         raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
-    return _iterate(settings, out, command, waiting, log)
+    with only_writer(out):
+        return _iterate(settings, out, command, waiting, log)
 
 
 def check_settings(settings: IterationSettings) -> int:
@@ -90,7 +92,8 @@ def go_on(
             raise ConfigError(f"{out} has done {done} iterations already: give a larger --iterations")
         settings = replace(settings, loop=replace(settings.loop, iterations=iterations))
         atomic.replace_atomic(out / SETTINGS, dump_config(settings).encode())
-    return _iterate(settings, out, command, waiting, log)
+    with only_writer(out):
+        return _iterate(settings, out, command, waiting, log)
 
 
 def load_settings(out: Path) -> IterationSettings:

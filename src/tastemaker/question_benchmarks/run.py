@@ -25,6 +25,7 @@ from tastemaker.rewards.vlm.rewards import load_vlm
 from tastemaker.rewards.vlm.settings import parse_address
 from tastemaker.runs import atomic
 from tastemaker.runs.folders import check_new_folder
+from tastemaker.runs.locking import only_writer
 
 AT_ONCE = 256
 """Questions that are handed to the model together; as many images at most are in memory."""
@@ -93,14 +94,19 @@ class Plan:
 def run(plan: Plan, advance: Advance = _no_progress, log: Log | None = None) -> Results:
     """Samples or finds the images, asks what has not been answered yet, and writes the results.
 
-    Raises ConfigError where the folder holds another benchmark, and what sampling, images and the model raise. Images
-    and answers that are there by then stay, and a further call goes on with them.
+    Raises ConfigError where the folder holds another benchmark or another process writes to it, and what sampling,
+    images and the model raise. Images and answers that are there by then stay, and a further call goes on with them.
     """
-    images = plan.images
-    found = (
-        find_pictures(images.path, plan.benchmark.prompts, images.n, images.grid) if isinstance(images, Given) else None
-    )
+    given = plan.images
+    found = find_pictures(given.path, plan.benchmark.prompts, given.n, given.grid) if isinstance(given, Given) else None
     claim(plan)
+    with only_writer(plan.out):
+        return _answer(plan, found, advance, log)
+
+
+def _answer(plan: Plan, found: list[Picture] | None, advance: Advance, log: Log | None) -> Results:
+    """What `run` does in the folder that it has claimed; `found` are the images, where they were given."""
+    images = plan.images
     vlm = None if plan.vlm != JUDGE and not parse_address(plan.vlm).urls else _load_vlm(plan, log)
     if isinstance(images, Sampling):
         folder = plan.out / "images"

@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tastemaker.runs import atomic, checkpoint, sharding
 from tastemaker.runs.checkpoint import State, Training
 from tastemaker.runs.fingerprint import differences, fingerprint
 from tastemaker.runs.folders import check_new_folder, new_folder
+from tastemaker.runs.locking import only_writer
 from tastemaker.runs.metrics import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.spread import moments
 from tastemaker.training.distributed import first_process_path, process_group
@@ -103,9 +104,17 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
                 session.trackers.start_local(config, out, 0)
             _track_evaluation(session, base)
         accelerator.wait_for_everyone()
-        _keep_prompt_states(session, out)
-        _train(session, out)
+        with _writing(session, out):
+            _keep_prompt_states(session, out)
+            _train(session, out)
     return out
+
+
+@contextmanager
+def _writing(session: Session, run: Path) -> Iterator[None]:
+    """Refuses another training of the same folder while this one goes on."""
+    with only_writer(run) if session.accelerator.is_main_process else nullcontext():
+        yield
 
 
 def _keep_prompt_states(session: Session, run: Path) -> None:
@@ -117,8 +126,13 @@ def _keep_prompt_states(session: Session, run: Path) -> None:
 
 def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None:
     session = start(config, run, State(), given)
+    with _writing(session, run):
+        _continue(session, run, allow_inexact)
+
+
+def _continue(session: Session, run: Path, allow_inexact: bool) -> None:
     _keep_prompt_states(session, run)
-    accelerator = session.accelerator
+    config, accelerator = session.config, session.accelerator
     session.state, then, notes = checkpoint.load(run, _training(session))
     session.recall()
     changed = differences(then, json.loads(json.dumps(_circumstances(session))))
