@@ -78,7 +78,7 @@ bundled-flow: install ## trains the bundled flow transformer again (resumes; 6,0
 	$(BIN)/python scripts/bundled/flow.py all --work build/bundled
 	$(BIN)/python scripts/bundled/ship.py --work build/bundled --only bundled-flow
 
-bundled-pixel: install ## trains the bundled pixel U-Net again (resumes; 20,000 steps and 4,000 to cool)
+bundled-pixel: install ## trains the bundled pixel U-Net again (resumes; 7,000 steps and 2,000 to cool)
 	$(BIN)/python scripts/bundled/build.py draw --work build/bundled
 	$(BIN)/python scripts/bundled/pixel.py all --work build/bundled
 	$(BIN)/python scripts/bundled/ship.py --work build/bundled --only bundled-pixel

@@ -29,7 +29,7 @@ from tastemaker.drawings import sample_scene
 from tastemaker.drawings.scene import COLOURS, KINDS, Request, Wanted
 from training import Training
 
-STEPS, COOL_STEPS, BATCH, LR = 20_000, 4_000, 16, 1e-3
+STEPS, COOL_STEPS, BATCH, LR = 7_000, 2_000, 16, 1e-3
 CLASS_DROPOUT, EMA_DECAY, MIN_SNR = 0.12, 0.998, 5.0
 CHANNELS = (16, 32, 64, 96)
 DRAWN32 = Path(__file__).parents[2] / "benchmarks/models/drawn32"
