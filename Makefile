@@ -73,7 +73,7 @@ bundled: install ## makes the bundled model and its judge again, from nothing (a
 	$(BIN)/python scripts/bundled/judge.py --work build/bundled
 	$(BIN)/python scripts/bundled/ship.py --work build/bundled
 
-bundled-flow: install ## trains the bundled flow transformer again (resumes; 6,000 steps and 1,500 to cool)
+bundled-flow: install ## trains the bundled flow transformer again (resumes; 5,000 steps and 1,000 to cool)
 	$(BIN)/python scripts/bundled/build.py draw --work build/bundled
 	$(BIN)/python scripts/bundled/flow.py all --work build/bundled
 	$(BIN)/python scripts/bundled/ship.py --work build/bundled --only bundled-flow

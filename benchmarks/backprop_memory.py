@@ -29,7 +29,7 @@ def measure(model_name: str, steps: int, images: int, last: int, kind: str, guid
     from tastemaker.benchmarking.bench import peak_memory
     from tastemaker.benchmarking.trace import clock
     from tastemaker.diffusion.backprop import chain, shown
-    from tastemaker.diffusion.sde import DDIM
+    from tastemaker.diffusion.sde import ddim
     from tastemaker.models import load_model
     from tastemaker.models.tuning import Tuning
     from tastemaker.rewards.colour import soft_colourfulness
@@ -44,7 +44,7 @@ def measure(model_name: str, steps: int, images: int, last: int, kind: str, guid
     cond = model.encode(prompts, guidance)
 
     def update(count: int, grad_steps: int) -> None:
-        sde = DDIM(model.process.grid(count, model.latent_shape), 0.0)
+        sde = ddim(model.process.grid(count, model.latent_shape), 0.0)
         chosen = list(range(count))[-grad_steps:]
         if kind == "public":
             x0 = public(model, cond, draw, sde, chosen[0])

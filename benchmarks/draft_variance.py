@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.backprop import chain, renoised, shown
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.models import load_model
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
@@ -45,11 +45,11 @@ def gradients(model: LatentUNet, cond: Cond, draw: Draw, eta: float) -> tuple[Te
     direct, noised = [], [[] for _ in range(NOISES)]
     for image, prompt in enumerate(draw.prompts):
         own, own_cond = draw.select([image]), cond.select(slice(image, image + 1))
-        x0 = chain(model, own_cond, own, DDIM(grid, eta), [STEPS - 1], recompute=False).x0
+        x0 = chain(model, own_cond, own, ddim(grid, eta), [STEPS - 1], recompute=False).x0
         direct.append(gradient(model, x0, prompt))
         for number in range(NOISES):
             noise = own.noise(2**43 + number, x0.shape[1:])
-            seen = renoised(model, own_cond, x0, noise, DDIM(grid, eta), STEPS - 1, STEPS, recompute=False)
+            seen = renoised(model, own_cond, x0, noise, ddim(grid, eta), STEPS - 1, STEPS, recompute=False)
             noised[number].append(gradient(model, seen, prompt))
     return torch.stack(direct), torch.stack([torch.stack(one) for one in noised])
 
@@ -58,7 +58,7 @@ def weight(model: LatentUNet, eta: float) -> float:
     """By how much the last step's latent moves for a move of 1 in the estimate of x_0, over the scale of x_0 in it."""
     grid, step = model.process.grid(STEPS), torch.tensor([STEPS - 1])
     one = torch.ones(1, 1, dtype=torch.float64)
-    moved = DDIM(grid, eta).step(0 * one, one, step)[0] - DDIM(grid, eta).step(0 * one, 0 * one, step)[0]
+    moved = ddim(grid, eta).step(0 * one, one, step)[0] - ddim(grid, eta).step(0 * one, 0 * one, step)[0]
     return (moved / grid.alpha_next[-1]).item()
 
 

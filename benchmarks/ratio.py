@@ -16,7 +16,7 @@ import torch
 from tastemaker.algorithms.base import Task
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sampler import batches, sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.models import load_model
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw, all_rows
@@ -35,9 +35,9 @@ def main() -> None:
     cond = model.encode(prompts, GUIDANCE)
     draw = Draw(0, 1, prompts, tuple(range(IMAGES)), (0,) * IMAGES)
     grid = model.process.grid(STEPS)
-    rollout = sample(model, cond, draw, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic(), reduction="sum")
+    rollout = sample(model, cond, draw, ddim(grid, 1.0), ddim(grid, 1.0).stochastic(), reduction="sum")
     rows = all_rows(replace(rollout, advantage=torch.ones(IMAGES)))
-    task = Task(model, DDIM(grid, 1.0), "sum")
+    task = Task(model, ddim(grid, 1.0), "sum")
     with torch.no_grad():
         for size in (1, 2, 3, 4, 8, 16):
             parts = [rows.select(slice(part.start, part.stop)).transitions() for part in batches(len(rows), size)]

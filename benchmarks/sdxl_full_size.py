@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from tastemaker.algorithms.base import Task
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.models.stable_diffusion_xl import LatentXL
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw, all_rows
@@ -119,7 +119,7 @@ def measure(pixels: int, steps: int) -> dict[str, float]:
     model.resize(pixels, pixels)
     model.tune(Tuning(rank=4, gradient_checkpointing=True))
     found = {"pixels": pixels, "steps": steps} | spent("made", start)
-    draw, sde = Draw(0, 1, ("a cat",), (0,), (0,)), DDIM(model.process.grid(steps), 1.0)
+    draw, sde = Draw(0, 1, ("a cat",), (0,), (0,)), ddim(model.process.grid(steps), 1.0)
     start = now()
     rollout = sample(model, model.encode(draw.prompts, 5.0), draw, sde, sde.stochastic())
     with torch.no_grad():

@@ -22,7 +22,7 @@ from tastemaker.algorithms.advantage import PromptStatistics
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.diffusion.losses import clipped_surrogate, gaussian_logp
 from tastemaker.diffusion.sampler import LocalSampler, batches
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import Sde, ddim
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.models.bundled import bundled_pipeline
 from tastemaker.models.stable_diffusion import LatentUNet
@@ -64,7 +64,7 @@ def train(pipeline: StableDiffusionPipeline, prompts: Sequence[str], reward: Rew
     """The model with a trained adapter; the pipeline's unet is trained in place."""
     model = LatentUNet(pipeline, device="cuda" if torch.cuda.is_available() else "cpu")
     model.tune(Tuning(rank=s.rank), s.seed)
-    sde = DDIM(model.process.grid(s.steps, model.latent_shape), s.eta)
+    sde = ddim(model.process.grid(s.steps, model.latent_shape), s.eta)
     parameters = list(model.weights.trainable().values())
     optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay)
     statistics = PromptStatistics(s.buffer, s.min_count)
@@ -90,7 +90,7 @@ def train(pipeline: StableDiffusionPipeline, prompts: Sequence[str], reward: Rew
     return model
 
 
-def update(model: LatentUNet, rollout: Rollout, advantage: Tensor, images: range, sde: DDIM, s: Settings) -> None:
+def update(model: LatentUNet, rollout: Rollout, advantage: Tensor, images: range, sde: Sde, s: Settings) -> None:
     """Adds up the gradient of the mean clipped loss over the images' steps, in micro-batches of `rows`."""
     kept = rollout.kept
     image = torch.tensor(list(images), device=rollout.device).repeat_interleave(kept)
@@ -103,7 +103,7 @@ def update(model: LatentUNet, rollout: Rollout, advantage: Tensor, images: range
         (loss.sum() / len(image)).backward()
 
 
-def log_prob(model: LatentUNet, rollout: Rollout, i: Tensor, w: Tensor, sde: DDIM) -> Tensor:
+def log_prob(model: LatentUNet, rollout: Rollout, i: Tensor, w: Tensor, sde: Sde) -> Tensor:
     """Log-probability [N] of the sampled step w [N] of image i [N] under the weights as they are now.
 
     The policy is the Gaussian of a DDIM step with noise; its mean depends on the network's guided estimate of x_0.

@@ -22,7 +22,7 @@ from tastemaker.config.schema import Config
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.diffusion.process import Grid, output_scale, x0_from
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.progress import Display
@@ -206,7 +206,7 @@ def session(config: Config, world: World, prompts: Sequence[str], optimizer: Any
         groups.append({"params": list(value.parameters())})
         rates.append((algorithm.requirements.value.lr if algorithm.requirements.value else 0.0, 0))
     world_model: Any = world
-    sde = DDIM(world.process.grid(config.sampling.steps), config.sampling.eta)
+    sde = ddim(world.process.grid(config.sampling.steps), config.sampling.eta)
     sampler = LocalSampler(world_model, sde, config.sampling.log_prob, config.sampling.noise_outside)
     training = algorithm.requirements.value
     task = Task(

@@ -38,7 +38,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from build import DRAWINGS, SIZE
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.drawings import Request, Scene, render, sample_scene
 from tastemaker.drawings.judge import compare, judge, see
 from tastemaker.drawings.scene import COLOURS, KINDS, PATTERNS, RELATIONS, TEXTURES, Wanted, relation_of, request_for
@@ -486,7 +486,7 @@ def on_samples(clip: Clip) -> dict[str, dict[str, float]]:
     rows: list[dict[str, Any]] = []
     for seed, guidance in enumerate(GUIDANCES):
         chosen = fixed_draw([prompt for _, prompt in prompts], 1, seed)
-        x = images(model, chosen, DDIM(model.process.grid(20), 1.0), guidance, batch=64)
+        x = images(model, chosen, ddim(model.process.grid(20), 1.0), guidance, batch=64)
         cosines, beauty = clip_score(clip, x, chosen.prompts), score(aesthetic, x, chosen.prompts).total
         for n, (verdict, scene) in enumerate(zip(judge(x, chosen.prompts), see(x), strict=True)):
             assert verdict is not None

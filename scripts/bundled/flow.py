@@ -34,7 +34,7 @@ from tastemaker.models.bundled import bundled_pipeline
 from training import Training
 
 DRAWINGS = 40_000
-STEPS, COOL_STEPS, BATCH, LR, MUON_LR = 6_000, 1_500, 64, 2e-3, 2e-2
+STEPS, COOL_STEPS, BATCH, LR, MUON_LR = 5_000, 1_000, 64, 2e-3, 2e-2
 CAPTION_DROPOUT, EMA_DECAY = 0.12, 0.998
 HEADS, HEAD_WIDTH, LAYERS = 3, 32, 6
 ZERO_TOKENS = 256

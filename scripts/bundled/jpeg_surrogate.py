@@ -33,7 +33,7 @@ from torch import Tensor
 from build import DRAWINGS, SIZE
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import Model
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.drawings import render, sample_scene
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
@@ -64,7 +64,7 @@ def samples(model: Model, count: int, seed: int) -> Tensor:
     prompts = load_prompts(LIST).prompts
     places = tuple(random.Random(seed).choices(range(len(prompts)), k=count))
     draw = Draw(seed, 0, tuple(prompts[p] for p in places), places, tuple(range(count)))
-    return images(model, draw, DDIM(model.process.grid(STEPS), ETA), GUIDANCE, batch=64)
+    return images(model, draw, ddim(model.process.grid(STEPS), ETA), GUIDANCE, batch=64)
 
 
 def kept(file: Path, make: Callable[[], Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.evaluation.images import contact_sheet, images, to_pil
 from tastemaker.models import load_model
 from tastemaker.types import Draw
@@ -29,7 +29,7 @@ def main() -> None:
         model, known = load_model(str(arguments.work / name)), load_prompts(prompts).prompts
         chosen = tuple(known[number * len(known) // COUNT] for number in range(COUNT))
         draw = Draw(0, 0, chosen, (0,) * COUNT, tuple(range(COUNT)))
-        shown.append(images(model, draw, DDIM(model.process.grid(STEPS), 1.0), guidance=1.0, batch=COUNT))
+        shown.append(images(model, draw, ddim(model.process.grid(STEPS), 1.0), guidance=1.0, batch=COUNT))
     # Side by side, eight of each to a row.
     rows = torch.stack([part.view(-1, 8, *part.shape[1:]) for part in shown], dim=1).flatten(0, 2)
     contact_sheet(to_pil(rows), columns=16, cell=64).save(arguments.out)

@@ -16,7 +16,7 @@ from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.algorithms.registry import ALGORITHMS
 from tastemaker.algorithms.requirements import Requirements
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.value import value_network
@@ -35,7 +35,7 @@ def made():
     for name, parameter in sorted(model.weights.trainable().items()):
         if "lora_B" in name:
             parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=random))
-    sde = DDIM(model.process.grid(4), 1.0)
+    sde = ddim(model.process.grid(4), 1.0)
     cond = model.encode(DRAW.prompts, 3.0, pooled=True)
     rollout = replace(
         sample(model, cond, DRAW, sde, sde.stochastic()), reward=torch.tensor([0.3, -0.6, 0.1, 2.0]),

@@ -36,7 +36,7 @@ from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.pg import PG
 from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
@@ -174,8 +174,8 @@ class Policy:
         )[0]
         drift(model)
         self.model, grid, cond = model, model.process.grid(3), model.encode(DRAW.prompts, GUIDANCE)
-        self.task = Task(model, DDIM(grid, 1.0), rows=50, kl=0.1)
-        made = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic())
+        self.task = Task(model, ddim(grid, 1.0), rows=50, kl=0.1)
+        made = sample(model, cond, DRAW, ddim(grid, 1.0), ddim(grid, 1.0).stochastic())
         self.rollout: Rollout = replace(
             made, draw=DRAW, reward=torch.tensor([0.3, -0.6, 0.1, 2.0]),
             advantage=torch.tensor([0.5, -1.0, -0.4, 1.5]), group=torch.tensor([0, 0, 1, 1]),

@@ -19,7 +19,7 @@ from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.training.session import Session
 from tastemaker.types import Rollout
 
@@ -330,7 +330,7 @@ def direct_align_jump(lab: Lab) -> None:
     session = SHARED[lab]
     model, grid, draw = session.model, session.task.sde.grid, DRAW.select([0, 2])
     cond = model.encode(draw.prompts, 1.0)
-    x0 = sample(model, cond, draw, DDIM(grid, 1.0)).x0
+    x0 = sample(model, cond, draw, ddim(grid, 1.0)).x0
     x = grid.alpha[0] * x0 + grid.sigma[0] * draw.noise(direct_align._NOISE, x0.shape[1:])
     w = 1 - grid.alpha[0] * grid.sigma[1] / (grid.alpha[1] * grid.sigma[0])
     assert 0.1 < w < 0.9

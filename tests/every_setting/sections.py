@@ -42,7 +42,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import BestWorst
 from tastemaker.algorithms.windows import Backward, Random, Sliding
 from tastemaker.config.schema import Pairs, PriorPreservation
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models import wrap_pipeline
 from tastemaker.models.stable_diffusion import LatentUNet
@@ -376,7 +376,7 @@ def sde_type(lab: Lab) -> None:
     mean, _ = sde.step(x.double(), session.model.denoise(x, t, rollout.cond), 0)
     noise = DRAW.noise(1, x.shape[1:])
     close(rollout.latents[:, 1], mean + sde.grid.sigma_next[0] * math.sin(math.pi / 4) * noise)
-    assert isinstance(plain.task.sde, DDIM)
+    close(plain.task.sde.std, ddim(sde.grid, 0.5).std)
 
 
 @acts("sampling.embedded_guidance")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import tiny
 from forked import Child, finish, run_script
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.evaluation.images import images
 from tastemaker.evaluation.mixture import common_frozen
@@ -37,7 +37,7 @@ def trained(tuning):
 
 
 def shown(model):
-    return images(model, DRAW, DDIM(model.process.grid(5), 1.0), 5.0, batch=2)
+    return images(model, DRAW, ddim(model.process.grid(5), 1.0), 5.0, batch=2)
 
 
 def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():

@@ -17,7 +17,7 @@ from tastemaker.algorithms.selection import All, BestWorst
 from tastemaker.algorithms.windows import Backward, Sliding, Whole
 from tastemaker.cli.main import main
 from tastemaker.diffusion.sampler import LocalSampler, sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs import checkpoint as checkpoint_file
 from tastemaker.runs.checkpoint import State
@@ -33,7 +33,7 @@ DRAW = Draw(0, 1, ("a cat",) * 4 + ("a dog",) * 2, (0,) * 4 + (1,) * 2, (0, 1, 2
 
 def sampled(model, draw, keep=KEEP, **options):
     model.tune(Tuning()) if model.weights.tuning is None else None
-    return sample(model, model.encode(draw.prompts, 3.0), draw, DDIM(model.process.grid(STEPS), 1.0), keep, **options)
+    return sample(model, model.encode(draw.prompts, 3.0), draw, ddim(model.process.grid(STEPS), 1.0), keep, **options)
 
 
 def test_branches_are_one_until_the_window_and_part_there(model):
@@ -79,7 +79,7 @@ def test_branches_are_the_same_one_by_one(model, places):
 
 def test_quiet_steps_have_no_noise(model):
     """MixGRPO: outside the window every step is the deterministic one, whatever the round's noise."""
-    sde, cond = DDIM(model.process.grid(STEPS), 1.0), model.encode(DRAW.prompts, 3.0)
+    sde, cond = ddim(model.process.grid(STEPS), 1.0), model.encode(DRAW.prompts, 3.0)
     one, two = (
         LocalSampler(model, sde, noise_outside=outside)(replace(DRAW, root_index=()), cond, [1])
         for outside in (False, True)

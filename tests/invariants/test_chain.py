@@ -21,7 +21,7 @@ from tastemaker.config.schema import Config, Optimizer, Sampling
 from tastemaker.diffusion.backprop import chain, renoised, shown
 from tastemaker.diffusion.process import Grid, x0_from
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
 from tastemaker.models.stable_diffusion import LatentUNet, SchedulerProcess
 from tastemaker.models.tuning import Tuning
@@ -71,7 +71,7 @@ def gradient(model, loss):
 
 def reward_of(model, grad_steps, guidance=3.0, eta=0.0, recompute=True, decode=True, **more):
     made = chain(
-        model, conditioned(model, guidance), DRAW, DDIM(model.process.grid(T), eta), grad_steps, recompute=recompute,
+        model, conditioned(model, guidance), DRAW, ddim(model.process.grid(T), eta), grad_steps, recompute=recompute,
         dtype=torch.float64, **more,
     )  # fmt: skip
     x = shown(model, made.x0, recompute=recompute) if decode else made.x0
@@ -193,7 +193,7 @@ def test_the_path_by_hand(kind, clip):
     slopes = []
     for steps in (1, 2):
         grid = Grid(torch.zeros(steps, dtype=torch.int64), *SCALES[kind == "flow"].unsqueeze(1).expand(4, steps), clip)
-        made = chain(model, None, Draw(0, 1, ("cat",), (0,), (0,)), DDIM(grid, 0.0), [0], recompute=False,
+        made = chain(model, None, Draw(0, 1, ("cat",), (0,), (0,)), ddim(grid, 0.0), [0], recompute=False,
                      dtype=torch.float64)  # fmt: skip
         slopes.append(torch.autograd.grad(made.x0.sum(), model.weight)[0].item())
     assert slopes[1] / slopes[0] == pytest.approx(MOVES[kind][clip is not None], rel=1e-9, abs=1e-12)
@@ -254,17 +254,17 @@ def test_with_every_prediction_detached_there_is_no_gradient():
 def test_images_are_the_samplers_own():
     model = plain()
     for eta in (0.0, 1.0):
-        made = chain(model, conditioned(model, 3.0), DRAW, DDIM(model.process.grid(T), eta), [3, 4])
-        sampled = sample(model, conditioned(model, 3.0), DRAW, DDIM(model.process.grid(T), eta))
+        made = chain(model, conditioned(model, 3.0), DRAW, ddim(model.process.grid(T), eta), [3, 4])
+        sampled = sample(model, conditioned(model, 3.0), DRAW, ddim(model.process.grid(T), eta))
         assert made.x0.equal(sampled.x0)
 
 
 def test_the_distance_to_the_reference():
     model = exact()
     grid, cond = model.process.grid(T), conditioned(model, 3.0)
-    made = chain(model, cond, DRAW, DDIM(grid, 0.0), [4], compare=True, dtype=torch.float64)
+    made = chain(model, cond, DRAW, ddim(grid, 0.0), [4], compare=True, dtype=torch.float64)
     # By hand: the mean square difference of the guided noise predictions at the last step.
-    x = chain(model, cond, DRAW, DDIM(grid, 0.0), [], until=3, dtype=torch.float64)
+    x = chain(model, cond, DRAW, ddim(grid, 0.0), [], until=3, dtype=torch.float64)
     steps = DDIMScheduler.from_config(model.pipeline.scheduler.config)
     steps.set_timesteps(T)
     x = DRAW.noise(0, model.latent_shape).double()
@@ -300,20 +300,20 @@ def test_a_image_noised_and_seen_again():
         eps = (x - a * own) / s
         then = grid.alpha[3] * own + grid.sigma[3] * eps
         expected = (then - grid.sigma[3] * noise) / grid.alpha[3]
-        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), 1, 3), expected, atol=1e-10)
+        assert torch.allclose(renoised(model, cond, x0, noise, ddim(grid, 0.0), 1, 3), expected, atol=1e-10)
         # To the end: the network's own estimate, also where the schedule's final alpha is not 1 (DRaFT-LV's formula).
         assert grid.alpha_next[-1] < 1
         x = grid.alpha[-1] * x0 + grid.sigma[-1] * noise
         own = model.denoise(x, grid.times[-1].expand(2), cond)
-        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), T - 1, T), own, atol=1e-12)
-        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), T - 1, T + 3), own, atol=1e-12)
+        assert torch.allclose(renoised(model, cond, x0, noise, ddim(grid, 0.0), T - 1, T), own, atol=1e-12)
+        assert torch.allclose(renoised(model, cond, x0, noise, ddim(grid, 0.0), T - 1, T + 3), own, atol=1e-12)
         # A perfect network gives the image back from anywhere.
         model.denoise = lambda x, t, cond: x0
-        assert torch.allclose(renoised(model, cond, x0, noise, DDIM(grid, 0.0), 0, 1), x0, atol=1e-12)
+        assert torch.allclose(renoised(model, cond, x0, noise, ddim(grid, 0.0), 0, 1), x0, atol=1e-12)
 
 
 def task(model, eta=0.0, on_images=None):
-    made = Task(model, DDIM(model.process.grid(T), eta), reward=as_reward(warmth))
+    made = Task(model, ddim(model.process.grid(T), eta), reward=as_reward(warmth))
     return made if on_images is None else replace(made, on_images=on_images)
 
 
@@ -400,7 +400,7 @@ def test_draft_lv_by_hand():
     assert len(seen) == 3 == algorithm.requirements.queries
     assert loss.tolist() == pytest.approx((-sum(reward for _, _, reward, *_ in seen) / 3).tolist(), rel=1e-6)
     # The ordinary one is the sampler's image; the others are the network's view of it under noise.
-    sampled = sample(model, conditioned(model, 3.0), DRAW, DDIM(model.process.grid(T), 0.0))
+    sampled = sample(model, conditioned(model, 3.0), DRAW, ddim(model.process.grid(T), 0.0))
     assert torch.allclose(seen[0][1], model.decode(sampled.x0), atol=1e-5)
     assert not torch.allclose(seen[1][1], seen[2][1], atol=1e-6)
 

@@ -24,7 +24,7 @@ from tastemaker.algorithms.selection import All, NonZero
 from tastemaker.algorithms.windows import Backward, Sliding, Whole
 from tastemaker.config.schema import Advantage, Config, Optimizer, Sampling
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
 from tastemaker.models.value import ConditionalMLP
 from tastemaker.training.rounds import one_round
@@ -82,14 +82,14 @@ def test_the_closed_form_is_what_the_sampler_does(kind, monkeypatch):
         world.shift.theta.copy_(torch.randn(STEPS, 2, generator=torch.Generator().manual_seed(0)))
     draw = Draw(0, 1, ("right",) * count, (0,) * count, tuple(range(count)))
     grid = world.process.grid(STEPS)
-    rollout = sample(world, world.encode(draw.prompts, 1.0), draw, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic())
+    rollout = sample(world, world.encode(draw.prompts, 1.0), draw, ddim(grid, 1.0), ddim(grid, 1.0).stochastic())
     expected = world.closed.mean("right", world.shift.theta.detach().numpy())
     np.testing.assert_allclose(rollout.x0.double().mean(dim=0).numpy(), expected, atol=1e-5)
     reward = taste(world.decode(rollout.x0), draw.prompts)
     assert reward.mean().item() == pytest.approx(world.reward("right"), abs=1e-5)
     assert reward.std(correction=0).item() == pytest.approx(world.closed.reward_std(), rel=1e-5)
-    assert world.closed.std.tolist() == pytest.approx(DDIM(grid, 1.0).std.tolist())
-    assert len(DDIM(grid, 1.0).stochastic()) == (5 if kind == "vp" else 4)  # the flow's last step has no noise
+    assert world.closed.std.tolist() == pytest.approx(ddim(grid, 1.0).std.tolist())
+    assert len(ddim(grid, 1.0).stochastic()) == (5 if kind == "vp" else 4)  # the flow's last step has no noise
 
 
 GROUP, WEIGHTS = Advantage(normalise="group"), Advantage(normalise="softmax", beta=1.0)

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 import tiny
 from tastemaker.algorithms.base import Task
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
 from tastemaker.models.check import check_model
@@ -43,7 +43,7 @@ def test_deterministic_images_are_those_of_the_first_half(variance):
     """Whatever `variance_type` says, which only DDPM's own steps read."""
     made, chosen = model(variance_type=variance), draw("3", "0")
     assert made.latent_shape == SHAPE
-    ours = images(made, chosen, DDIM(made.process.grid(5), 0.0), 1.0, batch=2)
+    ours = images(made, chosen, ddim(made.process.grid(5), 0.0), 1.0, batch=2)
     scheduler = DDIMScheduler.from_config(made.pipeline.scheduler.config)
     scheduler.set_timesteps(5)
     x = chosen.noise(0, SHAPE)
@@ -65,7 +65,7 @@ def test_steps_with_noise_are_those_of_guided_diffusions_ddim_sample():
     x, t = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)), grid.times[10]
     assert t.item() == 960 - 10 * 40
     cond = made.encode(["1", "2"], 1.0)
-    mean, std = DDIM(grid, eta).step(x.double(), made.denoise(x, t.expand(2), cond), 10)
+    mean, std = ddim(grid, eta).step(x.double(), made.denoise(x, t.expand(2), cond), 10)
     cumulative = DDPMScheduler(beta_schedule="squaredcos_cap_v2").alphas_cumprod.double()
     a, a_p = cumulative[560].item(), cumulative[520].item()
     eps = made.pipeline.unet(x, t, torch.tensor([1, 2])).sample[:, :3].double()
@@ -82,7 +82,7 @@ def test_the_family_keeps_the_contract():
 
 def loss(made: PixelUNet) -> torch.Tensor:
     """What likelihood methods differentiate, of all steps of two images."""
-    sde = DDIM(made.process.grid(4), 1.0)
+    sde = ddim(made.process.grid(4), 1.0)
     rollout = sample(made, made.encode(["1", "2"], 1.0), draw("1", "2"), sde, sde.stochastic())
     rollout = replace(rollout, reward=torch.zeros(2), advantage=torch.ones(2))
     rows = all_rows(rollout).transitions()

@@ -15,7 +15,7 @@ from tastemaker.cli.main import main
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.config.yaml_file import dump_config
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import fixed_draw, images
@@ -49,7 +49,7 @@ def trained(make, folder, seed, **tuning):
 
 
 def shown(model, guidance):
-    return images(model, fixed_draw(PROMPTS, 1, 0), DDIM(model.process.grid(STEPS), 1.0), guidance, batch=2)
+    return images(model, fixed_draw(PROMPTS, 1, 0), ddim(model.process.grid(STEPS), 1.0), guidance, batch=2)
 
 
 def with_adapter(make, folder, guidance):
@@ -226,7 +226,7 @@ def test_a_sweep_measures_the_saved_mixtures_in_the_base_models_deviations(world
 
     def scores(model, name):
         draw = fixed_draw(PROMPTS, 2, 0)
-        x = images(model, draw, DDIM(model.process.grid(STEPS), 1.0), guidance, batch=16)
+        x = images(model, draw, ddim(model.process.grid(STEPS), 1.0), guidance, batch=16)
         return load_reward(name)(x, draw.prompts).double()
 
     standardised = []
@@ -273,7 +273,7 @@ def test_switched_is_the_base_model_where_it_is_off_and_the_adapter_where_it_is_
     base = shown(model, guidance)
     model.weights.load(root / "a")
     full = shown(model, guidance)
-    sde, draw = DDIM(model.process.grid(STEPS), 1.0), fixed_draw(PROMPTS, 1, 0)
+    sde, draw = ddim(model.process.grid(STEPS), 1.0), fixed_draw(PROMPTS, 1, 0)
 
     def look(*mask):
         return generate(model, LocalSampler(switched(model, sde, mask), sde), draw, guidance=guidance, batch=2).images
@@ -291,7 +291,7 @@ def test_a_switched_step_is_one_of_the_base_model_s_or_of_the_adapter_s(world):
     model, plain = make(), make()
     model.weights.load(root / "a")
     grid = model.process.grid(STEPS)
-    wrapped = switched(model, DDIM(grid, 1.0), (False, True, False, True))
+    wrapped = switched(model, ddim(grid, 1.0), (False, True, False, True))
     cond = model.encode(("a", "b"), guidance)
     x = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

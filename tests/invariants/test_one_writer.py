@@ -21,14 +21,12 @@ TINY = [
 def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path):
     with only_writer(tmp_path):
         with pytest.raises(ConfigError, match=f"another process is writing to {tmp_path}: wait until"):
-            with only_writer(tmp_path):
-                pass
+            only_writer(tmp_path).__enter__()
         (tmp_path / "within").mkdir()
         with only_writer(tmp_path / "within"):  # a run in a folder of iterations
             pass
-    with pytest.raises(KeyError):
-        with only_writer(tmp_path):
-            raise KeyError
+    with pytest.raises(KeyError), only_writer(tmp_path):
+        raise KeyError
     with only_writer(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["within"]
 
@@ -41,9 +39,8 @@ def test_a_process_that_is_killed_lets_go(tmp_path):
             os.write(write, b"locked")
             signal.pause()
     assert os.read(read, 6) == b"locked"
-    with pytest.raises(ConfigError, match="another process is writing"):
-        with only_writer(tmp_path):
-            pass
+    with pytest.raises(ConfigError, match="another process is writing"), only_writer(tmp_path):
+        pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     with only_writer(tmp_path):

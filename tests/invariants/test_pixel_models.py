@@ -16,7 +16,7 @@ from forked import Child, finish, run_script
 from tastemaker.algorithms.base import Task
 from tastemaker.cli.main import main
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ModelError, PromptError
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
@@ -42,7 +42,7 @@ def named(classes=4, labels=LABELS, **options):
 
 
 def shown(model, chosen, guidance=1.0, eta=1.0):
-    return images(model, chosen, DDIM(model.process.grid(5), eta), guidance, batch=2)
+    return images(model, chosen, ddim(model.process.grid(5), eta), guidance, batch=2)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -53,7 +53,7 @@ def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, channels, predic
     pipeline = tiny.pixels(channels=channels, prediction_type=prediction, beta_schedule="squaredcos_cap_v2")
     theirs = DDIMPipeline(pipeline.unet, pipeline.scheduler)
     model, chosen, shape = PixelUNet(pipeline), draw("a", "b", "c"), (channels, 16, 16)
-    ours = images(model, chosen, DDIM(model.process.grid(10), eta), 1.0, batch=3)
+    ours = images(model, chosen, ddim(model.process.grid(10), eta), 1.0, batch=3)
     noises = iter([chosen.noise(step, shape) for step in range(11)])
     draws = lambda *a, **k: next(noises)  # noqa: E731
     monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", draws)
@@ -79,7 +79,7 @@ def test_every_step_is_ddpms_own_posterior():
     for step in (0, 1, 500, 900, 998):
         t = grid.times[step]
         x0 = model.process.x0(eps.double(), x.double(), t.view(1))
-        mean, std = DDIM(grid, 1.0).step(x.double(), x0, step)
+        mean, std = ddim(grid, 1.0).step(x.double(), x0, step)
         # Their step with noise z is mean + sigma z; the two halves are told apart by the same noise twice over.
         expected = scheduler.step(eps, int(t), x, generator=torch.Generator().manual_seed(7)).prev_sample
         z = torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
@@ -95,10 +95,10 @@ def test_ratio_is_one_right_after_sampling():
     model.tune(Tuning())
     chosen, grid = draw("cat", "fish", "hound"), model.process.grid(10)
     cond = model.encode(chosen.prompts, 3.0)
-    rollout = sample(model, cond, chosen, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic())
+    rollout = sample(model, cond, chosen, ddim(grid, 1.0), ddim(grid, 1.0).stochastic())
     rollout = replace(rollout, reward=torch.zeros(3), advantage=torch.ones(3))
-    task, rows = Task(model, DDIM(grid, 1.0)), all_rows(rollout)
-    assert len(DDIM(grid, 1.0).stochastic()) == 9  # the last step leads to x_0 itself
+    task, rows = Task(model, ddim(grid, 1.0)), all_rows(rollout)
+    assert len(ddim(grid, 1.0).stochastic()) == 9  # the last step leads to x_0 itself
     for size in (1, 7, len(rows)):
         for start in range(0, len(rows), size):
             part = rows.select(slice(start, start + size)).transitions()
@@ -318,7 +318,7 @@ def test_the_small_model_of_digits_draws_fours():
     digits: Any = load_digits()
     model = load_model(str(MODELS / "digits"))
     chosen = Draw(1, 0, ("",) * 64, (0,) * 64, tuple(range(64)))
-    x = images(model, chosen, DDIM(model.process.grid(25), 1.0), 1.0, batch=64)
+    x = images(model, chosen, ddim(model.process.grid(25), 1.0), 1.0, batch=64)
     small = F.interpolate(x[:, :1, 4:28, 4:28], size=8, mode="bilinear", antialias=True) * 16
     found = KNeighborsClassifier(3).fit(digits.data, digits.target).predict(small.flatten(1).numpy())
     assert (found == 4).sum() >= 58

@@ -10,7 +10,7 @@ from tastemaker import noise, tree
 from tastemaker.algorithms.base import Task
 from tastemaker.diffusion import losses
 from tastemaker.diffusion.sampler import LocalSampler, sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import images
 from tastemaker.models.stable_diffusion import LatentUNet
@@ -30,7 +30,7 @@ def draw(seed=0, round=1, prompts=PROMPTS):
 def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, prediction, monkeypatch):
     pipeline = tiny.pipeline(prediction_type=prediction)
     model, chosen = LatentUNet(pipeline), draw()
-    ours = images(model, chosen, DDIM(model.process.grid(10), eta), guidance, batch=4)
+    ours = images(model, chosen, ddim(model.process.grid(10), eta), guidance, batch=4)
     noises = iter([chosen.noise(step + 1, (4, 8, 8)) for step in range(10)])
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *a, **k: next(noises))
     theirs = pipeline(
@@ -43,10 +43,10 @@ def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, predic
 
 def rollout_and_task(model, chosen, batch=4, steps=10):
     grid = model.process.grid(steps)
-    sde = DDIM(grid, 1.0)
+    sde = ddim(grid, 1.0)
     made = generate(model, LocalSampler(model, sde), chosen, guidance=5.0, batch=batch, keep=sde.stochastic())
     rollout = replace(made.rollout, reward=torch.zeros(len(chosen)), advantage=torch.ones(len(chosen)))
-    return rollout, Task(model, DDIM(grid, 1.0))
+    return rollout, Task(model, ddim(grid, 1.0))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -71,7 +71,7 @@ def test_kept_steps_are_the_chain_itself(model):
     torch.testing.assert_close(rollout.latents[:, -1], rollout.x0)
     torch.testing.assert_close(rollout.latents[:, 0], draw().noise(0, (4, 8, 8)))
     # The stored log-probability is that of the noise which was drawn: -z^2/2 - ln std - ln sqrt(2 pi), averaged.
-    std = DDIM(task.sde.grid, 1.0).std
+    std = ddim(task.sde.grid, 1.0).std
     for step in range(10):
         z = draw().noise(step + 1, (4, 8, 8)).double()
         expected = (-(z**2) / 2).flatten(1).mean(1) - std[step].log() - 0.9189385332
@@ -82,7 +82,7 @@ def test_a_window_keeps_only_its_own_steps(model):
     chosen, grid = draw(), model.process.grid(10)
     whole, _ = rollout_and_task(model, chosen)
     cond = model.encode(chosen.prompts, 5.0)
-    part = sample(model, cond, chosen, DDIM(grid, 1.0), keep=[6, 7, 8])
+    part = sample(model, cond, chosen, ddim(grid, 1.0), keep=[6, 7, 8])
     assert part.steps.tolist() == [6, 7, 8]
     torch.testing.assert_close(part.latents, whole.latents[:, 6:10], atol=0, rtol=0)
     torch.testing.assert_close(part.logp, whole.logp[:, 6:9], atol=0, rtol=0)
@@ -137,7 +137,7 @@ def test_log_prob_has_the_gradient_of_finite_differences(model):
     step = torch.tensor([5])
 
     def log_prob():
-        mean, std = DDIM(grid, 1.0).step(x, model.denoise(x, grid.times[step], cond), step)
+        mean, std = ddim(grid, 1.0).step(x, model.denoise(x, grid.times[step], cond), step)
         return losses.gaussian_logp(x_next, mean, std).sum()
 
     (gradient,) = torch.autograd.grad(log_prob(), parameter)

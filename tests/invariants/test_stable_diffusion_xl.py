@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 import tiny
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_meta_model, load_model
@@ -66,7 +66,7 @@ def test_states_are_those_of_encode_prompt(force_zeros):
 def test_same_latents_give_the_images_of_diffusers_pipeline(prediction, height, width, guidance):
     made, chosen = model(prediction_type=prediction), draw(*PROMPTS)
     made.resize(height, width)
-    ours = images(made, chosen, DDIM(made.process.grid(4), 0.0), guidance, batch=2)
+    ours = images(made, chosen, ddim(made.process.grid(4), 0.0), guidance, batch=2)
     expected = theirs(made.pipeline, chosen, made.latent_shape, guidance)
     assert ours.shape == (2, 3, height, width)
     assert ours.std() > 0.05
@@ -77,7 +77,7 @@ def test_the_schedulers_own_offset_is_used():
     """SDXL's pipeline does not mend it, where Stable Diffusion's sets 1."""
     made, chosen = model(steps_offset=0), draw("a cat")
     assert made.process.grid(4).times.tolist() == [750, 500, 250, 0]
-    ours = images(made, chosen, DDIM(made.process.grid(4), 0.0), 3.0, batch=1)
+    ours = images(made, chosen, ddim(made.process.grid(4), 0.0), 3.0, batch=1)
     expected = theirs(made.pipeline, chosen, made.latent_shape, 3.0)
     assert np.abs(ours.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-3
 
@@ -158,12 +158,12 @@ def test_what_is_saved_gives_the_same_images_in_diffusers(folder, tmp_path, tuni
     exec(lines.replace("'model/unet'", repr(str(tmp_path / "model/unet"))), scope)
     scope["pipe"].set_progress_bar_config(disable=True)
     expected = theirs(scope["pipe"], chosen, made.latent_shape, 3.0)
-    ours = images(made, chosen, DDIM(made.process.grid(4), 0.0), 3.0, batch=2).permute(0, 2, 3, 1).numpy()
+    ours = images(made, chosen, ddim(made.process.grid(4), 0.0), 3.0, batch=2).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - expected).max() < 1e-3
     assert np.abs(ours - base).max() > 0.01
     again = load_model(str(folder))
     again.weights.load(tmp_path)
-    same = images(again, chosen, DDIM(again.process.grid(4), 0.0), 3.0, batch=2).permute(0, 2, 3, 1).numpy()
+    same = images(again, chosen, ddim(again.process.grid(4), 0.0), 3.0, batch=2).permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - same).max() < 1e-4
 
 

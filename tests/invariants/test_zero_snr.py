@@ -11,7 +11,7 @@ import torch
 import tiny
 from tastemaker.algorithms.base import Task
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
@@ -32,7 +32,7 @@ def test_same_noise_gives_the_images_of_diffusers_pipeline(family, eta, monkeypa
     height, width = (model.scale * side for side in model.latent_shape[-2:])
     grid = model.process.grid(5)
     assert grid.alpha[0] == 0
-    ours = images(model, DRAW, DDIM(grid, eta), 4.0, batch=2)
+    ours = images(model, DRAW, ddim(grid, eta), 4.0, batch=2)
     noises = iter([DRAW.noise(step + 1, model.latent_shape) for step in range(5)])
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *a, **k: next(noises))
     theirs = model.pipeline(
@@ -48,7 +48,7 @@ def test_the_first_step_has_a_likelihood_and_a_gradient(family):
     """There x is noise alone, and the estimate of x_0 is -v."""
     model = MADE[family]()
     model.tune(Tuning())
-    sde = DDIM(model.process.grid(5), 1.0)
+    sde = ddim(model.process.grid(5), 1.0)
     rollout = sample(model, model.encode(DRAW.prompts, 4.0), DRAW, sde, sde.stochastic())
     rollout = replace(rollout, reward=torch.zeros(2), advantage=torch.ones(2))
     rows = all_rows(rollout)

@@ -23,7 +23,7 @@ from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.selection import BestWorst, NonZero
 from tastemaker.config.schema import Advantage, Config, Sampling
 from tastemaker.diffusion.process import Grid
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
 from tastemaker.spread import differ, moments
 
@@ -340,9 +340,9 @@ def test_weights_of_the_steps_of_a_flow_by_hand():
     """
     sigma = torch.tensor([1.0, 0.8, 0.4, 0.0], dtype=torch.float64)
     grid = Grid(1000 * sigma[:-1], 1 - sigma[:-1], sigma[:-1], 1 - sigma[1:], sigma[1:])
-    found = step_weights("noise", DDIM(grid, 1.0))
+    found = step_weights("noise", ddim(grid, 1.0))
     assert found.tolist() == pytest.approx([0.8 / 0.597203, 0.394405 / 0.597203, 0], abs=1e-5)
-    assert step_weights("inverse-dt", DDIM(grid, 1.0)).tolist() == pytest.approx([4 / 3, 2 / 3, 0], abs=1e-12)
+    assert step_weights("inverse-dt", ddim(grid, 1.0)).tolist() == pytest.approx([4 / 3, 2 / 3, 0], abs=1e-12)
 
 
 @pytest.mark.parametrize("algorithm", [DPO(), NFT()], ids=lambda algorithm: algorithm.name)

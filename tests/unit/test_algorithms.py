@@ -32,7 +32,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.config.schema import Optimizer
 from tastemaker.diffusion.process import Grid
 from tastemaker.diffusion.sampler import sample
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
 from tastemaker.models.pixel import PixelUNet
 from tastemaker.models.stable_diffusion import LatentUNet
@@ -66,8 +66,8 @@ def made(double=True, trained=True, reduction="mean", **scheduler):
                 parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=random))
     grid = model.process.grid(STEPS)
     cond = model.encode(DRAW.prompts, GUIDANCE)
-    task = Task(model, DDIM(grid, 1.0), reduction, rows=8, kl=0.1)
-    rollout = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic(), reduction=reduction)
+    task = Task(model, ddim(grid, 1.0), reduction, rows=8, kl=0.1)
+    rollout = sample(model, cond, DRAW, ddim(grid, 1.0), ddim(grid, 1.0).stochastic(), reduction=reduction)
     return task, replace(
         rollout, draw=DRAW, reward=torch.tensor([0.3, -0.6, 0.1, 2.0]), advantage=torch.tensor([0.5, -1.0, -0.4, 1.5]),
         group=torch.tensor([0, 0, 1, 1]),
@@ -171,12 +171,12 @@ def test_what_is_left_of_the_ratio_in_float32_with_sums(elements):
     assert math.prod(model.latent_shape) == elements
     model.tune(Tuning(rank=2, mode="lora" if elements == 256 else "full"))
     grid, cond = model.process.grid(STEPS), model.encode(DRAW.prompts, 1.0)
-    task = Task(model, DDIM(grid, 1.0), "sum")
-    rollout = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic(), reduction="sum")
+    task = Task(model, ddim(grid, 1.0), "sum")
+    rollout = sample(model, cond, DRAW, ddim(grid, 1.0), ddim(grid, 1.0).stochastic(), reduction="sum")
     rows = all_rows(replace(rollout, draw=DRAW, advantage=torch.ones(4)))
-    std = DDIM(grid, 1.0).std
+    std = ddim(grid, 1.0).std
     moves = (grid.sigma_next**2 - std**2).clamp(min=0).sqrt() - grid.alpha_next * grid.sigma / grid.alpha
-    share = (moves / std).abs()[DDIM(grid, 1.0).stochastic()].max().item()
+    share = (moves / std).abs()[ddim(grid, 1.0).stochastic()].max().item()
     for size, most in ((4, 0.0), (1, 1e-6 * share * math.sqrt(elements))):
         with torch.no_grad():
             parts = [rows.select(slice(start, start + size)) for start in range(0, len(rows), size)]
@@ -195,8 +195,8 @@ def test_log_probabilities_that_are_computed_again_make_the_ratio_one(algorithm,
     denoise = model.denoise
     monkeypatch.setattr(model, "denoise", lambda x, t, cond: denoise(x, t, cond) * (1 + 1e-3 * len(x)))
     grid, cond = model.process.grid(STEPS), model.encode(DRAW.prompts, 1.0)
-    task = Task(model, DDIM(grid, 1.0), "sum")
-    rollout = sample(model, cond, DRAW, DDIM(grid, 1.0), DDIM(grid, 1.0).stochastic(), reduction="sum")
+    task = Task(model, ddim(grid, 1.0), "sum")
+    rollout = sample(model, cond, DRAW, ddim(grid, 1.0), ddim(grid, 1.0).stochastic(), reduction="sum")
     values = torch.tensor([1.0, -1.0, 2.0, 0.0])
     rollout = replace(rollout, draw=DRAW, advantage=values, group=torch.tensor([0, 0, 1, 1]), reward=values)
     options = SimpleNamespace(optimizer=Optimizer(updates=2, rows=3))
@@ -472,7 +472,7 @@ def one_element(algorithm, says, said, before, advantage=1.5):
     rollout = Rollout(
         cond, Draw(0, 1, ("a",), (0,), (0,)), one, kept, advantage=advantage * one[0], group=torch.tensor([0])
     )
-    task = Task(OneElement(says, said), DDIM(Grid(torch.zeros(1), *(one.double()[0],) * 4), 1.0))
+    task = Task(OneElement(says, said), ddim(Grid(torch.zeros(1), *(one.double()[0],) * 4), 1.0))
     rows = replace(all_rows(rollout, 1), before=torch.tensor(before, dtype=torch.float64))
     noised = Noised(one, 0.5 * one, torch.tensor([0]), advantage * one[0], cond)
     with pytest.MonkeyPatch.context() as patch:

@@ -201,7 +201,7 @@ def test_what_is_slow_is_found_in_its_part(session: Session, monkeypatch: pytest
         ("VAE decode", session.model, "decode", 2),
         ("text encoding", session.model, "encode", 3),
         ("noise", types.Draw, "noise", 2 * 4 + 2),  # x_T and each step, for two batches
-        ("log-prob and scheduler maths", sde.DDIM, "step", 2 * 4 + 2 * 3),
+        ("log-prob and scheduler maths", sde.KeptCoefficients, "step", 2 * 4 + 2 * 3),
         ("log-prob and scheduler maths", losses, "clipped_surrogate", 2 * 3),
         ("optimizer step", session.optimizer, "step", 2),
         ("optimizer step", session.optimizer, "zero_grad", 2),

@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import DataError
 from tastemaker.evaluation.distribution_metrics import (
     ClipFeatures,
@@ -135,7 +135,7 @@ class Shifted:
 def test_chain_kl_against_the_log_ratio_of_the_same_chain():
     """Shifting x_0 by c moves a step's mean by c times a factor of the grid: the KL is known step by step."""
     model = load_here("bundled")
-    sde = DDIM(model.process.grid(5, model.latent_shape), 1.0)
+    sde = ddim(model.process.grid(5, model.latent_shape), 1.0)
     keep = sde.stochastic()
     draw = fixed_draw(["a red circle"], 2, 0)
     cond = model.encode(draw.prompts, 1.0)

@@ -12,11 +12,11 @@ from torch.distributions import Normal
 
 from tastemaker.diffusion.losses import gaussian_kl, gaussian_logp
 from tastemaker.diffusion.process import Grid
-from tastemaker.diffusion.sde import CPS, DDIM, DanceSDE, FlowSDE, is_flow, make_sde
+from tastemaker.diffusion.sde import cps, dance_sde, ddim, flow_sde, is_flow, make_sde
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models.flow_process import FlowProcess, linear_sigmas, load_flow_scheduler
 
-TYPES = {"ddim": DDIM, "cps": CPS, "flow-sde": FlowSDE, "dance-sde": DanceSDE}
+TYPES = {"ddim": ddim, "cps": cps, "flow-sde": flow_sde, "dance-sde": dance_sde}
 
 
 def grid(*sigmas):
@@ -62,7 +62,7 @@ def test_cps_is_diffusers_own_step(eta, stochastic, shift):
     theirs = FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=stochastic)
     theirs.set_timesteps(5)
     made = FlowProcess(theirs, sigmas=None)
-    sde = CPS(made.grid(5), eta)
+    sde = cps(made.grid(5), eta)
     x, v = (normal(seed, 2, 4, 8, 8).float() for seed in (1, 2))
     for index, t in enumerate(theirs.timesteps):
         generator = torch.Generator().manual_seed(index)
@@ -101,7 +101,7 @@ def test_flow_sde_by_hand():
     mean = 1 - 0.3 * 3.695 = -0.1085. By the paper's form: x (1 + g^2 / (2 s) ds) + v (1 + g^2 (1 - s) / (2 s)) ds =
     (1 - 2.45 * 0.3) - (1 + 0.245) * 0.3 = 0.265 - 0.3735. At s = 1 with 0.9 after it: g^2 = 0.49 / (1 - 0.9) = 4.9.
     """
-    sde, x, x0 = FlowSDE(FOUR, 0.7), torch.ones(1, 1, 1, 1).double(), torch.full((1, 1, 1, 1), 0.1).double()
+    sde, x, x0 = flow_sde(FOUR, 0.7), torch.ones(1, 1, 1, 1).double(), torch.full((1, 1, 1, 1), 0.1).double()
     mean, std = sde.step(x, x0, 1)
     assert mean.item() == pytest.approx(-0.1085)
     assert std.item() == pytest.approx(1.1502173)
@@ -111,7 +111,7 @@ def test_flow_sde_by_hand():
 def test_dance_sde_by_hand():
     """Step from 0.9 to 0.6 with eta 0.3: drift = 1 + 0.09 / 1.8 * 1.1 = 1.055, mean = 1 - 0.3165 = 0.6835,
     std = 0.3 sqrt(0.3) = 0.164317."""
-    sde, x, x0 = DanceSDE(FOUR, 0.3), torch.ones(1, 1, 1, 1).double(), torch.full((1, 1, 1, 1), 0.1).double()
+    sde, x, x0 = dance_sde(FOUR, 0.3), torch.ones(1, 1, 1, 1).double(), torch.full((1, 1, 1, 1), 0.1).double()
     mean, std = sde.step(x, x0, 1)
     assert mean.item() == pytest.approx(0.6835)
     assert std.item() == pytest.approx(0.1643168)
@@ -119,8 +119,8 @@ def test_dance_sde_by_hand():
 
 def test_cps_std_by_hand():
     """0.6 sin(pi / 4) = 0.424264 for eta 0.5; all of sigma for eta 1, so that the mean is alpha x_0."""
-    assert CPS(FOUR, 0.5).std[1].item() == pytest.approx(0.4242641)
-    mean, std = CPS(FOUR, 1.0).step(normal(0, 1, 2), torch.full((1, 2), 2.0).double(), 1)
+    assert cps(FOUR, 0.5).std[1].item() == pytest.approx(0.4242641)
+    mean, std = cps(FOUR, 1.0).step(normal(0, 1, 2), torch.full((1, 2), 2.0).double(), 1)
     assert torch.allclose(mean, torch.full((1, 2), 0.8).double())
     assert std.item() == pytest.approx(0.6)
 
@@ -156,17 +156,20 @@ def test_marginals_are_kept(kind, eta):
 
 def test_the_type_follows_the_model_and_is_checked():
     flow = Flow(process())
-    assert isinstance(make_sde(flow, 4, 0.5), CPS)
-    for kind, of in TYPES.items():
-        assert isinstance(make_sde(flow, 4, 0.5, kind), of)
+    levels = {kind: make(flow.process.grid(4), 0.5).std for kind, make in TYPES.items()}
+    assert make_sde(flow, 4, 0.5).std.equal(levels["cps"])
+    for kind, level in levels.items():
+        assert make_sde(flow, 4, 0.5, kind).std.equal(level)
+        assert sum(level.equal(other) for other in levels.values()) == 1
     with pytest.raises(ConfigError, match=r"sampling\.eta is 1\.5, but must be 0 to 1 .* auto, which is cps"):
         make_sde(flow, 4, 1.5)
     assert make_sde(flow, 4, 1.5, "flow-sde").std[1] > 0
 
 
 def test_a_model_without_a_flow_has_no_flow_sde(model):
-    assert isinstance(make_sde(model, 4, 1.5), DDIM)
-    assert isinstance(make_sde(model, 4, 1.0, "cps"), CPS)
+    grid = model.process.grid(4)
+    assert make_sde(model, 4, 1.5).std.equal(ddim(grid, 1.5).std)
+    assert make_sde(model, 4, 1.0, "cps").std.equal(grid.sigma_next)
     for kind in ("flow-sde", "dance-sde"):
         with pytest.raises(ConfigError, match=f"sampling.sde_type is {kind}, which is defined for flow-matching"):
             make_sde(model, 4, 1.0, kind)

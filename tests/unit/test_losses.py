@@ -84,7 +84,7 @@ def test_step_kl_equals_the_closed_form_of_the_noise_difference():
     """c^2 |eps_1 - eps_2|^2 / (2 sigma^2), c = sqrt(1-a_p-sigma^2) - sqrt(a_p (1-a_t)/a_t)."""
     from diffusers import DDIMScheduler
 
-    from tastemaker.diffusion.sde import DDIM
+    from tastemaker.diffusion.sde import ddim
     from tastemaker.models.stable_diffusion import SchedulerProcess
 
     scheduler = DDIMScheduler(
@@ -96,8 +96,8 @@ def test_step_kl_equals_the_closed_form_of_the_noise_difference():
     x, one, two = torch.randn(3, 1, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).unbind()
     for step in (0, 10, 18, 19):
         t = grid.times[step].expand(1)
-        mean, std = DDIM(grid, 1.0).step(x, process.x0(one, x, t), step)
-        other, _ = DDIM(grid, 1.0).step(x, process.x0(two, x, t), step)
+        mean, std = ddim(grid, 1.0).step(x, process.x0(one, x, t), step)
+        other, _ = ddim(grid, 1.0).step(x, process.x0(two, x, t), step)
         a_t, a_p, sigma = grid.alpha[step] ** 2, grid.alpha_next[step] ** 2, std.item()
         c = math.sqrt(1 - a_p - sigma**2) - math.sqrt(a_p * (1 - a_t) / a_t)
         expected = c**2 * (one - two).square().sum().item() / (2 * sigma**2)

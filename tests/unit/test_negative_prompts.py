@@ -8,7 +8,7 @@ import torch
 import tiny
 from tastemaker.cli.sampling import chosen_sampling
 from tastemaker.config.schema import Sampling
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.images import images, write_samples
 from tastemaker.models.check import check_model
@@ -22,7 +22,7 @@ DRAW = Draw(0, 1, ("a cat", "two dogs"), (0, 1), (0, 0))
 
 def test_images_are_those_of_diffusers_with_the_same_negative_prompt():
     model = LatentUNet(tiny.pipeline())
-    sde = DDIM(model.process.grid(5), 0.0)
+    sde = ddim(model.process.grid(5), 0.0)
     plain = images(model, DRAW, sde, 4.0, batch=2)
     model.negative_prompt = "blurry grey"
     found = images(model, DRAW, sde, 4.0, batch=2)

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from tastemaker.diffusion.process import Grid, output_scale, x0_from
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.models.stable_diffusion import SchedulerProcess
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -35,7 +35,7 @@ def test_every_step_agrees_with_diffusers(eta, prediction, spacing, to_one, step
     for step, t in enumerate(theirs.timesteps):
         output, z = torch.randn(2, 2, 4, 8, 8, generator=random).unbind(1)
         x0 = process.x0(output, x, t.expand(2))
-        mean, std = DDIM(grid, eta).step(x, x0, step)
+        mean, std = ddim(grid, eta).step(x, x0, step)
         expected = theirs.step(output, int(t), x, eta=eta, variance_noise=z if eta else None)
         torch.testing.assert_close(x0, expected.pred_original_sample, **close)
         torch.testing.assert_close(mean + std * z, expected.prev_sample, **close)
@@ -53,7 +53,7 @@ def test_other_beta_schedules_and_zero_terminal_snr(schedule):
     assert grid.alpha[0] < 1e-3  # the first step starts from noise alone
     x, output = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).unbind()
     for step, t in enumerate(theirs.timesteps):
-        mean, _ = DDIM(grid, 0.0).step(x, process.x0(output, x, t.expand(1)), step)
+        mean, _ = ddim(grid, 0.0).step(x, process.x0(output, x, t.expand(1)), step)
         torch.testing.assert_close(mean, theirs.step(output, int(t), x).prev_sample, atol=1e-5, rtol=1e-5)
 
 
@@ -63,7 +63,7 @@ def test_clipping_of_x0_is_honoured():
     process = SchedulerProcess(theirs)
     x, output = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2)).unbind()
     t = theirs.timesteps[4]
-    mean, _ = DDIM(process.grid(10), 0.0).step(x, process.x0(output, x, t.expand(3)), 4)
+    mean, _ = ddim(process.grid(10), 0.0).step(x, process.x0(output, x, t.expand(3)), 4)
     torch.testing.assert_close(mean, theirs.step(output, int(t), x).prev_sample, atol=1e-5, rtol=1e-5)
 
 
@@ -73,7 +73,7 @@ def test_clipping_of_x0_is_honoured():
     [(50, [0.4545, 0.4483, 0.4421], [0.0999, 0.0395, 0.02065]), (20, [0.6444, 0.6241], [0.1673, 0.0406, 0.02065])],
 )
 def test_sigma_table(steps, first, last):
-    std = DDIM(SchedulerProcess(scheduler()).grid(steps), 1.0).std.tolist()
+    std = ddim(SchedulerProcess(scheduler()).grid(steps), 1.0).std.tolist()
     assert std[: len(first)] == pytest.approx(first, abs=6e-5)
     assert std[-3:] == pytest.approx(last, abs=6e-5)
 
@@ -87,7 +87,7 @@ def test_eta_one_is_the_ddpm_posterior():
         alpha = now / then
         variance = (1 - then) / (1 - now) * (1 - alpha)
         expected = (then.sqrt() * (1 - alpha) * x0 + alpha.sqrt() * (1 - then) * x) / (1 - now)
-        mean, std = DDIM(grid, 1.0).step(x, x0, step)
+        mean, std = ddim(grid, 1.0).step(x, x0, step)
         torch.testing.assert_close(mean, expected, atol=1e-12, rtol=1e-10)
         assert std.item() == pytest.approx(math.sqrt(variance), rel=1e-10)
 
@@ -95,17 +95,17 @@ def test_eta_one_is_the_ddpm_posterior():
 def test_rows_may_be_at_different_steps():
     grid = SchedulerProcess(scheduler()).grid(20)
     x, x0 = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(4)).unbind()
-    mean, std = DDIM(grid, 1.0).step(x, x0, torch.tensor([0, 7, 19]))
+    mean, std = ddim(grid, 1.0).step(x, x0, torch.tensor([0, 7, 19]))
     for row, step in enumerate((0, 7, 19)):
-        one_mean, one_std = DDIM(grid, 1.0).step(x[row : row + 1], x0[row : row + 1], step)
+        one_mean, one_std = ddim(grid, 1.0).step(x[row : row + 1], x0[row : row + 1], step)
         torch.testing.assert_close(mean[row : row + 1], one_mean, atol=0, rtol=0)
         assert std[row].item() == one_std.item()
 
 
 def test_a_last_step_without_noise_has_no_likelihood():
-    assert DDIM(SchedulerProcess(scheduler(set_alpha_to_one=True)).grid(20), 1.0).stochastic() == list(range(19))
-    assert DDIM(SchedulerProcess(scheduler()).grid(20), 1.0).stochastic() == list(range(20))
-    assert DDIM(SchedulerProcess(scheduler()).grid(20), 0.0).stochastic() == []
+    assert ddim(SchedulerProcess(scheduler(set_alpha_to_one=True)).grid(20), 1.0).stochastic() == list(range(19))
+    assert ddim(SchedulerProcess(scheduler()).grid(20), 1.0).stochastic() == list(range(20))
+    assert ddim(SchedulerProcess(scheduler()).grid(20), 0.0).stochastic() == []
 
 
 def test_predictions_by_hand():
@@ -125,7 +125,7 @@ def test_flow_step_with_full_noise_forgets_the_old_noise():
     one = torch.tensor([1.0], dtype=torch.float64)
     grid = Grid(torch.tensor([999]), 0 * one, one, 0.25 * one, 0.75 * one)
     x = torch.full((1, 1, 1, 1), 5.0, dtype=torch.float64)
-    mean, std = DDIM(grid, 1.0).step(x, torch.full_like(x, 2.0), 0)
+    mean, std = ddim(grid, 1.0).step(x, torch.full_like(x, 2.0), 0)
     assert mean.item() == pytest.approx(0.5)
     assert std.item() == pytest.approx(0.75)
 

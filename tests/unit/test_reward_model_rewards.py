@@ -19,7 +19,7 @@ from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.base import Task as LearningTask
 from tastemaker.algorithms.ppo import PPO
 from tastemaker.diffusion.backprop import chain
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import fixed_draw
@@ -131,7 +131,7 @@ def test_sampling_gives_rewards_the_latents(folders):
     draw = fixed_draw(PROMPTS, 1, 0)
     from tastemaker.diffusion.sampler import LocalSampler
 
-    sampler = LocalSampler(model, DDIM(model.process.grid(3, model.latent_shape), 1.0))
+    sampler = LocalSampler(model, ddim(model.process.grid(3, model.latent_shape), 1.0))
     name = f"{folders}/unet + 0.1*clip-score"
     rewards = {name: load_reward(name), "alone": load_reward(f"{folders}/unet")}
     made = generate(model, sampler, draw, guidance=2.0, batch=2, rewards=rewards)
@@ -149,7 +149,7 @@ def test_the_gradient_reaches_the_network_past_the_decoder(folders, extra, monke
     model = load_model("bundled")
     model.tune(Tuning(rank=2), 0)
     reward = load_reward(f"{folders}/unet{extra}")
-    sde = DDIM(model.process.grid(2, model.latent_shape), 0.0)
+    sde = ddim(model.process.grid(2, model.latent_shape), 0.0)
     draw = fixed_draw(PROMPTS, 1, 0)
     decoded_with_graph = []
     decode = model.decode

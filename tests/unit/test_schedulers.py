@@ -13,10 +13,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from tastemaker.diffusion.sde import DDIM
+from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models.library_logging import loading
-from tastemaker.models.schedulers import CONFIG, DISCRETE, SchedulerProcess, ddim, load_scheduler
+from tastemaker.models.schedulers import CONFIG, DISCRETE, SchedulerProcess, ddim_scheduler, load_scheduler
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SHORT = {"num_train_timesteps": 200}
@@ -47,7 +47,7 @@ def test_what_a_config_leaves_out_is_what_its_own_class_means(tmp_path, name, se
     """As a config of an older version, or one written by hand: the class and the betas alone."""
     scheduler = theirs(name, **settings)
     stated = inspect.signature(type(scheduler)).parameters.get("timestep_spacing")
-    in_pixels, in_latents = read(tmp_path, {"_class_name": name, **settings}), ddim(scheduler, latents=True)
+    in_pixels, in_latents = read(tmp_path, {"_class_name": name, **settings}), ddim_scheduler(scheduler, latents=True)
     for made in (in_pixels, in_latents):
         assert torch.equal(made.alphas_cumprod, scheduler.alphas_cumprod)
         spacing = "leading" if name.removesuffix("Scheduler") in LEADING else "linspace"
@@ -66,8 +66,8 @@ def test_a_config_as_saved_is_read_the_same(tmp_path, name):
     scheduler = theirs(name, **SD, **SHORT)
     made = read(tmp_path, json.loads(scheduler.to_json_string()))
     assert dict(made.config) == dict(read(tmp_path, {"_class_name": name, **SD, **SHORT}).config)
-    assert dict(made.config) == dict(ddim(scheduler, latents=False).config)
-    assert dict(made.config) == dict(ddim(made, latents=False).config)
+    assert dict(made.config) == dict(ddim_scheduler(scheduler, latents=False).config)
+    assert dict(made.config) == dict(ddim_scheduler(made, latents=False).config)
 
 
 ENDS = [
@@ -202,10 +202,10 @@ def test_zero_terminal_snr(tmp_path, name, spacing):
     x0 = process.x0(v, torch.ones_like(v), torch.tensor([999]))
     assert torch.equal(x0, -v)
     for step in range(10):
-        assert all(value.isfinite().all() for value in DDIM(grid, 1.0).step(torch.ones_like(v), x0, step))
+        assert all(value.isfinite().all() for value in ddim(grid, 1.0).step(torch.ones_like(v), x0, step))
     if spacing != "leading":
         assert grid.alpha[0] == 0
-        assert DDIM(grid, 1.0).std[0] == grid.sigma_next[0]
+        assert ddim(grid, 1.0).std[0] == grid.sigma_next[0]
     with pytest.raises(ModelError, match="'epsilon', but there predicted noise says nothing"):
         read(tmp_path, {"_class_name": f"{name}Scheduler", **config})
 

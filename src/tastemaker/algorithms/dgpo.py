@@ -32,8 +32,8 @@ class DGPO:
     beta: Annotated[float, Gt(0)] = 100.0
     """Inverse temperature, on residuals that are means over elements (public code)."""
     clip: Annotated[float, Gt(0)] | None = 0.05
-    """A row has no gradient where exp(e_old - e) has left [1 - clip, 1 + clip] in the direction of its advantage (public
-    code); none clips nothing."""
+    """A row has no gradient where exp(e_old - e) has left [1 - clip, 1 + clip] in the direction of its advantage
+    (public code); none clips nothing."""
     kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's (0.001 in the public
     code)."""

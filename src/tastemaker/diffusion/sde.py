@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -47,153 +46,111 @@ class Sde(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class DDIM:
+@dataclass(frozen=True, eq=False)
+class KeptCoefficients:
+    """Steps with mean alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps, from t to s, with eps the noise that x and the
+    estimate x_0 imply: x_0 and the noise keep the coefficients of the process whatever std is. Made by `ddim` and
+    `cps`.
+    """
+
+    grid: Grid
+    std: Tensor
+    """[T] float64 standard deviations of the steps' noise; 0 where a step is deterministic."""
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    def step(self, x: Tensor, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Mean [N,*D] and standard deviation [N,1,..] of the next latent; see `Sde`."""
+        g = self.grid
+        alpha, sigma = rows(g.alpha, index, x), rows(g.sigma, index, x)
+        alpha_next, sigma_next = rows(g.alpha_next, index, x), rows(g.sigma_next, index, x)
+        std = rows(self.std, index, x)
+        eps = (x - alpha * x0) / sigma
+        if g.clip is not None:
+            x0 = x0.clamp(-g.clip, g.clip)
+        mean = alpha_next * x0 + (sigma_next**2 - std**2).clamp(min=0).sqrt() * eps
+        return mean, std
+
+    def stochastic(self) -> list[int]:
+        return _above_zero(self.std)
+
+    def noise_only_at(self, steps: Sequence[int]) -> KeptCoefficients:
+        return replace(self, std=_only_at(steps, self.std))
+
+
+def ddim(grid: Grid, eta: float) -> KeptCoefficients:
     """DDIM with noise (Song et al. 2020, Eq. 12 and 16).
 
-    mean = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps for a step from t to s, with eps the noise that x and the estimate
-    x_0 imply, and std = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2), which for variance-preserving
-    processes is DDIM's sigma.
+    std = eta sigma_s sqrt(1 - (alpha_t sigma_s / alpha_s sigma_t)^2), which for variance-preserving processes is
+    DDIM's sigma: eta = 0 is deterministic DDIM, 1 the ancestral sampler.
+    """
+    ratio = (grid.alpha * grid.sigma_next) / (grid.alpha_next * grid.sigma)
+    return KeptCoefficients(grid, eta * grid.sigma_next * (1 - ratio**2).clamp(min=0).sqrt())
+
+
+def cps(grid: Grid, eta: float) -> KeptCoefficients:
+    """Coefficients-preserving sampling (Wang and Yu 2025, arXiv 2509.05952): std = sigma_s sin(eta pi / 2).
+
+    `eta`, 0 to 1, is the share of the noise that is drawn anew. 1 draws all of it anew, as diffusers'
+    FlowMatchEulerDiscreteScheduler does with `stochastic_sampling`; 0 is its Euler step.
+    """
+    return KeptCoefficients(grid, grid.sigma_next * math.sin(eta * math.pi / 2))
+
+
+@dataclass(frozen=True, eq=False)
+class EulerMaruyama:
+    """Euler-Maruyama steps of an SDE with the flow's marginals (Liu et al. 2025, arXiv 2505.05470). Made by `flow_sde`
+    and `dance_sde`.
+
+    std = g sqrt(-ds) and mean = x + (v + g^2 / (2 sigma) eps) ds with ds = sigma_s - sigma_t and v = eps - x_0. As in
+    the public codes, the last step has noise, which stays in the image.
     """
 
     grid: Grid
-    eta: float
-    """Weight of the noise: 0 is deterministic DDIM, 1 the ancestral sampler."""
-    noisy: frozenset[int] | None = None
-    """The steps that may have noise; all of them where it is None."""
+    diffusion: Tensor
+    """[T] float64 g of the steps; 0 where a step is deterministic."""
 
     def __len__(self) -> int:
         return len(self.grid)
 
-    @cached_property
-    def std(self) -> Tensor:
-        """[T] float64 standard deviations of the steps' noise; 0 where a step is deterministic."""
-        g = self.grid
-        ratio = (g.alpha * g.sigma_next) / (g.alpha_next * g.sigma)
-        return _at(self.noisy, self.eta * g.sigma_next * (1 - ratio**2).clamp(min=0).sqrt())
-
-    def step(self, x: Tensor, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Mean [N,*D] and standard deviation [N,1,..] of the next latent; see `Sde`."""
-        return _kept_coefficients(self.grid, self.std, x, x0, index)
-
-    def stochastic(self) -> list[int]:
-        return _above_zero(self.std)
-
-    def noise_only_at(self, steps: Sequence[int]) -> DDIM:
-        return replace(self, noisy=frozenset(steps))
-
-
-@dataclass(frozen=True)
-class CPS:
-    """Coefficients-preserving sampling (Wang and Yu 2025, arXiv 2509.05952): DDIM's mean with
-    std = sigma_s sin(eta pi / 2).
-
-    x_0 and the noise in the next latent have the coefficients alpha_s and sigma_s of the process whatever eta is, so
-    that no noise is left in an image. eta = 1 draws all of the noise anew, as diffusers'
-    FlowMatchEulerDiscreteScheduler does with `stochastic_sampling`; eta = 0 is its Euler step.
-    """
-
-    grid: Grid
-    eta: float
-    """Share of the noise that is drawn anew, 0 to 1."""
-    noisy: frozenset[int] | None = None
-    """The steps that may have noise; all of them where it is None."""
-
-    def __len__(self) -> int:
-        return len(self.grid)
-
-    @cached_property
-    def std(self) -> Tensor:
-        """[T] float64 standard deviations of the steps' noise; 0 where a step is deterministic."""
-        return _at(self.noisy, self.grid.sigma_next * math.sin(self.eta * math.pi / 2))
-
-    def step(self, x: Tensor, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Mean [N,*D] and standard deviation [N,1,..] of the next latent; see `Sde`."""
-        return _kept_coefficients(self.grid, self.std, x, x0, index)
-
-    def stochastic(self) -> list[int]:
-        return _above_zero(self.std)
-
-    def noise_only_at(self, steps: Sequence[int]) -> CPS:
-        return replace(self, noisy=frozenset(steps))
-
-
-@dataclass(frozen=True)
-class FlowSDE:
-    """Flow-GRPO's step (Liu et al. 2025, arXiv 2505.05470): Euler-Maruyama of an SDE with the flow's marginals.
-
-    std = g sqrt(-ds) and mean = x + (v + g^2 / (2 sigma) eps) ds with ds = sigma_s - sigma_t, v = eps - x_0 and
-    g = eta sqrt(sigma / (1 - sigma)). At sigma = 1, where g has no bound, 1 - sigma of the next step is taken, as in
-    the public code. Also as there, the last step has noise, which stays in the image.
-    """
-
-    grid: Grid
-    eta: float
-    """Weight of the noise: 0 is the ODE's Euler step, 0.7 the public code's."""
-    noisy: frozenset[int] | None = None
-    """The steps that may have noise; all of them where it is None."""
-
-    def __len__(self) -> int:
-        return len(self.grid)
-
-    @cached_property
-    def diffusion(self) -> Tensor:
-        """[T] float64 g of the steps; 0 where a step is deterministic."""
-        g = self.grid
-        left = torch.where(g.sigma == 1, 1 - g.sigma_next, 1 - g.sigma)
-        return _at(self.noisy, self.eta * (g.sigma / left).sqrt())
-
-    @cached_property
+    @property
     def std(self) -> Tensor:
         """[T] float64 standard deviations of the steps' noise; 0 where a step is deterministic."""
         return self.diffusion * (self.grid.sigma - self.grid.sigma_next).sqrt()
 
     def step(self, x: Tensor, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean [N,*D] and standard deviation [N,1,..] of the next latent; see `Sde`."""
-        return _drift_corrected(self.grid, self.diffusion, x, x0, index), rows(self.std, index, x)
+        g = self.grid
+        sigma = rows(g.sigma, index, x)
+        eps = (x - rows(g.alpha, index, x) * x0) / sigma
+        # The score of x is -eps / sigma, and the drift v - g^2 / 2 times the score.
+        drift = eps - x0 + rows(self.diffusion, index, x) ** 2 / (2 * sigma) * eps
+        return x + drift * (rows(g.sigma_next, index, x) - sigma), rows(self.std, index, x)
 
     def stochastic(self) -> list[int]:
         return _above_zero(self.std)
 
-    def noise_only_at(self, steps: Sequence[int]) -> FlowSDE:
-        return replace(self, noisy=frozenset(steps))
+    def noise_only_at(self, steps: Sequence[int]) -> EulerMaruyama:
+        return replace(self, diffusion=_only_at(steps, self.diffusion))
 
 
-@dataclass(frozen=True)
-class DanceSDE:
-    """DanceGRPO's step (Xue et al. 2025, arXiv 2505.07818): `FlowSDE` with the same g = eta at all steps.
+def flow_sde(grid: Grid, eta: float) -> EulerMaruyama:
+    """Flow-GRPO's g = eta sqrt(sigma / (1 - sigma)) (Liu et al. 2025, arXiv 2505.05470).
 
-    The last step has noise, which stays in the image, as in the public code.
+    At sigma = 1, where g has no bound, 1 - sigma of the next step is taken, as in the public code. eta = 0 is the ODE's
+    Euler step, 0.7 the public code's.
     """
+    left = torch.where(grid.sigma == 1, 1 - grid.sigma_next, 1 - grid.sigma)
+    return EulerMaruyama(grid, eta * (grid.sigma / left).sqrt())
 
-    grid: Grid
-    eta: float
-    """Weight of the noise: 0 is the ODE's Euler step, 0.3 the public code's for FLUX."""
-    noisy: frozenset[int] | None = None
-    """The steps that may have noise; all of them where it is None."""
 
-    def __len__(self) -> int:
-        return len(self.grid)
+def dance_sde(grid: Grid, eta: float) -> EulerMaruyama:
+    """DanceGRPO's g = eta, the same at all steps (Xue et al. 2025, arXiv 2505.07818).
 
-    @cached_property
-    def diffusion(self) -> Tensor:
-        """[T] float64 g of the steps; 0 where a step is deterministic."""
-        return _at(self.noisy, torch.full_like(self.grid.sigma, self.eta))
-
-    @cached_property
-    def std(self) -> Tensor:
-        """[T] float64 standard deviations of the steps' noise; 0 where a step is deterministic."""
-        return self.diffusion * (self.grid.sigma - self.grid.sigma_next).sqrt()
-
-    def step(self, x: Tensor, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Mean [N,*D] and standard deviation [N,1,..] of the next latent; see `Sde`."""
-        return _drift_corrected(self.grid, self.diffusion, x, x0, index), rows(self.std, index, x)
-
-    def stochastic(self) -> list[int]:
-        return _above_zero(self.std)
-
-    def noise_only_at(self, steps: Sequence[int]) -> DanceSDE:
-        return replace(self, noisy=frozenset(steps))
+    eta = 0 is the ODE's Euler step, 0.3 the public code's for FLUX.
+    """
+    return EulerMaruyama(grid, torch.full_like(grid.sigma, eta))
 
 
 def make_sde(model: Model, steps: int, eta: float, sde_type: SdeType = "auto") -> Sde:
@@ -218,7 +175,9 @@ def make_sde(model: Model, steps: int, eta: float, sde_type: SdeType = "auto") -
     return _TYPES[kind](grid, eta)
 
 
-_TYPES: dict[str, Callable[[Grid, float], Sde]] = {"ddim": DDIM, "cps": CPS, "flow-sde": FlowSDE, "dance-sde": DanceSDE}
+_TYPES: dict[str, Callable[[Grid, float], Sde]] = {
+    "ddim": ddim, "cps": cps, "flow-sde": flow_sde, "dance-sde": dance_sde,
+}  # fmt: skip
 
 
 def is_flow(grid: Grid) -> bool:
@@ -226,31 +185,9 @@ def is_flow(grid: Grid) -> bool:
     return bool(((grid.alpha + grid.sigma - 1).abs() < 1e-6).all())
 
 
-def _kept_coefficients(g: Grid, stds: Tensor, x: Tensor, x0: Tensor, index: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Mean alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps and std, with the process' own scales in the next latent."""
-    alpha, sigma = rows(g.alpha, index, x), rows(g.sigma, index, x)
-    alpha_next, sigma_next = rows(g.alpha_next, index, x), rows(g.sigma_next, index, x)
-    std = rows(stds, index, x)
-    eps = (x - alpha * x0) / sigma
-    if g.clip is not None:
-        x0 = x0.clamp(-g.clip, g.clip)
-    mean = alpha_next * x0 + (sigma_next**2 - std**2).clamp(min=0).sqrt() * eps
-    return mean, std
-
-
-def _drift_corrected(g: Grid, diffusion: Tensor, x: Tensor, x0: Tensor, index: Tensor | int) -> Tensor:
-    """Mean x + (v + g^2 / (2 sigma) eps) ds: the score of x is -eps / sigma, and the drift v - g^2 / 2 score."""
-    sigma = rows(g.sigma, index, x)
-    eps = (x - rows(g.alpha, index, x) * x0) / sigma
-    drift = eps - x0 + rows(diffusion, index, x) ** 2 / (2 * sigma) * eps
-    return x + drift * (rows(g.sigma_next, index, x) - sigma)
-
-
-def _at(noisy: frozenset[int] | None, values: Tensor) -> Tensor:
-    """values [T] with 0 at the steps that may have no noise."""
-    if noisy is None:
-        return values
-    return torch.stack([value if i in noisy else torch.zeros_like(value) for i, value in enumerate(values)])
+def _only_at(steps: Sequence[int], values: Tensor) -> Tensor:
+    """values [T] with 0 at all other steps."""
+    return torch.zeros_like(values).index_copy(0, torch.tensor(steps, dtype=torch.long), values[list(steps)])
 
 
 def _above_zero(values: Tensor) -> list[int]:

@@ -44,8 +44,8 @@ class ModelEvaluation:
 def evaluate_models(plan: EvaluationPlan, path: Path, phases: Phases) -> ModelEvaluation:
     """Samples, scores and measures in `path`, going on where an earlier call stopped, and writes the tables.
 
-    Raises ConfigError where the folder has something else or another process writes to it, a TastemakerError where anything fails. What was sampled and
-    scored before stays on disk.
+    Raises ConfigError where the folder has something else or another process writes to it, a TastemakerError where
+    anything fails. What was sampled and scored before stays on disk.
     """
     extractor = extractor_of(plan)
     folder = open_folder(path, plan)

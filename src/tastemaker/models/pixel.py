@@ -15,7 +15,7 @@ from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.prompt_states import PromptStates
-from tastemaker.models.schedulers import SchedulerProcess, ddim
+from tastemaker.models.schedulers import SchedulerProcess, ddim_scheduler
 from tastemaker.models.stable_diffusion import DTYPES
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Cond
@@ -51,7 +51,7 @@ class PixelUNet:
         with quiet():
             unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = unet
-        self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=False))
+        self.process = SchedulerProcess(ddim_scheduler(pipeline.scheduler, latents=False))
         self.latent_shape = (unet.config.in_channels, *sample_size(unet.config))
         self.weights = NetworkWeights(unet)
         self.negative_prompt = ""

@@ -77,7 +77,7 @@ def load_scheduler(folder: Path, named: str, *, latents: bool, own_offset: bool 
     except Exception as error:  # the classes raise NotImplementedError, ValueError, TypeError and others
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{CONFIG} of the model does not make a {name}: {type(error).__name__}: {reason}") from error
-    made = ddim(scheduler, latents=latents, name=name, own_offset=own_offset)
+    made = ddim_scheduler(scheduler, latents=latents, name=name, own_offset=own_offset)
     if latents and _is_of_few_steps(made.config, name):
         _warn_of_few_steps(str(folder))
     return made
@@ -104,7 +104,9 @@ def _warn_of_few_steps(folder: str) -> None:
     )
 
 
-def ddim(scheduler: Any, *, latents: bool, name: str | None = None, own_offset: bool = False) -> DDIMScheduler:
+def ddim_scheduler(
+    scheduler: Any, *, latents: bool, name: str | None = None, own_offset: bool = False
+) -> DDIMScheduler:
     """A DDIM scheduler for the process that another diffusers scheduler's config describes.
 
     Betas are the scheduler's own. What only says how that class steps (sigma spacings such as Karras', solver orders,

@@ -15,7 +15,7 @@ from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.prompt_states import PromptStates, conditioned
-from tastemaker.models.schedulers import SchedulerProcess, ddim
+from tastemaker.models.schedulers import SchedulerProcess, ddim_scheduler
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.vae import LatentImages
 from tastemaker.types import Cond
@@ -45,7 +45,7 @@ class LatentUNet:
             pipeline.text_encoder.to(self.device, self.dtype)
             pipeline.unet.to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
-        self.process = SchedulerProcess(ddim(pipeline.scheduler, latents=True))
+        self.process = SchedulerProcess(ddim_scheduler(pipeline.scheduler, latents=True))
         self.latent_shape = (pipeline.unet.config.in_channels, *sample_size(pipeline.unet.config))
         self.weights = NetworkWeights(pipeline.unet)
         self._text, self._pooled = PromptStates(self._encode), PromptStates(self._pool)
