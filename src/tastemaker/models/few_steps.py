@@ -24,10 +24,10 @@ def sign(
     """What in a pipeline's folder says so; None where nothing does.
 
     `index` is its model_index.json, `network` and `scheduler` the configs of the network that is trained and of the
-    scheduler, which is of `scheduler_class`. LCM and Hyper-SD name samplers of their own (LCM, TCD). SDXL-Turbo, SD-Turbo
-    and Lightning predict the noise and start from the noisiest time (`trailing`), as only models with a zero terminal
-    SNR do besides, which cannot predict noise. The configs of Z-Image-Turbo differ from Z-Image's in the shift, and those
-    of Stable Diffusion 3.5 Large Turbo in nothing: what is left is a name.
+    scheduler, which is of `scheduler_class`. LCM and Hyper-SD name samplers of their own (LCM, TCD). SDXL-Turbo,
+    SD-Turbo and Lightning predict the noise and start from the noisiest time (`trailing`), as only models with a zero
+    terminal SNR do besides, which cannot predict noise. The configs of Z-Image-Turbo differ from Z-Image's in the
+    shift, and in those of Stable Diffusion 3.5 Large Turbo no key is known that says so: what is left is a name.
     """
     kind = index.get("_class_name")
     if scheduler_class in ("LCMScheduler", "TCDScheduler"):
