@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 
 import numpy as np
@@ -18,7 +17,6 @@ from tastemaker.evaluation.images import images
 from tastemaker.models import load_meta_model, load_model
 from tastemaker.models.check import check_model
 from tastemaker.models.config_checks import require_xl
-from tastemaker.models.schedulers import load_scheduler
 from tastemaker.models.stable_diffusion_xl import LatentXL
 from tastemaker.models.tuning import ATTENTION, Tuning
 from tastemaker.models.unet_encoder import require_unet
@@ -225,24 +223,6 @@ def test_it_is_no_reward_model_of_kind_unet():
 def test_a_size_that_the_network_cannot_make():
     with pytest.raises(ModelError, match=r"sampling.height is 18, but this model needs a multiple of 4"):
         model().resize(18, 16)
-
-
-@pytest.mark.parametrize(
-    ("config", "warned"),
-    [
-        ({"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}, True),  # SDXL-Turbo
-        ({"_class_name": "LCMScheduler"}, True),
-        ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}, False),  # SDXL itself
-        ({"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "prediction_type": "v_prediction"}, False),
-    ],
-)
-def test_models_of_few_steps_are_told_apart(tmp_path, caplog, config, warned):
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps(config))
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            load_scheduler(tmp_path, config["_class_name"], latents=True, own_offset=True)
-    assert [record.getMessage().count("sampling.guidance=1") for record in caplog.records] == [1] * warned
 
 
 SDXL = {

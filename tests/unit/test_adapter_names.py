@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+    ZImageTransformer2DModel,
+)
 from diffusers.loaders.lora_conversion_utils import (
+    _convert_kohya_flux2_lora_to_diffusers,
     _convert_kohya_flux_lora_to_diffusers,
+    _convert_non_diffusers_flux2_lora_to_diffusers,
     _convert_non_diffusers_lora_to_diffusers,
+    _convert_non_diffusers_z_image_lora_to_diffusers,
     _maybe_map_sgm_blocks_to_diffusers,
 )
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
@@ -63,6 +74,22 @@ def flux():
     return FluxTransformer2DModel(
         in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=4, num_attention_heads=2,
         joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=(1, 1, 2), guidance_embeds=True,
+    )  # fmt: skip
+
+
+@cache
+def flux_2():
+    return Flux2Transformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=1,
+        joint_attention_dim=8, timestep_guidance_channels=16, axes_dims_rope=(2, 2, 2, 2), guidance_embeds=False,
+    )  # fmt: skip
+
+
+@cache
+def z_image():
+    return ZImageTransformer2DModel(
+        in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=1, n_kv_heads=1, cap_feat_dim=8,
+        axes_dims=[8, 4, 4], axes_lens=[64, 16, 16],
     )  # fmt: skip
 
 
@@ -201,6 +228,94 @@ def test_kohya_files_of_flux_by_diffusers_own_converter():
     assert not any(value.any() for value in found.values())
 
 
+def test_names_of_flux_2_written_out():
+    """What musubi-tuner's networks/lora_flux_2.py makes of Black Forest Labs' code, whose names ComfyUI has too."""
+    network = flux_2()
+    double = [f"double_blocks.0.{kind}_{part}" for kind in ("img", "txt")
+              for part in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2")]  # fmt: skip
+    single = ["single_blocks.0.linear1", "single_blocks.0.linear2"]
+    blocks = {name: factors for name, factors in made(network).items() if "transformer_blocks" in name}
+    kohya = {f"lora_unet_{name.replace('.', '_')}{end}" for name in double + single for end in ENDS}
+    assert kohya_state(blocks, network).keys() == kohya
+    assert "lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight" in kohya
+    others = [
+        "img_in", "txt_in", "time_in.in_layer", "time_in.out_layer", "double_stream_modulation_img.lin",
+        "double_stream_modulation_txt.lin", "single_stream_modulation.lin", "final_layer.linear",
+        "final_layer.adaLN_modulation.1",
+    ]  # fmt: skip
+    assert modules(comfyui_state(made(network), network)) == {
+        f"diffusion_model.{name}" for name in double + single + others
+    }
+
+
+def test_names_of_z_image_written_out():
+    """What musubi-tuner's networks/lora_zimage.py makes of its transformer, and the names of ComfyUI's own one."""
+    network = z_image()
+    blocks = ["layers.0", "layers.1", "noise_refiner.0", "context_refiner.0"]
+    parts = ["attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1",
+             "feed_forward.w2", "feed_forward.w3"]  # fmt: skip
+    state = kohya_state(made(network, tuple(parts)), network)
+    assert state.keys() == {
+        f"lora_unet_{block}_{part}{end}".replace(".", "_", f"{block}_{part}".count("."))
+        for block in blocks for part in parts for end in ENDS
+    }  # fmt: skip
+    assert "lora_unet_layers_1_attention_to_out_0.lora_up.weight" in state
+    fused_parts = ["attention.qkv", "attention.out", *parts[4:]]
+    comfyui = [f"{block}.{part}" for block in blocks for part in fused_parts]
+    modulated = [f"{block}.adaLN_modulation.0" for block in blocks[:3]]
+    others = ["x_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1", "cap_embedder.1",
+              "t_embedder.mlp.0", "t_embedder.mlp.2"]  # fmt: skip
+    found = comfyui_state(made(network), network)
+    assert modules(found) == {f"diffusion_model.{name}" for name in comfyui + modulated + others}
+    # Three layers of rank 2 and scale 0.5: rank 6, and an alpha of 3.
+    qkv = "diffusion_model.layers.0.attention.qkv"
+    assert found[f"{qkv}.lora_A.weight"].shape == (6, 16)
+    assert found[f"{qkv}.lora_B.weight"].shape == (48, 6)
+    assert found[f"{qkv}.alpha"].item() == 3
+    with pytest.raises(ModelError, match=r"the layer cap_embedder\.1 of a ZImageTransformer2DModel has no name that"):
+        kohya_state(made(network, ("cap_embedder.1",)), network)
+
+
+@pytest.mark.parametrize(
+    ("make", "state", "convert"),
+    [
+        (flux_2, kohya_state, _convert_kohya_flux2_lora_to_diffusers),
+        (flux_2, comfyui_state, _convert_non_diffusers_flux2_lora_to_diffusers),
+        (z_image, kohya_state, _convert_non_diffusers_z_image_lora_to_diffusers),
+    ],
+)
+def test_files_of_new_transformers_by_diffusers_own_converters(make, state, convert):
+    """diffusers has no converter for ComfyUI's fused q, k and v of Z-Image, and its one for FLUX.2 reads no alpha."""
+    network = make()
+    adapter = {
+        name: factors for name, factors in made(network, scale=1.0 if state is comfyui_state else 0.5).items()
+        if re.search(r"attn|attention\.|\.ff|feed_forward", name)
+    }  # fmt: skip
+    given = state(adapter, network)
+    if state is comfyui_state:
+        given = {name: value for name, value in given.items() if not name.endswith(".alpha")}
+    found = convert(given)
+    for name, factors in adapter.items():
+        a, b = (found.pop(f"transformer.{name}.lora_{end}.weight") for end in "AB")
+        assert torch.allclose(b @ a, product(factors).float(), atol=1e-5), name
+    assert not found
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer."])
+def test_z_image_files_with_diffusers_names(tmp_path, prefix):
+    """Most published ones: q, k and v apart, and ComfyUI's prefix."""
+    network, file = z_image(), tmp_path / "adapter.safetensors"
+    adapter = made(network, ("attention.to_q", "attention.to_out.0"), scale=1.0)
+    save_file(
+        {f"{prefix}{name}.lora_{end}.weight": value for name, factors in adapter.items()
+         for end, value in (("A", factors.a), ("B", factors.b))},
+        file,
+    )  # fmt: skip
+    found = adapter_files.read(file, network)
+    assert found.keys() == adapter.keys()
+    assert all(found[name].b.equal(factors.b) and found[name].scale == 1 for name, factors in adapter.items())
+
+
 @pytest.mark.parametrize("make", [sd15, sdxl])
 def test_kohya_files_of_unets_by_diffusers_own_converter(make):
     network = make()
@@ -217,10 +332,12 @@ def test_kohya_files_of_unets_by_diffusers_own_converter(make):
 
 
 @pytest.mark.parametrize("form", ["kohya", "comfyui"])
-@pytest.mark.parametrize("make", [sd15, sdxl, sd3, flux])
+@pytest.mark.parametrize("make", [sd15, sdxl, sd3, flux, flux_2, z_image])
 def test_what_is_written_is_read_back_to_the_bit(tmp_path, make, form):
     network = make()
     adapter, file = made(network), tmp_path / "adapter.safetensors"
+    if (make, form) == (z_image, "kohya"):  # whose adapters are of blocks alone
+        adapter = {name: factors for name, factors in adapter.items() if "layers." in name or "refiner." in name}
     write_state(adapter, network, file, form, torch.float32, {"ss_output_name": "adapter"})
     found = adapter_files.read(file, network)
     assert found.keys() == adapter.keys()
@@ -290,6 +407,11 @@ def test_shift_and_scale_are_the_other_way_round_in_the_original_code(tmp_path):
     assert state[last].equal(torch.cat([shift, scale]))
     scale, shift = adapter["norm_out.linear"].b.chunk(2)
     assert state["lora_unet_final_layer_adaLN_modulation_1.lora_up.weight"].equal(torch.cat([shift, scale]))
+    # FLUX.2's last norm too, as in diffusers' loaders/single_file_utils.py.
+    adapter = made(flux_2(), ("norm_out.linear",))
+    scale, shift = adapter["norm_out.linear"].b.chunk(2)
+    state = comfyui_state(adapter, flux_2())
+    assert state["diffusion_model.final_layer.adaLN_modulation.1.lora_B.weight"].equal(torch.cat([shift, scale]))
 
 
 def test_half_precision_is_rounded_and_no_more(tmp_path):
@@ -312,6 +434,9 @@ def test_marks_of_a_file():
     assert kohya_metadata(mixed, network)["ss_network_dim"] == "Dynamic"
     versions = {naming(make()).base for make in (sd15, sd3, flux)} | {naming(sd3(dual=(0,))).base}
     assert versions == {"sd_v1", "3-medium", "3-5-medium", "flux1"}
+    assert kohya_metadata(made(z_image(), ("to_q",)), z_image())["ss_network_module"] == "networks.lora_zimage"
+    assert naming(z_image()).base == "z_image"
+    assert naming(flux_2()).base == "flux_2_klein_4b"
 
 
 def test_what_has_no_names_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import tastemaker
 from tastemaker.cli import doctor, ls
 from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
-from tastemaker.config.schema import Config
+from tastemaker.config.schema import Config, Sampling
 from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import DivergedError
 
@@ -133,20 +134,13 @@ def test_sample_takes_defaults_and_prompts(behind: Callable[..., list[Any]], cap
             "prompts": ("a=b", "c d"),
             "n": 4,
             "seed": 0,
-            "steps": 9,
-            "guidance": 5.0,
-            "eta": 1.0,
-            "sde_type": "cps",
-            "embedded_guidance": None,
-            "negative_prompt": "",
+            "sampling": Sampling(steps=9, sde_type="cps"),
             "out": Path("runs/sample-1"),
-            "height": None,
-            "width": None,
         },
     )
     Path("list.txt").write_text("one\ntwo\n")
     assert main(["sample", "--prompts", "list.txt"]) == 0
-    assert (calls[1][1]["prompts"], calls[1][1]["steps"]) == (("one", "two"), 50)
+    assert (calls[1][1]["prompts"], calls[1][1]["sampling"].steps) == (("one", "two"), 50)
     assert capsys.readouterr().out == "sheet.png\n" * 2
 
 
@@ -158,7 +152,7 @@ def test_sample_from_a_run_takes_the_run_s_settings(behind: Callable[..., list[A
         assert main(["sample", "--adapter", adapter, "--prompt", "x", "--guidance", "2"]) == 0
     for (_, given), adapter in zip(calls, ("a-run", "a-run/adapter"), strict=True):
         assert (given["model"], given["adapter"]) == ("bundled", adapter)
-        assert (given["steps"], given["guidance"], given["eta"]) == (20, 2.0, 1.0)
+        assert given["sampling"] == replace(PRESETS["ddpo-compressibility"].config.sampling, guidance=2.0)
 
 
 def test_ls_has_a_line_for_each(capsys: pytest.CaptureFixture[str]):

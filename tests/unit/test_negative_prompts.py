@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from tastemaker.cli.sampling import chosen_sampling
+from tastemaker.cli.sampling import GivenSampling, chosen_sampling
 from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
@@ -83,18 +83,18 @@ def test_a_family_that_ignores_it_breaks_the_contract():
 def test_samples_of_the_command_have_it(checkpoint, tmp_path):
     for name, negative in (("plain", ""), ("negative", "blurry")):
         write_samples(
-            model=str(checkpoint), adapter=None, prompts=["a cat"], n=1, seed=0, steps=2, guidance=5.0, eta=0.0,
-            out=tmp_path / name, negative_prompt=negative,
+            model=str(checkpoint), adapter=None, prompts=["a cat"], n=1, seed=0, out=tmp_path / name,
+            sampling=Sampling(steps=2, eta=0.0, negative_prompt=negative),
         )  # fmt: skip
     assert (tmp_path / "plain/sheet.png").read_bytes() != (tmp_path / "negative/sheet.png").read_bytes()
 
 
 def test_flags_go_before_the_run_and_need_guidance():
     run = Sampling(negative_prompt="blurry")
-    assert chosen_sampling(run, None, None, None).negative_prompt == "blurry"
-    assert chosen_sampling(run, None, None, None, negative_prompt="").negative_prompt == ""
+    assert chosen_sampling(run, GivenSampling()).negative_prompt == "blurry"
+    assert chosen_sampling(run, GivenSampling(negative_prompt="")).negative_prompt == ""
     with pytest.raises(ConfigError, match="--negative-prompt is 'blurry', but the guidance is 1"):
-        chosen_sampling(run, None, 1.0, None)
+        chosen_sampling(run, GivenSampling(guidance=1.0))
 
 
 def test_a_run_with_a_negative_prompt_and_no_guidance_is_refused():

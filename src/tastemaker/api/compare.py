@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tastemaker.api.objects import copied, prompt_set
+from tastemaker.api.objects import model_here, prompt_set
 from tastemaker.api.runs import Run
 from tastemaker.cli.compared_models import base_settings, candidates, recognised
-from tastemaker.cli.sampling import chosen_sampling
+from tastemaker.cli.sampling import GivenSampling, chosen_sampling, given_flags
 from tastemaker.config.schema import Sampling
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.human_evaluation.create import Candidate, FromModel, check_models, create_comparison, rows_of
 from tastemaker.human_evaluation.result import Found, read_result, write_result
 from tastemaker.human_evaluation.study import ComparedModel, Stopping, asked
 from tastemaker.labelling.project import Project, open_project
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.sources import Recipe
-from tastemaker.models import wrap_pipeline
 
 __all__ = ["create", "result"]
 
@@ -38,7 +38,9 @@ def create(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    embedded_guidance: float | None = None,
     eta: float | None = None,
+    sde_type: SdeType | None = None,
     negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -56,9 +58,9 @@ def create(
     """
     named = {name: value.folder if isinstance(value, Run) else value for name, value in models.items()}
     given = {name: recognised(f"{name}={value}") for name, value in named.items() if isinstance(value, (str, Path))}
-    chosen = {"steps": steps, "guidance": guidance, "eta": eta, "negative_prompt": negative_prompt}
-    base, of_runs = base_settings(list(given.values()), [key for key, value in chosen.items() if value is not None])
-    sampling = chosen_sampling(base, steps, guidance, eta, height, width, negative_prompt=negative_prompt)
+    flags = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    base, of_runs = base_settings(list(given.values()), given_flags(flags), named=str)
+    sampling = chosen_sampling(base, flags, named=str)
     check_models([given[name].described if name in given else _described(name, value) for name, value in named.items()])
     found: list[Candidate] = [
         candidates([given[name]], sampling)[0] if name in given else _loaded(name, value, sampling)
@@ -97,13 +99,4 @@ def _described(name: str, pipeline: Any) -> ComparedModel:
 
 
 def _loaded(name: str, pipeline: Any, sampling: Sampling) -> FromModel:
-    def load():
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = wrap_pipeline(copied(pipeline), "fp32" if device == "cpu" else "fp16", device)
-        model.resize(sampling.height, sampling.width)
-        model.negative_prompt = sampling.negative_prompt
-        return model
-
-    return FromModel(_described(name, pipeline), load)
+    return FromModel(_described(name, pipeline), lambda: model_here(pipeline, sampling))

@@ -12,6 +12,7 @@ from tastemaker.api.runs import Run
 from tastemaker.cli.evaluation_options import Options, make_plan
 from tastemaker.cli.evaluation_work import evaluate
 from tastemaker.cli.folders import next_free
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.evaluation.evaluate_models import ModelEvaluation
 from tastemaker.evaluation.evaluation_tables import result_rows
@@ -64,7 +65,9 @@ def evaluate_models(
     seed: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    embedded_guidance: float | None = None,
     eta: float | None = None,
+    sde_type: SdeType | None = None,
     negative_prompt: str | None = None,
     batch: int | None = None,
     height: int | None = None,
@@ -92,7 +95,9 @@ def evaluate_models(
         seed=seed,
         steps=steps,
         guidance=guidance,
+        embedded_guidance=embedded_guidance,
         eta=eta,
+        sde_type=sde_type,
         negative_prompt=negative_prompt,
         height=height,
         width=width,

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tastemaker.api.objects import copied, prompt_set
+from tastemaker.api.objects import model_here, prompt_set
 from tastemaker.api.runs import Run, load_run
+from tastemaker.cli.sampling import GivenSampling, chosen_sampling
 from tastemaker.config.schema import Config
 from tastemaker.data.pairs import PairSet
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
-from tastemaker.evaluation.images import load_here
 from tastemaker.labelling import statistics as numbers
 from tastemaker.labelling.copying import Copied, copy_project
 from tastemaker.labelling.create import Sampled, create_from_model, create_from_tasks
@@ -23,7 +24,6 @@ from tastemaker.labelling.pairs import project_pairs
 from tastemaker.labelling.project import NewImage, NewTask, Project, open_project
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.sources import Recipe, image_tasks
-from tastemaker.models import wrap_pipeline
 from tastemaker.models.adapter_files import find_adapter
 
 __all__ = [
@@ -44,16 +44,20 @@ def create(
     tasks: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    embedded_guidance: float | None = None,
     eta: float | None = None,
+    sde_type: SdeType | None = None,
     negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
     database: str | None = None,
 ) -> Project:
     """A new labelling project, open: from a run, from a model with prompts, or from images.
 
     `run`: the run's trained model with its prompts and sampler settings. `model`, `prompts`: as in `tastemaker.train`,
     with an `adapter` if wanted. `images`: what `--images` of `tastemaker label create` takes, or a list of tasks.
-    `tasks`: how many; by default one for each prompt, or as many as the images make. `steps`, `guidance`, `eta`,
-    `negative_prompt`: of the sampler, as in `tastemaker.sample`. `database`: the URL of an empty PostgreSQL database.
+    `tasks`: how many; by default one for each prompt, or as many as the images make. `steps` to `width`: of the
+    sampler, as in `tastemaker.sample`; the run's when None. `database`: the URL of an empty PostgreSQL database.
 
     Raises ConfigError where the sources do not fit each other, DataError, ModelError or PromptError.
     """
@@ -72,14 +76,10 @@ def create(
     elif prompts is None:
         raise ConfigError("give prompts for the model")
     listed = prompt_set(base.prompts if prompts is None else prompts).prompts
-    s = base.sampling
-    recipe = Recipe(
-        s.steps if steps is None else steps, s.guidance if guidance is None else guidance,
-        s.eta if eta is None else eta, settings.seed, sde_type=s.sde_type,
-    )  # fmt: skip
-    loaded = load_here(str(model)) if isinstance(model, (str, Path)) else wrap_pipeline(copied(model), "fp32", "cpu")
-    loaded.resize(s.height, s.width)
-    loaded.negative_prompt = s.negative_prompt if negative_prompt is None else negative_prompt
+    flags = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    s = chosen_sampling(base.sampling, flags, named=str)
+    recipe = Recipe(s.steps, s.guidance, s.eta, settings.seed, sde_type=s.sde_type)
+    loaded = model_here(model, s)
     if adapter is not None:
         loaded.weights.load(find_adapter(adapter.folder if isinstance(adapter, Run) else adapter))
     name = str(adapter.folder if isinstance(adapter, Run) else adapter or model)

@@ -14,10 +14,14 @@ from accelerate.hooks import remove_hook_from_module
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tastemaker.config.schema import Config
+from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import PromptSet, checked_prompts, load_prompts
+from tastemaker.diffusion.model import Model
 from tastemaker.errors import ModelError, PromptError
+from tastemaker.evaluation.images import load_here
+from tastemaker.evaluation.model_settings import set_up
 from tastemaker.in_memory import object_name
+from tastemaker.models import wrap_pipeline
 from tastemaker.models.families import FAMILIES
 from tastemaker.models.library_logging import loading
 from tastemaker.rewards.base import wrap
@@ -99,6 +103,19 @@ def copied(pipeline: Any) -> Any:
         made = family.pipeline(scheduler=copy.deepcopy(pipeline.scheduler), **parts, **family.options, **settings)
     if "id2label" in pipeline.config:  # names of classes, which these pipelines carry along but do not know
         made.register_to_config(id2label=pipeline.config["id2label"])
+    return made
+
+
+def model_here(model: str | Path | Any, sampling: Sampling) -> Model:
+    """A model by its name, or a copy of a loaded pipeline, on this machine's accelerator and set up by the settings.
+
+    Raises ModelError.
+    """
+    if isinstance(model, (str, Path)):
+        return load_here(str(model), sampling)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made = wrap_pipeline(copied(model), "fp32" if device == "cpu" else "fp16", device)
+    set_up(made, sampling)
     return made
 
 

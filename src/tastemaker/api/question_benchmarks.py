@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from tastemaker.api.objects import copied
+from tastemaker.api.objects import copied, model_here
 from tastemaker.api.runs import Run, load_run
 from tastemaker.cli.folders import is_run, next_free
+from tastemaker.cli.sampling import GivenSampling, chosen_sampling
 from tastemaker.config.schema import Config
+from tastemaker.config.schema import Sampling as SamplerSettings
 from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.in_memory import object_name
-from tastemaker.models import wrap_pipeline
 from tastemaker.models.adapter_files import find_adapter
 from tastemaker.models.weights_digest import weights_digest
 from tastemaker.question_benchmarks.benchmark import Benchmark
@@ -26,7 +26,7 @@ from tastemaker.question_benchmarks.formats import load_benchmark
 from tastemaker.question_benchmarks.results import Results
 from tastemaker.question_benchmarks.run import Given, Plan
 from tastemaker.question_benchmarks.run import run as ask_plan
-from tastemaker.question_benchmarks.sampling import Sampling, adapter_digest, sampling_of
+from tastemaker.question_benchmarks.sampling import Sampling, identity_of, sampling_of
 from tastemaker.question_benchmarks.settings import JUDGE, TEXT_MODEL, Calls
 
 
@@ -47,7 +47,9 @@ def ask(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    embedded_guidance: float | None = None,
     eta: float | None = None,
+    sde_type: SdeType | None = None,
     negative_prompt: str | None = None,
     height: int | None = None,
     width: int | None = None,
@@ -60,8 +62,8 @@ def ask(
     - `model`: a run, a model's name or folder, or a loaded pipeline; or `images` that are there, as `--images`.
     - `vlm`: who answers, `MODEL@http://HOST:PORT/v1`, `MODEL` in this process, or `judge`, the default for `bundled`.
     - `out`: a folder; the same folder with the same arguments goes on with what was interrupted.
-    - `n`: images of each prompt, the benchmark's own when None. `steps`, `guidance`, `eta`, `negative_prompt`: the
-      run's, or those of `sample`. The others as the flags of `tastemaker ask`.
+    - `n`: images of each prompt, the benchmark's own when None. `steps` to `width`: of the sampler, as in `sample`; the
+      run's when None. The others as the flags of `tastemaker ask`.
 
     Raises a TastemakerError; of a model that does not answer any more RewardUnavailable. Images and answers stay.
     """
@@ -83,25 +85,20 @@ def ask(
         if isinstance(model, Run) or (isinstance(model, (str, Path)) and is_run(Path(model))):
             run = model if isinstance(model, Run) else load_run(model)
             given, adapter, base, name = run.config.model, run, run.config.sampling, str(run.folder)
-        changes: dict[str, Any] = {"steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width}
-        changes["negative_prompt"] = negative_prompt
-        s = replace(base, **{key: value for key, value in changes.items() if value is not None})
+        flags = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+        sampling = chosen_sampling(base, flags, named=str)
         path = adapter.folder if isinstance(adapter, Run) else None if adapter is None else Path(adapter)
         count = n or found.per_prompt
         if isinstance(given, (str, Path)):
-            source = sampling_of(
-                str(given), path, name=name, n=count, seed=seed, steps=s.steps, guidance=s.guidance, eta=s.eta,
-                height=s.height, width=s.width, batch=batch, sde_type=s.sde_type, negative_prompt=s.negative_prompt,
-            )  # fmt: skip
+            source = sampling_of(str(given), path, name=name, n=count, seed=seed, sampling=sampling, batch=batch)
         else:
-            source = _of_pipeline(given, path, count, seed, s, batch)
+            source = _of_pipeline(given, path, count, seed, sampling, batch)
     folder = Path(out) if out is not None else next_free("ask")
     return ask_plan(Plan(found, source, vlm, folder, calls or Calls(), written, text_model), log=log)
 
 
-def _of_pipeline(pipeline: Any, adapter: Path | None, n: int, seed: int, s: Any, batch: int) -> Sampling:
+def _of_pipeline(pipeline: Any, adapter: Path | None, n: int, seed: int, s: SamplerSettings, batch: int) -> Sampling:
     """Images of a loaded pipeline, which stays as it is."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     own = copied(pipeline)
     name = object_name(type(pipeline).__name__)
     found = None if adapter is None else find_adapter(adapter)
@@ -109,15 +106,9 @@ def _of_pipeline(pipeline: Any, adapter: Path | None, n: int, seed: int, s: Any,
     digest = weights_digest(parts)
 
     def load() -> Model:
-        loaded = wrap_pipeline(own, "fp32" if device == "cpu" else "fp16", device)
-        loaded.resize(s.height, s.width)
-        loaded.negative_prompt = s.negative_prompt
+        loaded = model_here(own, s)
         if found is not None:
             loaded.weights.load(found)
         return loaded
 
-    identity = {
-        "model": digest, "adapter": None if found is None else adapter_digest(found), "height": s.height,
-        "width": s.width, **({"negative_prompt": s.negative_prompt} if s.negative_prompt else {}),
-    }  # fmt: skip
-    return Sampling(name, load, identity, n, seed, s.steps, s.guidance, s.eta, batch, s.sde_type)
+    return Sampling(name, load, identity_of(digest, found, s), n, seed, s.steps, s.guidance, s.eta, batch, s.sde_type)

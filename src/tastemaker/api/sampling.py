@@ -7,21 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from tastemaker.api.objects import copied, prompt_set
+from tastemaker.api.objects import model_here, prompt_set
 from tastemaker.api.runs import Run
+from tastemaker.cli.sampling import GivenSampling, chosen_sampling
+from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import make_sde
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.evaluation import evaluate as evaluation
-from tastemaker.evaluation.images import fixed_draw, load_here, save_samples, to_pil
+from tastemaker.evaluation.images import fixed_draw, save_samples, to_pil
 from tastemaker.evaluation.metrics import diversity, share_correct
-from tastemaker.models import wrap_pipeline
 from tastemaker.models.adapter_files import find_adapter
 from tastemaker.models.bundled import BUNDLED
 from tastemaker.rewards.base import RewardFunction, wrap
@@ -78,6 +78,7 @@ def sample(
     seed: int = 0,
     steps: int = 50,
     guidance: float = 5.0,
+    embedded_guidance: float | None = None,
     eta: float = 1.0,
     negative_prompt: str = "",
     batch: int = 16,
@@ -89,15 +90,15 @@ def sample(
 
     `model`, `prompts` as in `tastemaker.train`; a loaded pipeline stays as it is. `adapter`: a run, or a folder or file
     of what one trained. `steps`: 1 to 1000; `guidance`: 1 turns it off, and `negative_prompt` is what it moves away
-    from; `eta`: 0 is deterministic, 1 the ancestral sampler; `sde_type`: the noise schedule, as `sampling.sde_type` of
-    a run; `batch`: images sampled at once; `height`, `width`: of the images in pixels, the model's own when None. On an
-    accelerator the network runs in float16, else in float32.
+    from; `embedded_guidance`: the weight that a network as that of FLUX.1-dev is given as an input, the model's own
+    when None; `eta`: 0 is deterministic, 1 the ancestral sampler; `sde_type`: the noise schedule, as
+    `sampling.sde_type` of a run; `batch`: images sampled at once; `height`, `width`: of the images in pixels, the
+    model's own when None. On an accelerator the network runs in float16, else in float32.
 
     Raises ConfigError for a number out of range or a missing adapter, ModelError, or PromptError.
     """
-    loaded, draw, sampler = _prepared(
-        model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type, negative_prompt
-    )
+    given = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, batch, given)
     return _samples(draw, evaluation.generate(loaded, sampler, draw, guidance=guidance, batch=batch).images)
 
 
@@ -111,6 +112,7 @@ def evaluate(
     seed: int = 0,
     steps: int = 50,
     guidance: float = 5.0,
+    embedded_guidance: float | None = None,
     eta: float = 1.0,
     negative_prompt: str = "",
     batch: int = 16,
@@ -131,9 +133,8 @@ def evaluate(
         if name in named:
             raise RewardError(f"two rewards are called {name!r}: give each a name of its own")
         named[name] = load_reward(one) if isinstance(one, str) else wrap(one)
-    loaded, draw, sampler = _prepared(
-        model, prompts, adapter, n, seed, steps, eta, batch, height, width, sde_type, negative_prompt
-    )
+    given = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, batch, given)
     found = evaluation.evaluate(loaded, sampler, draw, named, guidance=guidance, batch=batch, judged=model in BUNDLED)
     totals = {name: scores.total for name, scores in found.scores.items()}
     metrics: dict[str, float] = {}
@@ -149,32 +150,22 @@ def _prepared(
     adapter: Run | str | Path | None,
     n: int,
     seed: int,
-    steps: int,
-    eta: float,
     batch: int,
-    height: int | None,
-    width: int | None,
-    sde_type: SdeType,
-    negative_prompt: str,
+    given: GivenSampling,
 ) -> tuple[Model, Draw, LocalSampler]:
     """The loaded model, the images to be made, and the sampler. Raises what `sample` raises."""
-    for name, value, low in (("n", n, 1), ("steps", steps, 1), ("eta", eta, 0), ("batch", batch, 1)):
-        if value < low:
-            raise ConfigError(f"{name} is {value}, but must be at least {low}")
+    for name, value in (("n", n), ("batch", batch)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}, but must be at least 1")
+    sampling = chosen_sampling(Sampling(), given, named=str)
     listed = prompt_set(prompts).prompts
     found = None
     if adapter is not None:
         found = find_adapter(adapter.folder if isinstance(adapter, Run) else adapter)
-    if isinstance(model, (str, Path)):
-        loaded: Model = load_here(str(model))
-    else:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = wrap_pipeline(copied(model), "fp32" if device == "cpu" else "fp16", device)
-    loaded.resize(height, width)
-    loaded.negative_prompt = negative_prompt
+    loaded = model_here(model, sampling)
     if found is not None:
         loaded.weights.load(found)
-    sde = make_sde(loaded, steps, eta, sde_type)
+    sde = make_sde(loaded, sampling.steps, sampling.eta, sampling.sde_type)
     return loaded, fixed_draw(listed, n, seed), LocalSampler(loaded, sde)
 
 

@@ -14,7 +14,7 @@ import tyro
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.folders import next_free, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
-from tastemaker.cli.text import as_source, negative_of
+from tastemaker.cli.text import as_source
 from tastemaker.config.schema import Config
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
@@ -71,6 +71,10 @@ class AskArgs:
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
     ] = None
     """Classifier-free guidance weight."""
+    embedded_guidance: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or the model's)")
+    ] = None
+    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
     negative_prompt: Annotated[
         str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
     ] = None
@@ -148,16 +152,11 @@ def _images(args: AskArgs, benchmark: Benchmark) -> Sampling | Given:
         return Given(args.images, args.n, args.grid)
     assert args.model is not None
     model, adapter, base = _model(args.model, args.adapter)
-    s = chosen_sampling(
-        base, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type,
-        negative_of(args.negative_prompt),
-    )  # fmt: skip
+    sampling = chosen_sampling(base, args)
     name = args.model if args.adapter is None else f"{args.model} with {args.adapter}"
     return sampling_of(
-        model, adapter, name=name, n=args.n or benchmark.per_prompt, seed=args.seed, steps=s.steps,
-        guidance=s.guidance, eta=s.eta, height=s.height, width=s.width, batch=args.batch, sde_type=s.sde_type,
-        negative_prompt=s.negative_prompt,
-    )  # fmt: skip
+        model, adapter, name=name, n=args.n or benchmark.per_prompt, seed=args.seed, sampling=sampling, batch=args.batch
+    )
 
 
 def _model(given: str, adapter: Path | None) -> tuple[str, Path | None, SamplerSettings]:

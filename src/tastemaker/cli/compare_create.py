@@ -12,8 +12,8 @@ from tastemaker.cli.arguments import parse
 from tastemaker.cli.compared_models import base_settings, candidates, recognised
 from tastemaker.cli.folders import require_unused
 from tastemaker.cli.progress import images_progress
-from tastemaker.cli.sampling import chosen_sampling, require_at_least
-from tastemaker.cli.text import as_source, as_text, negative_of
+from tastemaker.cli.sampling import chosen_sampling, given_flags, require_at_least
+from tastemaker.cli.text import as_source, as_text
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
@@ -21,6 +21,7 @@ from tastemaker.labelling.settings import Labelling, Mode
 from tastemaker.printing import print_lines
 
 if TYPE_CHECKING:
+    from tastemaker.config.schema import Sampling
     from tastemaker.human_evaluation.create import Candidate, Row
     from tastemaker.human_evaluation.study import Question
 
@@ -93,6 +94,10 @@ class CreateArgs:
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
     ] = None
     """Classifier-free guidance weight."""
+    embedded_guidance: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or the model's)")
+    ] = None
+    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
     negative_prompt: Annotated[
         str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
     ] = None
@@ -128,15 +133,8 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--level is {args.level:g}, but must lie between 0 and 1, such as 0.95")
     require_unused(args.project)
     given = [recognised(as_source(word, "models"), args.base) for word in args.models]
-    chosen: dict[str, object] = {
-        "steps": args.steps, "guidance": args.guidance, "eta": args.eta, "sde_type": args.sde_type,
-        "negative_prompt": args.negative_prompt,
-    }  # fmt: skip
-    base, of_runs = base_settings(given, [name for name, value in chosen.items() if value is not None])
-    sampling = chosen_sampling(
-        base, args.steps, args.guidance, args.eta, args.height, args.width, args.sde_type,
-        negative_of(args.negative_prompt),
-    )  # fmt: skip
+    base, of_runs = base_settings(given, given_flags(args))
+    sampling = chosen_sampling(base, args)
     from tastemaker.human_evaluation.create import check_models, create_comparison, left_out, rows_of
     from tastemaker.human_evaluation.study import Stopping, asked
     from tastemaker.labelling.sources import Recipe
@@ -149,7 +147,7 @@ def run(argv: list[str]) -> int:
     rows = rows_of(found, _prompts(args, of_runs, found), args.n)
     _print_plan(args, found, rows, questions, settings)
     if args.dry_run:
-        _check_models({one.model for one in given if one.model is not None}, args.height, args.width)
+        _check_models({one.model for one in given if one.model is not None}, sampling)
         return 0
     size = (args.width, args.height) if args.width is not None and args.height is not None else None
     recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, args.seed, sde_type=sampling.sde_type)
@@ -204,8 +202,9 @@ def _print_plan(
     )
 
 
-def _check_models(models: set[str], height: int | None, width: int | None) -> None:
+def _check_models(models: set[str], sampling: Sampling) -> None:
+    from tastemaker.evaluation.model_settings import set_up
     from tastemaker.models import load_meta_model
 
     for model in sorted(models):
-        load_meta_model(model).resize(height, width)
+        set_up(load_meta_model(model), sampling)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tastemaker.cli.folders import is_run, run_config
+from tastemaker.cli.sampling import SAMPLING_FLAGS, as_flag
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.errors import ConfigError
 from tastemaker.models.bundled import BUNDLED
@@ -93,22 +94,24 @@ def _beside(caption: Path) -> bool:
     return any(caption.with_suffix(ending).is_file() for ending in _IMAGES)
 
 
-def base_settings(given: Sequence[Given], chosen: Sequence[str] = ()) -> tuple[Sampling, str | None]:
+def base_settings(
+    given: Sequence[Given], chosen: Collection[str] = (), named: Callable[[str], str] = as_flag
+) -> tuple[Sampling, str | None]:
     """By which settings images are sampled, and for which prompts: those of the first run among the sources.
 
     Without a run the default settings, and None.
 
-    Raises ConfigError where runs differ in the steps, guidance, eta or negative prompt of their sampler, but for those
-    that are `chosen` by flags.
+    Raises ConfigError where runs differ in settings of their samplers (SAMPLING_FLAGS), but for those that are `chosen`
+    by flags.
     """
     runs = [(one.name, one.config) for one in given if one.config is not None and one.model is not None]
     for name, config in runs[1:]:
-        for setting in ("steps", "guidance", "eta", "sde_type", "negative_prompt"):
+        for setting in SAMPLING_FLAGS:
             values = [vars(found.sampling)[setting] for found in (runs[0][1], config)]
             if values[0] != values[1] and setting not in chosen:
                 raise ConfigError(
                     f"the run of {runs[0][0]} has sampling.{setting} {values[0]!r} and that of {name} {values[1]!r}: "
-                    f"give one for both by --{setting.replace('_', '-')}"
+                    f"give one for both by {named(setting)}"
                 )
     return (runs[0][1].sampling, runs[0][1].prompts) if runs else (Sampling(), None)
 
@@ -129,7 +132,7 @@ def _candidate(one: Given, sampling: Sampling) -> Candidate:
         from tastemaker.evaluation.images import load_here
         from tastemaker.models.adapter_files import find_adapter
 
-        model = load_here(name, sampling.height, sampling.width, sampling.negative_prompt)
+        model = load_here(name, sampling)
         if adapter is not None:
             model.weights.load(find_adapter(adapter))
         return model

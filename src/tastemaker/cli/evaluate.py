@@ -11,7 +11,7 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, processes
-from tastemaker.cli.text import as_source, negative_of
+from tastemaker.cli.text import as_source
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 
@@ -61,6 +61,8 @@ class EvaluateArgs:
     """Denoising steps."""
     guidance: Annotated[float | None, _default("FLOAT")] = None
     """Classifier-free guidance weight."""
+    embedded_guidance: Annotated[float | None, _default("FLOAT")] = None
+    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
     negative_prompt: Annotated[str | None, _default("TEXT")] = None
     """What guidance moves away from."""
     eta: Annotated[float | None, _default("FLOAT")] = None
@@ -111,7 +113,8 @@ def _options(args: EvaluateArgs) -> Options:
         seed=args.seed,
         steps=args.steps,
         guidance=args.guidance,
-        negative_prompt=negative_of(args.negative_prompt),
+        embedded_guidance=args.embedded_guidance,
+        negative_prompt=args.negative_prompt,
         eta=args.eta,
         sde_type=args.sde_type,
         height=args.height,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tastemaker.cli.evaluated import find_models
-from tastemaker.cli.sampling import chosen_sampling, require_at_least
+from tastemaker.cli.sampling import SAMPLING_FLAGS, as_flag, chosen_sampling, given_flags, require_at_least
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompt_set import PromptSet as PromptList
 from tastemaker.data.prompts import load_prompts
@@ -45,6 +45,7 @@ class Options:
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    embedded_guidance: float | None = None
     eta: float | None = None
     sde_type: SdeType | None = None
     negative_prompt: str | None = None
@@ -99,30 +100,16 @@ def _default_precision() -> str:
 def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
     """The runs' settings with those given over them. Raises ConfigError where the runs differ."""
     base = configs[0].sampling if configs else Config().sampling
-    given = {
-        "steps": options.steps, "guidance": options.guidance, "eta": options.eta, "height": options.height,
-        "width": options.width, "sde-type": options.sde_type, "embedded-guidance": None,
-        "negative-prompt": options.negative_prompt,
-    }  # fmt: skip
+    given = given_flags(options)
     for config in configs[1:]:
-        own = config.sampling
-        pairs = {
-            "steps": (base.steps, own.steps), "guidance": (base.guidance, own.guidance), "eta": (base.eta, own.eta),
-            "height": (base.height, own.height), "width": (base.width, own.width),
-            "embedded-guidance": (base.embedded_guidance, own.embedded_guidance),
-            "sde-type": (base.sde_type, own.sde_type),
-            "negative-prompt": (base.negative_prompt, own.negative_prompt),
-        }  # fmt: skip
-        for name, (one, other) in pairs.items():
-            if one != other and given[name] is None:
+        for name in SAMPLING_FLAGS:
+            one, other = vars(base)[name], vars(config.sampling)[name]
+            if one != other and name not in given:
                 raise ConfigError(
-                    f"the runs were sampled with {name} {one!r} and {other!r}, but all models must be sampled alike: "
-                    f"give --{name.replace('_', '-')}"
+                    f"the runs were sampled with {name.replace('_', '-')} {one!r} and {other!r}, but all models must "
+                    f"be sampled alike: give {as_flag(name)}"
                 )
-    chosen = chosen_sampling(
-        base, options.steps, options.guidance, options.eta, options.height, options.width, options.sde_type,
-        options.negative_prompt,
-    )  # fmt: skip
+    chosen = chosen_sampling(base, options)
     batch = options.batch or base.images_per_batch
     return Sampling(
         steps=chosen.steps, eta=chosen.eta, sde_type=chosen.sde_type, guidance=chosen.guidance,

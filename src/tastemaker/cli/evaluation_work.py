@@ -22,6 +22,7 @@ from tastemaker.evaluation.evaluation_files import is_evaluation
 from tastemaker.evaluation.evaluation_plan import EvaluationPlan
 from tastemaker.evaluation.evaluation_table import TableRow
 from tastemaker.evaluation.evaluation_tables import interval_text
+from tastemaker.evaluation.model_settings import set_up
 from tastemaker.evaluation.sampled_images import has_divergence
 from tastemaker.printing import Output, print_lines
 from tastemaker.report.evaluation import write_evaluation_report
@@ -54,8 +55,7 @@ def check_models(plan: EvaluationPlan) -> dict[str, BaseModel]:
         model = models.load_meta_model(base)
         for prompt_set in plan.prompt_sets:
             model.check(prompt_set.prompts)
-        model.resize(plan.sampling.height, plan.sampling.width)
-        model.negative_prompt = plan.sampling.negative_prompt
+        set_up(model, plan.sampling)
         require_latents_of(model, plan.rewards)
         model.encode([plan.prompt_sets[0].prompts[0]], plan.sampling.guidance)  # raises where it cannot be guided
         for one in plan.models:

@@ -12,7 +12,7 @@ from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.folders import require_run, require_unused
 from tastemaker.cli.progress import images_progress
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
-from tastemaker.cli.text import as_source, as_text, negative_of
+from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
@@ -91,6 +91,10 @@ class CreateArgs:
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
     ] = None
     """Classifier-free guidance weight."""
+    embedded_guidance: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or the model's)")
+    ] = None
+    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
     negative_prompt: Annotated[
         str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
     ] = None
@@ -178,16 +182,7 @@ def _source(args: CreateArgs) -> _Source | None:
     elif args.prompts is None:
         raise ConfigError("give a run by --run, a model's prompts by --prompts, images by --images, or --empty")
     listed = as_source(args.prompts or base.prompts, "--prompts")
-    sampling = chosen_sampling(
-        base.sampling,
-        args.steps,
-        args.guidance,
-        args.eta,
-        args.height,
-        args.width,
-        args.sde_type,
-        negative_of(args.negative_prompt),
-    )
+    sampling = chosen_sampling(base.sampling, args)
     name = str(args.run or args.adapter or model)
     return _Source(model, adapter, load_prompts(listed).prompts, sampling, name)
 
@@ -226,9 +221,10 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
     tasks = args.tasks or len(source.prompts)
     text = f"{tasks} tasks of {settings.task_size} images"
     if args.dry_run:
+        from tastemaker.evaluation.model_settings import set_up
         from tastemaker.models import load_meta_model
 
-        load_meta_model(source.model).resize(source.sampling.height, source.sampling.width)
+        set_up(load_meta_model(source.model), source.sampling)
         print(f"{text} of {source.name}, {source.sampling.steps} steps, into {args.project}")
         return 0
     from tastemaker.evaluation.images import load_here
@@ -236,7 +232,7 @@ def _from_model(args: CreateArgs, settings: Labelling, source: _Source) -> int:
     from tastemaker.labelling.sources import Recipe
     from tastemaker.models.adapter_files import find_adapter
 
-    model = load_here(source.model, source.sampling.height, source.sampling.width, source.sampling.negative_prompt)
+    model = load_here(source.model, source.sampling)
     if source.adapter is not None:
         model.weights.load(find_adapter(source.adapter))
     recipe = Recipe(

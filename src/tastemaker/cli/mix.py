@@ -13,7 +13,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least
-from tastemaker.cli.text import as_source, as_text, negative_of
+from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
@@ -66,6 +66,10 @@ class MixArgs:
     """Denoising steps."""
     guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")] = None
     """Classifier-free guidance weight."""
+    embedded_guidance: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")
+    ] = None
+    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
     negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's)")] = (
         None
     )
@@ -74,6 +78,10 @@ class MixArgs:
     """Weight of the noise added at each step."""
     sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's)")] = None
     """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
+    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
+    """Height of the images in pixels."""
+    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
+    """Width of the images in pixels."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/mix-<n>)")] = None
     """Folder of the mixtures."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -87,9 +95,10 @@ def run(argv: list[str]) -> int:
     settings = _settings(args)
     out = require_unused(args.out or next_free("mix"))
     if args.dry_run:
+        from tastemaker.evaluation.model_settings import set_up
         from tastemaker.models import load_meta_model
 
-        load_meta_model(settings["model"])
+        set_up(load_meta_model(settings["model"]), settings["sampling"])
         images = len(settings["prompts"]) * settings["n"]
         print(
             f"{len(points)} mixtures ({', '.join(points)}) with {images} images each of {settings['model']}, "
@@ -165,10 +174,7 @@ def _settings(args: MixArgs) -> dict[str, Any]:
     require_at_least("n", args.n, 0)
     require_at_least("take", args.take, 1)
     base = next(iter(known.values()), Config())
-    sampling = chosen_sampling(
-        base.sampling, args.steps, args.guidance, args.eta, sde_type=args.sde_type,
-        negative_prompt=negative_of(args.negative_prompt),
-    )  # fmt: skip
+    sampling = chosen_sampling(base.sampling, args)
     model = args.model or _one_model(known)
     if not args.n:
         return {"model": model, "prompts": (), "n": 0, "rewards": (), "sampling": sampling}

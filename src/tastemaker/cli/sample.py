@@ -11,7 +11,7 @@ import tyro
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
 from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
-from tastemaker.cli.text import as_source, as_text, negative_of
+from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sde_types import SdeType
@@ -48,6 +48,10 @@ class SampleArgs:
     """Denoising steps."""
     guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 5)")] = None
     """Classifier-free guidance weight."""
+    embedded_guidance: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the model's)")
+    ] = None
+    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
     negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
     """What guidance moves away from."""
     eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
@@ -74,9 +78,10 @@ def run(argv: list[str]) -> int:
         raise ConfigError("--adapter-steps says when an adapter acts: give it by --adapter RUN")
     out = require_unused(args.out or next_free("sample"))
     if args.dry_run:
+        from tastemaker.evaluation.model_settings import set_up
         from tastemaker.models import load_meta_model
 
-        load_meta_model(model).resize(sampling.height, sampling.width)
+        set_up(load_meta_model(model), sampling)
         kinds = f", at {len(masks)} choices of steps, beside the base model and the whole adapter" if masks else ""
         print(f"{len(prompts)} prompts with {args.n} images each of {model}, {sampling.steps} steps{kinds}, into {out}")
         return 0
@@ -92,14 +97,8 @@ def run(argv: list[str]) -> int:
                 prompts=prompts,
                 n=args.n,
                 seed=args.seed,
-                guidance=sampling.guidance,
-                eta=sampling.eta,
-                sde_type=sampling.sde_type,
-                embedded_guidance=sampling.embedded_guidance,
+                sampling=sampling,
                 folder=folder,
-                height=sampling.height,
-                width=sampling.width,
-                negative_prompt=sampling.negative_prompt,
             )
         print_lines(out / "sheet.png")
         return 0
@@ -111,15 +110,8 @@ def run(argv: list[str]) -> int:
         prompts=prompts,
         n=args.n,
         seed=args.seed,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        eta=sampling.eta,
-        sde_type=sampling.sde_type,
-        embedded_guidance=sampling.embedded_guidance,
+        sampling=sampling,
         out=out,
-        height=sampling.height,
-        width=sampling.width,
-        negative_prompt=sampling.negative_prompt,
     )
     print_lines(sheet)
     return 0
@@ -141,13 +133,4 @@ def _settings(args: SampleArgs) -> tuple[str, Sampling]:
             raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder or file")
         base = run_config(args.adapter) or base
     require_at_least("n", args.n, 1)
-    return args.model or base.model, chosen_sampling(
-        base.sampling,
-        args.steps,
-        args.guidance,
-        args.eta,
-        args.height,
-        args.width,
-        args.sde_type,
-        negative_of(args.negative_prompt),
-    )
+    return args.model or base.model, chosen_sampling(base.sampling, args)

@@ -2,42 +2,115 @@
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
-from tastemaker.config.reflection import require_finite
+from tastemaker.cli.text import as_text
 from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 
 
-def chosen_sampling(
-    base: Sampling,
-    steps: int | None,
-    guidance: float | None,
-    eta: float | None,
-    height: int | None = None,
-    width: int | None = None,
-    sde_type: SdeType | None = None,
-    negative_prompt: str | None = None,
-) -> Sampling:
-    """`base` with what was given over it. Raises ConfigError for numbers out of range."""
-    given: dict[str, Any] = {
-        "steps": steps, "guidance": guidance, "eta": eta, "height": height, "width": width, "sde_type": sde_type,
-        "negative_prompt": negative_prompt,
+class SamplingFlags(Protocol):
+    """What commands that make images take of the sampler; None is the run's, or the default."""
+
+    @property
+    def steps(self) -> int | None:
+        """Denoising steps."""
+        ...
+
+    @property
+    def guidance(self) -> float | None:
+        """Classifier-free guidance weight."""
+        ...
+
+    @property
+    def embedded_guidance(self) -> float | None:
+        """Guidance weight that the network is given as an input."""
+        ...
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """What guidance moves away from."""
+        ...
+
+    @property
+    def eta(self) -> float | None:
+        """Weight of the noise added at each step."""
+        ...
+
+    @property
+    def sde_type(self) -> SdeType | None:
+        """Noise schedule."""
+        ...
+
+    @property
+    def height(self) -> int | None:
+        """Height of the images in pixels."""
+        ...
+
+    @property
+    def width(self) -> int | None:
+        """Width of the images in pixels."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenSampling:
+    """SamplingFlags of a Python program."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    embedded_guidance: float | None = None
+    negative_prompt: str | None = None
+    eta: float | None = None
+    sde_type: SdeType | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+SAMPLING_FLAGS = tuple(field.name for field in fields(GivenSampling))
+
+
+def given_flags(flags: SamplingFlags) -> dict[str, Any]:
+    """Those that were given, by the names of the settings. Raises ConfigError where a negative prompt is no text."""
+    negative = flags.negative_prompt
+    found = {
+        "steps": flags.steps, "guidance": flags.guidance, "embedded_guidance": flags.embedded_guidance,
+        "negative_prompt": None if negative is None else as_text(negative, "--negative-prompt"), "eta": flags.eta,
+        "sde_type": flags.sde_type, "height": flags.height, "width": flags.width,
     }  # fmt: skip
-    sampling = replace(base, **{name: value for name, value in given.items() if value is not None})
-    require_finite(sampling, "--")
-    require_at_least("steps", sampling.steps, 1)
-    require_at_least("eta", sampling.eta, 0)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def as_flag(name: str) -> str:
+    """A setting as it is written on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def chosen_sampling(base: Sampling, flags: SamplingFlags, named: Callable[[str], str] = as_flag) -> Sampling:
+    """`base` with what was given over it. `named`: how a setting is written where it was given.
+
+    Raises ConfigError for numbers out of range.
+    """
+    sampling = replace(base, **given_flags(flags))
+    for name in ("steps", "guidance", "embedded_guidance", "eta"):
+        value = vars(sampling)[name]
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"{named(name)} is {value}, but must be finite")
+    for name, low in (("steps", 1), ("eta", 0)):
+        if vars(sampling)[name] < low:
+            raise ConfigError(f"{named(name)} is {vars(sampling)[name]}, but must be at least {low}")
     if sampling.negative_prompt and sampling.guidance == 1:
         raise ConfigError(
-            f"--negative-prompt is {sampling.negative_prompt!r}, but the guidance is 1, which has no unconditional "
-            "half: raise it by --guidance, or give --negative-prompt ''"
+            f"{named('negative_prompt')} is {sampling.negative_prompt!r}, but the guidance is 1, which has no "
+            f"unconditional half: raise it by {named('guidance')}, or give {named('negative_prompt')} ''"
         )
     if sampling.steps > 1000:
-        raise ConfigError(f"--steps is {sampling.steps}, but the schedule has only 1000 of them")
+        raise ConfigError(f"{named('steps')} is {sampling.steps}, but the schedule has only 1000 of them")
     return sampling
 
 

@@ -29,11 +29,6 @@ def as_text(word: str, flag: str) -> str:
         raise ConfigError(f"{flag} is '{shown}', which is not text in UTF-8") from None
 
 
-def negative_of(word: str | None) -> str | None:
-    """--negative-prompt as text; None where it was not given. Raises ConfigError as `as_text`."""
-    return None if word is None else as_text(word, "--negative-prompt")
-
-
 def as_source(word: str, flag: str) -> str:
     """A word that names a file, as in `dataset:FILE`, `100 of FILE` or `MODULE:FUNCTION`, or else is text.
 

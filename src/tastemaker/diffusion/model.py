@@ -48,6 +48,9 @@ class Model(Denoiser, Protocol):
     negative_prompt: str
     """What guidance moves away from, in `encode` from now on; empty is no prompt."""
 
+    embedded_guidance: float | None
+    """The guidance weight that the network is given as an input, as by FLUX.1-dev; None for one that takes none."""
+
     @property
     def weights(self) -> NetworkWeights:
         """The network's weights: what is trained of them, the reference, loading and saving."""

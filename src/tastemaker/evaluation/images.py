@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import Sde, make_sde
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.evaluation.evaluate import generate
-from tastemaker.models.embedded_guidance import set_embedded_guidance
+from tastemaker.evaluation.model_settings import set_up
 from tastemaker.rewards.jpeg import to_bytes
 from tastemaker.types import Draw
+
+DEFAULTS = Sampling()
 
 
 def images(model: Model, draw: Draw, sde: Sde, guidance: float, batch: int) -> Tensor:
@@ -74,17 +76,16 @@ def save_grid(
     os.replace(temporary, final)
 
 
-def load_here(model: str, height: int | None = None, width: int | None = None, negative_prompt: str = "") -> Model:
-    """The model on this machine's accelerator in half precision, or on the CPU, for images of height x width pixels.
+def load_here(model: str, sampling: Sampling = DEFAULTS) -> Model:
+    """The model on this machine's accelerator in half precision, or on the CPU, set up as the settings say.
 
-    None is the model's own. `negative_prompt`: what guidance moves away from. Raises ModelError.
+    Raises ModelError.
     """
     from tastemaker.models import load_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = load_model(model, "fp32" if device == "cpu" else "fp16", device)
-    loaded.resize(height, width)
-    loaded.negative_prompt = negative_prompt
+    set_up(loaded, sampling)
     return loaded
 
 
@@ -101,15 +102,8 @@ def write_samples(
     prompts: Sequence[str],
     n: int,
     seed: int,
-    steps: int,
-    guidance: float,
-    eta: float,
+    sampling: Sampling,
     out: Path,
-    height: int | None = None,
-    width: int | None = None,
-    sde_type: SdeType = "auto",
-    embedded_guidance: float | None = None,
-    negative_prompt: str = "",
 ) -> Path:
     """Samples `n` images of each prompt into a new folder, and returns the path of their contact sheet.
 
@@ -119,12 +113,12 @@ def write_samples(
     from tastemaker.runs.folders import new_folder
 
     found = find_adapter(adapter) if adapter else None
-    loaded = load_here(model, height, width, negative_prompt)
-    set_embedded_guidance(loaded, embedded_guidance)
+    loaded = load_here(model, sampling)
     if found:
         loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
-    x = images(loaded, draw, make_sde(loaded, steps, eta, sde_type), guidance, batch=16)
+    sde = make_sde(loaded, sampling.steps, sampling.eta, sampling.sde_type)
+    x = images(loaded, draw, sde, sampling.guidance, batch=16)
     with new_folder(out) as folder:
         save_samples(folder, to_pil(x), draw.prompts, draw.prompt_index, draw.sample_index)
     return out / "sheet.png"

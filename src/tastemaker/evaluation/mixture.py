@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, batches
 from tastemaker.diffusion.sde import make_sde
@@ -20,7 +21,6 @@ from tastemaker.evaluation.figures import COLOURS, INK, MUTED, styled
 from tastemaker.evaluation.image_grid import labelled_grid
 from tastemaker.evaluation.images import fixed_draw, load_here, to_pil
 from tastemaker.models import adapter_files
-from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.mixing import Adapter, Mode, compress, mix
 from tastemaker.printing import readable
 from tastemaker.rewards.registry import load_reward
@@ -45,8 +45,7 @@ class Plan:
     """Images of each prompt."""
     seed: int
     rewards: tuple[str, ...]
-    sampling: Any
-    """Steps, guidance, eta and size (training.config.Sampling)."""
+    sampling: Sampling
 
     @property
     def calls(self) -> int:
@@ -61,7 +60,7 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     """
     sources = [adapter_files.require_adapter(adapter_files.find_adapter(adapter)) for adapter in plan.adapters]
     names = [str(adapter) for adapter in plan.adapters]
-    model = load_here(plan.model)
+    model = load_here(plan.model, plan.sampling)
     unet = model.weights.network
     parts = [adapter_files.read(source, unet) for source in sources]
     frozen = common_frozen(sources)
@@ -73,7 +72,8 @@ def write_mix(plan: Plan, folder: Path, advance: Callable[[], None] = lambda: No
     found = {
         "adapters": names, "mode": plan.mode, "model": plan.model, "prompts": plan.prompts, "n": plan.n,
         "seed": plan.seed, "steps": plan.sampling.steps, "guidance": plan.sampling.guidance, "eta": plan.sampling.eta,
-        "sde_type": plan.sampling.sde_type,
+        "sde_type": plan.sampling.sde_type, "embedded_guidance": plan.sampling.embedded_guidance,
+        "negative_prompt": plan.sampling.negative_prompt,
         "rewards": plan.rewards, "base": {}, "mixtures": [
             {"name": name, "weights": weights, "rank": ranks[name], "adapter": str(adapter_path(name))}
             for name, weights in plan.points.items()
@@ -126,9 +126,6 @@ def _measure(plan: Plan, model: Model, folder: Path, found: dict[str, Any], adva
     rewards = {name: load_reward(name) for name in plan.rewards}
     model.check(plan.prompts)
     sampling, draw = plan.sampling, fixed_draw(plan.prompts, plan.n, plan.seed)
-    model.resize(sampling.height, sampling.width)
-    set_embedded_guidance(model, sampling.embedded_guidance)
-    model.negative_prompt = sampling.negative_prompt
     sampler = LocalSampler(model, make_sde(model, sampling.steps, sampling.eta, sampling.sde_type))
 
     def look() -> tuple[dict[str, Tensor], list[Any]]:

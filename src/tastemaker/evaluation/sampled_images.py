@@ -15,9 +15,9 @@ from tastemaker.evaluation.evaluated_models import EvaluatedModel, changed
 from tastemaker.evaluation.evaluation_files import EvaluationFolder, storing
 from tastemaker.evaluation.evaluation_plan import EvaluationPlan, PromptSet
 from tastemaker.evaluation.metrics import verdicts
+from tastemaker.evaluation.model_settings import set_up
 from tastemaker.models import load_model
 from tastemaker.models.bundled import BUNDLED
-from tastemaker.models.embedded_guidance import set_embedded_guidance
 
 
 def sample_images(plan: EvaluationPlan, folder: EvaluationFolder, advance: Callable[[int], None]) -> None:
@@ -61,9 +61,7 @@ def _loaded(plan: EvaluationPlan, source: str) -> Model:
     model = load_model(source, plan.precision, plan.device)
     for prompt_set in plan.prompt_sets:
         model.check(prompt_set.prompts)
-    model.resize(plan.sampling.height, plan.sampling.width)
-    set_embedded_guidance(model, plan.sampling.embedded_guidance)
-    model.negative_prompt = plan.sampling.negative_prompt
+    set_up(model, plan.sampling)
     return model
 
 

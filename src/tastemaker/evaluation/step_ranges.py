@@ -8,15 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import make_sde
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.image_grid import labelled_grid
 from tastemaker.evaluation.images import contact_sheet, fixed_draw, load_here, to_pil
 from tastemaker.models.adapter_files import find_adapter, require_adapter
-from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.step_adapters import switched
 from tastemaker.types import Draw
 
@@ -29,14 +28,8 @@ def write_ranges(
     prompts: Sequence[str],
     n: int,
     seed: int,
-    guidance: float,
-    eta: float,
+    sampling: Sampling,
     folder: Path,
-    height: int | None = None,
-    width: int | None = None,
-    sde_type: SdeType = "auto",
-    embedded_guidance: float | None = None,
-    negative_prompt: str = "",
 ) -> None:
     """Samples `n` images of each prompt with the adapter on at the steps of each mask, by the masks' names.
 
@@ -44,16 +37,15 @@ def write_ranges(
     model, each mask, and the adapter at all steps; its columns are the images.
     """
     found = require_adapter(find_adapter(adapter))
-    loaded = load_here(model, height, width, negative_prompt)
-    set_embedded_guidance(loaded, embedded_guidance)
+    loaded = load_here(model, sampling)
     loaded.weights.load(found)
     draw = fixed_draw(prompts, n, seed)
     several = len(masks) > 1
-    rows = {name: _masked(loaded, draw, mask, guidance, eta, sde_type) for name, mask in masks.items()}
+    rows = {name: _masked(loaded, draw, mask, sampling) for name, mask in masks.items()}
     if several:
         steps = len(next(iter(masks.values())))
         whole = {"base": (False,) * steps, "all steps": (True,) * steps}
-        base, full = (_masked(loaded, draw, mask, guidance, eta, sde_type) for mask in whole.values())
+        base, full = (_masked(loaded, draw, mask, sampling) for mask in whole.values())
         rows = {"base": base, **{f"steps {name}": x for name, x in rows.items()}, "all steps": full}
     listing = []
     for name, x in rows.items():
@@ -70,8 +62,8 @@ def write_ranges(
     (folder / "samples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
 
 
-def _masked(model: Model, draw: Draw, mask: Sequence[bool], guidance: float, eta: float, sde_type: SdeType) -> Tensor:
+def _masked(model: Model, draw: Draw, mask: Sequence[bool], sampling: Sampling) -> Tensor:
     """[B,3,H,W]"""
-    sde = make_sde(model, len(mask), eta, sde_type)
+    sde = make_sde(model, len(mask), sampling.eta, sampling.sde_type)
     sampler = LocalSampler(switched(model, sde, mask), sde)
-    return generate(model, sampler, draw, guidance=guidance, batch=16).images
+    return generate(model, sampler, draw, guidance=sampling.guidance, batch=16).images

@@ -13,6 +13,7 @@ from pathlib import Path
 from tastemaker.config.yaml_file import dump_config, parse_config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError, StorageError
+from tastemaker.evaluation.model_settings import set_up
 from tastemaker.iteration import lineage
 from tastemaker.iteration.labels import Log, sample_tasks, wait_for_labels
 from tastemaker.iteration.lineage import Record
@@ -22,7 +23,6 @@ from tastemaker.labelling.project import is_project
 from tastemaker.labelling.sources import Policy
 from tastemaker.labelling.taste import utility_of
 from tastemaker.models import load_meta_model
-from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.reward_models.comparisons import load_comparisons, load_several
 from tastemaker.reward_models.settings import check
 from tastemaker.reward_models.train import train_reward_model
@@ -72,9 +72,7 @@ def check_settings(settings: IterationSettings) -> int:
         utility_of(loop.simulated.utility)
     model = load_meta_model(config.model)
     model.check(prompts.prompts)
-    model.resize(config.sampling.height, config.sampling.width)
-    set_embedded_guidance(model, config.sampling.embedded_guidance)
-    model.negative_prompt = config.sampling.negative_prompt
+    set_up(model, config.sampling)
     return len(prompts)
 
 

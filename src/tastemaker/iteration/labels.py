@@ -20,7 +20,6 @@ from tastemaker.labelling.serving import Serving, login_link, served_by, served_
 from tastemaker.labelling.simulate import invited, simulate
 from tastemaker.labelling.sources import Policy, Recipe
 from tastemaker.labelling.taste import Behaviour, utility_of
-from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.training.setup import split_prompts
 
 POLL = 2.0
@@ -35,11 +34,8 @@ def sample_tasks(folder: Path, loop: Loop, config: Config, number: int, policies
     """
     prompts, _ = split_prompts(config, load_prompts(config.prompts))
     log(f"sampling {loop.tasks} tasks of {loop.label.task_size} images")
-    model = load_here(config.model)
-    model.resize(config.sampling.height, config.sampling.width)
-    set_embedded_guidance(model, config.sampling.embedded_guidance)
-    model.negative_prompt = config.sampling.negative_prompt
     s = config.sampling
+    model = load_here(config.model, s)
     recipe = Recipe(s.steps, s.guidance, s.eta, seed=config.seed + number, batch=s.batch, sde_type=s.sde_type)
     source = Sampled(model, prompts.prompts, loop.tasks, recipe, config.model, policies=policies)
     create_from_model(folder, loop.label, source)

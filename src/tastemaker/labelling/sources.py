@@ -77,6 +77,8 @@ def sampled_tasks(
         }  # fmt: skip
         if model.negative_prompt:
             how["negative_prompt"] = model.negative_prompt
+        if model.embedded_guidance is not None:
+            how["embedded_guidance"] = model.embedded_guidance
         images: dict[int, NewImage] = {}
         for number, policy in enumerate(policies[:size]):
             own = [place for place in range(len(rows)) if place % size % min(len(policies), size) == number]

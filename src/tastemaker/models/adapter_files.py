@@ -51,7 +51,7 @@ _LOADERS: dict[str, Any] = {
 }  # fmt: skip
 """Loaders of transformers' pipelines, by the transformer's class."""
 _KNOWN = re.compile(r"(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)\.weight$|\.alpha$")
-_PREFIX = re.compile(r"^(base_model\.model\.)?((unet|transformer)\.)?")
+_PREFIX = re.compile(r"^(base_model\.model\.)?((unet|transformer|diffusion_model)\.)?")
 """What the libraries put before a layer's own name."""
 _HARMLESS = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "target_modules",

@@ -1,8 +1,9 @@
 """What kohya's scripts and ComfyUI call the layers of diffusers' networks, and the layers that are one module there.
 
-Both name modules as the models' original code does (Stability's sgm for U-Nets and MMDiT, Black Forest Labs' flux),
-where q, k and v are often one layer. kohya's scripts have a U-Net of their own for SD 1.x and 2.x, with diffusers'
-names.
+Both name modules as the models' original code does (Stability's sgm for U-Nets and MMDiT, Black Forest Labs' flux and
+flux2), where q, k and v are often one layer. kohya's scripts have a U-Net of their own for SD 1.x and 2.x, and a
+transformer of their own for Z-Image (musubi-tuner), with diffusers' names; ComfyUI's Z-Image has one layer for q, k
+and v.
 """
 
 from __future__ import annotations
@@ -63,20 +64,26 @@ def naming(network: Any) -> Naming | None:
             return Naming(f"{kind}-{size}", f"stable-diffusion-{kind}-{size}", "networks.lora_sd3")
         case "FluxTransformer2DModel":
             return Naming("flux1", "flux-1-dev", "networks.lora_flux")
+        case "Flux2Transformer2DModel":
+            size = "4b" if network.config.num_layers <= 5 else "9b"
+            return Naming(f"flux_2_klein_{size}", f"Flux.2-klein-{size}", "networks.lora_flux_2")
+        case "ZImageTransformer2DModel":
+            return Naming("z_image", "Z-Image", "networks.lora_zimage")
         case _:
             return None
 
 
 def kohya_modules(network: Any, layers: Iterable[str]) -> list[Module]:
     """The modules of kohya's scripts that the layers of a network are. Raises ModelError where one has none."""
-    if type(network).__name__ == "UNet2DConditionModel" and not _is_sdxl(network):
-        return [Module(layer, (layer,)) for layer in layers]
-    return original_modules(network, layers)
+    return _modules(network, layers, _kohya_renaming(network))
 
 
 def original_modules(network: Any, layers: Iterable[str]) -> list[Module]:
     """The modules of the original code that the layers of a network are. Raises ModelError where one has none."""
-    rename = _renaming(network)
+    return _modules(network, layers, _renaming(network))
+
+
+def _modules(network: Any, layers: Iterable[str], rename: Callable[[str], Module | None]) -> list[Module]:
     found: dict[Module, None] = {}
     for layer in layers:
         module = rename(layer)
@@ -105,6 +112,16 @@ def _is_sdxl(network: Any) -> bool:
     return network.config.addition_embed_type == "text_time"
 
 
+def _kohya_renaming(network: Any) -> Callable[[str], Module | None]:
+    match type(network).__name__:
+        case "UNet2DConditionModel" if not _is_sdxl(network):
+            return lambda layer: Module(layer, (layer,))
+        case "ZImageTransformer2DModel":  # adapters are of its blocks alone
+            return lambda layer: Module(layer, (layer,)) if re.match(_Z_IMAGE_BLOCK, layer) else None
+        case _:
+            return _renaming(network)
+
+
 def _renaming(network: Any) -> Callable[[str], Module | None]:
     match type(network).__name__:
         case "UNet2DConditionModel":
@@ -115,6 +132,10 @@ def _renaming(network: Any) -> Callable[[str], Module | None]:
             return lambda layer: _matched(layer, _SD3_PATTERNS, {"norm_out.linear", last})
         case "FluxTransformer2DModel":
             return lambda layer: _matched(layer, _FLUX_PATTERNS, {"norm_out.linear"})
+        case "Flux2Transformer2DModel":
+            return lambda layer: _matched(layer, _FLUX_2_PATTERNS, {"norm_out.linear"})
+        case "ZImageTransformer2DModel":
+            return lambda layer: _matched(layer, _Z_IMAGE_PATTERNS, set())
         case _:
             return lambda layer: None
 
@@ -221,6 +242,39 @@ _FLUX_PATTERNS: list[_Pattern] = [
     (r"time_text_embed\.guidance_embedder\.linear_2", "guidance_in.out_layer", ()),
     (r"norm_out\.linear", "final_layer.adaLN_modulation.1", ()),
     (r"proj_out", "final_layer.linear", ()),
+]  # fmt: skip
+
+_FLUX_2_PATTERNS: list[_Pattern] = [
+    *_attention("double_blocks.{}", "img_attn.", "txt_attn."),
+    (rf"{_BLOCK}ff\.linear_in", "double_blocks.{}.img_mlp.0", ("ff.linear_in",)),
+    (rf"{_BLOCK}ff\.linear_out", "double_blocks.{}.img_mlp.2", ("ff.linear_out",)),
+    (rf"{_BLOCK}ff_context\.linear_in", "double_blocks.{}.txt_mlp.0", ("ff_context.linear_in",)),
+    (rf"{_BLOCK}ff_context\.linear_out", "double_blocks.{}.txt_mlp.2", ("ff_context.linear_out",)),
+    (rf"{_SINGLE}attn\.to_qkv_mlp_proj", "single_blocks.{}.linear1", ("attn.to_qkv_mlp_proj",)),
+    (rf"{_SINGLE}attn\.to_out", "single_blocks.{}.linear2", ("attn.to_out",)),
+    (r"x_embedder", "img_in", ()),
+    (r"context_embedder", "txt_in", ()),
+    (r"time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer", ()),
+    (r"time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer", ()),
+    (r"time_guidance_embed\.guidance_embedder\.linear_1", "guidance_in.in_layer", ()),
+    (r"time_guidance_embed\.guidance_embedder\.linear_2", "guidance_in.out_layer", ()),
+    (r"double_stream_modulation_img\.linear", "double_stream_modulation_img.lin", ()),
+    (r"double_stream_modulation_txt\.linear", "double_stream_modulation_txt.lin", ()),
+    (r"single_stream_modulation\.linear", "single_stream_modulation.lin", ()),
+    (r"norm_out\.linear", "final_layer.adaLN_modulation.1", ()),
+    (r"proj_out", "final_layer.linear", ()),
+]
+_Z_IMAGE_BLOCK = r"((?:layers|noise_refiner|context_refiner)\.\d+)\."
+_Z_IMAGE_PATTERNS: list[_Pattern] = [
+    (rf"{_Z_IMAGE_BLOCK}attention\.to_[qkv]", "{}.attention.qkv",
+     ("attention.to_q", "attention.to_k", "attention.to_v")),
+    (rf"{_Z_IMAGE_BLOCK}attention\.to_out\.0", "{}.attention.out", ("attention.to_out.0",)),
+    *((rf"{_Z_IMAGE_BLOCK}{re.escape(name)}", f"{{}}.{name}", (name,))
+      for name in ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3", "adaLN_modulation.0")),
+    (r"all_x_embedder\.2-1", "x_embedder", ()),
+    (r"all_final_layer\.2-1\.linear", "final_layer.linear", ()),
+    (r"all_final_layer\.2-1\.adaLN_modulation\.1", "final_layer.adaLN_modulation.1", ()),
+    *((re.escape(name), name, ()) for name in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")),
 ]  # fmt: skip
 
 

@@ -58,6 +58,13 @@ def check_model(make: Callable[[], Model], prompts: Sequence[str], *, guided: bo
         model.negative_prompt = ""
         if away[:1].equal(x0[:1]):
             wrong.append("encode: the negative prompt changes nothing")
+    if (weight := model.embedded_guidance) is not None:
+        model.embedded_guidance = weight + 3
+        with torch.no_grad():
+            other = model.denoise(x, t, cond)
+        model.embedded_guidance = weight
+        if other.equal(x0):
+            wrong.append("predict: the embedded guidance changes nothing")
     wrong += _trained(make, model, draw, sde, guidance, x0)
     images = model.decode(x0.float())
     if images.shape[:2] != (2, 3) or images.min() < 0 or images.max() > 1:

@@ -17,6 +17,7 @@ from torch import nn
 
 from tastemaker.errors import ModelError
 from tastemaker.hub import hub_cause, is_unreachable, quiet_client
+from tastemaker.models import few_steps
 from tastemaker.models.families import TOKENIZER_FILES, Family, family_of
 from tastemaker.models.files import chosen_weights, files_of, read_json
 from tastemaker.models.library_logging import loading
@@ -188,6 +189,10 @@ def _assembled(folder: Path, *, weights: bool = True) -> Any:
         # Names of classes, which these pipelines carry along but do not know.
         made.register_to_config(id2label=index["id2label"])
     family.check(made)
+    network_config = read_json(folder / family.network / "config.json")
+    scheduler_class = read_json(folder / "scheduler/scheduler_config.json").get("_class_name", named[1])
+    if reason := few_steps.sign(folder, index, network_config, made.scheduler.config, scheduler_class):
+        few_steps.warn(str(folder), reason)
     if weights:
         _require_answer(family, made)
     return made

@@ -55,6 +55,7 @@ class PixelUNet:
         self.latent_shape = (unet.config.in_channels, *sample_size(unet.config))
         self.weights = NetworkWeights(unet)
         self.negative_prompt = ""
+        self.embedded_guidance: float | None = None
         labels = _labels(unet.config.num_class_embeds or 0, pipeline.config.get("id2label"))
         self.classes = _classes(labels)
         """Indices of the classes by name, more than one where classes share it; empty for a model without classes."""

@@ -7,7 +7,6 @@ lacks, so a config is read by the class that wrote it, and every key of the DDIM
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +23,6 @@ from tastemaker.errors import ConfigError, ModelError, nearest
 from tastemaker.models.files import read_json
 from tastemaker.models.library_logging import loading
 
-_LOGGER = logging.getLogger(__name__)
 DISCRETE = (
     "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "DDPMScheduler", "DDPMParallelScheduler",
     "PNDMScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
@@ -77,31 +75,7 @@ def load_scheduler(folder: Path, named: str, *, latents: bool, own_offset: bool 
     except Exception as error:  # the classes raise NotImplementedError, ValueError, TypeError and others
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{CONFIG} of the model does not make a {name}: {type(error).__name__}: {reason}") from error
-    made = ddim_scheduler(scheduler, latents=latents, name=name, own_offset=own_offset)
-    if latents and _is_of_few_steps(made.config, name):
-        _warn_of_few_steps(str(folder))
-    return made
-
-
-def _is_of_few_steps(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a config is as those of networks that were distilled to make images in a few steps.
-
-    Those of LCM and TCD name their own samplers. SDXL-Turbo, SD-Turbo and Lightning predict the noise and start from
-    the noisiest time (`trailing`), as only models with a zero terminal SNR do besides, which cannot predict noise.
-    """
-    trailing = config["timestep_spacing"] == "trailing" and config["prediction_type"] == "epsilon"
-    return trailing or name in ("LCMScheduler", "TCDScheduler")
-
-
-@cache
-def _warn_of_few_steps(folder: str) -> None:
-    """Once for each model, which is read twice where a run is checked before it starts."""
-    _LOGGER.warning(
-        "the model in %s has the scheduler of one that was distilled to few steps (SDXL-Turbo, Lightning, LCM): sample "
-        "it as it was made to be (for most sampling.steps of 1 to 8, and sampling.guidance=1); denoising losses (rwr, "
-        "diffusion-dpo, nft) train it for many steps again",
-        folder,
-    )
+    return ddim_scheduler(scheduler, latents=latents, name=name, own_offset=own_offset)
 
 
 def ddim_scheduler(

@@ -51,6 +51,7 @@ class LatentUNet:
         self._text, self._pooled = PromptStates(self._encode), PromptStates(self._pool)
         self._warned_long = False
         self.negative_prompt = ""
+        self.embedded_guidance: float | None = None
 
     @property
     def scale(self) -> int:

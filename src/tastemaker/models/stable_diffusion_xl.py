@@ -53,6 +53,7 @@ class LatentXL:
         self.latent_shape = (pipeline.unet.config.in_channels, *sample_size(pipeline.unet.config))
         self.weights = NetworkWeights(pipeline.unet)
         self.negative_prompt = ""
+        self.embedded_guidance: float | None = None
         self._states = PromptStates(self._encode)
         self._warned_long = False
 

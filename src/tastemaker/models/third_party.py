@@ -67,8 +67,8 @@ def load_third_party(
 
 
 _PARTS = (
-    "network", "negative_prompt", "weights", "process", "device", "latent_shape", "scale", "components",
-    "prompt_states", "resize", "tune", "check", "encode", "clear_prompt_cache", "denoise", "predict", "decode",
-    "encode_images", "usage",
+    "network", "negative_prompt", "embedded_guidance", "weights", "process", "device", "latent_shape", "scale",
+    "components", "prompt_states", "resize", "tune", "check", "encode", "clear_prompt_cache", "denoise", "predict",
+    "decode", "encode_images", "usage",
 )  # fmt: skip
 """The members of the protocol: a test compares them with it."""

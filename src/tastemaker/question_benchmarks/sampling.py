@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tastemaker.diffusion.sde_types import SdeType
 
 if TYPE_CHECKING:
+    from tastemaker.config.schema import Sampling as SamplerSettings
     from tastemaker.diffusion.model import Model
 
 
@@ -45,38 +46,43 @@ def sampling_of(
     name: str,
     n: int,
     seed: int,
-    steps: int,
-    guidance: float,
-    eta: float,
-    height: int | None,
-    width: int | None,
+    sampling: SamplerSettings,
     batch: int,
-    sde_type: SdeType = "auto",
-    negative_prompt: str = "",
 ) -> Sampling:
     """Images of a model by its name, with an adapter or the run or folder that it is in.
 
     Raises ModelError where there is no such model, and ConfigError where there is no adapter; loads neither.
     """
+    from tastemaker.evaluation.model_settings import set_up
     from tastemaker.models import load_meta_model
     from tastemaker.models.adapter_files import find_adapter
 
-    load_meta_model(model).resize(height, width)
+    set_up(load_meta_model(model), sampling)
     found = None if adapter is None else find_adapter(adapter)
 
     def load() -> Model:
         from tastemaker.evaluation.images import load_here
 
-        loaded = load_here(model, height, width, negative_prompt)
+        loaded = load_here(model, sampling)
         if found is not None:
             loaded.weights.load(found)
         return loaded
 
-    identity = {
-        "model": model, "adapter": None if found is None else adapter_digest(found), "height": height, "width": width,
-        **({"negative_prompt": negative_prompt} if negative_prompt else {}),
+    identity = identity_of(model, found, sampling)
+    return Sampling(
+        name, load, identity, n, seed, sampling.steps, sampling.guidance, sampling.eta, batch, sampling.sde_type
+    )
+
+
+def identity_of(model: str, adapter: Path | None, sampling: SamplerSettings) -> dict[str, Any]:
+    """By which a model, named by its source or a digest of its weights, is known again with the file of its adapter."""
+    weight, negative = sampling.embedded_guidance, sampling.negative_prompt
+    return {
+        "model": model, "adapter": None if adapter is None else adapter_digest(adapter),
+        "height": sampling.height, "width": sampling.width,
+        **({"negative_prompt": negative} if negative else {}),
+        **({} if weight is None else {"embedded_guidance": weight}),
     }  # fmt: skip
-    return Sampling(name, load, identity, n, seed, steps, guidance, eta, batch, sde_type)
 
 
 def adapter_digest(found: Path) -> str:

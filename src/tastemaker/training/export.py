@@ -312,6 +312,11 @@ def _usage(source: _Source, form: Format, name: str) -> str:
     known = naming(source.model.weights.network)
     assert known is not None
     if form == "kohya":
+        if known.base == "z_image":  # whose q, k and v are one layer in ComfyUI
+            return (
+                f"`{name}` has the names of kohya's musubi-tuner (`{known.module}`), which diffusers reads too. For "
+                "ComfyUI, export it with --format comfyui."
+            )
         return (
             f"`{name}` has the names of kohya's sd-scripts (`{known.module}`). Put it into `models/Lora` of a Stable "
             "Diffusion web UI, or into `models/loras` of ComfyUI."

@@ -17,9 +17,9 @@ from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import image_size
 from tastemaker.diffusion.sde import make_sde
+from tastemaker.evaluation.model_settings import set_up
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
-from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.memory import check_memory
 from tastemaker.models.quantization import require_bitsandbytes
 from tastemaker.rewards.base import FunctionReward, require_latents_of
@@ -57,9 +57,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     for given in (prompts, unseen):
         if given is not None:
             model.check(given.prompts)
-    model.resize(config.sampling.height, config.sampling.width)
-    set_embedded_guidance(model, config.sampling.embedded_guidance)
-    model.negative_prompt = config.sampling.negative_prompt
+    set_up(model, config.sampling)
     check_memory(model, config.memory)
     require_bitsandbytes(config.tuning.base_weights)
     require_latents_of(model, {config.reward: reward, **others})

@@ -20,9 +20,9 @@ from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError
+from tastemaker.evaluation.model_settings import set_up
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
-from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.memory import save_memory
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
@@ -118,9 +118,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     for listed in (prompts, unseen):
         if listed is not None:
             model.check(listed.prompts)
-    model.resize(config.sampling.height, config.sampling.width)
-    set_embedded_guidance(model, config.sampling.embedded_guidance)
-    model.negative_prompt = config.sampling.negative_prompt
+    set_up(model, config.sampling)
     require_latents_of(model, {config.reward: reward, **others})
     # Raises here where the model cannot be guided.
     model.encode([""], config.sampling.guidance)
