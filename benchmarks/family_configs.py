@@ -9,8 +9,8 @@ Where the numbers come from:
 - FLUX.1-dev: the defaults of diffusers' `FluxTransformer2DModel`, with `guidance_embeds`.
 - Z-Image: the defaults of diffusers' `ZImageTransformer2DModel`, which public programs quote too; the number of
   parameters is that of the published Z-Image-Turbo, 6,154,908,736.
-- FLUX.2 [klein] base: `transformer/config.json` of klein 4B and 9B, as other public programs quote it, of which the base
-  models have the architecture; the VAE is the default of diffusers' `AutoencoderKLFlux2`.
+- FLUX.2 [klein] base: `transformer/config.json` of klein 4B and 9B, as other public programs quote it; the base
+  models have the same architecture, and the VAE is the default of diffusers' `AutoencoderKLFlux2`.
 - Text encoders and the other VAEs: the numbers of CLIP ViT-L/14 and bigG/14, T5 v1.1 XXL, Qwen3-4B and Qwen3-8B, and of
   VAEs of 4 and 16 channels. Their configs were not at hand when this was written.
 
