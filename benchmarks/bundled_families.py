@@ -27,7 +27,7 @@ METHODS = {
 SHARED = ["--prompts", "bundled-single", "sampling.steps=10", "evaluation.every=1"]
 RATES = {
     ("bundled-flow", "GRPO"): "1e-2",
-    ("bundled-flow", "AlignProp"): "4e-3",
+    ("bundled-flow", "AlignProp"): "6e-3",
     ("bundled-pixel", "GRPO"): "1e-2",
     ("bundled-pixel", "AlignProp"): "6e-3",
 }
