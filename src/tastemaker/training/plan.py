@@ -118,6 +118,8 @@ def make_plan(config: Config, facts: Facts) -> Plan:
     updates = config.rounds * updates_of_round(config)
     pairs = config.algorithm.needs == "pairs"
     images = 0 if pairs else config.rounds * s.samples
+    # Of an engine's images the likelihood of one step is computed here.
+    sampled = s.steps if s.engine is None else 1
     return Plan(
         rounds=config.rounds,
         updates=updates,
@@ -167,7 +169,7 @@ def round_calls(config: Config, stochastic: Sequence[int], number: int, processe
     backward = Counter(double * len(part) for part in batches(max(1, each // processes), o.rows))
     again = backward if s.recompute_log_prob else Counter()
     # An engine samples, and only the likelihood of kept steps is computed here.
-    steps = s.steps if s.engine is None else max(1, kept)
+    steps = s.steps if s.engine is None else kept
     first = updates_of_round(config) // o.inner_epochs
     return Calls(
         {rows: forward[rows] * steps + again[rows] * first for rows in forward | again},
