@@ -18,9 +18,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tastemaker.models import wrap_pipeline
+from tastemaker.models.library_logging import quiet
 from tastemaker.web.listening import listen
 
 Payload = list[dict[str, Any]]
+_ONE = threading.RLock()
+"""One engine works at a time: diffusers changes torch while it loads an adapter."""
 
 
 def noise(seed: int, step: int, shape: Any) -> Tensor:
@@ -45,7 +48,6 @@ class Engine:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.loads: list[str] = []
-        self.lock = threading.Lock()
         # Faults.
         self.change: Callable[[Payload], Payload] = lambda payload: payload
         """What is made of a good response."""
@@ -59,11 +61,11 @@ class Engine:
         self.checksum: Callable[[str], str] = lambda real: real
 
     def generate(self, body: dict[str, Any]) -> Response:
-        with self.lock:
+        with _ONE:
             number = len(self.asked)
             self.asked.append(body)
         self.before(number)
-        with self.lock:
+        with _ONE:
             return self.encode(self.change([self._image(body)]))
 
     @torch.no_grad()
@@ -113,14 +115,14 @@ class Engine:
         self.loads.append(body["lora_path"])
         self.path = body["lora_path"]
         if not self.ignores:
-            with self.lock:
+            with _ONE, quiet():
                 self.pipeline.unload_lora_weights()
                 self.pipeline.load_lora_weights(self.path)
         return {"status": "ok", "message": "Successfully set LoRA adapter(s)"}
 
     def restart(self) -> None:
         """It comes back without an adapter."""
-        with self.lock:
+        with _ONE:
             self.path = None
             self.pipeline.unload_lora_weights()
 
@@ -131,8 +133,9 @@ class Engine:
     def checksums(self, body: dict[str, Any]) -> dict[str, str]:
         assert body == {"module_names": ["transformer"]}
         found = hashlib.sha256()
-        for name, value in sorted(self.pipeline.transformer.named_parameters()):
-            found.update(name.encode() + value.detach().numpy().tobytes())
+        with _ONE:
+            for name, value in sorted(self.pipeline.transformer.named_parameters()):
+                found.update(name.encode() + value.detach().numpy().tobytes())
         return {"transformer": self.checksum(found.hexdigest())}
 
 
@@ -163,7 +166,7 @@ def app(engine: Engine) -> FastAPI:
 
 @contextmanager
 def running(engine: Engine, port: int = 0) -> Iterator[tuple[str, Callable[[], None]]]:
-    """The address of a server of this engine, and what ends it for good."""
+    """The address of a server of this engine, and what ends it as soon as its requests are answered."""
     listener = listen("127.0.0.1", port)
     server = uvicorn.Server(uvicorn.Config(app(engine), log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

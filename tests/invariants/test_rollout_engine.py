@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -210,7 +211,7 @@ def noticed(model, engine, tmp_path, said, error=EngineError, keep=(1,), prepare
     with running(engine) as (url, stop):
         own = sampler(model, url, tmp_path, **settings)
         own(DRAW, cond, list(keep))
-        prepare(SimpleNamespace(engine=engine, stop=stop))
+        prepare(SimpleNamespace(engine=engine, stop=stop, own=own))
         with pytest.raises(error, match=said) as raised:
             own(DRAW, cond, list(keep))
     return str(raised.value)
@@ -280,18 +281,21 @@ def test_a_body_without_an_end(model, engine, tmp_path):
 
 def test_a_dead_engine(model, engine, tmp_path):
     def die(now):
-        now.engine.before = lambda number: now.stop()
         now.stop()
+        with suppress(EngineUnavailable):  # until it has gone
+            while True:
+                now.own.client.adapters()
 
     text = noticed(model, engine, tmp_path, "rollout_engine.wait", EngineUnavailable, prepare=die)
     assert "gave no image" in text
 
 
 def test_a_slow_engine(model, engine, tmp_path):
-    noticed(
-        model, engine, tmp_path, "no complete response within 1 s", EngineUnavailable, timeout=1.0,
-        prepare=lambda now: setattr(now.engine, "before", slow(2)),
-    )  # fmt: skip
+    def delay(now):
+        now.own.client.settings = replace(now.own.client.settings, timeout=0.3)
+        now.engine.before = slow(1)
+
+    noticed(model, engine, tmp_path, "no complete response within 0.3 s", EngineUnavailable, prepare=delay)
 
 
 def test_an_engine_that_fails(model, engine, tmp_path):
@@ -318,8 +322,9 @@ def other_adapter(now):
 @pytest.mark.parametrize("keep", [(1,), ()])
 def test_images_of_other_weights(model, engine, tmp_path, keep):
     """In a round, and in an evaluation, which keeps no steps."""
-    text = noticed(model, engine, tmp_path, "images are not this model's", keep=keep, prepare=other_adapter)
-    assert "rollout_engine.ratio_bound allows 0.01" in text
+    said = "images are not this model's"
+    text = noticed(model, engine, tmp_path, said, keep=keep, prepare=other_adapter, ratio_bound=5e-5)
+    assert "rollout_engine.ratio_bound allows 5e-05" in text
 
 
 def test_another_model(model, tmp_path):
@@ -373,7 +378,7 @@ def test_a_checksum_that_is_none(model, engine, tmp_path):
 
 def test_a_folder_that_cannot_be_written(model, engine, tmp_path):
     (tmp_path / "file").write_text("")
-    with running(engine) as (url, _), pytest.raises(ConfigError, match="rollout_engine.folder is .*file"):
+    with running(engine) as (url, _), pytest.raises(ConfigError, match=r"rollout_engine.folder is .*file"):
         sampler(model, url, tmp_path / "file")(DRAW, model.encode(PROMPTS, GUIDANCE), [1])
 
 
@@ -413,8 +418,8 @@ def folder(tmp_path_factory) -> Path:
 
 def words(folder, out, *more):
     return [
-        "train", "flow-grpo", "--model", str(folder), "--out", str(out), "--reward", "smooth:redness", "--prompts",
-        "ddpo-animals", "--rounds", "2", "sampling.steps=4", "sampling.samples=4", "sampling.per_prompt=2",
+        "train", "grpo-compressibility", "--model", str(folder), "--out", str(out), "--reward", "smooth:redness",
+        "--prompts", "ddpo-animals", "--rounds", "2", "sampling.steps=4", "sampling.samples=4", "sampling.per_prompt=2",
         "sampling.batch=4", "sampling.guidance=2", "sampling.height=32", "sampling.width=32", "optimizer.updates=1",
         "optimizer.rows=16", "optimizer.lr=1e-3", "tuning.rank=2", "precision=fp32", "evaluation.prompts=2",
         "evaluation.per_prompt=1", "evaluation.kl_images=0", "evaluation.every=5", "checkpoint.every=5", *more,

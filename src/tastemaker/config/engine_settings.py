@@ -29,7 +29,7 @@ class RolloutEngine:
     """Seconds to wait for an engine that is down, busy or silent before the run ends; 0 tries once."""
     tries: Annotated[int, Gt(0)] = 3
     """How often a request is sent where the engine fails (status 500) or its response is invalid."""
-    ratio_bound: Annotated[float, Gt(0)] = 0.01
+    ratio_bound: Annotated[float, Gt(0)] = 1e-3
     """Largest |ratio - 1| between the likelihood of a step as computed here and as the engine reports it, before any
     update. Both are exp of the mean log-probability over a latent's elements, whatever `sampling.log_prob` is."""
     token_env: str = TOKEN_ENV
