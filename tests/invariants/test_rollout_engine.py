@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,20 +17,27 @@ from fastapi import Response
 from safetensors.torch import load_file
 
 import rollout_server
+import tiny
 import tiny_flow
 from rollout_server import Engine, fails, packed, running, slow
+from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.dppo import DPPO
+from tastemaker.algorithms.grpo import GRPO
 from tastemaker.cli.main import main
 from tastemaker.config.engine_settings import RolloutEngine
+from tastemaker.config.schema import Config, Evaluation, Sampling
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError, EngineError, EngineUnavailable
 from tastemaker.models import wrap_pipeline
+from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.noise import engine_seed
 from tastemaker.rewards.serving import retry
-from tastemaker.rollout_engine.sampler import EngineSampler, engine_sampler
+from tastemaker.rollout_engine.sampler import EngineSampler, engine_sampler, require_engine_fits
 from tastemaker.runs.checkpoint import saved_round
 from tastemaker.training import setup
+from tastemaker.training.plan import Facts, make_plan
 from tastemaker.types import Draw
 
 PROMPTS = ("a cat", "a dog", "a dog")
@@ -464,3 +471,65 @@ def test_a_run_is_the_run_of_this_process_and_goes_on_after_the_engine_died(fold
     first, second = (load_file(path / "adapter/pytorch_lora_weights.safetensors") for path in (local, run))
     change = torch.cat([(first[name] - second[name]).flatten() for name in first]).norm()
     assert change < 0.02 * torch.cat([value.flatten() for name, value in first.items() if "lora_B" in name]).norm()
+
+
+# What is refused before anything is sampled.
+
+
+def config(**changes):
+    engine = {"engine": "http://127.0.0.1:1", **changes.pop("sampling", {})}
+    own = changes.pop("rollout_engine", {"folder": "adapters"})
+    return Config(sampling=Sampling(**engine), rollout_engine=RolloutEngine(**own), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rollout_engine": {}}, "rollout_engine.folder is not"),
+        ({"sampling": {"engine": "127.0.0.1:1"}}, "rollout engine '127.0.0.1:1' is not an address"),
+        ({"sampling": {"engine": "http://me:secret@a"}}, "put a token into .TASTEMAKER_ENGINE_TOKEN"),
+        ({"sampling": {"per_prompt": 2, "branches": 2}}, "sampling.branches is 2"),
+        ({"tuning": Tuning(mode="full")}, "set tuning.mode to lora"),
+        ({"algorithm": DPPO()}, "dppo under these settings asks for the noise"),
+        ({"algorithm": GRPO(ratio="normalised")}, "grpo under these settings asks for the noise"),
+        ({"algorithm": AlignProp()}, "alignprop samples no rounds"),
+    ],
+)
+def test_settings_that_are_refused(changes, said):
+    with pytest.raises(ConfigError, match=said) as raised:
+        config(**changes)
+    assert "secret" not in str(raised.value)
+    config()
+    config(algorithm=GRPO())
+
+
+def test_models_that_are_refused(model):
+    unet = LatentUNet(tiny.pipeline())
+    flux = wrap_pipeline(tiny_flow.flux())
+    for refused, sde, said in (
+        (unet, make_sde(unet, STEPS, 0.7, "cps"), "flow-matching models alone"),
+        (model, make_sde(model, STEPS, 0.7, "dance-sde"), "sampling.sde_type cps or flow-sde"),
+        (flux, make_sde(flux, STEPS, 0.7), "FluxPipeline has latents packed into tokens"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            require_engine_fits(refused, sde, 1)
+    fine = make_sde(model, STEPS, 0.7)
+    with pytest.raises(ConfigError, match="2 processes train"):
+        require_engine_fits(model, fine, 2)
+    require_engine_fits(model, fine, 1)
+
+
+def test_a_plan_counts_what_is_computed_here():
+    """The likelihood of 3 steps of 4 that have noise, and of one step of each image of an evaluation."""
+    zero = {field.name: 0 for field in fields(Facts) if field.type == "int"}
+    facts = Facts(**zero | {"prompts": 10, "processes": 1, "stochastic": (0, 1, 2)})
+    for given, rows, evaluated in (({}, 8 * 4, 4), ({"engine": "http://127.0.0.1:1"}, 8 * 3, 1)):
+        own = Config(
+            rounds=1,
+            sampling=Sampling(steps=STEPS, samples=8, guidance=1.0, **given),
+            rollout_engine=RolloutEngine(folder="adapters"),
+            evaluation=Evaluation(prompts=2, per_prompt=1, kl_images=0),
+        )
+        found = make_plan(own, facts)
+        # Evaluations of 2 images before and after the round.
+        assert (found.sampling_rows, found.evaluation_rows) == (rows, 2 * 2 * evaluated)
