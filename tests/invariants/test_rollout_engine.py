@@ -32,10 +32,12 @@ from tastemaker.errors import ConfigError, EngineError, EngineUnavailable
 from tastemaker.models import wrap_pipeline
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
+from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.noise import engine_seed
 from tastemaker.rewards.serving import retry
 from tastemaker.rollout_engine.sampler import EngineSampler, engine_sampler, require_engine_fits
 from tastemaker.runs.checkpoint import saved_round
+from tastemaker.runs.fingerprint import differences, fingerprint
 from tastemaker.training import setup
 from tastemaker.training.plan import Facts, make_plan
 from tastemaker.types import Draw
@@ -124,7 +126,7 @@ def test_images_and_likelihood_are_those_of_this_process(model, engine, tmp_path
     sde = own.sde if noise_outside or not keep else own.sde.noise_only_at(keep)
     local = sample(model, cond, EngineDraw(3, 1, *(DRAW.prompts, DRAW.prompt_index, DRAW.sample_index)), sde, keep)
     torch.testing.assert_close(made.x0, local.x0, rtol=1e-4, atol=1e-4)
-    assert own.figures()["ratio_deviation/engine"] < 1e-5
+    assert own.figures()["ratio_deviation/engine"] < 1e-6
     assert own.figures() == {"ratio_deviation/engine": 0.0}
     if keep:
         torch.testing.assert_close(made.latents, local.latents, rtol=1e-4, atol=1e-4)
@@ -195,6 +197,24 @@ def test_adapters_are_sent_when_they_change_and_not_before(model, engine, tmp_pa
     torch.testing.assert_close(made.x0, local.x0, rtol=1e-4, atol=1e-4)
     assert len(set(engine.loads)) == 3
     assert [str(path) for path in tmp_path.rglob("*.safetensors")] == engine.loads[-1:]  # others are taken away
+
+
+def test_averaged_weights_are_sent_while_they_are_in_place(model, engine, tmp_path):
+    """As NFT samples its rounds, and evaluations with `optimizer.ema`."""
+    moved(model)
+    cond = model.encode(PROMPTS, GUIDANCE)
+    with running(engine) as (url, _):
+        own = sampler(model, url, tmp_path)
+        average = WeightCopy(model.weights.trainable())
+        moved(model, seed=9)
+        with average.swapped_in():
+            averaged = own(DRAW, cond, [1])
+        made = own(DRAW, cond, [1])
+    local = SeededSampler(model, own.sde)
+    torch.testing.assert_close(made.x0, local(DRAW, cond, [1]).x0, rtol=1e-4, atol=1e-4)
+    moved(model)
+    torch.testing.assert_close(averaged.x0, local(DRAW, cond, [1]).x0, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(made.x0, averaged.x0, rtol=1e-3, atol=1e-3)
 
 
 def test_two_engines_share_the_work(model, engine, tmp_path):
@@ -324,6 +344,16 @@ def other_adapter(now):
     for name, value in now.engine.pipeline.transformer.named_parameters():
         if "lora_B" in name:
             value.data.mul_(1.3)
+
+
+def test_a_likelihood_that_is_no_number(model, engine, tmp_path):
+    def change(payload):
+        return [payload[0] | {"rollout_log_probs": packed(torch.full((STEPS,), torch.nan))}]
+
+    noticed(
+        model, engine, tmp_path, "log-probability of nan", ratio_bound=1e9,
+        prepare=lambda now: setattr(now.engine, "change", change),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("keep", [(1,), ()])
@@ -517,6 +547,15 @@ def test_models_that_are_refused(model):
     with pytest.raises(ConfigError, match="2 processes train"):
         require_engine_fits(model, fine, 2)
     require_engine_fits(model, fine, 1)
+
+
+def test_a_resumed_run_may_have_another_engine_but_not_none():
+    process: Any = SimpleNamespace(num_processes=1, is_fsdp2=False, device=torch.device("cpu"))
+    one, two = config(), config(sampling={"engine": "http://b:2"}, rollout_engine={"folder": "x", "ratio_bound": 0.1})
+    assert differences(fingerprint(one, process), fingerprint(two, process)) == []
+    assert differences(fingerprint(one, process), fingerprint(Config(), process)) == [
+        "sampling.engine a rollout engine -> None"
+    ]
 
 
 def test_a_plan_counts_what_is_computed_here():
