@@ -129,9 +129,7 @@ def make_plan(config: Config, facts: Facts) -> Plan:
         sampling_rows=n * sum(_rows(calls.forward) for calls in rounds),
         training_rows=training,
         reference_rows=training if config.algorithm.requirements.reference else 0,
-        evaluation_rows=evaluations
-        * double
-        * (each * (s.steps if s.engine is None else 1) + measured * (s.steps + 2 * noisy)),
+        evaluation_rows=evaluations * double * (each * sampled + measured * (s.steps + 2 * noisy)),
         prior_rows=updates * config.prior_preservation.rows if config.prior_preservation.weight > 0 else 0,
         first_round=rounds[0],
         training_rewards=images * config.algorithm.requirements.queries,
