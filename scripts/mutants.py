@@ -48,6 +48,7 @@ class Mutant:
 
 ADAMW = "return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)"
 MEASURES = "tests/unit/test_measures.py"
+ENGINE = "tests/invariants/test_rollout_engine.py"
 MUTANTS = (
     # Those that issue 13 names.
     Mutant(
@@ -195,6 +196,24 @@ MUTANTS = (
            ("algorithm.dpo.clip",)),
     Mutant("DPOK's reward weight ignored", "algorithms/dpok.py", "self.reward_weight * surrogate(", "10.0 * surrogate(",
            ("algorithm.dpok.reward_weight",)),
+    Mutant("engine's file not compared", "rollout_engine/weights.py", "if path != str(file):", "if False:",
+           tests=(ENGINE + "::test_an_engine_that_was_restarted",)),
+    Mutant("engine's checksum not compared", "rollout_engine/weights.py", "if checksum == before[url]:", "if False:",
+           tests=(ENGINE + "::test_weights_that_are_stale",)),
+    Mutant("engines not compared with each other", "rollout_engine/weights.py", "if len(set(after.values())) > 1:",
+           "if False:", tests=(ENGINE + "::test_engines_that_differ",)),
+    Mutant("engine's probe not compared", "rollout_engine/weights.py", "if change <= last.repeat:", "if False:",
+           tests=(ENGINE + "::test_weights_that_are_stale",)),
+    Mutant("engine's adapter without its scale", "rollout_engine/weights.py", ".double() * f.scale)", ".double())",
+           tests=(ENGINE + "::test_adapters_are_sent_when_they_change_and_not_before",)),
+    Mutant("engine's noise levels not compared", "rollout_engine/sampler.py", "if not same:", "if False:",
+           tests=(ENGINE + "::test_other_times",)),
+    Mutant("engine's log-probabilities of the steps before", "rollout_engine/sampler.py",
+           "answer.logp[list(steps)]", "answer.logp[[step - 1 for step in steps]]",
+           tests=(ENGINE + "::test_adapters_are_sent_when_they_change_and_not_before",)),
+    Mutant("engine's response of another image taken", "rollout_engine/messages.py",
+           "if (made.prompt, made.seed) != (request.prompt, request.seed):", "if False:",
+           tests=(ENGINE + "::test_wrong_answers",)),
 )  # fmt: skip
 
 

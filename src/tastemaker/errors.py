@@ -36,6 +36,16 @@ class RewardUnavailable(RewardError):
     exit_code = 69
 
 
+class EngineError(TastemakerError):
+    """A rollout engine that refuses, answers with something else than images of this model, or has other weights."""
+
+
+class EngineUnavailable(EngineError):
+    """A rollout engine that could not be reached, or did not get well, for as long as one waits for it."""
+
+    exit_code = 69
+
+
 class CheckpointError(TastemakerError):
     """A checkpoint that is missing, damaged, or of another run than the one that is to go on."""
 

@@ -17,6 +17,8 @@ _CHOICES = 2**63
 """Counter word of draws that belong to a round and not to an image."""
 _DROPPED = 2**41 + 1
 """Step counter of the decision to leave a caption out."""
+_ENGINE = 2**41 + 2
+"""Step counter of the seed with which another engine draws an image's noise."""
 _DIFFUSED = 2**42
 """Step counters of noise that is added to a finished image, apart from the sampler's."""
 
@@ -41,6 +43,11 @@ def normal(shape: Sequence[int], seed: int, round: int, prompt: int, sample: int
     """Standard normal float32 noise of one image at one step, on the CPU."""
     values = generator(seed, round, step, sample, prompt).standard_normal(math.prod(shape), dtype=np.float32)
     return torch.from_numpy(values).view(*shape)
+
+
+def engine_seed(seed: int, round: int, prompt: int, sample: int) -> int:
+    """The seed, 0 to 2^31 - 1, with which another engine draws the noise of one image by its own generator."""
+    return int(generator(seed, round, _ENGINE, sample, prompt).integers(2**31))
 
 
 def diffused(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = [f"every_setting.{name}" for name in ("sections", "algorithms", "backprop", "loops", "rewards")]
+MODULES = [f"every_setting.{name}" for name in ("sections", "algorithms", "backprop", "loops", "rewards", "engine")]
 pytest.register_assert_rewrite(*MODULES)
 
 from every_setting import CASES, Lab, every_field  # noqa: E402

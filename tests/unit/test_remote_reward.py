@@ -264,7 +264,7 @@ def test_a_request_that_is_ended_closes_its_connection_first(how, monkeypatch):
     """httpx closes connections behind anyio's shield, which asyncio's own cancellation breaks: sockets stayed open."""
     began, closed = [], []
 
-    async def closes_slowly(http, request):
+    async def closes_slowly(http, request, limit):
         began.append(request)
         if how == "another fails" and len(began) == 2:
             raise RewardError("no")

@@ -42,7 +42,7 @@ class GRPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=self.kl > 0, kl=self.kl)
+        return Requirements(reference=self.kl > 0, kl=self.kl, sampling_noise=self.ratio == "normalised")
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

@@ -80,6 +80,8 @@ class Requirements:
     """Images are sampled, and rows prepared, by a moving average of the weights; None: by the trained ones."""
     mean_before: bool = False
     """Rows are given the mean of their `before` over each update, of all processes."""
+    sampling_noise: bool = False
+    """It asks for the noise that the sampler added, which only this package's own sampler draws by counters."""
     queries: int = 1
     """Images that are scored for each one sampled."""
     images_per_draw: int | None = None

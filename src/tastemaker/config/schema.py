@@ -35,6 +35,7 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import All, BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward, Random, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
+from tastemaker.config.engine_settings import RolloutEngine, engine_addresses
 from tastemaker.config.evaluation_settings import EarlyStop, Evaluation, OverOptimisation
 from tastemaker.constraints import check_constraints
 from tastemaker.diffusion.sde_types import SdeType
@@ -114,6 +115,9 @@ class Sampling:
     """Height of the images in pixels; the model's own when left out."""
     width: int | None = None
     """Width of the images in pixels; the model's own when left out."""
+    engine: str | None = None
+    """Address of an SGLang Diffusion server that samples the images in place of this process, or several with commas
+    between them; of flow-matching models with adapters (docs/guides/rollout-engine.md)."""
 
     @property
     def images_per_batch(self) -> int:
@@ -257,6 +261,7 @@ class Config:
     """Of the network's forward passes; latents, log-probabilities, losses and adapters stay float32."""
     memory: Memory = field(default_factory=Memory)
     speed: Speed = field(default_factory=Speed)
+    rollout_engine: RolloutEngine = field(default_factory=RolloutEngine)
     remote: Remote = field(default_factory=Remote)
     vlm: Vlm = field(default_factory=Vlm)
     labelers: Labelers = field(default_factory=Labelers)
@@ -323,6 +328,8 @@ class Config:
                 f"sampling.negative_prompt is {s.negative_prompt!r}, but sampling.guidance is 1, which has no "
                 "unconditional half: raise the guidance, or leave the negative prompt out"
             )
+        if s.engine is not None:
+            self._check_engine(s.engine)
         if s.steps > 1000:
             raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
 
@@ -395,6 +402,33 @@ class Config:
             raise ConfigError(
                 f"sampling.branches is {self.sampling.branches}, but the algorithm {name} compares no images with "
                 "each other: leave it at 1"
+            )
+
+    def _check_engine(self, urls: str) -> None:
+        """Raises ConfigError where a rollout engine cannot sample what the settings ask for."""
+        engine_addresses(urls)
+        algorithm, own = self.algorithm, "leave it out, so that images are sampled in this process"
+        if algorithm.needs not in ("rollouts", "samples"):
+            raise ConfigError(f"sampling.engine is set, but the algorithm {algorithm.name} samples no rounds: {own}")
+        if algorithm.requirements.sampling_noise:
+            raise ConfigError(
+                f"sampling.engine is set, but the algorithm {algorithm.name} under these settings asks for the noise "
+                f"of each step, which engines draw themselves: {own}"
+            )
+        if self.sampling.branches > 1:
+            raise ConfigError(
+                f"sampling.engine is set, but sampling.branches is {self.sampling.branches}, and engines sample every "
+                f"image from its own noise: leave it at 1, or {own}"
+            )
+        if self.tuning.mode != "lora" or self.tuning.frozen_adapters:
+            raise ConfigError(
+                "sampling.engine is set, but engines are given one adapter on the model's own weights: set tuning.mode "
+                f"to lora without tuning.frozen_adapters, or {own}"
+            )
+        if self.rollout_engine.folder is None:
+            raise ConfigError(
+                "sampling.engine is set, but rollout_engine.folder is not: give a folder that this machine and the "
+                "engines see under the same path, for adapters"
             )
 
     def _check_advantage(self) -> None:

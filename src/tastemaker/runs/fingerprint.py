@@ -18,7 +18,7 @@ from tastemaker.rewards.serving.settings import is_remote
 from tastemaker.rewards.vlm.settings import is_vlm
 from tastemaker.runs.metrics import versions
 
-FREE = ("rounds", "trackers", "checkpoint", "remote", "labelers", "vlm")
+FREE = ("rounds", "trackers", "checkpoint", "rollout_engine", "remote", "labelers", "vlm")
 """Settings that change no weight and no figure, and may differ."""
 
 
@@ -40,6 +40,8 @@ def fingerprint(config: Config, accelerator: Accelerator) -> dict[str, Any]:
         del settings["tuning"]["base_weights"]
     if not config.sampling.negative_prompt:
         del settings["sampling"]["negative_prompt"]
+    # An engine may move.
+    settings["sampling"]["engine"] = None if config.sampling.engine is None else "a rollout engine"
     # Tiles change images; where a part lies and how many images it decodes at once do not.
     settings["memory"] = {"vae_tiling": config.memory.vae_tiling or None}
     settings["early_stop"]["over_optimisation"] = config.early_stop.over_optimisation or None

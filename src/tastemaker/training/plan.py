@@ -118,6 +118,8 @@ def make_plan(config: Config, facts: Facts) -> Plan:
     updates = config.rounds * updates_of_round(config)
     pairs = config.algorithm.needs == "pairs"
     images = 0 if pairs else config.rounds * s.samples
+    # Of an engine's images the likelihood of one step is computed here.
+    sampled = s.steps if s.engine is None else 1
     return Plan(
         rounds=config.rounds,
         updates=updates,
@@ -127,7 +129,7 @@ def make_plan(config: Config, facts: Facts) -> Plan:
         sampling_rows=n * sum(_rows(calls.forward) for calls in rounds),
         training_rows=training,
         reference_rows=training if config.algorithm.requirements.reference else 0,
-        evaluation_rows=evaluations * double * (each * s.steps + measured * (s.steps + 2 * noisy)),
+        evaluation_rows=evaluations * double * (each * sampled + measured * (s.steps + 2 * noisy)),
         prior_rows=updates * config.prior_preservation.rows if config.prior_preservation.weight > 0 else 0,
         first_round=rounds[0],
         training_rewards=images * config.algorithm.requirements.queries,
@@ -164,9 +166,11 @@ def round_calls(config: Config, stochastic: Sequence[int], number: int, processe
     each = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
     backward = Counter(double * len(part) for part in batches(max(1, each // processes), o.rows))
     again = backward if s.recompute_log_prob else Counter()
+    # An engine samples, and only the likelihood of kept steps is computed here.
+    steps = s.steps if s.engine is None else kept
     first = updates_of_round(config) // o.inner_epochs
     return Calls(
-        {rows: forward[rows] * s.steps + again[rows] * first for rows in forward | again},
+        {rows: forward[rows] * steps + again[rows] * first for rows in forward | again},
         {rows: count * updates_of_round(config) for rows, count in backward.items()},
     )
 

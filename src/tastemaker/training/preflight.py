@@ -24,6 +24,7 @@ from tastemaker.models.memory import check_memory
 from tastemaker.models.quantization import require_bitsandbytes
 from tastemaker.rewards.base import FunctionReward, require_latents_of
 from tastemaker.rewards.registry import load_reward
+from tastemaker.rollout_engine.sampler import require_engine_fits
 from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.plan import Facts
 from tastemaker.training.prior_preservation import given_images
@@ -81,6 +82,8 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     # Layers without values cannot be quantized, and are counted.
     model.tune(replace(config.tuning, gradient_checkpointing=False, base_weights="none"), config.seed)
     sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
+    if config.sampling.engine is not None:
+        require_engine_fits(model, sde, processes)
     height, width = image_size(model)
     return Facts(
         network=network,

@@ -25,6 +25,7 @@ from tastemaker.diffusion.sampler import do_nothing
 from tastemaker.evaluation.evaluate import Generated, generate
 from tastemaker.rewards.base import combined
 from tastemaker.rewards.combination import Combination
+from tastemaker.rollout_engine.sampler import EngineSampler
 from tastemaker.training.backprop_round import backprop_round
 from tastemaker.training.draws import RoundPart, draw_round, share
 from tastemaker.training.measurements import RoundImages, explained_variance, finished_round, gathered, image_figures
@@ -98,6 +99,8 @@ def sampled_round(session: Session) -> dict[str, Any]:
         "selected": selected.float().mean().item(),
         "window": len(keep),
     }
+    if isinstance(session.sampler, EngineSampler):
+        figures |= session.sampler.figures()
     return finished_round(
         session, len(draw), figures, metrics, value_figures, controlled_kl(session, metrics, len(keep))
     )

@@ -15,7 +15,7 @@ from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import dump_config, load_config
 from tastemaker.data.captioned_images import digest
 from tastemaker.data.prompts import BUILTIN
-from tastemaker.errors import ConfigError, RewardError, StorageError
+from tastemaker.errors import ConfigError, EngineError, RewardError, StorageError
 from tastemaker.evaluation.images import save_grid, to_pil
 from tastemaker.in_memory import PREFIX
 from tastemaker.models.memory import keep_prompt_states
@@ -196,7 +196,7 @@ def _train(session: Session, folder: Path) -> None:
                 session.display.round_done(record)
                 if failed is not None:
                     raise failed
-    except RewardError as error:
+    except (RewardError, EngineError) as error:
         # It failed while images were sampled, or evaluated, when the round is saved: the state is a round's end. Of
         # several processes only one may know, and saving a sharded network takes them all. Where rewards are asked in
         # the updates, the weights may be between two rounds.
@@ -230,11 +230,11 @@ def _due(session: Session) -> bool:
     return here and (number == config.rounds or number % config.evaluation.every == 0)
 
 
-def _evaluated(session: Session) -> tuple[RunEvaluation | None, RewardError | StopNow | None]:
+def _evaluated(session: Session) -> tuple[RunEvaluation | None, RewardError | EngineError | StopNow | None]:
     """The evaluation, or why there is none: the round before it is whole, and is kept."""
     try:
         return watched(session, evaluate_run(session)), None
-    except (RewardError, StopNow) as error:
+    except (RewardError, EngineError, StopNow) as error:
         return None, error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import make_sde
+from tastemaker.diffusion.model import Model
+from tastemaker.diffusion.sampler import LocalSampler, Sampler
+from tastemaker.diffusion.sde import Sde, make_sde
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.model_settings import set_up
 from tastemaker.labelling.pairs import load_pairs
@@ -27,6 +29,7 @@ from tastemaker.models.memory import save_memory
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
+from tastemaker.rollout_engine.sampler import engine_sampler, require_engine_fits
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.early_stopping import can_stop
@@ -144,7 +147,8 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
     sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
-    sampler = LocalSampler(model, sde, config.sampling.log_prob, config.sampling.noise_outside)
+    stop = Stop(accelerator)
+    sampler = _sampler(config, model, sde, stop, display.log)
     task = Task(
         model=model,
         sde=sde,
@@ -155,7 +159,6 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         reward=reward if config.pathwise else None,
     )
     window = run_window(config)
-    stop = Stop(accelerator)
     session = Session(
         config,
         accelerator,
@@ -183,6 +186,18 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     if can_stop(config):
         session.kept = WeightCopy(model.weights.trainable())
     return session
+
+
+def _sampler(config: Config, model: Model, sde: Sde, stop: Stop, log: Callable[[str], None]) -> Sampler:
+    """This process, or the rollout engines that the config names."""
+    options = config.sampling
+    if options.engine is None:
+        return LocalSampler(model, sde, options.log_prob, options.noise_outside)
+    require_engine_fits(model, sde, stop.accelerator.num_processes)
+    return engine_sampler(
+        model, sde, options.engine, config.rollout_engine, options.guidance, log, stop.check,
+        reduction=options.log_prob, noise_outside=options.noise_outside,
+    )  # fmt: skip
 
 
 def run_window(config: Config) -> Window:

@@ -21,7 +21,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from tastemaker.errors import RewardError
+from tastemaker.errors import RewardError, TastemakerError
 from tastemaker.rewards.serving.cache import AnswerCache
 from tastemaker.rewards.serving.protocol import (
     JSON,
@@ -180,31 +180,17 @@ class RemoteReward:
         self, server: str, build: Callable[[str], httpx.Request], client: httpx.AsyncClient,
         read: Callable[[bytes], tuple[T, Identity]],
     ) -> T:  # fmt: skip
-        try:
-            with anyio.fail_after(self.settings.timeout):
-                status, headers, content = await exchange(client, build(server))
-            return self._value_of(server, status, headers, content, read)
-        except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error) or isinstance(error, httpx.InvalidURL):
-                raise RewardError(f"the reward server {server} cannot be reached: {self._safe(error)}") from None
-            reason = f"{type(error).__name__}: {self._safe(error)}".removesuffix(": ")
-            if isinstance(error, (TimeoutError, httpx.TimeoutException)):
-                reason = f"no complete response within {self.settings.timeout:g} s"
-            raise TransientError(f"{server}: {reason}", "unreachable") from None
-
-    def _value_of(
-        self, server: str, status: int, headers: httpx.Headers, content: bytes,
-        read: Callable[[bytes], tuple[T, Identity]],
-    ) -> T:  # fmt: skip
-        """The value in a response. Raises TransientError or RewardError."""
-        if status in BUSY:
-            raise TransientError(f"{server}: {self._detail(status, content)}", "unreachable", retry_after(headers))
-        if status >= 500:
-            raise TransientError(f"{server}: {self._detail(status, content)}", "failed", retry_after(headers))
+        status, content = await answered(
+            client, lambda: build(server), server, "reward server", self.settings.timeout, self.token, RewardError
+        )
         if status != 200:
             hint = _HINTS.get(status, "")
             advice = f"; {hint.replace('{token_env}', self.settings.token_env)}" if hint else ""
-            raise RewardError(f"the reward server {server} refuses: {self._detail(status, content)}{advice}")
+            raise RewardError(f"the reward server {server} refuses: {detail(status, content, self.token)}{advice}")
+        return self._value_of(server, content, read)
+
+    def _value_of(self, server: str, content: bytes, read: Callable[[bytes], tuple[T, Identity]]) -> T:
+        """The value in a response. Raises TransientError or RewardError."""
         try:
             value, identity = read(content)
         except (ValueError, AttributeError) as error:
@@ -218,27 +204,63 @@ class RemoteReward:
         self._identity = identity
         return value
 
-    def _detail(self, status: int, content: bytes) -> str:
-        try:
-            detail = json.loads(content)["detail"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            detail = content[:200].decode("utf-8", "replace")
-        return f"status {status}: {self._safe(detail)}".removesuffix(": ")
-
     def _safe(self, text: Any) -> str:
         return sanitized(text, self.token)
 
 
-async def exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[int, httpx.Headers, bytes]:
-    """Status, headers and body of a response; of an overlong one the beginning, which is not valid JSON."""
+async def answered(
+    client: httpx.AsyncClient,
+    build: Callable[[], httpx.Request],
+    server: str,
+    what: str,
+    timeout: float,
+    token: Token | None,
+    error: type[TastemakerError],
+    limit: int = ANSWER_BYTES,
+) -> tuple[int, bytes]:
+    """Status and body of a response, of at most `limit` bytes and within `timeout` seconds.
+
+    Raises TransientError where none came, or the server was busy or failed, and `error` where it cannot be reached at
+    all; `what` names the kind of server in messages.
+    """
+    try:
+        with anyio.fail_after(timeout):
+            status, headers, content = await exchange(client, build(), limit)
+    except (httpx.RequestError, httpx.InvalidURL, OSError) as failure:
+        said = sanitized(failure, token)
+        if "CERTIFICATE_VERIFY_FAILED" in str(failure) or isinstance(failure, httpx.InvalidURL):
+            raise error(f"the {what} {server} cannot be reached: {said}") from None
+        reason = f"{type(failure).__name__}: {said}".removesuffix(": ")
+        if isinstance(failure, (TimeoutError, httpx.TimeoutException)):
+            reason = f"no complete response within {timeout:g} s"
+        raise TransientError(f"{server}: {reason}", "unreachable") from None
+    if status in BUSY or status >= 500:
+        kind = "unreachable" if status in BUSY else "failed"
+        raise TransientError(f"{server}: {detail(status, content, token)}", kind, retry_after(headers))
+    return status, content
+
+
+def detail(status: int, content: bytes, token: Token | None) -> str:
+    """What a response that is an error says: its status, and FastAPI's `detail` or the beginning of its body."""
+    try:
+        said = json.loads(content)["detail"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        said = content[:200].decode("utf-8", "replace")
+    return f"status {status}: {sanitized(said, token)}".removesuffix(": ")
+
+
+async def exchange(
+    client: httpx.AsyncClient, request: httpx.Request, limit: int = ANSWER_BYTES
+) -> tuple[int, httpx.Headers, bytes]:
+    """Status, headers and body of a response; of one longer than `limit` bytes the beginning, which is not valid."""
     response = await client.send(request, stream=True)
     try:
-        content = b""
+        content = bytearray()
         async for part in response.aiter_raw():
             content += part
-            if len(content) > ANSWER_BYTES:
+            if len(content) > limit:
                 break
-        return response.status_code, response.headers, content[:ANSWER_BYTES]
+        return response.status_code, response.headers, bytes(content[:limit])
     finally:
         await response.aclose()
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import anyio
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from tastemaker.errors import RewardError, RewardUnavailable
+from tastemaker.errors import RewardError, RewardUnavailable, TastemakerError
 from tastemaker.web.tokens import Token
 
 T = TypeVar("T")
@@ -73,12 +73,16 @@ class RetryPolicy:
     log: Callable[[str], None]
     setting: str
     """The setting of the config that is `wait`, by its full name."""
+    invalid: type[TastemakerError] = RewardError
+    """What is raised where the last response was invalid."""
+    unavailable: type[TastemakerError] = RewardUnavailable
+    """What is raised where no server recovered in time."""
     outage: bool = False
 
     async def run(self, attempt: Callable[[str], Awaitable[T]]) -> T:
         """The result of `attempt`, which is given a server's URL and raises TransientError to be tried again.
 
-        Raises RewardUnavailable where no server recovers in time, RewardError where the last response was invalid.
+        Raises `unavailable` where no server recovers in time, `invalid` where the last response was invalid.
         """
         start, responses, tries = time.monotonic(), 0, 0
 
@@ -102,7 +106,7 @@ class RetryPolicy:
                     return await self._attempt_at(self.servers.pick(), attempt)
         except TransientError as error:
             spent = f"{tries} {'try' if tries == 1 else 'tries'} in {time.monotonic() - start:.0f} s"
-            kind = RewardError if error.kind == "invalid" else RewardUnavailable
+            kind = self.invalid if error.kind == "invalid" else self.unavailable
             hint = f" (is it running? `{self.setting}` is how long to wait for it)"
             hint = hint if error.kind == "unreachable" else ""
             raise kind(f"{self.failure} after {spent}: {error}{hint}") from None

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from annotated_types import Ge, Gt
 
 from tastemaker.constraints import check_constraints
-from tastemaker.errors import ConfigError, RewardError
+from tastemaker.errors import ConfigError, RewardError, TastemakerError
 from tastemaker.web.tokens import Token
 
 PREFIX = "remote:"
@@ -79,24 +79,30 @@ def endpoints(name: str) -> tuple[str, ...]:
 
     Raises RewardError for what is not the address of a server.
     """
-    urls = [url.strip().rstrip("/") for url in name.removeprefix(PREFIX).split(",")]
+    return addresses(name.removeprefix(PREFIX), "reward server", TOKEN_ENV, RewardError)
+
+
+def addresses(listed: str, what: str, token_env: str, error: type[TastemakerError]) -> tuple[str, ...]:
+    """The different addresses of `listed`, which commas separate, without a last slash.
+
+    Raises `error` for what is not the address of a server; `what` and `token_env` are for its message.
+    """
+    urls = [url.strip().rstrip("/") for url in listed.split(",")]
     for url in urls:
-        _check(url)
+        _check(url, what, token_env, error)
     return tuple(dict.fromkeys(urls))
 
 
-def _check(url: str) -> None:
+def _check(url: str, what: str, token_env: str, error: type[TastemakerError]) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise RewardError(f"the reward server {url!r} is not an address: {error}") from error
+    except ValueError as reason:
+        raise error(f"the {what} {url!r} is not an address: {reason}") from reason
     if parts.username is not None or parts.password is not None:
         # Not shown: it may be a password, which also would be written to config.yaml.
-        raise RewardError(
-            f"a reward server's address must not hold a name or password: put a token into ${TOKEN_ENV} instead"
-        )
+        raise error(f"a {what}'s address must not hold a name or password: put a token into ${token_env} instead")
     if parts.scheme not in ("http", "https") or not host or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise RewardError(f"the reward server {url!r} is not an address: give one such as http://127.0.0.1:8000")
+        raise error(f"the {what} {url!r} is not an address: give one such as http://127.0.0.1:8000")
     if parts.query or parts.fragment:
-        raise RewardError(f"the reward server {url!r} must have no query or fragment ('?' or '#')")
+        raise error(f"the {what} {url!r} must have no query or fragment ('?' or '#')")

@@ -1,0 +1,1 @@
+"""Images sampled by a rollout engine on other machines, with this package's own weights and log-probabilities."""
