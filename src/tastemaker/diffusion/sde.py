@@ -26,6 +26,16 @@ class Sde(Protocol):
         """The times and scales of the T steps."""
         ...
 
+    @property
+    def sde_type(self) -> str:
+        """The name of its noise schedule, as in `sampling.sde_type`; never `auto`."""
+        ...
+
+    @property
+    def eta(self) -> float:
+        """The weight of its noise, in the schedule's own measure."""
+        ...
+
     def __len__(self) -> int:
         """T"""
         ...
@@ -54,6 +64,8 @@ class KeptCoefficients:
     """
 
     grid: Grid
+    sde_type: str
+    eta: float
     std: Tensor
     """[T] float64 standard deviations of the steps' noise; 0 where a step is deterministic."""
 
@@ -86,7 +98,7 @@ def ddim(grid: Grid, eta: float) -> KeptCoefficients:
     DDIM's sigma: eta = 0 is deterministic DDIM, 1 the ancestral sampler.
     """
     ratio = (grid.alpha * grid.sigma_next) / (grid.alpha_next * grid.sigma)
-    return KeptCoefficients(grid, eta * grid.sigma_next * (1 - ratio**2).clamp(min=0).sqrt())
+    return KeptCoefficients(grid, "ddim", eta, eta * grid.sigma_next * (1 - ratio**2).clamp(min=0).sqrt())
 
 
 def cps(grid: Grid, eta: float) -> KeptCoefficients:
@@ -95,7 +107,7 @@ def cps(grid: Grid, eta: float) -> KeptCoefficients:
     `eta`, 0 to 1, is the share of the noise that is drawn anew. 1 draws all of it anew, as diffusers'
     FlowMatchEulerDiscreteScheduler does with `stochastic_sampling`; 0 is its Euler step.
     """
-    return KeptCoefficients(grid, grid.sigma_next * math.sin(eta * math.pi / 2))
+    return KeptCoefficients(grid, "cps", eta, grid.sigma_next * math.sin(eta * math.pi / 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +120,8 @@ class EulerMaruyama:
     """
 
     grid: Grid
+    sde_type: str
+    eta: float
     diffusion: Tensor
     """[T] float64 g of the steps; 0 where a step is deterministic."""
 
@@ -142,7 +156,7 @@ def flow_sde(grid: Grid, eta: float) -> EulerMaruyama:
     Euler step, 0.7 the public code's.
     """
     left = torch.where(grid.sigma == 1, 1 - grid.sigma_next, 1 - grid.sigma)
-    return EulerMaruyama(grid, eta * (grid.sigma / left).sqrt())
+    return EulerMaruyama(grid, "flow-sde", eta, eta * (grid.sigma / left).sqrt())
 
 
 def dance_sde(grid: Grid, eta: float) -> EulerMaruyama:
@@ -150,7 +164,7 @@ def dance_sde(grid: Grid, eta: float) -> EulerMaruyama:
 
     eta = 0 is the ODE's Euler step, 0.3 the public code's for FLUX.
     """
-    return EulerMaruyama(grid, torch.full_like(grid.sigma, eta))
+    return EulerMaruyama(grid, "dance-sde", eta, torch.full_like(grid.sigma, eta))
 
 
 def make_sde(model: Model, steps: int, eta: float, sde_type: SdeType = "auto") -> Sde:

@@ -12,7 +12,7 @@ What was read is the repository sgl-project/sglang as of September 2026, below p
   `latent_step_indices` is there (36994) it says which they are. `sigmas` is [T+1].
 - `rollout_log_probs` [T]: for each step the mean over the elements of a latent, with all constants where
   `rollout_log_prob_no_const` is false (post_training/scheduler_rl_mixin.py, from 21204). The formulas of `cps` and
-  `sde` there are those of `diffusion.sde.CPS` and `diffusion.sde.FlowSDE`, the noise level is eta.
+  `sde` there are those of `diffusion.sde.cps` and `diffusion.sde.flow_sde`, the noise level is eta.
 - Noise is drawn by the engine's own generator, from `seed`.
 
 Not verified, since no SGLang server has been run against this: the shapes of latents of each family (those of FLUX and

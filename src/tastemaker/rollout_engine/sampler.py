@@ -16,7 +16,7 @@ from tastemaker.config.engine_settings import RolloutEngine
 from tastemaker.diffusion.losses import Reduction, gaussian_logp
 from tastemaker.diffusion.model import Model, image_size
 from tastemaker.diffusion.sampler import do_nothing
-from tastemaker.diffusion.sde import CPS, FlowSDE, Sde, is_flow, times
+from tastemaker.diffusion.sde import Sde, is_flow, times
 from tastemaker.errors import ConfigError, EngineError
 from tastemaker.models.flow_transformer import FlowTransformer
 from tastemaker.rollout_engine.client import EngineClient
@@ -31,11 +31,11 @@ _PROBE_STEPS = 4
 _PROBE = "a photograph of a red house by the sea"
 
 
-def sde_name(sde: Sde) -> tuple[str, float] | None:
-    """The contract's name of a noise schedule, and its noise level; None where it has none."""
-    if isinstance(sde, CPS) and is_flow(sde.grid):
-        return "cps", sde.eta
-    return ("sde", sde.eta) if isinstance(sde, FlowSDE) else None
+def sde_name(sde: Sde) -> str | None:
+    """The contract's name of a noise schedule, whose noise level is its eta; None where it has none."""
+    if sde.sde_type == "cps" and is_flow(sde.grid):
+        return "cps"
+    return "sde" if sde.sde_type == "flow-sde" else None
 
 
 def require_engine_fits(model: Model, sde: Sde, processes: int) -> None:
@@ -147,8 +147,8 @@ def request(model: Model, sde: Sde, guidance: float, kept: Sequence[int], prompt
     around = {*kept, *(step + 1 for step in kept), len(sde)}
     return RolloutRequest(
         prompt=prompt, negative_prompt=model.negative_prompt, seed=seed, width=width, height=height,
-        num_inference_steps=len(sde), guidance_scale=guidance, rollout_sde_type=named[0],
-        rollout_noise_level=named[1], rollout_sde_step_indices=None, rollout_return_step_indices=sorted(around),
+        num_inference_steps=len(sde), guidance_scale=guidance, rollout_sde_type=named,
+        rollout_noise_level=sde.eta, rollout_sde_step_indices=None, rollout_return_step_indices=sorted(around),
     )  # fmt: skip
 
 
