@@ -180,11 +180,12 @@ def test_images_and_records_of_an_evaluation_and_a_benchmark_depend_on_it():
 
 
 def test_wrong_numbers_are_named_as_python_has_them():
-    for wrong, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"eta": -1}, r"^eta is -1, but must be at least 0"),
         ({"embedded_guidance": float("inf")}, r"^embedded_guidance is inf, but must be finite"),
         ({"guidance": 1.0, "negative_prompt": "x"}, r"^negative_prompt is 'x', but the guidance is 1"),
         ({"steps": 1001}, r"^steps is 1001, but the schedule has only 1000"),
-    ):
+    ]
+    for wrong, message in cases:
         with pytest.raises(ConfigError, match=message):
             tm.label.create("new", model="bundled", prompts=["a star"], **wrong)
