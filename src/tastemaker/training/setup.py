@@ -17,8 +17,10 @@ from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.edict import invertible_slopes
+from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
-from tastemaker.diffusion.sde import make_sde
+from tastemaker.diffusion.sde import Sde, make_sde
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
@@ -145,7 +147,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     else:
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
-    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
+    sde = run_sde(config, model)
     sampler = LocalSampler(model, sde, config.sampling.log_prob, config.sampling.noise_outside)
     task = Task(
         model=model,
@@ -185,6 +187,15 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     if can_stop(config):
         session.kept = WeightCopy(model.weights.trainable())
     return session
+
+
+def run_sde(config: Config, model: Model) -> Sde:
+    """The sampler's steps of a run. Raises ConfigError where they do not suit the model, or the algorithm."""
+    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
+    mixing = config.algorithm.requirements.edict_mixing
+    if mixing is not None:
+        invertible_slopes(model, sde, mixing)
+    return sde
 
 
 def run_window(config: Config) -> Window:
