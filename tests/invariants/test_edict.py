@@ -359,7 +359,10 @@ def test_micro_batches_add_up_to_the_batch():
 def test_alignprop_and_draft_sample_by_it():
     model = latent(torch.float32)
     by_hand = -warmth(model.decode(sampled(model, [3, 4], dtype=torch.float32, mixing=0.9).x0), DRAW.prompts)
-    for algorithm in (AlignProp(checkpointing="edict", mixing_coeff=0.9), DRaFT(checkpointing="edict", mixing_coeff=0.9)):
+    for algorithm in (
+        AlignProp(checkpointing="edict", mixing_coeff=0.9),
+        DRaFT(checkpointing="edict", mixing_coeff=0.9),
+    ):
         loss, _ = algorithm.loss(task(model), rows(model, [3, 4]))
         assert loss.tolist() == pytest.approx(by_hand.tolist(), rel=1e-6)
         assert algorithm.calls([3, 4], T) == (6, 4)
@@ -383,7 +386,9 @@ def test_what_cannot_be_inverted_is_refused():
     with pytest.raises(ConfigError, match="DRaFT-LV and has no chain to invert"):
         DRaFT(checkpointing="edict", noises=1)
     for kind in (AlignProp, DRaFT):
-        with pytest.raises(ConfigError, match=r"algorithm.mixing_coeff is 0.9, which belongs to .* edict, but .* block"):
+        with pytest.raises(
+            ConfigError, match=r"algorithm.mixing_coeff is 0.9, which belongs to .* edict, but .* block"
+        ):
             kind(mixing_coeff=0.9)
         with pytest.raises(ConfigError, match=r"algorithm.mixing_coeff is 0\.0, but must be greater than 0"):
             kind(checkpointing="edict", mixing_coeff=0.0)

@@ -135,6 +135,20 @@ def test_the_floor_of_methods_that_follow_the_gradient(words: list[str], tmp_pat
     assert {rows: count for rows, count in needed.forward.items() if count} == recorder.forward
 
 
+def test_the_floor_of_edict_has_both_calls_of_a_step_and_not_those_of_the_inversion(words: list[str], tmp_path: Path):
+    settings = verb.read(verb.BenchArgs, words, "bench")[0].settings
+    algorithm = AlignProp(checkpointing="edict", truncation="fixed", last=2)
+    settings = replace(
+        settings, algorithm=algorithm, reward="soft-colourfulness", sampling=replace(settings.sampling, eta=0.0)
+    )
+    session = start(settings, tmp_path, State())
+    needed, recorder = bench.needed_calls(session), Recorder(session.model.network)
+    rounds.one_round(session)
+    # The forward pass has no graph; the backward pass makes the trained steps' calls again, with one.
+    assert needed.backward == recorder.backward
+    assert {rows: count + needed.backward[rows] for rows, count in needed.forward.items()} == recorder.forward
+
+
 def test_the_floor_is_the_bare_call_times_its_count(session: Session, clock: Clock):
     """A network that takes 100 ms: 8 calls without gradient, 6 with."""
     recorder = Recorder(session.model.network)
