@@ -395,7 +395,7 @@ def test_what_cannot_be_inverted_is_refused():
     config = Config(algorithm=edicted, reward="smooth:warmth", sampling=Sampling(steps=T, eta=0.0), window=Whole())
     model = latent(torch.float32)
     assert len(run_sde(config, model)) == T
-    with pytest.raises(ConfigError, match="but these have noise: set sampling.eta to 0"):
+    with pytest.raises(ConfigError, match=r"but these have noise: set sampling\.eta to 0"):
         coupled_chain(model, conditioned(model), DRAW, DDIM(model.process.grid(T), 0.5), [4], mixing=P)
     with pytest.raises(ConfigError, match=r"scheduler clips its estimates \(clip_sample\)"):
         run_sde(config, latent(torch.float32, clip_sample=True))

@@ -72,8 +72,8 @@ class DRaFT:
             )
         if self.checkpointing == "edict" and self.noises:
             raise ConfigError(
-                f"algorithm.checkpointing is edict, but algorithm.noises is {self.noises}, which is DRaFT-LV and has no "
-                "chain to invert: set checkpointing to block or step, or noises to 0"
+                f"algorithm.checkpointing is edict, but algorithm.noises is {self.noises}, which is DRaFT-LV and has "
+                "no chain to invert: set checkpointing to block or step, or noises to 0"
             )
         if self.ordinary and not self.noises:
             raise ConfigError("algorithm.ordinary belongs to DRaFT-LV: give algorithm.noises, or leave it out")

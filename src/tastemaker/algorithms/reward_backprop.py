@@ -75,8 +75,8 @@ def edict_mixing(checkpointing: Checkpointing, mixing_coeff: float | None) -> fl
         return MIXING if mixing_coeff is None else mixing_coeff
     if mixing_coeff is not None:
         raise ConfigError(
-            f"algorithm.mixing_coeff is {mixing_coeff:g}, which belongs to algorithm.checkpointing = edict, but that is "
-            f"{checkpointing}: leave it out, or choose edict"
+            f"algorithm.mixing_coeff is {mixing_coeff:g}, which belongs to algorithm.checkpointing = edict, but that "
+            f"is {checkpointing}: leave it out, or choose edict"
         )
     return None
 

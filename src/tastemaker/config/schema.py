@@ -387,8 +387,8 @@ class Config:
             )
         if self.algorithm.requirements.edict_mixing is not None and self.sampling.eta:
             raise ConfigError(
-                f"sampling.eta is {self.sampling.eta:g}, but algorithm.checkpointing = edict inverts the sampler's steps, "
-                "which must be without noise: set sampling.eta to 0, or choose another checkpointing"
+                f"sampling.eta is {self.sampling.eta:g}, but algorithm.checkpointing = edict inverts the sampler's "
+                "steps, which must be without noise: set sampling.eta to 0, or choose another checkpointing"
             )
         count, images = self.algorithm.requirements.images_per_draw, self.sampling.samples // o.updates
         if count is not None and images % count:
