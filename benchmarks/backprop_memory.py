@@ -2,9 +2,9 @@
 
     python benchmarks/backprop_memory.py [--model bundled] [--steps 50] [--images 4] [--repeats 3]
 
-`block`, `step`, `edict` and `none` are ours. `public` does what the public code does: every step with a graph, the prediction
-detached before the first trained step, a checkpoint around the whole network, the decoder's graph kept. Peak memory
-is that of the process (of the tensors on a GPU), with what it had before the update beside it. Writes
+`block`, `step`, `edict` and `none` are ours. `public` does what the public code does: every step with a graph, the
+prediction detached before the first trained step, a checkpoint around the whole network, the decoder's graph kept. Peak
+memory is that of the process (of the tensors on a GPU), with what it had before the update beside it. Writes
 docs/results/backprop-memory.json.
 """
 

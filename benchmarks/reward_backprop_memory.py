@@ -50,15 +50,14 @@ def cost(settings: list[str]) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = tm.preset(PRESET, *settings)
     seconds: list[float] = []
-    with TemporaryDirectory() as folder, isolated(config):
+    with TemporaryDirectory() as folder, isolated():
         session = start(config, Path(folder), State())
         device = session.accelerator.device
         now = (lambda: clock(device)) if device.type == "cuda" else time.process_time
         before = peak_memory(device)
-        for number in range(config.rounds):
+        for _ in range(config.rounds):
             began = now()
             one_round(session)
-            session.state.round = number + 1
             seconds.append(now() - began)
         return {"seconds": seconds, "before": before, "peak": peak_memory(device)}
 
