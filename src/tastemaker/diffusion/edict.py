@@ -172,14 +172,18 @@ class _Run:
     def shift(self, step: int, other: Tensor) -> tuple[Tensor, Tensor | None]:
         """What a half-step adds [N,*D], and at a trained step [N] the distance of the network from the reference."""
         t, seen = times(self.sde, step, other), other.to(self.dtype)
-        x0 = self.model.denoise(seen, t, self.cond).double()
-        at_zero = x0 - _without_output(self.model, self.sde, step, seen.double())
-        added, _ = self.sde.step(torch.zeros_like(at_zero), at_zero, step)
+        # An estimate without what the latent itself has in it: the network's output alone, times a number.
+        output = self._estimate(step, seen) - _without_output(self.model, self.sde, step, seen.double())
+        added, _ = self.sde.step(torch.zeros_like(output), output, step)
         if not (self.compare and step in self.steps):
             return added, None
         with torch.no_grad(), self.model.weights.reference():
-            far = self.model.denoise(seen.detach(), t, self.cond)
-        return added, mean_square(x0 - far) * self.model.process.output_scale(t).square()
+            far = self._estimate(step, seen) - _without_output(self.model, self.sde, step, seen.double())
+        return added, mean_square(output - far) * self.model.process.output_scale(t).square()
+
+    def _estimate(self, step: int, x: Tensor) -> Tensor:
+        """The network's estimate of x_0 [N,*D]."""
+        return self.model.denoise(x, times(self.sde, step, x), self.cond).double()
 
     def forward(self, x: Tensor, y: Tensor, steps: range) -> tuple[Tensor, Tensor, Tensor]:
         """The pair after `steps`, and [N] the mean distance from the reference over their trained half-steps."""
