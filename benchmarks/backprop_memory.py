@@ -2,9 +2,9 @@
 
     python benchmarks/backprop_memory.py [--model bundled] [--steps 50] [--images 4] [--repeats 3]
 
-`block`, `step` and `none` are ours. `public` does what the public code does: every step with a graph, the prediction
-detached before the first trained step, a checkpoint around the whole network, the decoder's graph kept. Peak memory
-is that of the process (of the tensors on a GPU), with what it had before the update beside it. Writes
+`block`, `step`, `edict` and `none` are ours. `public` does what the public code does: every step with a graph, the
+prediction detached before the first trained step, a checkpoint around the whole network, the decoder's graph kept. Peak
+memory is that of the process (of the tensors on a GPU), with what it had before the update beside it. Writes
 docs/results/backprop-memory.json.
 """
 
@@ -19,16 +19,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-KINDS = ("block", "step", "none", "public")
+KINDS = ("block", "step", "edict", "none", "public")
 
 
 def measure(model_name: str, steps: int, images: int, last: int, kind: str, guidance: float) -> dict[str, float]:
     """Seconds and peak GiB of one update's forward and backward pass in this process, after a short one to warm up."""
     import torch
 
+    from tastemaker.algorithms.reward_backprop import MIXING
     from tastemaker.benchmarking.bench import peak_memory
     from tastemaker.benchmarking.trace import clock
     from tastemaker.diffusion.backprop import chain, shown
+    from tastemaker.diffusion.edict import coupled_chain
     from tastemaker.diffusion.sde import ddim
     from tastemaker.models import load_model
     from tastemaker.models.tuning import Tuning
@@ -49,6 +51,8 @@ def measure(model_name: str, steps: int, images: int, last: int, kind: str, guid
         if kind == "public":
             x0 = public(model, cond, draw, sde, chosen[0])
             x = model.decode(x0)
+        elif kind == "edict":
+            x = shown(model, coupled_chain(model, cond, draw, sde, chosen, mixing=MIXING).x0)
         else:
             recompute = kind != "none"
             x = shown(model, chain(model, cond, draw, sde, chosen, recompute=recompute).x0, recompute=recompute)

@@ -57,7 +57,8 @@ class StorageError(TastemakerError):
 
 
 class DivergedError(TastemakerError):
-    """Training that produced a loss or gradient which is not finite; raised before the weights are touched."""
+    """Training that produced a loss or gradient which is not finite, or states that were not found again by inversion;
+    raised before the weights are touched."""
 
     exit_code = 3
 

@@ -18,6 +18,7 @@ from tastemaker.algorithms.alignprop import AlignProp
 from tastemaker.algorithms.direct_align import DirectAlign
 from tastemaker.algorithms.draft import DRaFT
 from tastemaker.algorithms.refl import ReFL
+from tastemaker.diffusion.edict import coupled_chain
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import ddim
 from tastemaker.training.session import Session
@@ -43,6 +44,8 @@ class Seen:
 
 SHARED: WeakKeyDictionary[Lab, Session] = WeakKeyDictionary()
 """A session that all cases use which need none of their own."""
+COUPLED: WeakKeyDictionary[Lab, Session] = WeakKeyDictionary()
+"""The same for EDICT."""
 
 
 def made(lab: Lab, algorithm: Any) -> Session:
@@ -101,6 +104,40 @@ def checkpointing(lab: Lab, place: int, forward: int, again: int) -> None:
         assert (len(seen.forward), len(seen.backward), seen.blocks) == (forward, expected, blocks), kind
 
 
+def coupled(lab: Lab, place: int, trained: int) -> None:
+    """`edict`: two calls a step, and again those of the trained steps in the backward pass."""
+    algorithm, grad_steps = ALL[place]
+    seen = run(lab, replace(algorithm, checkpointing="edict"), grad_steps, session=coupled_session(lab))
+    assert (len(seen.forward), len(seen.backward)) == (6, 2 * trained)
+
+
+def coupled_session(lab: Lab) -> Session:
+    """A session whose steps have no noise."""
+    if lab not in COUPLED:
+        COUPLED[lab] = lab.session(
+            trained=True, algorithm=AlignProp(checkpointing="edict"), reward="smooth:warmth", sampling={"eta": 0.0}
+        )
+    return COUPLED[lab]
+
+
+def mixing_coeff(lab: Lab, place: int) -> None:
+    """The loss is that of latents with p = 0.9, by the chain's own function, and not that with 0.93."""
+    algorithm, grad_steps = ALL[place]
+    session = coupled_session(lab)
+    own = replace(algorithm, checkpointing="edict", mixing_coeff=0.9)
+    seen = run(lab, own, grad_steps, session=session)
+    draw = DRAW.select([0, 2])
+    rewards = []
+    for mixing in (0.9, 0.93):
+        made = coupled_chain(
+            session.model, session.model.encode(draw.prompts, 1.0), draw, session.task.sde, [], mixing=mixing
+        )
+        with torch.no_grad():
+            rewards.append(smooth.warmth(session.model.decode(made.x0), draw.prompts))
+    close(seen.rewards[0], rewards[0])
+    assert (seen.rewards[0] - rewards[1]).abs().min() > 1e-5
+
+
 def kl(lab: Lab, algorithm: Any, grad_steps: Sequence[int]) -> None:
     seen, scale = run(lab, replace(algorithm, kl=3.0), grad_steps), algorithm.scale
     divergence, reward = seen.metrics["divergence"], seen.rewards[0]
@@ -152,11 +189,23 @@ def direct_align_target(lab: Lab) -> None:
 @acts("algorithm.alignprop.checkpointing")
 def alignprop_checkpointing(lab: Lab) -> None:
     checkpointing(lab, 0, 3, 2)
+    coupled(lab, 0, 2)
 
 
 @acts("algorithm.draft.checkpointing")
 def draft_checkpointing(lab: Lab) -> None:
     checkpointing(lab, 1, 3, 1)
+    coupled(lab, 1, 1)
+
+
+@acts("algorithm.alignprop.mixing_coeff")
+def alignprop_mixing_coeff(lab: Lab) -> None:
+    mixing_coeff(lab, 0)
+
+
+@acts("algorithm.draft.mixing_coeff")
+def draft_mixing_coeff(lab: Lab) -> None:
+    mixing_coeff(lab, 1)
 
 
 @acts("algorithm.refl.checkpointing")

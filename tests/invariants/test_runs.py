@@ -147,8 +147,12 @@ def test_the_score_function_and_the_whole_network(checkpoint, tmp_path):
     assert (tmp_path / "run/model/unet/diffusion_pytorch_model.safetensors").exists()
 
 
-def test_a_run_that_follows_the_gradient_resumes_bit_for_bit_and_its_adapter_learns(checkpoint, tmp_path):
+@pytest.mark.parametrize("checkpointing", ["block", "edict"])
+def test_a_run_that_follows_the_gradient_resumes_bit_for_bit_and_its_adapter_learns(
+    checkpointing, checkpoint, tmp_path
+):
     chosen = ["algorithm=alignprop", "--reward", "smooth:warmth", "sampling.eta=0", "optimizer.rows=4"]
+    chosen += [f"algorithm.checkpointing={checkpointing}"]
     assert main(words(checkpoint, tmp_path / "whole", *chosen)) == 0
     assert main(words(checkpoint, tmp_path / "cut", *chosen, "--rounds", "1")) == 0
     assert main(["resume", str(tmp_path / "cut"), "--rounds", "3"]) == 0

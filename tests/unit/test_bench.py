@@ -135,6 +135,22 @@ def test_the_floor_of_methods_that_follow_the_gradient(words: list[str], tmp_pat
     assert {rows: count for rows, count in needed.forward.items() if count} == recorder.forward
 
 
+def test_the_floor_of_edict_has_both_calls_of_a_step_and_not_those_of_the_inversion(words: list[str], tmp_path: Path):
+    settings = verb.read(verb.BenchArgs, words, "bench")[0].settings
+    algorithm = AlignProp(checkpointing="edict", truncation="fixed", last=2)
+    settings = replace(
+        settings, algorithm=algorithm, reward="soft-colourfulness", sampling=replace(settings.sampling, eta=0.0)
+    )
+    session = start(settings, tmp_path, State())
+    needed, recorder = bench.needed_calls(session), Recorder(session.model.network)
+    rounds.one_round(session)
+    # Two updates of 3 images with guidance, 4 steps of which the second and third learn: 2 x 2 calls without graph in
+    # each, and as many with one. The forward pass has no graph, and the inversion goes back over the last step too.
+    assert needed == bench.Calls({6: 8}, {6: 8})
+    assert recorder.backward == {6: 8}
+    assert recorder.forward == {6: 2 * (2 * 4 + 2)}
+
+
 def test_the_floor_is_the_bare_call_times_its_count(session: Session, clock: Clock):
     """A network that takes 100 ms: 8 calls without gradient, 6 with."""
     recorder = Recorder(session.model.network)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.requirements import Requirements
@@ -56,13 +56,19 @@ class AlignProp:
     kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's, at the
     trained steps."""
-    checkpointing: Literal["block", "step", "none"] = "block"
+    checkpointing: Literal["block", "step", "edict", "none"] = "block"
     """Recomputed in the backward pass: `block`: each step, and within it each block of the network, which needs the
-    least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
+    least memory. `step`: each step. `edict`: images are sampled by EDICT's coupled chain, with two network calls a
+    step, and its states are found again by inversion; needs `sampling.eta` = 0. `none`: nothing, so that memory grows
+    with K."""
+    mixing_coeff: Annotated[float, Gt(0), Le(1)] | None = None
+    """`edict`: p of the mixing layers, in (0, 1]; 0.93 when left out, as in its paper. The nearer to 1, the smaller
+    are the errors of the inversion, and the further apart the two latents of an image."""
 
     def __post_init__(self) -> None:
         check_constraints(self, "algorithm.")
         reward_backprop.check(self.objective, self.target)
+        reward_backprop.edict_mixing(self.checkpointing, self.mixing_coeff)
         if self.truncation == "gaussian" and self.last is None:
             raise ConfigError("algorithm.truncation is gaussian: give algorithm.last, the mean number of trained steps")
         if self.truncation in ("uniform", "per-step") and self.last is not None:
@@ -82,6 +88,7 @@ class AlignProp:
             reference=self.kl > 0,
             kl=self.kl,
             gradient_checkpointing=self.checkpointing == "block",
+            edict_mixing=reward_backprop.edict_mixing(self.checkpointing, self.mixing_coeff),
             images_per_draw=self.images_per_draw,
         )
 
@@ -103,7 +110,8 @@ class AlignProp:
 
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
         """Calls of the network for an image, without a graph and with one."""
-        return whole - len(steps), len(steps)
+        each = reward_backprop.calls_of_step(self.checkpointing)
+        return each * (whole - len(steps)), each * len(steps)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each image."""
@@ -111,12 +119,6 @@ class AlignProp:
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
-        from tastemaker.diffusion.backprop import chain
-
-        draw, cond = reward_backprop.conditioned(rows)
-        steps, recompute = reward_backprop.learning(rows), self.checkpointing != "none"
-        made = chain(
-            task.model, cond, draw, task.sde, steps, recompute=recompute, compare=self.kl > 0
-        )  # fmt: skip
-        reward = reward_backprop.rewarded(task, rows, made.x0, recompute)
+        made = reward_backprop.sampled(task, rows, self.checkpointing, self.requirements.edict_mixing, self.kl > 0)
+        reward = reward_backprop.rewarded(task, rows, made.x0, self.checkpointing != "none")
         return reward_backprop.losses_of(reward, self.objective, self.target, self.scale, self.kl, made.divergence)

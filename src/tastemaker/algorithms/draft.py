@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from tastemaker.algorithms import reward_backprop
 from tastemaker.algorithms.requirements import Requirements
@@ -52,17 +52,28 @@ class DRaFT:
     kl: Annotated[float, Ge(0)] = 0.0
     """Weight of the mean square difference between the network's outputs and the reference's, at the
     trained steps."""
-    checkpointing: Literal["block", "step", "none"] = "block"
+    checkpointing: Literal["block", "step", "edict", "none"] = "block"
     """Recomputed in the backward pass: `block`: each step, and within it each block of the network, which needs the
-    least memory. `step`: each step. `none`: nothing, so that memory grows with K."""
+    least memory. `step`: each step. `edict`: images are sampled by EDICT's coupled chain, with two network calls a
+    step, and its states are found again by inversion; needs `sampling.eta` = 0. `none`: nothing, so that memory grows
+    with K."""
+    mixing_coeff: Annotated[float, Gt(0), Le(1)] | None = None
+    """`edict`: p of the mixing layers, in (0, 1]; 0.93 when left out, as in its paper. The nearer to 1, the smaller
+    are the errors of the inversion, and the further apart the two latents of an image."""
 
     def __post_init__(self) -> None:
         check_constraints(self, "algorithm.")
         reward_backprop.check(self.objective, self.target)
+        reward_backprop.edict_mixing(self.checkpointing, self.mixing_coeff)
         if self.noises and self.last != 1:
             raise ConfigError(
                 f"algorithm.noises is {self.noises}, which is DRaFT-LV and learns at the last step alone: set "
                 "algorithm.last to 1, or noises to 0"
+            )
+        if self.checkpointing == "edict" and self.noises:
+            raise ConfigError(
+                f"algorithm.checkpointing is edict, but algorithm.noises is {self.noises}, which is DRaFT-LV and has "
+                "no chain to invert: set checkpointing to block or step, or noises to 0"
             )
         if self.ordinary and not self.noises:
             raise ConfigError("algorithm.ordinary belongs to DRaFT-LV: give algorithm.noises, or leave it out")
@@ -78,6 +89,7 @@ class DRaFT:
             reference=self.kl > 0,
             kl=self.kl,
             gradient_checkpointing=self.checkpointing == "block",
+            edict_mixing=reward_backprop.edict_mixing(self.checkpointing, self.mixing_coeff),
             queries=max(1, self.noises + self.ordinary),
         )
 
@@ -88,7 +100,8 @@ class DRaFT:
     def calls(self, steps: Sequence[int], whole: int) -> tuple[int, int]:
         """Calls of the network for an image, without a graph and with one."""
         direct = len(steps) if not self.noises or self.ordinary else 0
-        return whole - direct, direct + self.noises
+        each = reward_backprop.calls_of_step(self.checkpointing)
+        return each * (whole - direct), each * direct + self.noises
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each image."""
@@ -98,15 +111,13 @@ class DRaFT:
         """Losses [N] of N images, which are sampled here; unreduced, and metrics [N]."""
         import torch
 
-        from tastemaker.diffusion.backprop import chain, renoised
+        from tastemaker.diffusion.backprop import renoised
 
         draw, cond = reward_backprop.conditioned(rows)
         steps, recompute = reward_backprop.learning(rows), self.checkpointing != "none"
         direct = not self.noises or self.ordinary
         with torch.set_grad_enabled(direct):
-            made = chain(
-                task.model, cond, draw, task.sde, steps, recompute=recompute, compare=self.kl > 0
-            )  # fmt: skip
+            made = reward_backprop.sampled(task, rows, self.checkpointing, self.requirements.edict_mixing, self.kl > 0)
         images = [made.x0] if direct else []
         for number in range(self.noises):
             noise = draw.noise(_LV + number, made.x0.shape[1:], made.x0.device)

@@ -86,3 +86,6 @@ class Requirements:
     """Images that are scored for each one sampled."""
     images_per_draw: int | None = None
     """Reward backpropagation: images for which the trained steps are drawn together; None: an update's."""
+    edict_mixing: float | None = None
+    """Reward backpropagation through EDICT's coupled chain, which must be invertible: p of its mixing layers; None:
+    through the ordinary chain."""

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tastemaker.algorithms.base import Task
+    from tastemaker.diffusion.backprop import Chain
     from tastemaker.diffusion.losses import Objective
     from tastemaker.types import Cond, Draw, Metrics, Rollout, Rows
 
-Checkpointing = Literal["block", "step", "none"]
-"""What is made again in the backward pass: steps and, within them, the network's blocks; steps; nothing."""
+MIXING = 0.93
+"""p of EDICT's paper and its public code."""
+
+Checkpointing = Literal["block", "step", "edict", "none"]
+"""What is made again in the backward pass: steps and, within them, the network's blocks; steps; a coupled chain's
+states, by inversion; nothing."""
 
 
 def check(objective: str, target: float | None) -> None:
@@ -62,6 +67,35 @@ def learning(rows: Rows) -> list[int]:
 def conditioned(rows: Rows) -> tuple[Draw, Cond]:
     """Which images the rows are, and their conditioning."""
     return rows.rollout.draw.select(rows.image.tolist()), rows.rollout.cond.select(rows.image)
+
+
+def edict_mixing(checkpointing: Checkpointing, mixing_coeff: float | None) -> float | None:
+    """p of EDICT's mixing layers; None for the ordinary chain. Raises ConfigError where it is given for that one."""
+    if checkpointing == "edict":
+        return MIXING if mixing_coeff is None else mixing_coeff
+    if mixing_coeff is not None:
+        raise ConfigError(
+            f"algorithm.mixing_coeff is {mixing_coeff:g}, which belongs to algorithm.checkpointing = edict, but that "
+            f"is {checkpointing}: leave it out, or choose edict"
+        )
+    return None
+
+
+def calls_of_step(checkpointing: Checkpointing) -> int:
+    """Calls of the network that a step of sampling takes."""
+    return 2 if checkpointing == "edict" else 1
+
+
+def sampled(task: Task, rows: Rows, checkpointing: Checkpointing, mixing: float | None, compare: bool) -> Chain:
+    """Latents of the rows' images with a graph through the steps that learn, by the ordinary chain or EDICT's."""
+    from tastemaker.diffusion.backprop import chain
+    from tastemaker.diffusion.edict import coupled_chain
+
+    draw, cond = conditioned(rows)
+    steps = learning(rows)
+    if mixing is not None:
+        return coupled_chain(task.model, cond, draw, task.sde, steps, mixing=mixing, compare=compare)
+    return chain(task.model, cond, draw, task.sde, steps, recompute=checkpointing != "none", compare=compare)
 
 
 def rewarded(task: Task, rows: Rows, x0: Tensor, recompute: bool) -> Tensor:

@@ -392,6 +392,11 @@ class Config:
                 f"optimizer.inner_epochs is {o.inner_epochs}, but the algorithm {name} makes its images anew in each "
                 "update: leave it at 1, and raise optimizer.updates or rounds"
             )
+        if self.algorithm.requirements.edict_mixing is not None and self.sampling.eta:
+            raise ConfigError(
+                f"sampling.eta is {self.sampling.eta:g}, but algorithm.checkpointing = edict inverts the sampler's "
+                "steps, which must be without noise: set sampling.eta to 0, or choose another checkpointing"
+            )
         count, images = self.algorithm.requirements.images_per_draw, self.sampling.samples // o.updates
         if count is not None and images % count:
             raise ConfigError(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import image_size
-from tastemaker.diffusion.sde import make_sde
 from tastemaker.evaluation.model_settings import set_up
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_meta_model
@@ -28,7 +27,7 @@ from tastemaker.rollout_engine.sampler import require_engine_fits
 from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.plan import Facts
 from tastemaker.training.prior_preservation import given_images
-from tastemaker.training.setup import require_divisible, require_gradient, split_prompts
+from tastemaker.training.setup import require_divisible, require_gradient, run_sde, split_prompts
 from tastemaker.training.trackers import check_trackers
 from tastemaker.training.value_networks import value_network_for
 
@@ -81,7 +80,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     )
     # Layers without values cannot be quantized, and are counted.
     model.tune(replace(config.tuning, gradient_checkpointing=False, base_weights="none"), config.seed)
-    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
+    sde = run_sde(config, model)
     if config.sampling.engine is not None:
         require_engine_fits(model, sde, processes)
     height, width = image_size(model)

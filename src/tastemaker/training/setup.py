@@ -18,6 +18,7 @@ from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
+from tastemaker.diffusion.edict import invertible_slopes
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, Sampler
 from tastemaker.diffusion.sde import Sde, make_sde
@@ -146,7 +147,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     else:
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
-    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
+    sde = run_sde(config, model)
     stop = Stop(accelerator)
     sampler = _sampler(config, model, sde, stop, display.log)
     task = Task(
@@ -198,6 +199,15 @@ def _sampler(config: Config, model: Model, sde: Sde, stop: Stop, log: Callable[[
         model, sde, options.engine, config.rollout_engine, options.guidance, log, stop.check,
         reduction=options.log_prob, noise_outside=options.noise_outside,
     )  # fmt: skip
+
+
+def run_sde(config: Config, model: Model) -> Sde:
+    """The sampler's steps of a run. Raises ConfigError where they do not suit the model, or the algorithm."""
+    sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
+    mixing = config.algorithm.requirements.edict_mixing
+    if mixing is not None:
+        invertible_slopes(model, sde, mixing)
+    return sde
 
 
 def run_window(config: Config) -> Window:
