@@ -281,6 +281,30 @@ def test_the_distance_to_the_reference():
     assert any(p.grad.abs().max() > 0 for p in model.weights.trainable().values())
 
 
+def test_the_gradient_of_the_distance_through_a_chain():
+    """Of two trained steps: that of the noise predictions' mean square differences, the reference's held constant, also
+    through the latent of the later one."""
+    model = exact()
+    grid, cond = model.process.grid(T), conditioned(model, 3.0)
+    parameters = list(model.weights.trainable().values())
+    made = chain(model, cond, DRAW, ddim(grid, 0.0), [3, 4], compare=True, dtype=torch.float64)
+    made.divergence.sum().backward()
+    found = [p.grad for p in parameters]
+    x, distances = DRAW.noise(0, model.latent_shape).double(), []
+    for step, t in enumerate(grid.times):
+        with torch.set_grad_enabled(step >= 3):
+            eps = predicted(model, x, t, cond)
+        if step >= 3:
+            with torch.no_grad(), model.weights.reference():
+                reference = predicted(model, x, t, cond)
+            distances.append((eps - reference).square().flatten(1).mean(1))
+        x0 = (x - grid.sigma[step] * eps) / grid.alpha[step]
+        x = grid.alpha_next[step] * x0 + grid.sigma_next[step] * eps
+    expected = torch.autograd.grad(torch.stack(distances).mean(0).sum(), parameters)
+    size = max(gradient.abs().max() for gradient in expected)
+    assert max((one - other).abs().max() for one, other in zip(found, expected, strict=True)) < 1e-4 * size
+
+
 def predicted(model, x, t, cond):
     ask = lambda text: model.pipeline.unet(x, t, encoder_hidden_states=text).sample  # noqa: E731
     off = ask(cond.unconditional()["text"])

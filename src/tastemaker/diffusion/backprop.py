@@ -61,19 +61,32 @@ def chain(
         after = _estimate if step == until else partial(_after, sde, step, noise)
         move = _moving(model, cond, sde, step, after)
         if step in steps:
-            far = None
-            if compare:
-                with torch.no_grad(), model.weights.reference():
-                    far = model.denoise(x.detach(), times(sde, step, x), cond)
+            before = x
             x, x0 = _recomputed(move, x) if recompute else move(x)
-            if far is not None:
-                gaps.append(mean_square(x0 - far) * model.process.output_scale(times(sde, step, x)).square())
+            if compare:
+                gaps.append(_distance(model, cond, sde, step, before, x0))
             continue
         with torch.no_grad():
             x0 = model.denoise(x.detach(), times(sde, step, x), cond)
         # Where no step has learned yet x has no graph, and so nothing behind it has one.
         x = after(x, _held(model, sde, step, x, x0))
     return Chain(x, torch.stack(gaps).mean(dim=0) if gaps else None)
+
+
+def _distance(model: Model, cond: Cond, sde: Sde, step: int, x: Tensor, x0: Tensor) -> Tensor:
+    """[N] mean square difference of the network's output at x [N,*D] to the reference's, which is a constant.
+
+    The part that x itself has in both estimates of x_0 is taken away first, since no gradient may flow through it.
+    """
+    t, own = times(sde, step, x), without_output(model, sde, step, x)
+    with torch.no_grad(), model.weights.reference():
+        reference = model.denoise(x.detach(), t, cond) - own
+    return mean_square(x0 - own - reference) * model.process.output_scale(t).square()
+
+
+def without_output(model: Model, sde: Sde, step: int, x: Tensor) -> Tensor:
+    """The part that x [N,*D] itself has in the estimate of x_0, which is linear in x and in the network's output."""
+    return model.process.x0(torch.zeros_like(x), x, times(sde, step, x))
 
 
 def _recomputed(move: Move, x: Tensor) -> tuple[Tensor, Tensor]:

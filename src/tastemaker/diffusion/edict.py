@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tastemaker.diffusion.backprop import Chain
+from tastemaker.diffusion.backprop import Chain, without_output
 from tastemaker.diffusion.losses import mean_square
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sde import Sde, times
@@ -77,7 +77,7 @@ def slopes(model: Model, sde: Sde) -> list[float]:
     alpha_s / alpha_t where the network predicts the noise, as in the paper, and 1 for a flow's Euler step.
     """
     one = torch.ones(1, *[1] * len(model.latent_shape), dtype=torch.float64)
-    return [sde.step(one, _without_output(model, sde, step, one), step)[0].item() for step in range(len(sde))]
+    return [sde.step(one, without_output(model, sde, step, one), step)[0].item() for step in range(len(sde))]
 
 
 def invertible_slopes(model: Model, sde: Sde, mixing: float) -> list[float]:
@@ -173,12 +173,12 @@ class _Run:
         """What a half-step adds [N,*D], and at a trained step [N] the distance of the network from the reference."""
         t, seen = times(self.sde, step, other), other.to(self.dtype)
         # An estimate without what the latent itself has in it: the network's output alone, times a number.
-        output = self._estimate(step, seen) - _without_output(self.model, self.sde, step, seen.double())
+        output = self._estimate(step, seen) - without_output(self.model, self.sde, step, seen.double())
         added, _ = self.sde.step(torch.zeros_like(output), output, step)
         if not (self.compare and step in self.steps):
             return added, None
         with torch.no_grad(), self.model.weights.reference():
-            far = self._estimate(step, seen) - _without_output(self.model, self.sde, step, seen.double())
+            far = self._estimate(step, seen) - without_output(self.model, self.sde, step, seen.double())
         return added, mean_square(output - far) * self.model.process.output_scale(t).square()
 
     def _estimate(self, step: int, x: Tensor) -> Tensor:
@@ -266,8 +266,3 @@ def inversion_error(pair: Pair, kept: Pair) -> float:
     """The largest difference between two pairs, in units of the root mean square of `kept`."""
     found, expected = torch.stack(pair), torch.stack(kept)
     return ((found - expected).abs().max() / expected.square().mean().sqrt()).item()
-
-
-def _without_output(model: Model, sde: Sde, step: int, x: Tensor) -> Tensor:
-    """The part that x [N,*D] itself has in the estimate of x_0, which is linear in x and in the network's output."""
-    return model.process.x0(torch.zeros_like(x), x, times(sde, step, x))
