@@ -39,7 +39,7 @@ class DPPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=self.kl > 0, kl=self.kl)
+        return Requirements(reference=self.kl > 0, kl=self.kl, score_weight=None if self.kl > 0 else 1.0)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

@@ -42,7 +42,8 @@ class GRPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=self.kl > 0, kl=self.kl)
+        plain = self.kl == 0 and self.ratio == "plain"
+        return Requirements(reference=self.kl > 0, kl=self.kl, score_weight=1.0 if plain else None)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

@@ -17,13 +17,15 @@ from tastemaker.algorithms.windows import Both, First, Window
 from tastemaker.config.schema import Config, Speed
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sampler import LocalSampler
+from tastemaker.diffusion.sampler import LocalSampler, Sampler
 from tastemaker.diffusion.sde import make_sde
+from tastemaker.diffusion.single_pass import SinglePassSampler
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.embedded_guidance import set_embedded_guidance
 from tastemaker.models.memory import save_memory
+from tastemaker.models.per_image import adapter_layers
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
@@ -96,6 +98,11 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
                 f"the algorithm {config.algorithm.name} calls the network inside its backward pass, which is not "
                 "possible yet where it is sharded: use plain data parallelism"
             )
+    if config.optimizer.single_pass and accelerator.is_fsdp2:
+        raise ConfigError(
+            "optimizer.single_pass is true, but the network is sharded over the processes, so that images have no "
+            "gradients of their own: set it to false, or use plain data parallelism"
+        )
     others = {
         name: load_reward(name, config.remote, display.log, known, config.vlm, config.labelers)
         for name in config.evaluation.rewards
@@ -146,7 +153,13 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
     sde = make_sde(model, config.sampling.steps, config.sampling.eta, config.sampling.sde_type)
-    sampler = LocalSampler(model, sde, config.sampling.log_prob, config.sampling.noise_outside)
+    weights = None if config.advantage.step_weights == "none" else step_weights(config.advantage.step_weights, sde)
+    sampler: Sampler = LocalSampler(model, sde, config.sampling.log_prob, config.sampling.noise_outside)
+    if config.optimizer.single_pass:
+        adapter_layers(model.weights.network)
+        sampler = SinglePassSampler(
+            model, sde, config.sampling.log_prob, config.sampling.noise_outside, config.optimizer.rows, weights
+        )
     task = Task(
         model=model,
         sde=sde,
@@ -175,8 +188,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         pairs,
     )
     session.others, session.unseen = others, unseen
-    if config.advantage.step_weights != "none":
-        session.step_weights = step_weights(config.advantage.step_weights, sde)
+    session.step_weights = weights
     session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
         session.average = WeightCopy(model.weights.trainable())
