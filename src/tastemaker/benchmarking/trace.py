@@ -89,7 +89,8 @@ def tracing(session: Session, trace: Trace) -> Iterator[None]:
 
     timed: list[tuple[Any, str, str]] = [
         (sampler, "sample", MATHS), (type(session.config.algorithm), "loss", MATHS), (Draw, "noise", NOISE),
-        (session.accelerator, "backward", MATHS), (single_pass, "gradients_of", MATHS), (session.model, "decode", DECODE), (session.model, "encode", TEXT),
+        (session.accelerator, "backward", MATHS), (single_pass, "gradients_of", MATHS),
+        (session.model, "decode", DECODE), (session.model, "encode", TEXT),
         (metrics, "judge", JUDGE), (session.accelerator, "clip_grad_norm_", STEP),
         (session.optimizer, "step", STEP), (session.optimizer, "zero_grad", STEP),
     ]  # fmt: skip

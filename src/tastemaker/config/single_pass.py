@@ -18,14 +18,14 @@ def check_single_pass(config: Config) -> None:
     given = "optimizer.single_pass is true, but"
     if config.algorithm.requirements.score_weight is None:
         raise ConfigError(
-            f"{given} under its settings the gradient of the algorithm {name} is not that of an image's log-probability "
-            "times its advantage: take pg or ddpo, or grpo, dppo or dpok with algorithm.kl=0 (grpo with "
+            f"{given} under its settings the gradient of the algorithm {name} is not that of an image's "
+            "log-probability times its advantage: take pg or ddpo, or grpo, dppo or dpok with algorithm.kl=0 (grpo with "
             "algorithm.ratio=plain, dpok with algorithm.value=none)"
         )
     if config.tuning.mode == "full":
         raise ConfigError(
-            f"{given} tuning.mode is full, so that each image would have a gradient of the whole network's size: set it "
-            "to lora"
+            f"{given} tuning.mode is full, so that each image would have a gradient of the whole network's size: "
+            "set it to lora"
         )
     if o.images_per_update is not None:
         raise ConfigError(
