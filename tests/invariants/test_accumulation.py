@@ -147,8 +147,8 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings
 @pytest.mark.parametrize(
     "name",
     [
-        "best-worst", "selected images", "single pass", "one process without rows", "states", "value's own steps", "reference",
-        "pairs", "samples", "groups of samples",
+        "best-worst", "selected images", "single pass", "one process without rows", "states", "value's own steps",
+        "reference", "pairs", "samples", "groups of samples",
         "given pairs",
     ],
 )  # fmt: skip

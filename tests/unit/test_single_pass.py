@@ -220,7 +220,7 @@ def test_a_sharded_network_is_refused(checkpoint: Any, tmp_path: Any):
     chosen = config(checkpoint)
     chosen = replace(chosen, optimizer=replace(chosen.optimizer, single_pass=True))
     sharded: Any = SimpleNamespace(is_fsdp2=True, is_main_process=False, num_processes=1)
-    with mock.patch.object(setup, "_accelerator", lambda *_: sharded), pytest.raises(ConfigError, match="is sharded"):
+    with mock.patch.object(setup, "_accelerator", return_value=sharded), pytest.raises(ConfigError, match="is sharded"):
         setup.start(chosen, tmp_path, State())
 
 
@@ -229,7 +229,7 @@ def test_a_reward_that_is_not_finite_leaves_the_weights(checkpoint: Any, tmp_pat
     made = session(replace(chosen, optimizer=replace(chosen.optimizer, single_pass=True)), tmp_path)
     before = copy.deepcopy({name: p.detach() for name, p in made.model.weights.trainable().items()})
     with (
-        mock.patch.object(rounds, "advantages", lambda *_: torch.full((6,), float("nan"))),
+        mock.patch.object(rounds, "advantages", return_value=torch.full((6,), float("nan"))),
         pytest.raises(DivergedError, match="not finite"),
     ):
         rounds.one_round(made)
