@@ -62,6 +62,8 @@ def _joined(name: str, values: list[Any]) -> Any:
         return torch.cat(values)
     if is_dataclass(values[0]):
         return concat(values)
+    if isinstance(values[0], Mapping):
+        return {key: _joined(f"{name}[{key!r}]", [value.get(key) for value in values]) for key in values[0]}
     raise ValueError(f"{name} is a {type(values[0]).__name__}, which has no rows: declare it by field(metadata=SHARED)")
 
 

@@ -126,6 +126,9 @@ class Trajectory:
     """[W] indices of the kept steps, 0 at the noise end."""
     logp: Tensor
     """[B,W] float64 log-probability of each kept transition under the policy that sampled it: mean or sum."""
+    gradients: Mapping[str, Tensor] | None = None
+    """[B,*shape] by the trained weights' names: the gradient of each image's log-probabilities at those weights, added
+    up over the kept steps, each times its step's weight. None where they were not taken (`optimizer.single_pass`)."""
 
 
 @dataclass(frozen=True)

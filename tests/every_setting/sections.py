@@ -628,6 +628,15 @@ def timestep_fraction(lab: Lab) -> None:
     assert sorted(image for rows, _ in seen for image in rows.image.tolist()) == [0, 1, 2, 3]
 
 
+@acts("optimizer.single_pass")
+def single_pass(lab: Lab) -> None:
+    """Of four images in three steps each pass of the network has a graph, and there is no other."""
+    session = lab.session(optimizer={"single_pass": True, "updates": 1})
+    with network_calls(session.model) as calls:
+        one_round(session)
+    assert calls == [(4, True)] * 3
+
+
 # Which weights learn.
 
 

@@ -15,7 +15,7 @@ from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import load_config
 from tastemaker.models import load_model
 from tastemaker.runs.checkpoint import State
-from tastemaker.training import rounds, setup, update
+from tastemaker.training import rounds, setup, single_pass, update
 from tastemaker.training.distributed import process_group
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.types import Cond, Rows
@@ -65,7 +65,13 @@ def first_gradients(config: Config, folder: Path) -> tuple[dict[str, Tensor], di
             images.extend(rows.image.unique().tolist())
         return norm
 
-    with mock.patch.object(update, "accumulate", capture):
+    take_step = single_pass.take_step
+
+    def capture_step(own: Any) -> None:
+        captured.update({name: p.grad.clone() for name, p in session.model.weights.trainable().items()})
+        take_step(own)
+
+    with mock.patch.object(update, "accumulate", capture), mock.patch.object(single_pass, "take_step", capture_step):
         record = rounds.one_round(session)
     return captured, record | {"images": images}
 

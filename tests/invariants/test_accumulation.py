@@ -16,10 +16,11 @@ from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.diffusion_kto import DiffusionKTO
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
-from tastemaker.algorithms.selection import BestWorst
+from tastemaker.algorithms.selection import BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward
 from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Pairs, Sampling
 from tastemaker.config.yaml_file import dump_config
@@ -67,6 +68,10 @@ def settings(checkpoint, tmp_path_factory):
             optimizer=replace(options, minibatch="states", updates=4, rows=3)
         ),
         "reference": replace(plain, algorithm=GRPO(kl=50.0, ratio="normalised")),
+        "single pass": replace(
+            b2, algorithm=DPPO(), selection=NonZero(), advantage=Advantage(normalise="group", step_weights="noise"),
+            optimizer=replace(b2.optimizer, rows=2, single_pass=True),
+        ),
         "pairs": replace(
             plain, algorithm=DPO(), prompts=str(prompts), optimizer=replace(options, updates=1),
             sampling=replace(sampling, samples=12),
@@ -142,8 +147,8 @@ def test_a_random_share_of_steps_is_the_same_on_two_processes(tmp_path, settings
 @pytest.mark.parametrize(
     "name",
     [
-        "best-worst", "selected images", "one process without rows", "states", "value's own steps", "reference",
-        "pairs", "samples", "groups of samples",
+        "best-worst", "selected images", "single pass", "one process without rows", "states", "value's own steps",
+        "reference", "pairs", "samples", "groups of samples",
         "given pairs",
     ],
 )  # fmt: skip

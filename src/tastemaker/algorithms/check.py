@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tastemaker.algorithms.base import Algorithm, Task
 from tastemaker.algorithms.requirements import Requirements
+from tastemaker.diffusion import losses
 from tastemaker.types import Rollout, Rows
 
 NEEDS = ("prompts", "rollouts", "pairs", "samples")
@@ -18,7 +19,7 @@ NEEDS = ("prompts", "rollouts", "pairs", "samples")
 def check_algorithm(algorithm: Algorithm, task: Task, rollout: Rollout) -> list[str]:
     """What an algorithm does wrong, a sentence each; nothing where it keeps the contract.
 
-    `task` and `rollout` are of a small model with trainable weights: sampled images with kept steps, rewards,
+    `task` and `rollout` are of a small model with trainable weights: images that it sampled, with kept steps, rewards,
     advantages and groups for `rollouts` and `samples`; images of which the first half is preferred for `pairs`. An
     algorithm that needs `prompts` is not run here, since it samples by itself: only its fields are looked at.
     """
@@ -57,6 +58,8 @@ def check_algorithm(algorithm: Algorithm, task: Task, rollout: Rollout) -> list[
         parts += _gradient(part.sum(), parameters)
     if (parts - whole).norm() > 1e-3 * whole.norm():
         wrong.append("the gradients of micro-batches do not add up to that of all rows: a loss depends on other rows")
+    if algorithm.requirements.score_weight is not None:
+        wrong += _score_weight(algorithm.requirements.score_weight, task, rows, whole)
     if algorithm.needs in ("rollouts", "samples"):
         nothing = replace(rollout, selected=torch.zeros(len(rollout), dtype=torch.bool, device=rollout.device))
         with torch.no_grad():
@@ -64,6 +67,15 @@ def check_algorithm(algorithm: Algorithm, task: Task, rollout: Rollout) -> list[
         if left:
             wrong.append(f"prepare makes {left} rows where no image is selected")
     return wrong
+
+
+def _score_weight(weight: float, task: Task, rows: Rows, gradient: Tensor) -> list[str]:
+    """Whether the gradient of all rows is what `Requirements.score_weight` says. The model is the one that sampled."""
+    loss = weight * losses.score_function(task.log_prob(rows.transitions()), rows.rollout.advantage[rows.image])
+    expected = _gradient(loss.sum(), list(task.model.weights.trainable().values()))
+    if (gradient - expected).norm() > 1e-3 * expected.norm():
+        return ["requirements.score_weight is not the weight of the log-probability's gradient at the sampling weights"]
+    return []
 
 
 def _gradient(loss: Tensor, parameters: list[Any]) -> Tensor:

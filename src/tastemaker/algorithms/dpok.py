@@ -64,6 +64,7 @@ class DPOK:
             reference=self.kl > 0,
             kl=self.kl,
             value=None if self.value == "none" else self._value_training(self.value),
+            score_weight=self.reward_weight if self.kl == 0 and self.value == "none" else None,
         )
 
     def _value_training(self, kind: Literal["mlp"]) -> ValueTraining:

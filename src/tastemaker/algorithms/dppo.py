@@ -39,7 +39,8 @@ class DPPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=self.kl > 0, kl=self.kl, sampling_noise=True)
+        score = None if self.kl > 0 else 1.0
+        return Requirements(reference=self.kl > 0, kl=self.kl, sampling_noise=True, score_weight=score)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

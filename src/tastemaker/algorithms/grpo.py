@@ -42,7 +42,11 @@ class GRPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=self.kl > 0, kl=self.kl, sampling_noise=self.ratio == "normalised")
+        plain = self.ratio == "plain"
+        return Requirements(
+            reference=self.kl > 0, kl=self.kl, sampling_noise=not plain,
+            score_weight=1.0 if plain and self.kl == 0 else None,
+        )  # fmt: skip
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

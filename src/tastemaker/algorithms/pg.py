@@ -26,7 +26,7 @@ class PG:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements()
+        return Requirements(score_weight=1.0)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

@@ -84,6 +84,10 @@ class Requirements:
     """It asks for the noise that the sampler added, which only this package's own sampler draws by counters."""
     queries: int = 1
     """Images that are scored for each one sampled."""
+    score_weight: float | None = None
+    """Where the policy is still the one that sampled, the gradient of a row's loss is minus this times its advantage
+    times the gradient of its log-probability, and the advantage is its image's; `optimizer.single_pass` needs that.
+    None: it is another."""
     images_per_draw: int | None = None
     """Reward backpropagation: images for which the trained steps are drawn together; None: an update's."""
     edict_mixing: float | None = None

@@ -53,7 +53,8 @@ class Bench:
     images_per_second: float
     """Images sampled, text encoded and VAE decoded included."""
     rows_per_second: float
-    """Rows (one image at one step) trained, the optimizer's steps included."""
+    """Rows (one image at one step) trained, the optimizer's steps included, and with `optimizer.single_pass`
+    sampling."""
     peak_memory_gib: float
     """On a CPU of the whole process, loading included; on a GPU of its tensors."""
     wall: float
@@ -178,13 +179,15 @@ def _summary(
             "gradient_checkpointing": config.tuning.gradient_checkpointing,
             "height": height, "width": width, "samples": s.samples, "steps": s.steps,
             "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
+            "single_pass": o.single_pass,
             "updates": updates_of_round(config), "repeats": len(walls),
         },
         machine={
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
         },
-        images_per_second=s.samples / median.get("sample", median["train"]), rows_per_second=rows / median["train"],
+        images_per_second=s.samples / median.get("sample", median["train"]),
+        rows_per_second=rows / (median["train"] + (median["sample"] if o.single_pass else 0)),
         peak_memory_gib=memory, wall=statistics.median(walls), floor=statistics.median(totals),
         overhead=statistics.median(overheads), walls=walls, floors=totals, overheads=overheads, phases=median,
         parts={name: statistics.fmean(part[name] for part in parts) for name in PARTS},

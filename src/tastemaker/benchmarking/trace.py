@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tastemaker.diffusion import sampler
+from tastemaker.diffusion import sampler, single_pass
 from tastemaker.evaluation import metrics
 from tastemaker.training import rounds
 from tastemaker.training.session import Session
@@ -89,7 +89,8 @@ def tracing(session: Session, trace: Trace) -> Iterator[None]:
 
     timed: list[tuple[Any, str, str]] = [
         (sampler, "sample", MATHS), (type(session.config.algorithm), "loss", MATHS), (Draw, "noise", NOISE),
-        (session.accelerator, "backward", MATHS), (session.model, "decode", DECODE), (session.model, "encode", TEXT),
+        (session.accelerator, "backward", MATHS), (single_pass, "gradients_of", MATHS),
+        (session.model, "decode", DECODE), (session.model, "encode", TEXT),
         (metrics, "judge", JUDGE), (session.accelerator, "clip_grad_norm_", STEP),
         (session.optimizer, "step", STEP), (session.optimizer, "zero_grad", STEP),
     ]  # fmt: skip

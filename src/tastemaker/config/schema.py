@@ -37,6 +37,7 @@ from tastemaker.algorithms.windows import Backward, Random, Sliding, Whole
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
 from tastemaker.config.engine_settings import RolloutEngine, engine_addresses
 from tastemaker.config.evaluation_settings import EarlyStop, Evaluation, OverOptimisation
+from tastemaker.config.single_pass import check_single_pass
 from tastemaker.constraints import check_constraints
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
@@ -203,6 +204,10 @@ class Optimizer:
     """Share of each image's steps that may be trained, counted from the noise, in (0, 1]; 1 is all of them."""
     timestep_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
     """Share of each sample's steps that is trained, drawn at random, in (0, 1]."""
+    single_pass: bool = False
+    """Take each image's gradient of the log-probability while it is sampled, and weight it by the advantage later: no
+    second forward pass, for memory of the adapter's size for each image. Adapters with one update a round, of pg, ddpo,
+    and of grpo, dppo and dpok without their divergence (docs/guides/single-pass.md)."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +323,8 @@ class Config:
             )
         if self.pathwise:
             self._check_pathwise()
+        if self.optimizer.single_pass:
+            check_single_pass(self)
         if self.over_optimisation.kl_limit is not None and not self.evaluation.kl_images:
             raise ConfigError(
                 f"over_optimisation.kl_limit is {self.over_optimisation.kl_limit:g}, but evaluation.kl_images is 0, so "

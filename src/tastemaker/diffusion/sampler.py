@@ -14,6 +14,9 @@ from tastemaker.diffusion.model import Denoiser
 from tastemaker.diffusion.sde import Sde, times
 from tastemaker.types import Cond, Draw, Rollout, Trajectory
 
+OnStep = Callable[[], None]
+"""Called once for each sampler step."""
+
 
 def do_nothing() -> None:
     """A callback for those who need none."""
@@ -50,6 +53,20 @@ class LocalSampler:
         return sample(self.model, cond, draw, sde, keep, on_step, self.reduction)
 
 
+KeptStep = Callable[[Denoiser, Sde, Tensor, Cond, int, Tensor, Reduction], tuple[Tensor, Tensor]]
+"""As `transition`."""
+
+
+def transition(
+    model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int, noise: Tensor, reduction: Reduction
+) -> tuple[Tensor, Tensor]:
+    """The next latents [N,*D], which have no graph, and their log-probability [N], at a step with this noise [N,*D]."""
+    x0 = model.denoise(x, times(sde, step, x), cond)
+    mean, std = sde.step(x.to(x0.dtype), x0, step)
+    x_next = (mean + std * noise).detach().to(x.dtype)
+    return x_next, gaussian_logp(x_next, mean, std, reduction)
+
+
 @torch.no_grad()
 def sample(
     model: Denoiser,
@@ -59,6 +76,7 @@ def sample(
     keep: Sequence[int] = (),
     on_step: Callable[[], None] = do_nothing,
     reduction: Reduction = "mean",
+    kept_step: KeptStep = transition,
 ) -> Rollout:
     """Samples B = len(draw) images' latents, and keeps the transitions of the contiguous steps `keep`.
 
@@ -66,7 +84,7 @@ def sample(
     A kept step must have noise (Sde.stochastic), since a deterministic one has no likelihood. Latents are stored in
     float32 whatever the network runs in, and the log-probability is that of the latent as stored, so that the ratio
     right after sampling is 1. It is stored in float64: as a sum over 16384 elements it is so large that float32 would
-    move the ratio by a thousandth.
+    move the ratio by a thousandth. `kept_step` makes the kept steps.
 
     Images that share a root are one until the first kept step, where they branch: the network is asked once for each
     root before it (B2-DiffuRL §3.3). Without kept steps they never branch.
@@ -82,13 +100,16 @@ def sample(
     for step in range(len(sde)):
         if branches and keep and step == keep[0]:
             x, now, now_cond = x[torch.tensor(root, device=device)], draw, cond
-        x0 = model.denoise(x, times(sde, step, x), now_cond)
-        mean, std = sde.step(x.to(x0.dtype), x0, step)
-        x_next = mean + std * now.noise(step + 1, model.latent_shape, device) if step in noisy else mean
-        x_next = x_next.to(x.dtype)
         if step in keep:
+            noise = now.noise(step + 1, model.latent_shape, device)
+            x_next, found = kept_step(model, sde, x, now_cond, step, noise, reduction)
             latents.append(x)
-            logp.append(gaussian_logp(x_next, mean, std, reduction))
+            logp.append(found)
+        else:
+            x0 = model.denoise(x, times(sde, step, x), now_cond)
+            mean, std = sde.step(x.to(x0.dtype), x0, step)
+            x_next = mean + std * now.noise(step + 1, model.latent_shape, device) if step in noisy else mean
+            x_next = x_next.to(x.dtype)
         if keep and step == keep[-1]:
             latents.append(x_next)
         x = x_next

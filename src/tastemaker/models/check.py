@@ -13,7 +13,7 @@ from tastemaker.diffusion.model import Model, image_size
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import Sde, make_sde
 from tastemaker.models.tuning import Tuning
-from tastemaker.types import Draw
+from tastemaker.types import Cond, Draw
 
 STEPS, GUIDANCE = 4, 3.0
 
@@ -108,10 +108,27 @@ def _trained(make: Callable[[], Model], model: Model, draw: Draw, sde: Sde, guid
             again.weights.load(Path(folder))
             if not _close(ask(again), changed):
                 wrong.append("weights.load: what weights.save wrote gives another model")
+    own = _own_gradients(model, x, t, model.encode(draw.prompts, guidance))
+    if not all(_close(together, alone) for together, alone in own):
+        wrong.append("weights.per_image: a row's own gradient is another than when it is alone")
     rollout = sample(model, model.encode(draw.prompts, guidance), draw, sde, sde.stochastic())
     if not rollout.x0.isfinite().all() or not rollout.logp.isfinite().all():
         wrong.append("sampling: latents or log-probabilities are not finite")
     return wrong
+
+
+def _own_gradients(model: Model, x: Tensor, t: Tensor, cond: Cond) -> list[tuple[Tensor, Tensor]]:
+    """For each row the gradient of its estimate's mean square, from a pass of all rows and from one of its own."""
+    estimate = lambda rows: model.denoise(x[rows], t[rows], cond.select(rows))  # noqa: E731
+    loss = lambda rows: estimate(rows).square().flatten(1).mean(dim=1).sum()  # noqa: E731
+    flat = lambda found: torch.cat([gradient.flatten() for gradient in found])  # noqa: E731
+    with model.weights.per_image(len(x)) as copies:
+        together = torch.autograd.grad(loss(slice(None)), list(copies.values()))
+    parameters, pairs = list(model.weights.trainable().values()), []
+    for row in range(len(x)):
+        alone = flat(torch.autograd.grad(loss(slice(row, row + 1)), parameters))
+        pairs.append((flat([gradient[row] for gradient in together]) / alone.norm(), alone / alone.norm()))
+    return pairs
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

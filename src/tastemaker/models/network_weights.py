@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tastemaker.models import adapter_files, adapter_loading, lora
+from tastemaker.models.per_image import per_image
 from tastemaker.models.quantization import quantize
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.weight_copy import WeightCopy
@@ -44,6 +45,14 @@ class NetworkWeights:
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+    def per_image(self, images: int) -> AbstractContextManager[dict[str, Tensor]]:
+        """Inside it each of the images has its own copy of the trained adapters; gives them, [images,*shape] by name.
+
+        The network is then given rows of these images alone, row i being one of image i modulo `images`. Raises
+        ModelError where that cannot be (models/per_image.py).
+        """
+        return per_image(self.network, images)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside it the network has the weights that were held, or else its adapters off.

@@ -161,6 +161,8 @@ def round_calls(config: Config, stochastic: Sequence[int], number: int, processe
     if config.pathwise:
         return _backprop_calls(config, number, processes)
     kept = len(run_window(config).steps(list(stochastic), number, config.seed))
+    if o.single_pass:
+        return _single_pass_calls(config, kept, processes)
     trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
     forward = Counter(double * len(part) for part in batches(s.samples // processes, s.batch))
     each = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
@@ -173,6 +175,17 @@ def round_calls(config: Config, stochastic: Sequence[int], number: int, processe
         {rows: forward[rows] * steps + again[rows] * first for rows in forward | again},
         {rows: count * updates_of_round(config) for rows, count in backward.items()},
     )
+
+
+def _single_pass_calls(config: Config, kept: int, processes: int) -> Calls:
+    """Of a round whose `kept` trained steps are sampled with a graph."""
+    s, double = config.sampling, guidance_rows(config)
+    forward, backward = Counter(), Counter()
+    for part in batches(s.samples // processes, s.images_per_batch):
+        forward[double * len(part)] += s.steps - kept
+        for images in batches(len(part), config.optimizer.rows):
+            backward[double * len(images)] += kept
+    return Calls({rows: count for rows, count in forward.items() if count}, dict(backward))
 
 
 def updates_of_round(config: Config) -> int:
@@ -242,6 +255,7 @@ def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float
         "text encoder or VAE, one at a time" if config.memory.offload else "text encoder and VAE": beside,
         "prompt states": facts.prompt_state * (facts.prompts + facts.unseen + 1) * 4,
         "gradients": trained * 4,
+        "gradients of images": facts.trainable * 4 * config.sampling.samples / facts.processes * o.single_pass,
         "optimizer state": trained * (2 if o.eight_bit else 8),
         "copies of the trained weights": facts.trainable * 4 * copies,
         "activations (rough)": max(share * (rows * facts.outputs * size + decoder), decoding),

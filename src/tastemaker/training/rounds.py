@@ -32,6 +32,7 @@ from tastemaker.training.measurements import RoundImages, explained_variance, fi
 from tastemaker.training.pairs_round import given_round
 from tastemaker.training.reference import sync_reference
 from tastemaker.training.session import Session
+from tastemaker.training.single_pass import single_pass_update
 from tastemaker.training.update import update
 from tastemaker.training.value_updates import train_value
 from tastemaker.types import Draw, Rollout
@@ -87,7 +88,10 @@ def sampled_round(session: Session) -> dict[str, Any]:
         rows = config.algorithm.prepare(session.task, rollout)
     value_figures |= explained_variance(accelerator, rows)
     with session.phase("train", len(rows) * config.optimizer.inner_epochs):
-        metrics = update(session, rows, part, selected)
+        if config.optimizer.single_pass:
+            metrics = single_pass_update(session, rows, selected)
+        else:
+            metrics = update(session, rows, part, selected)
     if not metrics["updates"]:
         count = int(selected.sum())
         few = f"only {count} images were selected, too few for optimizer.images_per_update"

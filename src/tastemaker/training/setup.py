@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading, set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from tastemaker.algorithms.advantage import step_weights
 from tastemaker.algorithms.base import Task
@@ -22,11 +22,13 @@ from tastemaker.diffusion.edict import invertible_slopes
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, Sampler
 from tastemaker.diffusion.sde import Sde, make_sde
+from tastemaker.diffusion.single_pass import SinglePassSampler
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.model_settings import set_up
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.memory import save_memory
+from tastemaker.models.per_image import adapter_layers
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import FunctionReward, Reward, require_latents_of
 from tastemaker.rewards.registry import differentiable_rewards, load_reward
@@ -100,6 +102,11 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
                 f"the algorithm {config.algorithm.name} calls the network inside its backward pass, which is not "
                 "possible yet where it is sharded: use plain data parallelism"
             )
+    if config.optimizer.single_pass and accelerator.is_fsdp2:
+        raise ConfigError(
+            "optimizer.single_pass is true, but the network is sharded over the processes, so that images have no "
+            "gradients of their own: set it to false, or use plain data parallelism"
+        )
     others = {
         name: load_reward(name, config.remote, display.log, known, config.vlm, config.labelers)
         for name in config.evaluation.rewards
@@ -148,8 +155,9 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         model.network, optimizer = accelerator.prepare(model.network, optimizer)
     value = accelerator.prepare(value) if value is not None else None
     sde = run_sde(config, model)
+    weights = None if config.advantage.step_weights == "none" else step_weights(config.advantage.step_weights, sde)
     stop = Stop(accelerator)
-    sampler = _sampler(config, model, sde, stop, display.log)
+    sampler = _sampler(config, model, sde, weights, stop, display.log)
     task = Task(
         model=model,
         sde=sde,
@@ -177,8 +185,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         pairs,
     )
     session.others, session.unseen = others, unseen
-    if config.advantage.step_weights != "none":
-        session.step_weights = step_weights(config.advantage.step_weights, sde)
+    session.step_weights = weights
     session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
         session.average = WeightCopy(model.weights.trainable())
@@ -189,16 +196,25 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     return session
 
 
-def _sampler(config: Config, model: Model, sde: Sde, stop: Stop, log: Callable[[str], None]) -> Sampler:
-    """This process, or the rollout engines that the config names."""
+def _sampler(
+    config: Config, model: Model, sde: Sde, weights: Tensor | None, stop: Stop, log: Callable[[str], None]
+) -> Sampler:
+    """This process, with or without gradients of its images, or the rollout engines that the config names.
+
+    `weights` [T] are those of the steps.
+    """
     options = config.sampling
-    if options.engine is None:
-        return LocalSampler(model, sde, options.log_prob, options.noise_outside)
-    require_engine_fits(model, sde, stop.accelerator.num_processes)
-    return engine_sampler(
-        model, sde, options.engine, config.rollout_engine, options.guidance, log, stop.check,
-        reduction=options.log_prob, noise_outside=options.noise_outside,
-    )  # fmt: skip
+    if options.engine is not None:
+        require_engine_fits(model, sde, stop.accelerator.num_processes)
+        return engine_sampler(
+            model, sde, options.engine, config.rollout_engine, options.guidance, log, stop.check,
+            reduction=options.log_prob, noise_outside=options.noise_outside,
+        )  # fmt: skip
+    if config.optimizer.single_pass:
+        adapter_layers(model.weights.network)  # raises where an image cannot have a gradient of its own
+        rows = config.optimizer.rows
+        return SinglePassSampler(model, sde, options.log_prob, options.noise_outside, rows, weights)
+    return LocalSampler(model, sde, options.log_prob, options.noise_outside)
 
 
 def run_sde(config: Config, model: Model) -> Sde:

@@ -52,12 +52,17 @@ def update(session: Session, rows: Rows, part: RoundPart, selected: Tensor | Non
                 own = weighted(own, session.step_weights)
             set_rate(session, done)
             accumulator.norms.append(accumulate(session, own, total, accumulator, done))
-            session.optimizer.step()
-            session.optimizer.zero_grad()
-            if session.average is not None:
-                session.average.ema_update(options.ema)
+            take_step(session)
     lr = {"lr": session.optimizer.param_groups[0]["lr"]} if accumulator.norms else {}
     return accumulator.means(accelerator) | lr
+
+
+def take_step(session: Session) -> None:
+    """One step of the optimizer with the gradients that are there, and of the average of the weights."""
+    session.optimizer.step()
+    session.optimizer.zero_grad()
+    if session.average is not None:
+        session.average.ema_update(session.config.optimizer.ema)
 
 
 @torch.no_grad()
