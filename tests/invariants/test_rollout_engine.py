@@ -476,7 +476,7 @@ def _no_report(monkeypatch):
 def test_a_run_is_the_run_of_this_process_and_goes_on_after_the_engine_died(folder, engine, tmp_path, capsys):
     """Within rounding: the engine computes one image at a time. Its death is in round 2, of which nothing is kept."""
     local, run = tmp_path / "local", tmp_path / "run"
-    with mock.patch.object(setup, "_sampler", lambda config, model, sde, stop, log: SeededSampler(model, sde)):
+    with mock.patch.object(setup, "_sampler", lambda config, model, sde, *rest: SeededSampler(model, sde)):
         assert main(words(folder, local)) == 0
     fast = ["rollout_engine.wait=0.3", f"rollout_engine.folder={tmp_path / 'shared'}"]
     with running(engine) as (url, stop):
