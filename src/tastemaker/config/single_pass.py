@@ -19,8 +19,8 @@ def check_single_pass(config: Config) -> None:
     if config.algorithm.requirements.score_weight is None:
         raise ConfigError(
             f"{given} under its settings the gradient of the algorithm {name} is not that of an image's "
-            "log-probability times its advantage: take pg or ddpo, or grpo, dppo or dpok with algorithm.kl=0 (grpo also "
-            "with algorithm.ratio=plain, dpok with algorithm.value=none)"
+            "log-probability times its advantage: take pg or ddpo, or grpo, dppo or dpok with algorithm.kl=0 (grpo "
+            "also with algorithm.ratio=plain, dpok with algorithm.value=none)"
         )
     if config.tuning.mode == "full":
         raise ConfigError(

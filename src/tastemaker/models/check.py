@@ -111,7 +111,7 @@ def _trained(make: Callable[[], Model], model: Model, draw: Draw, sde: Sde, guid
 
 
 def _own_gradients(model: Model, x: Tensor, t: Tensor, cond: Cond) -> list[tuple[Tensor, Tensor]]:
-    """For each row the gradient of its estimate's mean square, from a pass of all rows and from one of the row alone."""
+    """For each row the gradient of its estimate's mean square, from a pass of all rows and from one of it alone."""
     estimate = lambda rows: model.denoise(x[rows], t[rows], cond.select(rows))  # noqa: E731
     loss = lambda rows: estimate(rows).square().flatten(1).mean(dim=1).sum()  # noqa: E731
     flat = lambda found: torch.cat([gradient.flatten() for gradient in found])  # noqa: E731
