@@ -38,7 +38,7 @@ demo-preferences: install ## from people's comparisons to an aligned model, twic
 WORKERS ?= 2
 
 test: install ## all tests that need no GPU and no long time
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 40
 
 test-slow: install ## the longer tests: full-size Stable Diffusion, the judge's validation
 	$(BIN)/python -m pytest -q -m slow

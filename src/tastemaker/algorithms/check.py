@@ -71,7 +71,7 @@ def check_algorithm(algorithm: Algorithm, task: Task, rollout: Rollout) -> list[
 
 def _score_weight(weight: float, task: Task, rows: Rows, gradient: Tensor) -> list[str]:
     """Whether the gradient of all rows is what `Requirements.score_weight` says. The model is the one that sampled."""
-    loss = weight * losses.score_function(task.log_prob(rows.transitions()), rows.rollout.advantage[rows.image])
+    loss = weight * losses.score_function(task.log_prob(rows.transitions()), rows.advantages())
     expected = _gradient(loss.sum(), list(task.model.weights.trainable().values()))
     if (gradient - expected).norm() > 1e-3 * expected.norm():
         return ["requirements.score_weight is not the weight of the log-probability's gradient at the sampling weights"]

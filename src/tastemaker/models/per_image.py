@@ -63,8 +63,9 @@ def per_image(network: nn.Module, images: int) -> Iterator[dict[str, Tensor]]:
     }
     try:
         for name, found in layers.items():
-            kind = PerImageLinear if isinstance(found.layer, nn.Linear) else PerImageConv2d
-            setattr(found.parent, found.name, kind(name, found.layer, copies[name]))
+            layer, weight = found.layer, copies[name]
+            own = PerImageLinear(name, weight) if isinstance(layer, nn.Linear) else PerImageConv2d(name, layer, weight)
+            setattr(found.parent, found.name, own)
         yield copies
     finally:
         for found in layers.values():
@@ -74,7 +75,7 @@ def per_image(network: nn.Module, images: int) -> Iterator[dict[str, Tensor]]:
 class PerImageLinear(nn.Module):
     """A linear layer with the weights [N,out,in] of N images."""
 
-    def __init__(self, name: str, layer: nn.Module, weight: Tensor) -> None:
+    def __init__(self, name: str, weight: Tensor) -> None:
         super().__init__()
         self.name, self.weight = name, weight
 
