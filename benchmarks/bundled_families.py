@@ -16,14 +16,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
-MODELS = {
-    "bundled-flow": ["--model", "bundled-flow"],
-    "bundled-pixel": ["--model", "bundled-pixel", "sampling.guidance=2"],
-}
+MODELS = ("bundled-flow", "bundled-pixel")
 METHODS = {
-    "GRPO": ["grpo-compressibility", "--rounds", "5"],
+    "GRPO": ["grpo-compressibility"],
     "AlignProp": ["alignprop-compressibility", "early_stop.metric=none", "--rounds", "8"],
 }
+ALONE = {
+    ("bundled-flow", "GRPO"): [
+        "--rounds", "8", "algorithm.kl=0", "sampling.samples=64", "sampling.per_prompt=8", "sampling.guidance=1",
+        "sampling.eta=0.5",
+    ],
+    ("bundled-pixel", "GRPO"): ["--rounds", "5", "sampling.guidance=2"],
+    ("bundled-pixel", "AlignProp"): ["sampling.guidance=2"],
+}  # fmt: skip
+"""Settings of some alone. The flow's are those of rounds that take a quarter of the time."""
 SHARED = ["--prompts", "bundled-single", "sampling.steps=10", "evaluation.every=1"]
 RATES = {
     ("bundled-flow", "GRPO"): "1e-2",
@@ -45,7 +51,10 @@ def wanted(work: Path, models: Sequence[str], seeds: int) -> dict[tuple[str, str
     return {
         (model, method, seed): (
             work / f"{model}-{method.lower()}-{seed}",
-            [*METHODS[method], *MODELS[model], *SHARED, f"optimizer.lr={RATES[model, method]}", "--seed", str(seed)],
+            [
+                *[*METHODS[method], "--model", model, *SHARED, *ALONE.get((model, method), [])],
+                *[f"optimizer.lr={RATES[model, method]}", "--seed", str(seed)],
+            ],
         )
         for seed in range(seeds)
         for model in models
@@ -86,6 +95,8 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> dict[str, dict
         axes[-1][column].set_xlabel("reward queries")
     for row, label in enumerate(ROWS.values()):
         axes[row][0].set_ylabel(label)
+    for axis in axes.flat:
+        axis.set_xscale("symlog", linthresh=8)
     for axis in axes[1]:
         axis.set_ylim(0, 1.02)
     for axis in axes[2]:
