@@ -8,7 +8,7 @@ runs: of the last evaluation, which samples by DDIM, in standard deviations of t
 own images, which for `edict` are the coupled sampler's. Time and peak memory are those of the same rounds without
 evaluations, each kind in a process of its own: processor seconds a round of the one thread, and the most that the
 process had resident (that tensors had on a GPU, with seconds by the clock). What is there already is not made again.
-Writes docs/results/reward-backprop-memory.json.
+Writes a JSON file of figures to docs/results.
 """
 
 from __future__ import annotations
