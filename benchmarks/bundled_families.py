@@ -97,6 +97,8 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> dict[str, dict
         axes[row][0].set_ylabel(label)
     for axis in axes.flat:
         axis.set_xscale("symlog", linthresh=8)
+        axis.set_xticks([0, 8, 32, 128, 512], ["0", "8", "32", "128", "512"])
+        axis.minorticks_off()
     for axis in axes[1]:
         axis.set_ylim(0, 1.02)
     for axis in axes[2]:
