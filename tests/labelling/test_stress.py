@@ -29,7 +29,7 @@ def well(figures):
     assert min(figures["client_kills"], figures["sent_twice"], figures["voted_twice"]) > 0
 
 
-@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
 def test_no_acknowledged_vote_is_lost_and_none_doubled(database, tmp_path):
     well(stressed(tmp_path / "project", SHORT, database))
 

@@ -83,7 +83,8 @@ def test_memory_by_hand():
     found = estimated_memory(SMALL, FACTS, rows=8)
     assert found == {
         "network": 4 * (1000 + 100), "text encoder and VAE": 4 * 500, "prompt states": 0, "gradients": 400,
-        "optimizer state": 800, "copies of the trained weights": 0, "activations (rough)": 8 * 50 * 4,
+        "gradients of images": 0, "optimizer state": 800, "copies of the trained weights": 0,
+        "activations (rough)": 8 * 50 * 4,
     }  # fmt: skip
     whole = replace(
         SMALL,
@@ -94,9 +95,18 @@ def test_memory_by_hand():
     found = estimated_memory(whole, replace(FACTS, trainable=1000), rows=8)
     assert found == {
         "network": 4000, "text encoder and VAE": 2 * 200 + 4 * 300, "prompt states": 0, "gradients": 4000,
-        "optimizer state": 2000, "copies of the trained weights": 4000,
+        "gradients of images": 0, "optimizer state": 2000, "copies of the trained weights": 4000,
         "activations (rough)": pytest.approx(8 * 50 * 2 * 0.2),
     }  # fmt: skip
+
+
+def test_memory_of_a_single_pass_by_hand():
+    """A float32 gradient of each trained weight for each image of a process: 100 * 4 bytes * 32 / 2 processes."""
+    config = replace(SMALL, sampling=replace(SMALL.sampling, samples=32), optimizer=replace(SMALL.optimizer, updates=1))
+    single = replace(config, optimizer=replace(config.optimizer, single_pass=True))
+    found = estimated_memory(single, replace(FACTS, processes=2), rows=8)
+    before = estimated_memory(config, replace(FACTS, processes=2), rows=8)
+    assert found == before | {"gradients of images": 100 * 4 * 16}
 
 
 def test_memory_of_small_gpus_by_hand():

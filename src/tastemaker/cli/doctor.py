@@ -41,6 +41,7 @@ REQUIRED = {
     "inflect": "7.0",
     "httpx": "0.27",
     "anyio": "4.4",
+    "msgspec": "0.19",
     "tenacity": "9",
     "fastapi": "0.121",
     "starlette": "0.49.1",
