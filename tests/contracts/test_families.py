@@ -248,14 +248,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return given.pairs(tmp_path_factory.mktemp("pairs"), 2)
 
 
-QUICK = ("grpo", "rwr", "diffusion-dpo", "alignprop")
-"""One algorithm of each kind of rounds: likelihoods, denoising losses, given pairs, the reward's gradient."""
-MATRIX = [
-    pytest.param(name, algorithm, marks=() if name in ("sd3", "z-image") or algorithm in QUICK else pytest.mark.slow)
-    for name in FAMILIES
-    for algorithm in ALGORITHMS
-    if name != "sd3 without t5"
-]
+MATRIX = [(name, algorithm) for name in FAMILIES for algorithm in ALGORITHMS if name != "sd3 without t5"]
 
 
 @pytest.mark.parametrize(("name", "algorithm"), MATRIX)

@@ -23,8 +23,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rwr": {"advantage": Advantage(normalise="softmax")},
     "ppo": {"algorithm": PPO(value="unet")},
 }
-QUICK = ("grpo", "ppo", "rwr", "diffusion-dpo", "alignprop")
-"""One algorithm of each kind of rounds: likelihoods, values, denoising losses, given pairs, the reward's gradient."""
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ALGORITHMS]
-)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_trains_a_pixel_model(name, folder, tmp_path):
     """One round of one update, guided by the null class; the weights of the predicted variance stay as they were."""
     options = {"algorithm": ALGORITHMS[name](), "advantage": Advantage(normalise="round")} | SETTINGS.get(name, {})
