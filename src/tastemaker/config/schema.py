@@ -6,9 +6,7 @@ also the text that `--help` shows.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -34,13 +32,12 @@ from tastemaker.algorithms.refl import ReFL
 from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.selection import All, BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward, Random, Sliding, Whole
+from tastemaker.config.combinations import check_combinations
 from tastemaker.config.data_settings import Pairs, PriorPreservation, Reference
-from tastemaker.config.engine_settings import RolloutEngine, engine_addresses
+from tastemaker.config.engine_settings import RolloutEngine
 from tastemaker.config.evaluation_settings import EarlyStop, Evaluation, OverOptimisation
-from tastemaker.config.single_pass import check_single_pass
 from tastemaker.constraints import check_constraints
 from tastemaker.diffusion.sde_types import SdeType
-from tastemaker.errors import ConfigError
 from tastemaker.models.memory_settings import Memory
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.labelers.settings import Labelers
@@ -276,69 +273,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check_constraints(self)
-        s = self.sampling
-        for name, count in {"sampling.per_prompt": s.per_prompt, "optimizer.updates": self.slices}.items():
-            if s.samples % count:
-                raise ConfigError(f"sampling.samples is {s.samples}, which {name} = {count} does not divide")
-        if s.per_prompt % s.branches:
-            raise ConfigError(
-                f"sampling.per_prompt is {s.per_prompt}, but must be a multiple of sampling.branches = {s.branches}: "
-                "the branches of a root are images of one prompt"
-            )
-        if (s.samples // self.slices) % self.group_size:
-            raise ConfigError(
-                f"an update has {s.samples // self.slices} images (sampling.samples / optimizer.updates), but must "
-                f"have a multiple of {self.group_size}, which are compared with each other"
-            )
-        if self.algorithm.requirements.keep_groups_together and self.group_size < 2:
-            raise ConfigError(
-                f"the algorithm {self.algorithm.name} learns from pairs of images of one prompt, but "
-                "sampling.per_prompt is 1: give at least 2"
-            )
-        self._check_advantage()
-        self._check_updates()
-        if s.recompute_log_prob and self.algorithm.needs != "rollouts":
-            raise ConfigError(
-                f"sampling.recompute_log_prob is true, but the algorithm {self.algorithm.name} has no "
-                "log-probabilities: leave it at false"
-            )
-        if (self.algorithm.needs == "pairs") != (self.pairs.source is not None):
-            raise ConfigError(
-                f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} learns from pairs of "
-                "images that somebody has compared: give a folder, file or data set of them"
-                if self.pairs.source is None
-                else f"pairs.source is {self.pairs.source}, but the algorithm {self.algorithm.name} samples its own "
-                "images: leave it out, or use diffusion-dpo, mapo or diffusion-kto"
-            )
-        if self.reference.every and not self.algorithm.requirements.reference:
-            raise ConfigError(
-                f"reference.every is {self.reference.every}, but the algorithm {self.algorithm.name} compares itself "
-                "with no reference under these settings: leave it at 0"
-            )
-        if s.eta < 0 or (s.eta == 0 and not self.pathwise):
-            raise ConfigError(
-                f"sampling.eta is {s.eta}, but must not be negative (0 is without noise)"
-                if self.pathwise
-                else f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
-            )
-        if self.pathwise:
-            self._check_pathwise()
-        if self.optimizer.single_pass:
-            check_single_pass(self)
-        if self.over_optimisation.kl_limit is not None and not self.evaluation.kl_images:
-            raise ConfigError(
-                f"over_optimisation.kl_limit is {self.over_optimisation.kl_limit:g}, but evaluation.kl_images is 0, so "
-                "that no divergence is measured: give at least 2 images"
-            )
-        if s.negative_prompt and s.guidance == 1:
-            raise ConfigError(
-                f"sampling.negative_prompt is {s.negative_prompt!r}, but sampling.guidance is 1, which has no "
-                "unconditional half: raise the guidance, or leave the negative prompt out"
-            )
-        if s.engine is not None:
-            self._check_engine(s.engine)
-        if s.steps > 1000:
-            raise ConfigError(f"sampling.steps is {s.steps}, but the schedule has only 1000 of them")
+        check_combinations(self)
 
     @property
     def slices(self) -> int:
@@ -356,135 +291,3 @@ class Config:
     def pathwise(self) -> bool:
         """Whether the algorithm follows the reward's own gradient."""
         return self.algorithm.needs == "prompts"
-
-    def _check_updates(self) -> None:
-        """What `images_per_update` and the learning rate's schedule ask for. Raises ConfigError."""
-        o, name, number = self.optimizer, self.algorithm.name, self.optimizer.images_per_update
-        if number is not None:
-            given = f"optimizer.images_per_update is {number}, but"
-            if self.algorithm.needs not in ("rollouts", "samples"):
-                raise ConfigError(
-                    f"{given} the algorithm {name} selects no images: leave it out, and set optimizer.updates"
-                )
-            if o.minibatch == "states":
-                raise ConfigError(
-                    f"{given} optimizer.minibatch is states: set it to images, or leave images_per_update out"
-                )
-            if number > self.sampling.samples * o.inner_epochs:
-                raise ConfigError(
-                    f"{given} a round has only {self.sampling.samples} images and optimizer.inner_epochs is "
-                    f"{o.inner_epochs}, so that no update would ever be full: give at most "
-                    f"{self.sampling.samples * o.inner_epochs}"
-                )
-            if o.lr_scheduler in ("linear", "cosine"):
-                raise ConfigError(
-                    f"optimizer.lr_scheduler is {o.lr_scheduler}, which needs the run's number of updates, but with "
-                    "optimizer.images_per_update that is not known beforehand: use constant or piecewise_constant"
-                )
-        if (o.lr_scheduler == "piecewise_constant") != bool(o.step_rules.strip()):
-            raise ConfigError(
-                "optimizer.lr_scheduler is piecewise_constant, but optimizer.step_rules is empty: give rules such as "
-                "0.4:6400,1"
-                if not o.step_rules.strip()
-                else f"optimizer.step_rules is {o.step_rules!r}, but optimizer.lr_scheduler is {o.lr_scheduler}, which "
-                "has no rules: set it to piecewise_constant"
-            )
-        if o.step_rules.strip():
-            check_step_rules(o.step_rules)
-
-    def _check_pathwise(self) -> None:
-        o, name = self.optimizer, self.algorithm.name
-        if o.inner_epochs > 1:
-            raise ConfigError(
-                f"optimizer.inner_epochs is {o.inner_epochs}, but the algorithm {name} makes its images anew in each "
-                "update: leave it at 1, and raise optimizer.updates or rounds"
-            )
-        if self.algorithm.requirements.edict_mixing is not None and self.sampling.eta:
-            raise ConfigError(
-                f"sampling.eta is {self.sampling.eta:g}, but algorithm.checkpointing = edict inverts the sampler's "
-                "steps, which must be without noise: set sampling.eta to 0, or choose another checkpointing"
-            )
-        count, images = self.algorithm.requirements.images_per_draw, self.sampling.samples // o.updates
-        if count is not None and images % count:
-            raise ConfigError(
-                f"algorithm.images_per_draw is {count}, which does not divide the {images} images of an update "
-                "(sampling.samples / optimizer.updates)"
-            )
-        if self.sampling.branches > 1:
-            raise ConfigError(
-                f"sampling.branches is {self.sampling.branches}, but the algorithm {name} compares no images with "
-                "each other: leave it at 1"
-            )
-
-    def _check_engine(self, urls: str) -> None:
-        """Raises ConfigError where a rollout engine cannot sample what the settings ask for."""
-        engine_addresses(urls)
-        algorithm, own = self.algorithm, "leave it out, so that images are sampled in this process"
-        if algorithm.needs not in ("rollouts", "samples"):
-            raise ConfigError(f"sampling.engine is set, but the algorithm {algorithm.name} samples no rounds: {own}")
-        if algorithm.requirements.sampling_noise:
-            raise ConfigError(
-                f"sampling.engine is set, but the algorithm {algorithm.name} under these settings asks for the noise "
-                f"of each step, which engines draw themselves: {own}"
-            )
-        if self.sampling.branches > 1:
-            raise ConfigError(
-                f"sampling.engine is set, but sampling.branches is {self.sampling.branches}, and engines sample every "
-                f"image from its own noise: leave it at 1, or {own}"
-            )
-        if self.tuning.mode != "lora" or self.tuning.frozen_adapters:
-            raise ConfigError(
-                "sampling.engine is set, but engines are given one adapter on the model's own weights: set tuning.mode "
-                f"to lora without tuning.frozen_adapters, or {own}"
-            )
-        if self.rollout_engine.folder is None:
-            raise ConfigError(
-                "sampling.engine is set, but rollout_engine.folder is not: give a folder that this machine and the "
-                "engines see under the same path, for adapters"
-            )
-
-    def _check_advantage(self) -> None:
-        a, regression = self.advantage, self.algorithm.requirements.positive_weights
-        if regression != (a.normalise in ("softmax", "percentile")):
-            right = "softmax or percentile" if regression else "another one: those are weights of a regression (rwr)"
-            raise ConfigError(
-                f"advantage.normalise is {a.normalise}, but the algorithm {self.algorithm.name} needs {right}"
-            )
-        if a.step_weights != "none" and (
-            self.algorithm.needs != "rollouts" or self.algorithm.requirements.keep_groups_together
-        ):
-            raise ConfigError(
-                f"advantage.step_weights is {a.step_weights}, but the algorithm {self.algorithm.name} has no "
-                "advantages of steps: leave it at none"
-            )
-        if self.algorithm.needs != "rollouts" and self.optimizer.minibatch == "states":
-            raise ConfigError(
-                f"optimizer.minibatch is states, but the algorithm {self.algorithm.name} has none: use images"
-            )
-        if self.algorithm.needs != "rollouts" and self.optimizer.timestep_fraction < 1:
-            raise ConfigError(
-                f"optimizer.timestep_fraction is {self.optimizer.timestep_fraction}, but the algorithm "
-                f"{self.algorithm.name} draws its own times: leave it at 1"
-            )
-
-
-def check_step_rules(text: str) -> None:
-    """Raises ConfigError where diffusers would not read `text` as rules of a piecewise constant learning rate."""
-    *rules, last = text.split(",")
-    values, steps = [last], []
-    for rule in rules:
-        value, _, step = rule.partition(":")
-        values.append(value)
-        steps.append(step.strip())
-    if not (
-        all(re.fullmatch(_MULTIPLE, value.strip()) for value in values)
-        and all(re.fullmatch(r"[0-9]+", step) for step in steps)
-        and all(a < b for a, b in pairwise([0, *map(int, steps)]))
-    ):
-        raise ConfigError(
-            f"optimizer.step_rules is {text!r}, but must be multiples of the learning rate, each with the update at "
-            "which it ends, in rising order, and one without for the rest, such as 0.4:6400,1"
-        )
-
-
-_MULTIPLE = r"[0-9]+(\.[0-9]*)?([eE][-+]?[0-9]+)?|\.[0-9]+([eE][-+]?[0-9]+)?"
