@@ -32,7 +32,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "build/trl-env"
 TORCH = "torch==2.13.0"
-PINS = ("trl==0.23.1", "transformers==4.57.6", "diffusers==0.35.2", "peft==0.17.1", "accelerate==1.15.0", "protobuf")
+PINS = (
+    "trl==0.23.1",
+    "transformers==4.57.6",
+    "diffusers==0.35.2",
+    "peft==0.17.1",
+    "accelerate==1.15.0",
+    "protobuf",
+    "annotated-types",
+)
 """The last trl with DDPO, and versions that work with it."""
 PRESET = "ddpo-compressibility"
 

@@ -1,0 +1,392 @@
+"""How long until the model is better: tastemaker's DDPO and AlignProp beside those of trl 0.23.1, on the bundled model.
+
+    python benchmarks/time_to_reward.py [--tasks incompressibility alignment] [--trials 4] [--seeds 3]
+        [--work build/time-to-reward] [--out docs/results/time-to-reward]
+
+Two targets, measured on fixed images by the same function for both: a reward of +2 standard deviations of the base
+model's with at least 90 % of the images showing their prompt (JPEG incompressibility), and 10 points more of the images
+showing their prompt (trained on CLIPScore; the judge is no part of the reward). Each side and method has the same
+number of trials of settings on a seed that is not used again; the settings that were there first run with each seed.
+Time is that of sampling, scoring and updates, on one thread: of the processor, so that other work on the machine does
+not count, and by the clock beside it. Loading, saving and evaluations are left out.
+
+Each run is a worker process: trl's in an environment of its own, build/trl-env (benchmarks/trl_ddpo.py). A run that is
+there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SEARCH_SEED = 100
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned, how it is measured, and when it is reached."""
+
+    reward: str
+    differentiable: str
+    """The reward of AlignProp."""
+    prompts: str
+    guidance: float
+    eta: dict[str, float]
+    """Of the evaluation, by method: as it samples in training."""
+    images: tuple[int, int]
+    """Prompts and images of each in an evaluation."""
+    limit: dict[str, float]
+    """Seconds of processor after which a run ends, by method."""
+
+    def reached(self, first: dict[str, float], now: dict[str, float]) -> bool:
+        """Whether an evaluation is at the target, given the base model's."""
+        if self.reward == "clip-score":
+            return now["judge"] >= first["judge"] + 0.10
+        return (now["reward"] - first["reward"]) / first["std"] >= 2 and now["judge"] >= 0.9
+
+
+TASKS = {
+    "incompressibility": Task(
+        "jpeg-incompressibility", "jpeg-surrogate-incompressibility", "bundled-eight", 5.0,
+        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), {"ddpo": 900, "alignprop": 300},
+    ),
+    "alignment": Task(
+        "clip-score", "clip-score", "bundled-count-train", 1.0,
+        {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), {"ddpo": 900, "alignprop": 300},
+    ),
+}  # fmt: skip
+OURS: dict[tuple[str, str], list[list[str]]] = {
+    ("incompressibility", "ddpo"): [
+        ["ddpo-incompressibility"],
+        ["ddpo-incompressibility", "sampling.steps=10"],
+        ["ddpo-incompressibility", "sampling.steps=10", "sampling.samples=64", "sampling.per_prompt=8"],
+        ["ddpo-incompressibility-sf", "sampling.steps=10", "optimizer.single_pass=true", "sampling.samples=64",
+         "sampling.per_prompt=8"],
+    ],
+    ("incompressibility", "alignprop"): [
+        ["alignprop-incompressibility"],
+        ["alignprop-incompressibility", "sampling.steps=10"],
+        ["alignprop-incompressibility", "optimizer.lr=6e-3"],
+        ["alignprop-incompressibility", "sampling.steps=10", "sampling.samples=8", "optimizer.rows=4"],
+    ],
+    ("alignment", "ddpo"): [
+        ["ddpo-clip"],
+        ["ddpo-clip", "optimizer.lr=2e-3"],
+        ["ddpo-clip", "optimizer.lr=2e-3", "sampling.samples=32"],
+        ["ddpo-clip", "algorithm.estimator=sf", "optimizer.updates=1", "optimizer.single_pass=true",
+         "optimizer.lr=2e-3", "sampling.samples=32"],
+    ],
+    ("alignment", "alignprop"): [
+        ["alignprop-clip"],
+        ["alignprop-clip", "sampling.steps=10"],
+        ["alignprop-clip", "optimizer.lr=2e-3"],
+        ["alignprop-clip", "sampling.steps=10", "sampling.samples=8", "optimizer.rows=4"],
+    ],
+}  # fmt: skip
+"""Trials of settings, over presets."""
+_DDPO = {
+    "sample_num_steps": 20, "sample_batch_size": 32, "sample_num_batches_per_epoch": 4, "train_batch_size": 32,
+    "train_gradient_accumulation_steps": 1, "train_adam_weight_decay": 1e-4, "train_clip_range": 1e-2,
+    "per_prompt_stat_tracking": True, "per_prompt_stat_tracking_buffer_size": 32,
+    "per_prompt_stat_tracking_min_count": 16, "train_learning_rate": 1e-2,
+}  # fmt: skip
+_SMALL = {"sample_batch_size": 16, "train_batch_size": 16}
+_ALIGNPROP = {
+    "sample_num_steps": 20, "train_batch_size": 2, "train_gradient_accumulation_steps": 1,
+    "truncated_rand_backprop_minmax": (0, 20), "train_learning_rate": 3e-3, "train_adam_weight_decay": 1e-4,
+}  # fmt: skip
+_FEW = {"sample_num_steps": 10, "truncated_rand_backprop_minmax": (0, 10)}
+_COUNT = {**_DDPO, "sample_num_steps": 8, "sample_eta": 0.7, "sample_num_batches_per_epoch": 2}
+TRL: dict[tuple[str, str], list[dict[str, Any]]] = {
+    ("incompressibility", "ddpo"): [
+        _DDPO,
+        {**_DDPO, "sample_num_steps": 10},
+        {**_DDPO, "sample_num_steps": 10, **_SMALL},
+        {**_DDPO, "sample_num_steps": 10, **_SMALL, "train_learning_rate": 2e-2},
+    ],
+    ("incompressibility", "alignprop"): [
+        _ALIGNPROP,
+        {**_ALIGNPROP, **_FEW},
+        {**_ALIGNPROP, "train_learning_rate": 6e-3},
+        {**_ALIGNPROP, **_FEW, "train_batch_size": 4},
+    ],
+    ("alignment", "ddpo"): [
+        {**_COUNT, "train_learning_rate": 1e-3},
+        {**_COUNT, "train_learning_rate": 2e-3},
+        {**_COUNT, "train_learning_rate": 2e-3, **_SMALL},
+        {**_COUNT, "train_learning_rate": 5e-3},
+    ],
+    ("alignment", "alignprop"): [
+        {**_ALIGNPROP, "train_batch_size": 8, "train_learning_rate": 1e-3},
+        {**_ALIGNPROP, **_FEW, "train_batch_size": 8, "train_learning_rate": 1e-3},
+        {**_ALIGNPROP, "train_batch_size": 8, "train_learning_rate": 2e-3},
+        {**_ALIGNPROP, **_FEW, "train_batch_size": 4, "train_learning_rate": 1e-3},
+    ],
+}  # fmt: skip
+"""Trials of trl's settings: batches as large as it is quick with, and the rates of ours."""
+
+Side = tuple[Callable[[], int], Callable[[Path], None]]
+"""What runs one round and returns its reward queries, and what saves the adapter in a folder."""
+
+
+def ours(task: Task, words: list[str], seed: int, folder: Path) -> Side:
+    """This package's trainer."""
+    from tastemaker.api.presets import preset
+    from tastemaker.runs.checkpoint import State
+    from tastemaker.training.finish import write_adapter
+    from tastemaker.training.rounds import one_round
+    from tastemaker.training.setup import start
+
+    name, *settings = words
+    config = preset(name, *settings, f"seed={seed}", f"prompts={task.prompts}", "rounds=100000")
+    session = start(config, folder, State())
+    queries = [0]
+
+    def one() -> int:
+        record = one_round(session)
+        made, queries[0] = record["reward_queries"] - queries[0], record["reward_queries"]
+        return made
+
+    return one, lambda path: write_adapter(session, path)
+
+
+def trl(task: Task, method: str, settings: dict[str, Any], seed: int, folder: Path) -> Side:
+    """trl's trainer."""
+    import diffusers
+    import transformers
+    import transformers.models.clip.tokenization_clip
+    from accelerate import PartialState
+    from safetensors.torch import load_file
+    from trl import (  # pyright: ignore[reportMissingImports]
+        AlignPropConfig,
+        AlignPropTrainer,
+        DDPOConfig,
+        DDPOTrainer,
+        DefaultDDPOStableDiffusionPipeline,
+    )
+
+    from tastemaker.data.prompts import load_prompts
+    from tastemaker.models.bundled import bundled_pipeline
+    from tastemaker.rewards.registry import load_reward
+
+    PartialState(cpu=True)  # trl's logger needs it
+    # transformers 4 reads tokenizer.json by this class only.
+    fast = transformers.CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
+    transformers.models.clip.tokenization_clip.CLIPTokenizer = transformers.CLIPTokenizer = fast
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    names = list(load_prompts(task.prompts).prompts)
+    random.Random(seed).shuffle(names)
+    prompts = itertools.cycle(names)
+    pipeline = DefaultDDPOStableDiffusionPipeline(str(bundled_pipeline()), use_lora=True)
+    # transformers 4 has another name for each weight than transformers 5, which saved them, and does not find them.
+    text = load_file(bundled_pipeline() / "text_encoder/model.safetensors")
+    pipeline.text_encoder.load_state_dict({f"text_model.{name}": value for name, value in text.items()})
+    if task.guidance == 1:
+        # trl gives the network the unconditional half of the prompts here too, and fails.
+        pipeline.sd_pipeline._encode_prompt = lambda *_, prompt_embeds, **__: prompt_embeds
+    shared = {
+        "seed": seed, "mixed_precision": "no", "save_freq": 10**9, "project_kwargs": {"project_dir": str(folder)},
+        "accelerator_kwargs": {"cpu": True}, "sample_guidance_scale": task.guidance, **settings,
+    }  # fmt: skip
+    if method == "ddpo":
+        reward = load_reward(task.reward)
+        config = DDPOConfig(train_cfg=task.guidance > 1, **shared)
+        trainer = DDPOTrainer(
+            config, lambda images, texts, _: (reward(images.float(), texts), {}), lambda: (next(prompts), {}), pipeline
+        )
+        queries = config.sample_batch_size * config.sample_num_batches_per_epoch
+    else:
+        differentiable = load_reward(task.differentiable)
+        config = AlignPropConfig(**shared)
+        trainer = AlignPropTrainer(
+            config, lambda images, texts, _: differentiable(images, list(texts)), lambda: (next(prompts), {}), pipeline
+        )
+        queries = config.train_batch_size * config.train_gradient_accumulation_steps
+    trainer.sd_pipeline.set_progress_bar_config(disable=True)
+    counter = itertools.count()
+
+    def one() -> int:
+        trainer.step(next(counter), 0)
+        return queries
+
+    return one, lambda path: pipeline.save_pretrained(str(path / "adapter"))
+
+
+def work(task: str, method: str, side: str, trial: int, seed: int, folder: Path) -> None:
+    """A worker: for each line on stdin, rounds for that many seconds of processor, and a saved adapter; says what they
+    took as JSON on stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the libraries print is no answer
+    warnings.simplefilter("ignore")
+    with contextlib.redirect_stdout(sys.stderr):
+        if side == "ours":
+            one, save = ours(TASKS[task], OURS[task, method][trial], seed, folder)
+        else:
+            one, save = trl(TASKS[task], method, TRL[task, method][trial], seed, folder)
+        print("{}", file=answers, flush=True)
+        for number, line in enumerate(sys.stdin):
+            cpu, clock, queries, rounds = time.process_time(), time.perf_counter(), 0, 0
+            while time.process_time() - cpu < float(line):
+                queries += one()
+                rounds += 1
+            cpu, clock = time.process_time() - cpu, time.perf_counter() - clock
+            path = folder / f"saved-{number}"
+            path.mkdir(parents=True)
+            save(path)
+            told = {"cpu": cpu, "clock": clock, "queries": queries, "rounds": rounds, "adapter": str(path / "adapter")}
+            print(json.dumps(told), file=answers, flush=True)
+
+
+@functools.cache
+def measured(name: str, method: str, adapter: str | None, seed: int = 1) -> dict[str, float]:
+    """An evaluation of the base model or an adapter, on images with the same noise for all."""
+    import tastemaker as tm
+    from tastemaker.data.prompts import load_prompts
+
+    task = TASKS[name]
+    count, each = task.images
+    names = load_prompts(task.prompts).prompts
+    chosen = [names[index * len(names) // count] for index in range(count)]
+    found = tm.evaluate(
+        "bundled", chosen, task.reward, adapter=adapter, n=each, seed=seed, steps=20, guidance=task.guidance,
+        eta=task.eta[method], batch=64,
+    ).metrics  # fmt: skip
+    return {
+        "reward": found[f"{task.reward}/mean"], "std": found[f"{task.reward}/std"], "judge": found["judge/correct"],
+        "diversity": found["diversity"],
+    }  # fmt: skip
+
+
+def time_to_target(
+    name: str, method: str, side: str, trial: int, seed: int, work: Path, interval: float
+) -> dict[str, Any]:
+    """One run until the target or the limit; what it took, and its evaluations. Kept in a file."""
+    task = TASKS[name]
+    folder = work / f"{name}-{method}-{side}-{trial}-{seed}"
+    kept = folder / "result.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    if folder.exists():
+        raise SystemExit(f"{folder} is of a run that did not end: remove it")
+    folder.mkdir(parents=True)
+    python = Path(sys.executable)
+    if side == "trl":
+        from trl_ddpo import make_environment
+
+        python = make_environment()
+    words = [name, method, side, str(trial), str(seed), str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with (folder / "worker.log").open("w") as log:
+        worker = subprocess.Popen(
+            [python, __file__, "--worker", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            text=True, env=environment,
+        )  # fmt: skip
+        assert worker.stdin is not None
+
+        def answer() -> dict[str, Any]:
+            line = worker.stdout.readline() if worker.stdout else ""
+            if not line:
+                raise SystemExit(f"a worker ended with exit code {worker.wait()}: see {folder / 'worker.log'}")
+            return json.loads(line)
+
+        answer()
+        first = measured(name, method, None)
+        steps = [{"cpu": 0.0, "clock": 0.0, "queries": 0, "rounds": 0, **first}]
+        reached = False
+        while not reached and steps[-1]["cpu"] < task.limit[method]:
+            print(interval, file=worker.stdin, flush=True)
+            told = answer()
+            now = measured(name, method, told["adapter"])
+            last = steps[-1]
+            steps.append({key: last[key] + told[key] for key in ("cpu", "clock", "queries", "rounds")} | now)
+            reached = task.reached(first, now)
+        worker.stdin.close()
+        worker.wait()
+    result = {"reached": reached, "steps": steps}
+    kept.write_text(json.dumps(result, indent=1) + "\n")
+    print(name, method, side, trial, seed, "reached" if reached else "not reached", json.dumps(steps[-1]), flush=True)
+    return result
+
+
+def rank(result: dict[str, Any], name: str) -> tuple[float, float]:
+    """The order of trials: the time to the target, and the best value of what it is about where it was not reached."""
+    if result["reached"]:
+        return result["steps"][-1]["cpu"], 0.0
+    key = "judge" if name == "alignment" else "reward"
+    return float("inf"), -max(step[key] for step in result["steps"])
+
+
+def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both sides: their trials, the settings chosen, and the times of each seed."""
+    out: dict[str, Any] = {}
+    for side, given in (("ours", OURS), ("trl", TRL)):
+        trials = [
+            time_to_target(name, method, side, trial, SEARCH_SEED, arguments.work, arguments.interval)
+            for trial in range(arguments.trials)
+        ]
+        best = min(range(len(trials)), key=lambda trial: rank(trials[trial], name))
+        runs = [
+            time_to_target(name, method, side, best, seed, arguments.work, arguments.interval)
+            for seed in range(arguments.seeds)
+        ]
+        last = [run["steps"][-1] for run in runs]
+        out[side] = {
+            "settings": given[name, method][best],
+            "trials, seconds": [round(trial["steps"][-1]["cpu"]) if trial["reached"] else None for trial in trials],
+            "reached": [run["reached"] for run in runs],
+            "seconds of processor": [round(step["cpu"], 1) for step in last],
+            "seconds": [round(step["clock"], 1) for step in last],
+            "reward queries": [step["queries"] for step in last],
+            "judge": [round(step["judge"], 3) for step in last],
+            "diversity": [round(step["diversity"], 3) for step in last],
+        }
+    if all(out["ours"]["reached"]) and all(out["trl"]["reached"]):
+        medians = [statistics.median(out[side]["seconds of processor"]) for side in ("ours", "trl")]
+        out["ratio of medians"] = round(medians[0] / medians[1], 3)
+    return out
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--methods", nargs="*", default=["ddpo", "alignprop"], choices=["ddpo", "alignprop"])
+    parser.add_argument("--trials", type=int, default=4, help="settings of each side, tried with one seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--interval", type=float, default=10.0, help="seconds of processor between evaluations")
+    parser.add_argument("--work", type=Path, default=ROOT / "build/time-to-reward")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/time-to-reward")
+    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        task, method, side, trial, seed, folder = arguments.worker
+        work(task, method, side, int(trial), int(seed), Path(folder))
+        return
+    from running import publish
+
+    found = {
+        f"{name}, {method}": compared(name, method, arguments)
+        for name in arguments.tasks
+        for method in arguments.methods
+    }
+    publish(found, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
