@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import sqlite3
 import struct
+import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -330,3 +334,51 @@ def test_tables_in_tensorboard_are_text(tmp_path):
         "| prompt | image | reward | judged correct |\n| --- | --- | --- | --- |\n"
         "| a \\| cat | 0 | 0.1235 | True |\n| a dog | 1 | 2 | None |"
     )
+
+
+# ---------------------------------------------------------------- trackio
+
+TRACKIO = """
+from pathlib import Path
+
+from accelerate import PartialState
+from tests.unit.test_trackers import IMAGES, TABLE, config
+from tastemaker.training.trackers import check_trackers, tracking
+
+PartialState(cpu=True)
+check_trackers(["trackio"], main=True)
+for first in (0, 3):
+    with tracking(config("trackio"), Path("a-run"), first=first, main=True) as found:
+        found.start_local(config("trackio"), Path("a-run"), first)
+        found.log({"reward/mean": 0.5 + first}, first)
+        found.log_images("eval/images", IMAGES, first)
+        found.log_table("eval/table", TABLE, first)
+"""
+
+
+@pytest.mark.slow
+def test_trackio_gets_metrics_images_and_tables_and_a_resumed_run_goes_on_in_the_same_one(tmp_path):
+    """In a process of its own: trackio reads the name of its folder when it is imported."""
+    pytest.importorskip("trackio")
+    (tmp_path / "a-run").mkdir()
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "kept"), "PYTHONPATH": f"{root / 'src'}:{root}"}
+    environment.pop("TRACKIO_SPACE_ID", None)
+    done = subprocess.run(
+        [sys.executable, "-c", TRACKIO], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    name = json.loads((tmp_path / "a-run/trackers.json").read_text())["trackio"]
+    assert name.startswith("a-run-")
+    with contextlib.closing(sqlite3.connect(tmp_path / "kept/tastemaker.db")) as kept:
+        lines = [(run, step, json.loads(line)) for run, step, line in kept.execute(
+            "select run_name, step, metrics from metrics order by id"
+        )]  # fmt: skip
+    assert {run for run, _, _ in lines} == {name}
+    assert [step for _, step, _ in lines] == [0, 0, 0, 3, 3, 3]
+    metrics, images, table = (line for _, _, line in lines[3:])
+    assert metrics == {"reward/mean": 3.5}
+    file = tmp_path / "kept/media" / images["eval/images"]["file_path"]
+    with Image.open(file) as image:
+        assert image.size == IMAGES.sheet().size
+    assert [list(row.values()) for row in table["eval/table"]["_value"]] == [list(row) for row in TABLE.rows]
