@@ -19,6 +19,7 @@ from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.prompt_states import PromptStates, conditioned
 from tastemaker.models.stable_diffusion import DTYPES
+from tastemaker.models.text_encoders import place
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Cond
 
@@ -91,10 +92,10 @@ class FlowTransformer:
         self.images.place(self.device)
         # T5 overflows in float16, and these encoders were trained in bfloat16.
         dtype = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+        for name in family.encoders:
+            if (encoder := getattr(pipeline, name)) is not None:
+                place(encoder, self.device, dtype)
         with quiet():
-            for name in family.encoders:
-                if (encoder := getattr(pipeline, name)) is not None:
-                    encoder.requires_grad_(False).eval().to(self.device, dtype)
             pipeline.transformer.requires_grad_(False).eval().to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.transformer
         self.process = family.process(pipeline)
