@@ -223,11 +223,11 @@ def _sampler(
             model, sde, options.engine, config.rollout_engine, options.guidance, log, stop.check,
             reduction=options.log_prob, noise_outside=options.noise_outside,
         )  # fmt: skip
+    local = LocalSampler(model, sde, options.log_prob, options.noise_outside)
     if config.optimizer.single_pass:
         adapter_layers(model.weights.network)  # raises where an image cannot have a gradient of its own
-        rows = config.optimizer.rows
-        return SinglePassSampler(model, sde, options.log_prob, options.noise_outside, rows, weights)
-    return LocalSampler(model, sde, options.log_prob, options.noise_outside)
+        return SinglePassSampler(local, model.weights, config.optimizer.rows, weights)
+    return local
 
 
 def run_sde(config: Config, model: Model) -> Sde:
