@@ -70,6 +70,8 @@ class FlowFamily:
     """Latent elements to a side of one of the network's tokens: sides must be multiples of it."""
     largest: Callable[[Any], int | None] = lambda pipeline: None
     """Of a pipeline: the most latent elements to a side."""
+    prepare: Callable[[Any], None] = lambda pipeline: None
+    """Of a pipeline: sets up what `encode` and `predict` need of its network."""
     embedded_guidance: Callable[[Any], float | None] = lambda pipeline: None
     """Of a pipeline: the guidance weight that its network is given as an input by default; None where it takes none."""
 
@@ -97,6 +99,7 @@ class FlowTransformer:
                 place(encoder, self.device, dtype)
         with quiet():
             pipeline.transformer.requires_grad_(False).eval().to(network_device or self.device, self.dtype)
+        family.prepare(pipeline)
         self.network: nn.Module = pipeline.transformer
         self.process = family.process(pipeline)
         self.latent_shape: tuple[int, ...] = family.shape(pipeline)
