@@ -104,8 +104,7 @@ class FlowTransformer:
         self.process = family.process(pipeline)
         self.latent_shape: tuple[int, ...] = family.shape(pipeline)
         self.weights = NetworkWeights(pipeline.transformer, "transformer")
-        self.embedded_guidance = family.embedded_guidance(pipeline)
-        """The guidance weight that the network is given as an input; None for networks that take none."""
+        self._embedded_guidance: float | None = None
         self._states = PromptStates(self._encode)
         self._warned_long = False
         self.negative_prompt = ""
@@ -119,6 +118,19 @@ class FlowTransformer:
     def multiple(self) -> int:
         """Of which an image's height and width in pixels must be multiples."""
         return self.scale * self.family.patch
+
+    @property
+    def embedded_guidance(self) -> float | None:
+        """The guidance weight that the network is given as an input; None for networks that take none.
+
+        To set None is to set the family's own.
+        """
+        own = self.family.embedded_guidance(self.pipeline)
+        return own if self._embedded_guidance is None else self._embedded_guidance
+
+    @embedded_guidance.setter
+    def embedded_guidance(self, weight: float | None) -> None:
+        self._embedded_guidance = weight
 
     @property
     def components(self) -> dict[str, nn.Module]:
