@@ -12,25 +12,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from build import CAPTIONS_PER_DRAWING, PREVIEW, SIZE, load_images, sheet, to_unit
 from tastemaker.models.bundled import bundled_pipeline
+from tastemaker.models.zero_tokens import install
 from training import Training
 
 DRAWINGS = 40_000
@@ -132,47 +130,6 @@ def new_transformer() -> SD3Transformer2DModel:
     return network
 
 
-class ManyZeros:
-    """Joint attention where the last token of the context stands for `count` equal ones.
-
-    StableDiffusion3Pipeline appends 256 zero vectors where there is no T5. They have no places, so they stay equal
-    through all blocks, and attention to them equals attention to one whose logit is raised by log 256.
-    """
-
-    def __init__(self) -> None:
-        self.count = 1
-
-    def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: object, **__: object
-    ) -> tuple[Tensor, Tensor]:
-        image = hidden_states.shape[1]
-        streams = (
-            (hidden_states, attn.to_q, attn.to_k, attn.to_v, attn.norm_q, attn.norm_k),
-            (
-                encoder_hidden_states,
-                attn.add_q_proj,
-                attn.add_k_proj,
-                attn.add_v_proj,
-                attn.norm_added_q,
-                attn.norm_added_k,
-            ),
-        )
-        parts = []
-        for x, to_q, to_k, to_v, norm_q, norm_k in streams:
-            q, k, v = (to(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for to in (to_q, to_k, to_v))
-            parts.append((norm_q(q), norm_k(k), v))
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(*parts, strict=True))
-        bias = None
-        if self.count > 1:
-            bias = torch.zeros(1, 1, 1, k.shape[2])
-            bias[..., -1] = math.log(self.count)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-        context = y[:, image:]
-        if not attn.context_pre_only:
-            context = attn.to_add_out(context)
-        return attn.to_out[0](y[:, :image]), context
-
-
 def _whiten(layer: torch.nn.Linear, states: Tensor) -> None:
     """Makes a layer begin as if its inputs had mean 0 and variance 1, which the frozen encoders' are far from."""
     std, mean = torch.std_mean(states, dim=0)
@@ -197,8 +154,8 @@ def optimizers(network: torch.nn.Module) -> list[torch.optim.Optimizer]:
 
 def training(work: Path, path: Path) -> tuple[Training, Callable[[int], Tensor]]:
     """Rectified flow with logit-normal times (Stable Diffusion 3, Sections 3 and 3.1) and dropped captions."""
-    network, attention = new_transformer(), ManyZeros()
-    network.set_attn_processor(attention)
+    network = new_transformer()
+    install(network)
     captions = torch.load(work / "flow-captions.pt", weights_only=True, mmap=True)
     _whiten(network.context_embedder, captions["states"][:5000].float().flatten(0, 1))
     factor = new_vae().config["scaling_factor"]
@@ -212,12 +169,15 @@ def training(work: Path, path: Path) -> tuple[Training, Callable[[int], Tensor]]
         place = captions["rows"][rows, torch.randint(0, CAPTIONS_PER_DRAWING, (BATCH,))]
         place = torch.where(torch.rand(BATCH) < CAPTION_DROPOUT, 0, place)
         states, pooled = captions["states"][place].float(), captions["pooled"][place]
-        attention.count = ZERO_TOKENS if step % 2 else 1
+        repeats = ZERO_TOKENS if step % 2 else 1
         if step % 2:
             states = torch.cat([states, zero], dim=1)
         sigma, noise = torch.randn(BATCH).sigmoid(), torch.randn_like(x0)
         s = sigma[:, None, None, None]
-        velocity = network((1 - s) * x0 + s * noise, states, pooled, 1000 * sigma, return_dict=False)[0]
+        velocity = network(
+            (1 - s) * x0 + s * noise, states, pooled, 1000 * sigma, joint_attention_kwargs={"repeats": repeats},
+            return_dict=False,
+        )[0]  # fmt: skip
         return (velocity - (noise - x0)).square().mean()
 
     return Training(path, network, optimizers(network), EMA_DECAY, every=25), loss

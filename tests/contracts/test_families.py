@@ -6,7 +6,9 @@ A new family is added to FAMILIES: how a small pipeline is made, and how diffuse
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +35,7 @@ from tastemaker.evaluation.images import images
 from tastemaker.models import load_meta_model, load_model, wrap_pipeline
 from tastemaker.models.check import check_model
 from tastemaker.models.flux import packed
+from tastemaker.models.kept_prompt_states import keep_prompt_states, kept_states, load_with_kept_states
 from tastemaker.models.loading import load_pipeline
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.value import value_network
@@ -225,6 +228,36 @@ def test_the_ratio_is_1_before_the_first_update(name, loaded):
 
 
 @each_family
+def test_text_encoders_are_loaded_for_new_prompts_alone(name, saved, tmp_path):
+    """The weights are away when the model is loaded, and back before a prompt without kept states is asked for."""
+    source = shutil.copytree(saved[name], tmp_path / "model")
+    whole = load_model(str(source))
+    whole.resize(16, 16)
+    keep_prompt_states(whole, tmp_path / "kept", str(source), "fp32")
+    expected, other = ours(whole), whole.encode(["bird"], 1.0)
+    weights = list(source.glob("text_encoder*/*.safetensors"))
+    for file in [*weights, *(tmp_path / "kept").rglob(f"{hashlib.sha256(b'bird').hexdigest()}.safetensors")]:
+        file.rename(file.with_suffix(".away"))
+    kept = kept_states(tmp_path / "kept", str(source), "fp32")
+    assert kept is not None
+    late = load_with_kept_states(str(source), kept)
+    late.resize(16, 16)
+    assert np.array_equal(ours(late), expected)
+    encoders = {key: part for key, part in late.components.items() if key != "vae"}
+    assert len(encoders) == len(weights)
+    assert all(value.is_meta for part in encoders.values() for value in part.parameters())
+    with pytest.raises(
+        ModelError, match=r"kept has no states of the prompt 'bird', .*text_encoder\w* has no weights"
+    ) as error:
+        late.encode(["bird"], 1.0)
+    assert "\n" not in str(error.value)
+    for file in weights:
+        file.with_suffix(".away").rename(file)
+    found = late.encode(["bird"], 1.0)
+    assert all(torch.equal(found[key], other[key]) for key in other.states)
+
+
+@each_family
 def test_a_model_on_the_meta_device(name, saved):
     """The same parameters and shapes as with weights."""
     model = load_meta_model(str(saved[name]))
@@ -298,8 +331,6 @@ def test_the_embedded_guidance_is_an_input_of_the_network(loaded):
 
 def changed(folder: Path, copied: Path, file: str, **values: Any) -> str:
     """A copy of a model's folder with other values in one of its JSON files."""
-    import shutil
-
     shutil.copytree(folder, copied)
     path = copied / file
     path.write_text(json.dumps(json.loads(path.read_text()) | values))

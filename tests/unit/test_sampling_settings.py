@@ -166,6 +166,14 @@ def test_what_is_left_out_is_the_model_s_own():
     assert wrap_pipeline(tiny.pipeline()).embedded_guidance is None
 
 
+def test_what_is_left_out_is_the_model_s_own_after_other_settings_too():
+    model = wrap_pipeline(tiny_flow.flux())
+    set_up(model, Sampling(embedded_guidance=7.0, negative_prompt="blurry"))
+    assert (model.embedded_guidance, model.negative_prompt) == (7.0, "blurry")
+    set_up(model, Sampling())
+    assert (model.embedded_guidance, model.negative_prompt) == (3.5, "")
+
+
 def test_images_and_records_of_an_evaluation_and_a_benchmark_depend_on_it():
     """Else the folder of other images would be gone on with."""
     from tastemaker.question_benchmarks.sampling import identity_of

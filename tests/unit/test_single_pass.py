@@ -28,6 +28,7 @@ from tastemaker.algorithms.selection import BestWorst, NonZero
 from tastemaker.algorithms.windows import Backward
 from tastemaker.config.engine_settings import RolloutEngine
 from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling, Speed
+from tastemaker.diffusion.sampler import LocalSampler
 from tastemaker.diffusion.sde import make_sde
 from tastemaker.diffusion.single_pass import SinglePassSampler, weighted_sum
 from tastemaker.errors import ConfigError, DivergedError, ModelError
@@ -70,7 +71,8 @@ def test_gradients_are_those_of_each_image_alone(name: str):
     drift(model)
     sde, weights = make_sde(model, 4, 1.0), torch.tensor([2.0, 3.0, 0.5, 1.0])
     keep, cond = sde.stochastic()[1:], model.encode(prompts, guidance)
-    rollout = SinglePassSampler(model, sde, "mean", True, 2, weights)(replace(DRAW, prompts=prompts), cond, keep)
+    sampler = SinglePassSampler(LocalSampler(model, sde), model.weights, 2, weights)
+    rollout = sampler(replace(DRAW, prompts=prompts), cond, keep)
     assert rollout.trajectory is not None
     found = rollout.trajectory.gradients
     assert found is not None

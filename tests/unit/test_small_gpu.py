@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from unittest import mock
 
@@ -11,8 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tiny
-from tastemaker.errors import ConfigError
-from tastemaker.models.memory import keep_prompt_states, offload, save_memory
+from tastemaker.errors import ConfigError, ModelError
+from tastemaker.models import load_model
+from tastemaker.models.kept_prompt_states import INDEX, keep_prompt_states, kept_states, load_with_kept_states
+from tastemaker.models.loading import is_text_encoder, wanted
+from tastemaker.models.memory import offload, save_memory
 from tastemaker.models.memory_settings import Memory
 from tastemaker.models.pixel import PixelUNet
 from tastemaker.models.quantization import quantize
@@ -152,13 +156,17 @@ def test_what_the_model_has_not_is_named(name):
 # ---------------------------------------------------------------- prompt states on disk
 
 
+def keep(one, folder):
+    keep_prompt_states(one, folder, "sd", "fp32")
+
+
 def test_prompt_states_on_disk_are_taken_without_the_text_encoder(tmp_path):
     first = model()
     early = first.encode(["a cat"], 1.0)["text"]
-    keep_prompt_states(first, tmp_path)
+    keep(first, tmp_path)
     late = first.encode(["a dog"], 1.0, pooled=True)
     again = model()
-    keep_prompt_states(again, tmp_path)
+    keep(again, tmp_path)
     with mock.patch.object(type(again.pipeline.text_encoder), "forward", side_effect=AssertionError("it was asked")):
         assert torch.equal(again.encode(["a cat"], 1.0)["text"], early)
         found = again.encode(["a dog"], 1.0, pooled=True)
@@ -171,22 +179,74 @@ def test_prompt_states_on_disk_are_taken_without_the_text_encoder(tmp_path):
 def test_states_of_other_weights_are_others(tmp_path):
     for seed in (0, 1):
         one = model(seed)
-        keep_prompt_states(one, tmp_path)
+        keep(one, tmp_path)
         assert torch.equal(one.encode(["a cat"], 1.0)["text"], model(seed).encode(["a cat"], 1.0)["text"])
-    assert len([folder for folder in tmp_path.iterdir() if folder.name.startswith("text")]) == 2
+    assert len([folder for folder in tmp_path.iterdir() if folder.name.startswith("text-")]) == 2
 
 
 def test_a_damaged_file_is_computed_again(tmp_path):
     one = model()
-    keep_prompt_states(one, tmp_path)
+    keep(one, tmp_path)
     right = one.encode(["a cat"], 1.0)["text"]
     files = [file for file in tmp_path.rglob("*.safetensors") if load_file(file)["text"].equal(right[0])]
     assert len(files) == 1
     files[0].write_bytes(files[0].read_bytes()[:50])
     other = model()
-    keep_prompt_states(other, tmp_path)
+    keep(other, tmp_path)
     assert torch.equal(other.encode(["a cat"], 1.0)["text"], right)
     assert load_file(files[0])["text"].equal(right[0])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A model's folder, and what it keeps of two prompts."""
+    folder = tiny.folder(tmp_path / "sd")
+    one = load_model(str(folder), "bf16")
+    keep_prompt_states(one, tmp_path / "kept", str(folder), "bf16")
+    return folder, kept_states(tmp_path / "kept", str(folder), "bf16"), one.encode(["a cat"], 1.0, pooled=True)
+
+
+def test_offloaded_text_encoders_are_in_main_memory_when_they_are_loaded_late(saved):
+    folder, kept, first = saved
+    late = load_with_kept_states(str(folder), kept, "bf16", offloaded=True)
+    save_memory(late, Memory(offload=True))
+    assert late.components["text_encoder"].device.type == "meta"
+    assert all(part._forward_pre_hooks for part in late.components["vae"].children())
+    assert torch.equal(late.encode(["a cat"], 1.0, pooled=True)["pooled"], first["pooled"])
+    moves, whole = [], load_model(str(folder), "bf16")
+    with mock.patch("tastemaker.models.memory.send_to_device", lambda value, device: moves.append(device) or value):
+        found = late.encode(["a dog"], 1.0)
+    assert moves == [late.device] * 2  # once for the arguments, once for the options
+    assert late.components["text_encoder"].dtype == torch.bfloat16
+    assert torch.equal(found["text"], whole.encode(["a dog"], 1.0)["text"])
+
+
+def test_kept_states_of_another_model_or_precision_are_not_taken(saved, tmp_path):
+    folder, kept, _ = saved
+    assert kept is not None
+    assert kept_states(tmp_path / "kept", "another", "bf16") is None
+    assert kept_states(tmp_path / "kept", str(folder), "fp32") is None
+    for damaged in ("[]", '{"model"', json.dumps({"model": str(folder), "precision": "bf16"})):
+        (tmp_path / "kept" / INDEX).write_text(damaged)
+        assert kept_states(tmp_path / "kept", str(folder), "bf16") is None
+
+
+def test_text_encoders_that_are_others_than_before_are_refused(saved):
+    folder, kept, _ = saved
+    tiny.folder(folder, seed=1)
+    late = load_with_kept_states(str(folder), kept, "bf16")
+    late.encode(["a cat"], 1.0)
+    with pytest.raises(ModelError, match=r"no states of the prompt 'a dog', .*but those of .* are others than they w"):
+        late.encode(["a dog"], 1.0)
+
+
+def test_weights_of_text_encoders_are_downloaded_when_they_are_needed():
+    """Of a repository of an SDXL."""
+    parts = ("text_encoder", "text_encoder_2", "unet", "vae", "tokenizer", "tokenizer_2", "scheduler")
+    index = {"_class_name": "StableDiffusionXLPipeline"} | {part: ["diffusers", "A"] for part in parts}
+    names = [f"{part}/{name}" for part in parts[:4] for name in ("config.json", "model.safetensors")]
+    whole, late = wanted(names, index), wanted(names, index, lambda part: not is_text_encoder(part))
+    assert set(whole) - set(late) == {"text_encoder/model.safetensors", "text_encoder_2/model.safetensors"}
 
 
 def test_a_model_without_text_encoder_has_no_states_to_keep():

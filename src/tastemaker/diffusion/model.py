@@ -49,7 +49,10 @@ class Model(Denoiser, Protocol):
     """What guidance moves away from, in `encode` from now on; empty is no prompt."""
 
     embedded_guidance: float | None
-    """The guidance weight that the network is given as an input, as by FLUX.1-dev; None for one that takes none."""
+    """The guidance weight that the network is given as an input, as by FLUX.1-dev; None for one that takes none.
+
+    Where it takes one, to set None is to set the model's own.
+    """
 
     @property
     def weights(self) -> NetworkWeights:

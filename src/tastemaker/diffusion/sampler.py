@@ -49,8 +49,14 @@ class LocalSampler:
     def __call__(
         self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: Callable[[], None] = do_nothing
     ) -> Rollout:
+        return self.sample_with(transition, draw, cond, keep, on_step)
+
+    def sample_with(
+        self, kept_step: KeptStep, draw: Draw, cond: Cond, keep: Sequence[int], on_step: Callable[[], None]
+    ) -> Rollout:
+        """The images, with `kept_step` for the steps `keep`."""
         sde = self.sde if self.noise_outside or not keep else self.sde.noise_only_at(keep)
-        return sample(self.model, cond, draw, sde, keep, on_step, self.reduction)
+        return sample(self.model, cond, draw, sde, keep, on_step, self.reduction, kept_step)
 
 
 KeptStep = Callable[[Denoiser, Sde, Tensor, Cond, int, Tensor, Reduction], tuple[Tensor, Tensor]]

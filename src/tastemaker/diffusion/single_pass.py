@@ -8,37 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from tastemaker.diffusion import sampler
 from tastemaker.diffusion.losses import Reduction
-from tastemaker.diffusion.model import Denoiser, Model
-from tastemaker.diffusion.sampler import batches, do_nothing, transition
+from tastemaker.diffusion.model import Denoiser
+from tastemaker.diffusion.sampler import LocalSampler, OnStep, batches, do_nothing, transition
 from tastemaker.diffusion.sde import Sde
 from tastemaker.types import Cond, Draw, Rollout
+
+if TYPE_CHECKING:
+    from tastemaker.models.network_weights import NetworkWeights
 
 
 @dataclass(frozen=True)
 class SinglePassSampler:
     """The model in this process, with the gradients of its kept steps: a `Sampler`, as LocalSampler for other steps."""
 
-    model: Model
-    sde: Sde
-    reduction: Reduction = "mean"
-    """Whether log-probabilities are means or sums over the elements of a latent."""
-    noise_outside: bool = True
-    """Whether steps that are not kept have noise too, where any are kept."""
+    local: LocalSampler
+    weights: NetworkWeights
+    """Of the sampler's model."""
     rows: int = 8
     """Images in one forward pass with a graph."""
     step_weights: Tensor | None = None
     """[T] by which the gradients of each sampler step are multiplied; None multiplies none."""
 
-    def __call__(
-        self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: sampler.OnStep = do_nothing
-    ) -> Rollout:
-        sde = self.sde if self.noise_outside or not keep else self.sde.noise_only_at(keep)
+    def __call__(self, draw: Draw, cond: Cond, keep: Sequence[int] = (), on_step: OnStep = do_nothing) -> Rollout:
         found: dict[str, Tensor] = {}
 
         def with_gradients(
@@ -47,7 +44,7 @@ class SinglePassSampler:
             moved = []
             for part in batches(len(x), self.rows):
                 own = slice(part.start, part.stop)
-                with self.model.weights.per_image(len(part)) as copies, torch.enable_grad():
+                with self.weights.per_image(len(part)) as copies, torch.enable_grad():
                     x_next, logp = transition(model, sde, x[own], cond.select(own), step, noise[own], reduction)
                     weight = 1.0 if self.step_weights is None else self.step_weights[step].item()
                     gradients = gradients_of(weight * logp.sum(), copies)
@@ -58,7 +55,7 @@ class SinglePassSampler:
                 moved.append((x_next, logp.detach()))
             return torch.cat([x_next for x_next, _ in moved]), torch.cat([logp for _, logp in moved])
 
-        rollout = sampler.sample(self.model, cond, draw, sde, keep, on_step, self.reduction, with_gradients)
+        rollout = self.local.sample_with(with_gradients, draw, cond, keep, on_step)
         if rollout.trajectory is None:
             return rollout
         return replace(rollout, trajectory=replace(rollout.trajectory, gradients=found))

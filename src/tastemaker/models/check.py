@@ -62,7 +62,10 @@ def check_model(make: Callable[[], Model], prompts: Sequence[str], *, guided: bo
         model.embedded_guidance = weight + 3
         with torch.no_grad():
             other = model.denoise(x, t, cond)
-        model.embedded_guidance = weight
+        model.embedded_guidance = None
+        if model.embedded_guidance != weight:
+            wrong.append("embedded_guidance: None does not set the model's own weight")
+            model.embedded_guidance = weight
         if other.equal(x0):
             wrong.append("predict: the embedded guidance changes nothing")
     wrong += _trained(make, model, draw, sde, guidance, x0)

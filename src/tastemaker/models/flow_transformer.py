@@ -19,6 +19,7 @@ from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.prompt_states import PromptStates, conditioned
 from tastemaker.models.stable_diffusion import DTYPES
+from tastemaker.models.text_encoders import place
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Cond
 
@@ -69,6 +70,8 @@ class FlowFamily:
     """Latent elements to a side of one of the network's tokens: sides must be multiples of it."""
     largest: Callable[[Any], int | None] = lambda pipeline: None
     """Of a pipeline: the most latent elements to a side."""
+    prepare: Callable[[Any], None] = lambda pipeline: None
+    """Of a pipeline: sets up what `encode` and `predict` need of its network."""
     embedded_guidance: Callable[[Any], float | None] = lambda pipeline: None
     """Of a pipeline: the guidance weight that its network is given as an input by default; None where it takes none."""
 
@@ -91,17 +94,17 @@ class FlowTransformer:
         self.images.place(self.device)
         # T5 overflows in float16, and these encoders were trained in bfloat16.
         dtype = torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+        for name in family.encoders:
+            if (encoder := getattr(pipeline, name)) is not None:
+                place(encoder, self.device, dtype)
         with quiet():
-            for name in family.encoders:
-                if (encoder := getattr(pipeline, name)) is not None:
-                    encoder.requires_grad_(False).eval().to(self.device, dtype)
             pipeline.transformer.requires_grad_(False).eval().to(network_device or self.device, self.dtype)
+        family.prepare(pipeline)
         self.network: nn.Module = pipeline.transformer
         self.process = family.process(pipeline)
         self.latent_shape: tuple[int, ...] = family.shape(pipeline)
         self.weights = NetworkWeights(pipeline.transformer, "transformer")
-        self.embedded_guidance = family.embedded_guidance(pipeline)
-        """The guidance weight that the network is given as an input; None for networks that take none."""
+        self._embedded_guidance: float | None = None
         self._states = PromptStates(self._encode)
         self._warned_long = False
         self.negative_prompt = ""
@@ -115,6 +118,19 @@ class FlowTransformer:
     def multiple(self) -> int:
         """Of which an image's height and width in pixels must be multiples."""
         return self.scale * self.family.patch
+
+    @property
+    def embedded_guidance(self) -> float | None:
+        """The guidance weight that the network is given as an input; None for networks that take none.
+
+        To set None is to set the family's own.
+        """
+        own = self.family.embedded_guidance(self.pipeline)
+        return own if self._embedded_guidance is None else self._embedded_guidance
+
+    @embedded_guidance.setter
+    def embedded_guidance(self, weight: float | None) -> None:
+        self._embedded_guidance = weight
 
     @property
     def components(self) -> dict[str, nn.Module]:

@@ -6,7 +6,7 @@ here both are errors, and so is everything else that would make another model th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,34 @@ _COUNTS = ("position_ids", "num_batches_tracked")
 _BINARY = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ckpt", ".pt", ".pth", ".gguf")
 
 
+Weights = Callable[[str], bool]
+"""Of a component's name: whether its weights are loaded. The others are on PyTorch's meta device: shapes alone."""
+
+
+def is_text_encoder(part: str) -> bool:
+    """Whether a component is one, by its name."""
+    return part.startswith("text_encoder")
+
+
+def _all(part: str) -> bool:
+    return True
+
+
+def _no(part: str) -> bool:
+    return False
+
+
+def _but_text_encoders(part: str) -> bool:
+    return not is_text_encoder(part)
+
+
 def load_pipeline(source: str) -> Any:
     """A pipeline of FAMILIES in float32, from a folder or the hub. Raises ModelError in one sentence.
 
     Its scheduler is the DDIM scheduler for the process that the checkpoint's own scheduler describes
     (`models.schedulers`). Where a component has no plain weights, those of its only variant are loaded.
     """
-    folder = local_folder(source) or _fetched(source)
-    try:
-        return _assembled(folder)
-    except ModelError as error:
-        raise ModelError(f"cannot load the model {source}: {error}") from error
+    return _pipeline(source, _all)
 
 
 def load_skeleton(source: str) -> Any:
@@ -48,9 +65,32 @@ def load_skeleton(source: str) -> Any:
 
     Of a model on the hub only the small files are downloaded: configs, tokenizer and scheduler.
     """
-    folder = local_folder(source) or _fetched(source, weights=False)
+    return _pipeline(source, _no)
+
+
+def load_without_text_encoders(source: str) -> Any:
+    """The same pipeline with its text encoders on PyTorch's meta device. Raises ModelError.
+
+    Their weights are not downloaded, and its components are not tried together.
+    """
+    return _pipeline(source, _but_text_encoders)
+
+
+def load_text_encoders(source: str) -> dict[str, nn.Module]:
+    """The text encoders of the pipeline at `source` by name, in float32. Raises ModelError."""
+    folder = local_folder(source) or _fetched(source, is_text_encoder)
     try:
-        return _assembled(folder, weights=False)
+        index = read_json(folder / INDEX)
+        parts = _family(index).parts
+        return {part: _network(folder, part, parts[part]) for part in _present(index) if is_text_encoder(part)}
+    except ModelError as error:
+        raise ModelError(f"cannot load the model {source}: {error}") from error
+
+
+def _pipeline(source: str, weights: Weights) -> Any:
+    folder = local_folder(source) or _fetched(source, weights)
+    try:
+        return _assembled(folder, weights)
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
 
@@ -99,7 +139,7 @@ def _about_folder(folder: Path) -> str:
     return "expected a folder written by a diffusers pipeline"
 
 
-def _fetched(source: str, *, weights: bool = True) -> Path:
+def _fetched(source: str, weights: Weights) -> Path:
     """The folder in the hub's cache that holds the files of `source` that are needed. Raises ModelError."""
     from huggingface_hub import HfApi
 
@@ -113,7 +153,7 @@ def _fetched(source: str, *, weights: bool = True) -> Path:
         raise ModelError(f"cannot load the model {source}: there is no such folder here, and {cause}") from error
 
 
-def _snapshot(hub: Any, source: str, weights: bool) -> Path:
+def _snapshot(hub: Any, source: str, weights: Weights) -> Path:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
@@ -125,18 +165,18 @@ def _snapshot(hub: Any, source: str, weights: bool) -> Path:
     except Exception as error:
         if not is_unreachable(error):
             raise
-        _require_cached(first.parent, error, source)
+        _require_cached(first.parent, error, source, weights)
         return first.parent
-    files = [name for name in wanted(names, read_json(first)) if weights or not name.endswith(_BINARY)]
+    files = wanted(names, read_json(first), weights)
     return Path(hub.snapshot_download(source, allow_patterns=files))
 
 
-def _require_cached(folder: Path, error: Exception, source: str) -> None:
+def _require_cached(folder: Path, error: Exception, source: str, weights: Weights) -> None:
     """Raises ModelError where the cache holds a part of a repository only, and the hub cannot be asked for more."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     index = read_json(folder / INDEX)
     try:
-        wanted(names, index)
+        wanted(names, index, weights)
         missing = [part for part in _present(index) if not (folder / part).is_dir()]
     except ModelError:
         missing = ["weights"]
@@ -146,20 +186,21 @@ def _require_cached(folder: Path, error: Exception, source: str) -> None:
         ) from error
 
 
-def wanted(names: Iterable[str], index: Mapping[str, Any]) -> list[str]:
+def wanted(names: Iterable[str], index: Mapping[str, Any], weights: Weights = _all) -> list[str]:
     """The files of a repository to download for the pipeline that its model_index.json describes.
 
-    Everything small in the folders of its components, and the weights that `chosen_weights` names. Raises ModelError.
+    Everything small in the folders of its components, and the weights that `chosen_weights` names, of the components
+    whose `weights` are wanted. Raises ModelError.
     """
     names, found = list(names), [INDEX]
     family = _family(index)
     for part in (*_present(index), "scheduler"):
         inside = [Path(name).name for name in names if name.rpartition("/")[0] == part]
         small = [name for name in inside if not name.endswith(_BINARY)]
-        weights: list[str] = []
-        if part != "scheduler" and _is_network(family.parts[part]):
-            weights = files_of(chosen_weights(inside, f"{part}/"), inside)
-        found += [f"{part}/{name}" for name in (*small, *weights)]
+        large: list[str] = []
+        if part != "scheduler" and _is_network(family.parts[part]) and weights(part):
+            large = files_of(chosen_weights(inside, f"{part}/"), inside)
+        found += [f"{part}/{name}" for name in (*small, *large)]
     return found
 
 
@@ -167,7 +208,7 @@ def _family(index: Mapping[str, Any]) -> Family:
     return family_of(index.get("_class_name", "pipeline of a class that model_index.json does not name"))
 
 
-def _assembled(folder: Path, *, weights: bool = True) -> Any:
+def _assembled(folder: Path, weights: Weights) -> Any:
     index = read_json(folder / INDEX)
     family = _family(index)
     present = _present(index)
@@ -177,10 +218,10 @@ def _assembled(folder: Path, *, weights: bool = True) -> Any:
     if named is None or not _is_entry(named):
         raise ModelError(f"model_index.json names no scheduler, but {named!r}: expected a library and a class")
     parts: dict[str, Any] = dict.fromkeys(family.optional) | {"scheduler": family.scheduler(folder, named[1])}
-    network = _network if weights else _meta_network
+    networks = [part for part in present if _is_network(family.parts[part])]
     for part in present:
-        kind = family.parts[part]
-        parts[part] = (network if _is_network(kind) else _tokenizer)(folder, part, kind)
+        network = _network if weights(part) else _meta_network
+        parts[part] = (network if part in networks else _tokenizer)(folder, part, family.parts[part])
     settings = {name: index[name] for name in family.settings if name in index}
     with loading():  # StableDiffusionPipeline warns where it mends an old config: `sample_size` before diffusers 0.9
         made = family.pipeline(**parts, **family.options, **settings)
@@ -193,7 +234,7 @@ def _assembled(folder: Path, *, weights: bool = True) -> Any:
     scheduler_class = read_json(folder / "scheduler/scheduler_config.json").get("_class_name", named[1])
     if reason := few_steps.sign(folder, index, network_config, made.scheduler.config, scheduler_class):
         few_steps.warn(str(folder), reason)
-    if weights:
+    if all(weights(part) for part in networks):
         _require_answer(family, made)
     return made
 
@@ -285,7 +326,7 @@ def _network(folder: Path, part: str, kind: Any) -> nn.Module:
     absent, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if absent:
         raise ModelError(f"the weights in {path} lack {_some(absent)}, which its config.json asks for")
-    if part.startswith("text_encoder"):
+    if is_text_encoder(part):
         strange = [key for key in strange if not key.startswith(_WHOLE_CLIP) and not key.endswith("position_ids")]
     if strange:
         raise ModelError(f"the weights in {path} hold {_some(strange)}, for which its config.json has no place")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import ConfigError
 from tastemaker.models.memory_settings import Memory
-from tastemaker.models.weights_digest import weights_digest
+from tastemaker.models.text_encoders import is_meta
 
 
 def check_memory(model: Model, memory: Memory) -> None:
@@ -25,9 +24,12 @@ def check_memory(model: Model, memory: Memory) -> None:
 
 
 def save_memory(model: Model, memory: Memory) -> None:
-    """Applies the settings to a loaded model. Raises ConfigError where it has not what they are about."""
+    """Applies the settings to a loaded model. Raises ConfigError where it has not what they are about.
+
+    Text encoders that are loaded later (kept_prompt_states.py) are left out.
+    """
     check_memory(model, memory)
-    components = dict(model.components)
+    components = {name: part for name, part in model.components.items() if not is_meta(part)}
     vae: Any = components.pop("vae", None)
     if memory.vae_slicing:
         vae.enable_slicing()
@@ -37,15 +39,6 @@ def save_memory(model: Model, memory: Memory) -> None:
         # A VAE is called by its methods encode and decode, which call its parts.
         for part in (*components.values(), *(() if vae is None else vae.children())):
             offload(part, model.device)
-
-
-def keep_prompt_states(model: Model, folder: Path) -> None:
-    """Keeps what the text encoders make of prompts in folders of `folder`, by the digest of their weights."""
-    encoders = {name: part for name, part in model.components.items() if name != "vae"}
-    digest = weights_digest(encoders)[:16]
-    kinds = {str(one.dtype).removeprefix("torch.") for part in encoders.values() for one in part.parameters()}
-    for name, states in model.prompt_states.items():
-        states.keep_in(folder / f"{name}-{'-'.join(sorted(kinds))}-{digest}", model.device)
 
 
 def offload(module: nn.Module, device: torch.device) -> None:

@@ -16,5 +16,5 @@ class Memory:
     vae_tiling: bool = False
     """Let the VAE encode and decode large images in overlapping tiles, which changes them a little at the seams."""
     prompt_states: bool = False
-    """Keep what the text encoders make of prompts in the run's folder `prompt_states`, so that a resumed run does not
-    compute it again."""
+    """Keep what the text encoders make of prompts in the run's folder `prompt_states`, so that a resumed run loads the
+    text encoders for new prompts alone."""

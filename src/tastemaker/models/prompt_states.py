@@ -18,16 +18,23 @@ CHUNK = 64
 """Prompts that are encoded at once."""
 
 
+def _do_nothing(prompts: Sequence[str]) -> None:
+    """Where nothing has to come before."""
+
+
 class PromptStates:
     """What `compute` makes of prompts: named tensors [P,...], in float32."""
 
     def __init__(self, compute: Callable[[list[str]], Mapping[str, Tensor]]) -> None:
         self.compute = compute
+        self.before_computing: Callable[[Sequence[str]], None] = _do_nothing
+        """Called with the prompts that `compute` is about to be asked for."""
         self.kept: dict[str, dict[str, Tensor]] = {}
         """The tensors of each prompt by name, without the dimension of the prompts."""
         self.folder: Path | None = None
-        self.device = torch.device("cpu")
         """Where states are kept on disk too, by the text encoders' weights and the prompt."""
+        self.device = torch.device("cpu")
+        """Of the states that are read from there."""
 
     @torch.no_grad()
     def of(self, prompts: Iterable[str]) -> dict[str, Tensor]:
@@ -36,6 +43,8 @@ class PromptStates:
         if self.folder is not None:
             self.kept |= {one: saved for one in prompts if one not in self.kept and (saved := self._saved(one))}
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.kept]
+        if missing:
+            self.before_computing(missing)
         # The empty prompt alone: which prompts are encoded together changes the last bits of their states, and those
         # of the empty one are to be the same whatever else is encoded.
         others = [prompt for prompt in missing if prompt]

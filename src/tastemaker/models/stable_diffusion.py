@@ -16,6 +16,7 @@ from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.prompt_states import PromptStates, conditioned
 from tastemaker.models.schedulers import SchedulerProcess, ddim_scheduler
+from tastemaker.models.text_encoders import place
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.vae import LatentImages
 from tastemaker.types import Cond
@@ -39,11 +40,9 @@ class LatentUNet:
         self.dtype = DTYPES[precision]
         self.images = LatentImages(pipeline.vae)
         self.images.place(self.device)
-        pipeline.text_encoder.requires_grad_(False).eval()
-        pipeline.unet.requires_grad_(False).eval()
+        place(pipeline.text_encoder, self.device, self.dtype)
         with quiet():
-            pipeline.text_encoder.to(self.device, self.dtype)
-            pipeline.unet.to(network_device or self.device, self.dtype)
+            pipeline.unet.requires_grad_(False).eval().to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
         self.process = SchedulerProcess(ddim_scheduler(pipeline.scheduler, latents=True))
         self.latent_shape = (pipeline.unet.config.in_channels, *sample_size(pipeline.unet.config))

@@ -5,32 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tastemaker.models.config_checks import require_flow_parts, sample_size
 from tastemaker.models.flow_process import FlowProcess
 from tastemaker.models.flow_transformer import FlowFamily
 from tastemaker.models.vae import LatentImages
+from tastemaker.models.zero_tokens import install, takes_repeats
 
 _T5_TOKENS = 256
 """Of a prompt that T5 reads, as in diffusers' pipeline."""
 
 
 def _encode(pipeline: Any, prompts: list[str]) -> Mapping[str, Tensor]:
-    """`text` [P,L,C]: CLIP's states, then T5's, which are zeros without T5; `pooled` [P,C] of both CLIPs."""
+    """`text` [P,L,C]: CLIP's states, then T5's, which are zeros without T5; `pooled` [P,C] of both CLIPs.
+
+    Without T5 there is one token of zeros in place of as many as T5 reads, and `zeros` [P,1] says how many.
+    """
+    one = pipeline.text_encoder_3 is None and takes_repeats(pipeline.transformer)
     text, _, pooled, _ = pipeline.encode_prompt(
         prompts, prompts, prompts, device=pipeline.text_encoder.device, do_classifier_free_guidance=False,
-        max_sequence_length=_T5_TOKENS,
+        max_sequence_length=1 if one else _T5_TOKENS,
     )  # fmt: skip
-    return {"text": text, "pooled": pooled}
+    states = {"text": text, "pooled": pooled}
+    return states | {"zeros": torch.full((len(prompts), 1), _T5_TOKENS, device=text.device)} if one else states
 
 
 def _predict(
     network: nn.Module, x: Tensor, t: Tensor, states: Mapping[str, Tensor], embedded_guidance: float | None
 ) -> Tensor:
+    repeated = {"joint_attention_kwargs": {"repeats": _T5_TOKENS}} if "zeros" in states else {}
     return network(
         hidden_states=x, timestep=t, encoder_hidden_states=states["text"], pooled_projections=states["pooled"],
-        return_dict=False,
+        return_dict=False, **repeated,
     )[0]  # fmt: skip
 
 
@@ -58,6 +66,7 @@ SD3 = FlowFamily(
     ),
     encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
     tokens=_tokens,
+    prepare=lambda pipeline: install(pipeline.transformer) if pipeline.text_encoder_3 is None else None,
     largest=lambda pipeline: (
         pipeline.transformer.config["pos_embed_max_size"] * pipeline.transformer.config["patch_size"]
     ),

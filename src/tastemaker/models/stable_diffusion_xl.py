@@ -18,6 +18,7 @@ from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.prompt_states import PromptStates, conditioned
 from tastemaker.models.schedulers import SchedulerProcess, ddim_scheduler
 from tastemaker.models.stable_diffusion import DTYPES
+from tastemaker.models.text_encoders import place
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.vae import LatentImages
 from tastemaker.types import Cond
@@ -44,9 +45,9 @@ class LatentXL:
         self.dtype = DTYPES[precision]
         self.images = LatentImages(pipeline.vae)
         self.images.place(self.device)
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+            place(encoder, self.device, self.dtype)
         with quiet():
-            for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
-                encoder.requires_grad_(False).eval().to(self.device, self.dtype)
             pipeline.unet.requires_grad_(False).eval().to(network_device or self.device, self.dtype)
         self.network: nn.Module = pipeline.unet
         self.process = SchedulerProcess(ddim_scheduler(pipeline.scheduler, latents=True, own_offset=True))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,9 +23,8 @@ import httpx
 from tastemaker.config.engine_settings import TOKEN_ENV, RolloutEngine, engine_addresses
 from tastemaker.diffusion.sampler import do_nothing
 from tastemaker.errors import EngineError, EngineUnavailable
-from tastemaker.rewards.serving.client import answered, detail
+from tastemaker.rewards.serving.client import answered, clients, detail
 from tastemaker.rewards.serving.retry import (
-    CONNECT,
     CancellableCall,
     RetryPolicy,
     Servers,
@@ -75,10 +73,10 @@ class EngineClient:
     ) -> None:
         self.urls, self.settings = engine_addresses(urls), settings
         self._token = read_token(settings.token_env, TOKEN_ENV, "rollout engine's token")
+        headers = {"Content-Type": JSON, "Accept": f"{MSGPACK}, {JSON}"}
+        self._client = clients(self.urls, headers, self._token, settings.timeout)
         self._log, self._check = log, check
         self._servers = Servers(self.urls)
-        secure = any(url.startswith("https:") for url in self.urls)
-        self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
         self._call = CancellableCall("the rollout engine")
 
     def generate(self, requests: Sequence[RolloutRequest], shape: Sequence[int]) -> list[RolloutAnswer]:
@@ -135,17 +133,6 @@ class EngineClient:
         """What every engine answers, by its address."""
         found = self._run(lambda client: gather_all(partial(ask, client, url) for url in self.urls))
         return dict(zip(self.urls, found, strict=True))
-
-    def _client(self) -> httpx.AsyncClient:
-        """A client without the proxies and passwords of the environment, which follows no redirects."""
-        limit = self.settings.timeout
-        headers = {"Content-Type": JSON, "Accept": f"{MSGPACK}, {JSON}", "Accept-Encoding": "identity"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token.secret}"
-        return httpx.AsyncClient(
-            headers=headers, verify=self._tls, trust_env=False, follow_redirects=False,
-            timeout=httpx.Timeout(limit, connect=min(limit, CONNECT)),
-        )  # fmt: skip
 
     async def _images(
         self, client: httpx.AsyncClient, servers: Servers, requests: Sequence[RolloutRequest], shape: Sequence[int]

@@ -18,7 +18,7 @@ from tastemaker.data.prompts import BUILTIN
 from tastemaker.errors import ConfigError, EngineError, RewardError, StorageError
 from tastemaker.evaluation.images import save_grid, to_pil
 from tastemaker.in_memory import PREFIX
-from tastemaker.models.memory import keep_prompt_states
+from tastemaker.models.kept_prompt_states import keep_prompt_states
 from tastemaker.report.page import write_report
 from tastemaker.runs import atomic, checkpoint, sharding
 from tastemaker.runs.checkpoint import State, Training
@@ -36,7 +36,7 @@ from tastemaker.training.over_optimisation import keep_best, watched
 from tastemaker.training.progress import Display, plain
 from tastemaker.training.rounds import one_round
 from tastemaker.training.session import Session
-from tastemaker.training.setup import NOTHING_GIVEN, Given, start
+from tastemaker.training.setup import NOTHING_GIVEN, PROMPT_STATES, Given, start
 from tastemaker.training.signals import Interrupted, Preempted, StopNow, listening
 from tastemaker.training.trackers import Images, tracking
 
@@ -119,9 +119,10 @@ def _writing(session: Session, run: Path) -> Iterator[None]:
 
 def _keep_prompt_states(session: Session, run: Path) -> None:
     """Keeps them in the run's folder, which must be there, where the settings say so."""
-    if session.config.memory.prompt_states:
+    config = session.config
+    if config.memory.prompt_states:
         with _storing(run):
-            keep_prompt_states(session.model, run / "prompt_states")
+            keep_prompt_states(session.model, run / PROMPT_STATES, config.model, config.precision)
 
 
 def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None:

@@ -27,6 +27,7 @@ from tastemaker.errors import ConfigError
 from tastemaker.evaluation.model_settings import set_up
 from tastemaker.labelling.pairs import load_pairs
 from tastemaker.models import load_model, wrap_pipeline
+from tastemaker.models.kept_prompt_states import kept_states, load_with_kept_states
 from tastemaker.models.memory import save_memory
 from tastemaker.models.per_image import adapter_layers
 from tastemaker.models.weight_copy import WeightCopy
@@ -57,11 +58,13 @@ class Given:
 
 
 NOTHING_GIVEN = Given()
+PROMPT_STATES = "prompt_states"
+"""Folder of a run with what text encoders make of prompts (memory.prompt_states)."""
 
 
 def start(config: Config, out: Path, state: State, given: Given = NOTHING_GIVEN) -> Session:
     """A session without a folder. Raises a TastemakerError where a setting, model, prompt or reward is wrong."""
-    return _session(config, _accelerator(config, out), state, given)
+    return _session(config, _accelerator(config, out), out, state, given)
 
 
 def _accelerator(config: Config, out: Path) -> Accelerator:
@@ -88,7 +91,7 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     return made
 
 
-def _session(config: Config, accelerator: Accelerator, state: State, given: Given) -> Session:
+def _session(config: Config, accelerator: Accelerator, out: Path, state: State, given: Given) -> Session:
     display = Display(config.rounds, state.round, accelerator.is_main_process)
     known: dict[str, FunctionReward] = {}
     prompts = load_prompts(config.prompts) if given.prompts is None else given.prompts
@@ -120,11 +123,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
         display.log(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
     display.log(f"loading {config.model}")
     set_seed(config.seed)
-    # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
-    # One that is quantized may not fit there before it is.
-    apart = accelerator.is_fsdp2 or config.tuning.base_weights != "none"
-    placed = (config.precision, accelerator.device, "cpu" if apart else None)
-    model = load_model(config.model, *placed) if given.pipeline is None else wrap_pipeline(given.pipeline, *placed)
+    model = _loaded(config, accelerator, out, given)
     save_memory(model, config.memory)
     for listed in (prompts, unseen):
         if listed is not None:
@@ -196,6 +195,20 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     return session
 
 
+def _loaded(config: Config, accelerator: Accelerator, out: Path, given: Given) -> Model:
+    """The model, of a resumed run without text encoders where the run in `out` has kept what they make of prompts."""
+    # A network that needs sharding may not fit on one card: its blocks go there one by one, sharded.
+    # One that is quantized may not fit there before it is.
+    apart = accelerator.is_fsdp2 or config.tuning.base_weights != "none"
+    placed = (config.precision, accelerator.device, "cpu" if apart else None)
+    if given.pipeline is not None:
+        return wrap_pipeline(given.pipeline, *placed)
+    kept = kept_states(out / PROMPT_STATES, config.model, config.precision) if config.memory.prompt_states else None
+    if kept is None:
+        return load_model(config.model, *placed)
+    return load_with_kept_states(config.model, kept, *placed, offloaded=config.memory.offload)
+
+
 def _sampler(
     config: Config, model: Model, sde: Sde, weights: Tensor | None, stop: Stop, log: Callable[[str], None]
 ) -> Sampler:
@@ -210,11 +223,11 @@ def _sampler(
             model, sde, options.engine, config.rollout_engine, options.guidance, log, stop.check,
             reduction=options.log_prob, noise_outside=options.noise_outside,
         )  # fmt: skip
+    local = LocalSampler(model, sde, options.log_prob, options.noise_outside)
     if config.optimizer.single_pass:
         adapter_layers(model.weights.network)  # raises where an image cannot have a gradient of its own
-        rows = config.optimizer.rows
-        return SinglePassSampler(model, sde, options.log_prob, options.noise_outside, rows, weights)
-    return LocalSampler(model, sde, options.log_prob, options.noise_outside)
+        return SinglePassSampler(local, model.weights, config.optimizer.rows, weights)
+    return local
 
 
 def run_sde(config: Config, model: Model) -> Sde:

@@ -7,7 +7,6 @@ the content of the images, so that a run that was stopped and resumed finds it t
 from __future__ import annotations
 
 import json
-import ssl
 import sys
 import threading
 import time
@@ -24,11 +23,10 @@ from torch import Tensor
 
 from tastemaker.errors import RewardError, RewardUnavailable
 from tastemaker.rewards.labelers.settings import Labelers, place, task_sizes
-from tastemaker.rewards.serving.client import exchange
+from tastemaker.rewards.serving.client import clients, exchange
 from tastemaker.rewards.serving.protocol import JSON, PROTOCOL, read_rewards, write_json
 from tastemaker.rewards.serving.retry import (
     BUSY,
-    CONNECT,
     CancellableCall,
     RetryPolicy,
     Servers,
@@ -90,7 +88,7 @@ class LabelersReward:
             f"the reward {name} gave no numbers", servers, self.settings.server_wait, TRIES, log,
             "labelers.server_wait",
         )  # fmt: skip
-        self._tls: ssl.SSLContext | bool = ssl.create_default_context() if self.place.startswith("https:") else False
+        self._client = clients((self.place,), {}, None, self.settings.timeout)
         self._project: LabelProject | None = None
         self._one_call = threading.Lock()
         self._call = CancellableCall(f"the reward {name}")
@@ -120,12 +118,7 @@ class LabelersReward:
 
     def _run(self, work: Callable[[httpx.AsyncClient], Awaitable[T]]) -> T:
         async def main() -> T:
-            limit = self.settings.timeout
-            timeout = httpx.Timeout(limit, connect=min(limit, CONNECT))
-            # Without the proxies and passwords of the environment, and following no redirects.
-            async with httpx.AsyncClient(
-                verify=self._tls, trust_env=False, follow_redirects=False, timeout=timeout
-            ) as client:
+            async with self._client() as client:
                 return await work(client)
 
         return self._call.run(main)
@@ -178,7 +171,7 @@ class LabelersReward:
     async def _once(self, client: httpx.AsyncClient, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         # Anew each time: an app that was started again may be at another port.
         url, token = self._address()
-        headers = {"Accept": JSON, "Accept-Encoding": "identity", "Authorization": f"Bearer {token.secret}"}
+        headers = {"Accept": JSON, "Authorization": f"Bearer {token.secret}"}
         headers |= {} if body is None else {"Content-Type": JSON}
         try:
             request = client.build_request(method, url + path, headers=headers, content=body)

@@ -10,7 +10,7 @@ import json
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, Literal, TypeVar
@@ -84,8 +84,7 @@ class RemoteReward:
         self._retry = RetryPolicy(
             f"the reward {name} gave no numbers", servers, self.settings.wait, self.settings.tries, log, "remote.wait"
         )
-        secure = any(url.startswith("https:") for url in servers.urls)
-        self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
+        self._client = clients(servers.urls, {"Accept": JSON}, self.token, self.settings.timeout)
         self._identity: Identity | None = None
         self._cache = AnswerCache[float](self.settings.cache)
         self._one_call = threading.Lock()
@@ -121,17 +120,6 @@ class RemoteReward:
                 return await work(client)
 
         return self._call.run(main)
-
-    def _client(self) -> httpx.AsyncClient:
-        """A client without the proxies and passwords of the environment, which follows no redirects."""
-        limit = self.settings.timeout
-        headers = {"Accept": JSON, "Accept-Encoding": "identity"}
-        if self.token is not None:
-            headers["Authorization"] = f"Bearer {self.token.secret}"
-        return httpx.AsyncClient(
-            headers=headers, verify=self._tls, trust_env=False, follow_redirects=False,
-            timeout=httpx.Timeout(limit, connect=min(limit, CONNECT)),
-        )  # fmt: skip
 
     async def _score(
         self, client: httpx.AsyncClient, x: Tensor, prompts: Sequence[str], groups: Sequence[Sequence[int]]
@@ -206,6 +194,23 @@ class RemoteReward:
 
     def _safe(self, text: Any) -> str:
         return sanitized(text, self.token)
+
+
+def clients(
+    urls: Sequence[str], headers: Mapping[str, str], token: Token | None, timeout: float
+) -> Callable[[], httpx.AsyncClient]:
+    """What makes clients for servers, without the proxies and passwords of the environment, which follow no redirects.
+
+    `timeout` is in seconds, of each part of a request.
+    """
+    own = {**headers, "Accept-Encoding": "identity"}
+    if token is not None:
+        own["Authorization"] = f"Bearer {token.secret}"
+    secure = any(url.startswith("https:") for url in urls)
+    return partial(
+        httpx.AsyncClient, headers=own, verify=ssl.create_default_context() if secure else False, trust_env=False,
+        follow_redirects=False, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT)),
+    )  # fmt: skip
 
 
 async def answered(
