@@ -85,3 +85,30 @@ def test_doctor_and_serve_take_the_same_settings(text, capsys):
     assert main(["doctor", "--reward", "vlm-yes-no:m@http://127.0.0.1:9/v1", "vlm.wait=0"]) == 69
     assert main(["doctor", "--reward", "vlm-bertscore:m@http://127.0.0.1:9/v1", "vlm.text_model=other"]) == 2
     assert "give vlm.text_layer" in capsys.readouterr().err
+
+
+def test_evaluate_with_bertscore_goes_on_after_its_server_died(checkpoint, text, tmp_path, capsys):
+    """Two models, four images each; what the first server said is kept, and the table is the uninterrupted one's."""
+    run = tmp_path / "run"
+    with Speaking() as server:
+        name = f"vlm-bertscore:{server.name}"
+        assert main(words(run, name, text, "--rounds", "1", "--model", str(checkpoint))) == 0
+        asked = len(server.asked)
+        evaluate = ["evaluate", str(run), "--prompt-count", "2", "--seeds", "2", "--metrics", "diversity"]
+        assert main([*evaluate, "--out", str(tmp_path / "whole")]) == 0
+        assert len(server.asked) == asked + 8
+        first = server.url
+    config = run / "config.yaml"
+    then = config.read_text().replace(first, "URL")
+    with Speaking(lambda n: failing(500, {"error": {"message": "out of memory"}}) if n >= 4 else None) as dying:
+        config.write_text(then.replace("URL", dying.url))
+        assert main([*evaluate, "--out", str(tmp_path / "out")]) == 69
+    assert "status 500: out of memory" in capsys.readouterr().err
+    with Speaking() as well:
+        config.write_text(then.replace("URL", well.url))
+        assert main([*evaluate, "--out", str(tmp_path / "out")]) == 0
+        assert len(well.asked) == 4
+        last = well.url
+    whole, out = ((tmp_path / name / "table.csv").read_text() for name in ("whole", "out"))
+    assert whole.replace(first, "URL") == out.replace(last, "URL")
+    assert "vlm-bertscore" in whole

@@ -198,5 +198,9 @@ def _elsewhere(rewards: Mapping[str, Reward], owners: Mapping[str, Config]) -> d
     answering = [[name, identity] for name, identity in identities if identity is not None]
     if answering:
         found["rewards elsewhere"] = answering
-    asked = {name: config.vlm.figures for name, config in owners.items() if any(map(is_vlm, parts(parse(name))))}
+    asked = {
+        without_addresses(name): config.vlm.figures
+        for name, config in owners.items()
+        if any(map(is_vlm, parts(parse(name))))
+    }
     return found | ({"vision-language models": asked} if asked else {})
