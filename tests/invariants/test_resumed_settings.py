@@ -62,8 +62,6 @@ def test_an_adapter_from_a_file_on_frozen_ones(checkpoint, tmp_path):
     before = load_file(cut / "checkpoints/step-000001/weights.safetensors")
     assert not any(value.equal(before[name]) for name, value in load_file(values).items() if name in before)
     require_same(resume(cut), whole)
-    plain = train(checkpoint, tmp_path / "plain", 1)
-    assert metrics(plain)[0]["eval/reward/mean"] != metrics(whole)[0]["eval/reward/mean"]
 
 
 @pytest.fixture

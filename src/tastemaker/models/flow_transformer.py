@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from tastemaker.errors import ModelError
-from tastemaker.models import prompt_length
 from tastemaker.models.config_checks import resized
 from tastemaker.models.flow_process import FlowProcess
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
+from tastemaker.models.precision import DTYPES, computing_in
+from tastemaker.models.prompt_length import LongPrompts
 from tastemaker.models.prompt_states import PromptStates, conditioned
-from tastemaker.models.stable_diffusion import DTYPES
 from tastemaker.models.text_encoders import place
 from tastemaker.models.tuning import Tuning
+from tastemaker.models.usage import usage
 from tastemaker.types import Cond
 
 
@@ -106,7 +106,7 @@ class FlowTransformer:
         self.weights = NetworkWeights(pipeline.transformer, "transformer")
         self._embedded_guidance: float | None = None
         self._states = PromptStates(self._encode)
-        self._warned_long = False
+        self._long = LongPrompts()
         self.negative_prompt = ""
 
     @property
@@ -174,10 +174,7 @@ class FlowTransformer:
         tokenizer, limit = self.family.tokens(self.pipeline)
         with quiet():
             states = self.family.encode(self.pipeline, prompts)
-            long = prompt_length.longer(tokenizer, prompts, limit)
-        if long and not self._warned_long:
-            self._warned_long = True
-            prompt_length.warn(long, limit)
+        self._long.look_at(tokenizer, prompts, limit)
         return {name: values.to(self.device) for name, values in states.items()}
 
     def clear_prompt_cache(self) -> None:
@@ -190,9 +187,8 @@ class FlowTransformer:
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's velocity [N,*D] for the rows' prompts, without guidance."""
-        half = self.dtype != torch.float32
         states = {name: cond[name] for name in cond.states}
-        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+        with computing_in(self.dtype, self.device):
             return self.family.predict(self.network, x, t.to(x.dtype), states, self.embedded_guidance).to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -205,11 +201,4 @@ class FlowTransformer:
 
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
-        kind, network = self.family.name, type(self.pipeline.transformer).__name__
-        pipe = f"pipe = {kind}.from_pretrained({base})\npipe.to(torch.float32)"
-        if self.weights.full:
-            return (
-                f"import torch\nfrom diffusers import {kind}, {network}\n\n{pipe}\n"
-                f"pipe.transformer = {network}.from_pretrained('model/transformer')\n"
-            )
-        return f"import torch\nfrom diffusers import {kind}\n\n{pipe}\npipe.load_lora_weights('adapter')\n"
+        return usage(self.pipeline, self.pipeline.transformer, "transformer", base, full=self.weights.full)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from tastemaker.models.config_checks import require_pixels, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
+from tastemaker.models.precision import DTYPES, computing_in
 from tastemaker.models.prompt_states import PromptStates
 from tastemaker.models.schedulers import SchedulerProcess, ddim_scheduler
-from tastemaker.models.stable_diffusion import DTYPES
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Cond
 
@@ -144,9 +143,8 @@ class PixelUNet:
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's own output [N,*D] for the rows' prompts, without guidance and without a predicted variance."""
-        half = self.dtype != torch.float32
         labels = cond["text"][:, 0].argmax(dim=1) if self.classes else None
-        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+        with computing_in(self.dtype, self.device):
             output = self.network(x, t, class_labels=labels, return_dict=False)[0]
         return output[:, : x.shape[1]].to(x.dtype)
 

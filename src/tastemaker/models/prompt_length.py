@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from tastemaker.models.library_logging import quiet
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -15,12 +17,24 @@ def longer(tokenizer: Any, prompts: Sequence[str], limit: int) -> list[tuple[str
     return [pair for pair in zip(prompts, counts, strict=True) if pair[1] > limit]
 
 
-def warn(found: Sequence[tuple[str, int]], limit: int) -> None:
-    """Says that the rest of a prompt is not read. diffusers says so at each call, with all tokens of all prompts."""
-    (prompt, count), *_ = found
-    _LOGGER.warning(
-        "the prompt %r has %d tokens, of which the text encoder reads the first %d, as in diffusers; this is said once",
-        prompt if len(prompt) <= 60 else prompt[:57] + "...",
-        count,
-        limit,
-    )
+class LongPrompts:
+    """Says once that the rest of a prompt is not read; diffusers does at each call, with all tokens of all prompts."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def look_at(self, tokenizer: Any, prompts: Sequence[str], limit: int) -> None:
+        """Warns of a prompt with more than `limit` tokens, if it is the first."""
+        with quiet():
+            found = longer(tokenizer, prompts, limit)
+        if not found or self.said:
+            return
+        self.said = True
+        prompt, count = found[0]
+        _LOGGER.warning(
+            "the prompt %r has %d tokens, of which the text encoder reads the first %d, as in diffusers; this is said "
+            "once",
+            prompt if len(prompt) <= 60 else prompt[:57] + "...",
+            count,
+            limit,
+        )

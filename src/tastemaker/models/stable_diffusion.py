@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tastemaker.models import prompt_length
 from tastemaker.models.config_checks import require_latent, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
+from tastemaker.models.precision import DTYPES, computing_in
+from tastemaker.models.prompt_length import LongPrompts
 from tastemaker.models.prompt_states import PromptStates, conditioned
 from tastemaker.models.schedulers import SchedulerProcess, ddim_scheduler
 from tastemaker.models.text_encoders import place
 from tastemaker.models.tuning import Tuning
+from tastemaker.models.usage import usage
 from tastemaker.models.vae import LatentImages
 from tastemaker.types import Cond
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LatentUNet:
@@ -48,7 +47,7 @@ class LatentUNet:
         self.latent_shape = (pipeline.unet.config.in_channels, *sample_size(pipeline.unet.config))
         self.weights = NetworkWeights(pipeline.unet)
         self._text, self._pooled = PromptStates(self._encode), PromptStates(self._pool)
-        self._warned_long = False
+        self._long = LongPrompts()
         self.negative_prompt = ""
         self.embedded_guidance: float | None = None
 
@@ -98,13 +97,9 @@ class LatentUNet:
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """`text` [P,L,C]"""
-        limit = self.pipeline.tokenizer.model_max_length
         with quiet():
             states, _ = self.pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
-            long = prompt_length.longer(self.pipeline.tokenizer, prompts, limit)
-        if long and not self._warned_long:
-            self._warned_long = True
-            prompt_length.warn(long, limit)
+        self._long.look_at(self.pipeline.tokenizer, prompts, self.pipeline.tokenizer.model_max_length)
         return {"text": states}
 
     def _pool(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -128,8 +123,7 @@ class LatentUNet:
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's own output [N,*D] for the rows' prompts, without guidance."""
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+        with computing_in(self.dtype, self.device):
             return self.network(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0].to(x.dtype)
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -142,14 +136,4 @@ class LatentUNet:
 
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
-        # transformers keeps the text encoder in the precision of its file, diffusers makes the U-Net float32.
-        pipe = f"pipe = StableDiffusionPipeline.from_pretrained({base})\npipe.to(torch.float32)"
-        if self.weights.full:
-            return (
-                f"import torch\nfrom diffusers import StableDiffusionPipeline, UNet2DConditionModel\n\n{pipe}\n"
-                "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')\n"
-            )
-        return (
-            f"import torch\nfrom diffusers import StableDiffusionPipeline\n\n{pipe}\n"
-            "pipe.load_lora_weights('adapter')\n"
-        )
+        return usage(self.pipeline, self.pipeline.unet, "unet", base, full=self.weights.full)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tastemaker.models import prompt_length
 from tastemaker.models.config_checks import require_xl, resized, sample_size
 from tastemaker.models.guidance import guided_x0
 from tastemaker.models.library_logging import quiet
 from tastemaker.models.network_weights import NetworkWeights
+from tastemaker.models.precision import DTYPES, computing_in
+from tastemaker.models.prompt_length import LongPrompts
 from tastemaker.models.prompt_states import PromptStates, conditioned
 from tastemaker.models.schedulers import SchedulerProcess, ddim_scheduler
-from tastemaker.models.stable_diffusion import DTYPES
 from tastemaker.models.text_encoders import place
 from tastemaker.models.tuning import Tuning
+from tastemaker.models.usage import usage
 from tastemaker.models.vae import LatentImages
 from tastemaker.types import Cond
 
@@ -56,7 +56,7 @@ class LatentXL:
         self.negative_prompt = ""
         self.embedded_guidance: float | None = None
         self._states = PromptStates(self._encode)
-        self._warned_long = False
+        self._long = LongPrompts()
 
     @property
     def scale(self) -> int:
@@ -109,15 +109,12 @@ class LatentXL:
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """`text` [P,L,C] and `pooled` [P,C']"""
-        pipeline, limit = self.pipeline, self.pipeline.tokenizer.model_max_length
+        pipeline = self.pipeline
         with quiet():
             text, _, pooled, _ = pipeline.encode_prompt(
                 prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
-            long = prompt_length.longer(pipeline.tokenizer, prompts, limit)
-        if long and not self._warned_long:
-            self._warned_long = True
-            prompt_length.warn(long, limit)
+        self._long.look_at(pipeline.tokenizer, prompts, pipeline.tokenizer.model_max_length)
         if pipeline.config.force_zeros_for_empty_prompt:
             given = torch.tensor([bool(prompt) for prompt in prompts], device=text.device)
             text, pooled = text * given[:, None, None], pooled * given[:, None]
@@ -134,8 +131,7 @@ class LatentXL:
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """The network's own output [N,*D] for the rows' prompts, without guidance."""
         added = {"text_embeds": cond["pooled"], "time_ids": cond["size"]}
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+        with computing_in(self.dtype, self.device):
             return self.network(
                 x, t, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False
             )[0].to(x.dtype)  # fmt: skip
@@ -150,14 +146,4 @@ class LatentXL:
 
     def usage(self, base: str) -> str:
         """Python that loads, with diffusers alone, what `save` wrote into the folder `adapter` or `model`."""
-        # transformers keeps the text encoders in the precision of their files, diffusers makes the U-Net float32.
-        pipe = f"pipe = StableDiffusionXLPipeline.from_pretrained({base})\npipe.to(torch.float32)"
-        if self.weights.full:
-            return (
-                f"import torch\nfrom diffusers import StableDiffusionXLPipeline, UNet2DConditionModel\n\n{pipe}\n"
-                "pipe.unet = UNet2DConditionModel.from_pretrained('model/unet')\n"
-            )
-        return (
-            f"import torch\nfrom diffusers import StableDiffusionXLPipeline\n\n{pipe}\n"
-            "pipe.load_lora_weights('adapter')\n"
-        )
+        return usage(self.pipeline, self.pipeline.unet, "unet", base, full=self.weights.full)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
+from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import Tensor
 
 
@@ -23,17 +23,17 @@ class RepeatedToken:
     """
 
     def __init__(self) -> None:
-        self.plain = JointAttnProcessor2_0()
+        self.plain: Any = JointAttnProcessor2_0()
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         repeats: int = 1,
     ) -> Any:
-        """Of image tokens [N,I,C] and text tokens [N,L,C] both again, or the image's alone where there is no text."""
+        """Tokens [N,I,C] of the image and [N,L,C] of the text; those of the image alone where there is no text."""
         if repeats == 1 or encoder_hidden_states is None:
             return self.plain(attn, hidden_states, encoder_hidden_states)
         image = _heads(attn, hidden_states, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
@@ -46,12 +46,12 @@ class RepeatedToken:
         out, context = out[:, : hidden_states.shape[1]], out[:, hidden_states.shape[1] :]
         if not attn.context_pre_only:
             context = attn.to_add_out(context)
-        out_projection: Any = attn.to_out
-        return out_projection[1](out_projection[0](out)), context
+        project, dropout = attn.to_out
+        return dropout(project(out)), context
 
 
 def _heads(
-    attn: Attention, x: Tensor, projections: tuple[Any, Any, Any], norms: tuple[Any, Any]
+    attn: Any, x: Tensor, projections: tuple[Any, Any, Any], norms: tuple[Any, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [N,heads,L,C] of tokens."""
     q, k, v = (project(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for project in projections)

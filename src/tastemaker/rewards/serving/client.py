@@ -203,14 +203,16 @@ def clients(
 
     `timeout` is in seconds, of each part of a request.
     """
-    own = {**headers, "Accept-Encoding": "identity"}
-    if token is not None:
-        own["Authorization"] = f"Bearer {token.secret}"
-    secure = any(url.startswith("https:") for url in urls)
-    return partial(
-        httpx.AsyncClient, headers=own, verify=ssl.create_default_context() if secure else False, trust_env=False,
-        follow_redirects=False, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT)),
-    )  # fmt: skip
+    tls = ssl.create_default_context() if any(url.startswith("https:") for url in urls) else False
+
+    def made() -> httpx.AsyncClient:  # a partial's repr would show the token
+        own = {} if token is None else {"Authorization": f"Bearer {token.secret}"}
+        return httpx.AsyncClient(
+            headers={**headers, "Accept-Encoding": "identity"} | own, verify=tls, trust_env=False,
+            follow_redirects=False, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT)),
+        )  # fmt: skip
+
+    return made
 
 
 async def answered(
