@@ -55,11 +55,17 @@ def check_combinations(config: Config) -> None:
             f"reference.every is {config.reference.every}, but the algorithm {config.algorithm.name} compares itself "
             "with no reference under these settings: leave it at 0"
         )
-    if s.eta < 0 or (s.eta == 0 and not config.pathwise):
+    likelihoods = config.algorithm.needs == "rollouts"
+    if s.eta < 0 or (s.eta == 0 and likelihoods):
         raise ConfigError(
-            f"sampling.eta is {s.eta}, but must not be negative (0 is without noise)"
-            if config.pathwise
-            else f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
+            f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
+            if likelihoods
+            else f"sampling.eta is {s.eta}, but must not be negative (0 is without noise)"
+        )
+    if s.eta == 0 and s.branches > 1:
+        raise ConfigError(
+            f"sampling.branches is {s.branches}, but sampling.eta is 0, so that all branches of a root would be the same "
+            "image: set branches to 1, or give an eta greater than 0"
         )
     if config.pathwise:
         _check_pathwise(config)
@@ -152,6 +158,11 @@ def _check_engine(config: Config, urls: str) -> None:
         raise ConfigError(
             f"sampling.engine is set, but the algorithm {algorithm.name} under these settings asks for the noise "
             f"of each step, which engines draw themselves: {own}"
+        )
+    if config.sampling.eta == 0:
+        raise ConfigError(
+            "sampling.engine is set, but sampling.eta is 0, and an engine's images are checked at a step with noise: "
+            f"give an eta greater than 0, or {own}"
         )
     if config.sampling.branches > 1:
         raise ConfigError(

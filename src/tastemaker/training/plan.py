@@ -50,7 +50,7 @@ class Facts:
     """Of the images, in pixels."""
     width: int
     stochastic: tuple[int, ...]
-    """Sampler steps that have noise, and so a likelihood."""
+    """Sampler steps that have noise, and so a likelihood; all of a sampler without noise."""
     prompts: int
     """Prompts that are trained on."""
     unseen: int

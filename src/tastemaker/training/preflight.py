@@ -27,7 +27,7 @@ from tastemaker.rollout_engine.sampler import require_engine_fits
 from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.plan import Facts
 from tastemaker.training.prior_preservation import given_images
-from tastemaker.training.setup import require_divisible, require_gradient, run_sde, split_prompts
+from tastemaker.training.setup import candidate_steps, require_divisible, require_gradient, run_sde, split_prompts
 from tastemaker.training.trackers import check_trackers
 from tastemaker.training.value_networks import value_network_for
 
@@ -99,7 +99,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         decoder_outputs=sum(counts),
         height=height,
         width=width,
-        stochastic=tuple(sde.stochastic()),
+        stochastic=tuple(candidate_steps(sde)),
         prompts=len(prompts),
         unseen=0 if unseen is None else len(unseen),
         pairs=None if pairs is None else len(pairs),

@@ -232,6 +232,11 @@ def run_window(config: Config) -> Window:
     return config.window if share == 1 else Both(First(share), config.window)
 
 
+def candidate_steps(sde: Sde) -> list[int]:
+    """The steps out of which a window takes some: those with noise, or all of a sampler that has none."""
+    return sde.stochastic() or list(range(len(sde)))
+
+
 def require_divisible(config: Config, processes: int) -> None:
     """Raises ConfigError where an update's images cannot be divided among the processes."""
     part = config.sampling.samples // config.slices
