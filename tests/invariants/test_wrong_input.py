@@ -128,7 +128,7 @@ def test_an_output_folder_that_cannot_be_made(capsys, tmp_path, checkpoint):
     ("setting", "message"),
     [
         ("sampling.eta=0", "a policy needs noise"),
-        ("algorithm=nft sampling.eta=0 sampling.per_prompt=2 sampling.branches=2", "would be the same image"),
+        ("algorithm=nft sampling.eta=0 sampling.per_prompt=2 sampling.branches=2", "which makes one image"),
         ("algorithm=nft sampling.eta=0 sampling.engine=http://localhost:1", "checked at a step with noise"),
         ("optimizer.updates=3", "does not divide"),
         ("sampling.height=33", "multiple of 8"),

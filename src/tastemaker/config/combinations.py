@@ -64,8 +64,8 @@ def check_combinations(config: Config) -> None:
         )
     if s.eta == 0 and s.branches > 1:
         raise ConfigError(
-            f"sampling.branches is {s.branches}, but sampling.eta is 0, so that all branches of a root would be the same "
-            "image: set branches to 1, or give an eta greater than 0"
+            f"sampling.branches is {s.branches}, but sampling.eta is 0, which makes one image of all branches of a "
+            "root: set branches to 1, or give an eta greater than 0"
         )
     if config.pathwise:
         _check_pathwise(config)

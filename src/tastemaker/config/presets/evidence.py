@@ -85,6 +85,16 @@ _LIKELIHOOD = {
     "rwr-sparse": f"+0.41 base deviations, judge 94 %: {_HALF}",
 }
 
+_FLOWS = {
+    "sd35": (
+        "flow-grpo-pickscore", "flow-grpo-ocr", "flow-grpo-fast-pickscore", "tempflow-grpo-pickscore",
+        "grpo-guard-pickscore", "grpo-guard-ocr", "flow-dppo-pickscore", "awm-pickscore", "awm-ocr", "dgpo-ocr",
+        "nft-pickscore", "nft-ocr",
+    ),
+    "flux": ("flow-grpo-pickscore", "flow-grpo-fast-pickscore"),
+}  # fmt: skip
+_FROM_PAIRS = ("mapo-sdxl", "mapo-sdxl-lora", "diffusion-kto-sd15")
+
 EVIDENCE: dict[str, Evidence] = {
     "ddpo-compressibility": _verified(_DEMO, "+2.10 base deviations after 6 rounds; the judge's share falls to 77 %"),
     "ddpo-incompressibility": _verified(_BUSY_DEMO, "+2.71 base deviations after 8 rounds; the judge's share is 97 %"),
@@ -147,4 +157,10 @@ EVIDENCE: dict[str, Evidence] = {
     "alignprop-removal-sd15": _proxy(_REMOVAL, f"{_SMALL}; there the judge takes OwlViT's place"),
     **{f"draft-{name}-sd15": _none(_REWARD) for name in ("1", "lv", "50")},
     "refl-sd14": _none(_REWARD),
+    **{
+        f"{method}-{model}": _none("no run with a reward of this kind, and none on this model")
+        for model, methods in _FLOWS.items()
+        for method in methods
+    },
+    **{name: _none("no run on this model, and none of the method") for name in _FROM_PAIRS},
 }
