@@ -1,6 +1,6 @@
 """The methods since Flow-GRPO on the bundled flow transformer, at equal reward queries: docs/results/new-methods.md.
 
-    python benchmarks/new_methods.py [--rounds 4] [--seeds 1] [--lanes 1] [--only awm,dgpo] [--work build/new-methods]
+    python benchmarks/new_methods.py [--rounds 6] [--seeds 1] [--lanes 1] [--only awm,dgpo] [--work build/new-methods]
 
 Compressibility on bundled-flow, 64 images a round, without guidance and without a divergence in the loss. A run that is
 there already is not made again.
@@ -16,35 +16,33 @@ from running import publish, run_all
 
 BASE = [
     "grpo-compressibility", "--model", "bundled-flow", "--prompts", "bundled-single", "algorithm.kl=0",
-    "sampling.samples=64", "sampling.per_prompt=8", "sampling.steps=10", "sampling.guidance=1", "sampling.eta=0.5",
-    "evaluation.every=2",
+    "sampling.samples=64", "sampling.per_prompt=8", "sampling.steps=10", "sampling.guidance=1", "evaluation.every=3",
 ]  # fmt: skip
 FAST = [
-    "window=random", "window.size=2", "sampling.branches=8", "sampling.noise_outside=false",
+    "sampling.eta=0.5", "window=random", "window.size=2", "sampling.branches=8", "sampling.noise_outside=false",
     "optimizer.first_share=0.5",
 ]  # fmt: skip
-GUARD = ["algorithm.ratio=normalised", "advantage.step_weights=inverse-dt", "algorithm.clip=1e-3"]
-FORWARD = ["optimizer.first_share=1", "algorithm.noises=8", "sampling.eta=0"]
-"""Methods of finished images: the ODE draws them, and each is noised as often as others have steps."""
+FORWARD = ["sampling.eta=0", "optimizer.first_share=1", "algorithm.noises=2"]
+"""Methods of finished images: the ODE draws them, and each is noised as often as the others have steps."""
 DECAY = ["algorithm.sampling_decay=0.5", "algorithm.sampling_decay_rate=0.02"]
+SLOW = "optimizer.lr=2e-3"
 METHODS: dict[str, list[str]] = {
-    "flow-grpo": [],
     "flow-grpo-fast": FAST,
-    "tempflow-grpo": ["advantage.step_weights=noise"],
-    "grpo-guard": GUARD,
-    "flow-dppo": ["algorithm=dppo", "algorithm.max_divergence=1e-4"],
-    "gdpo": ["advantage.normalise=decoupled", "--reward", "jpeg-compressibility + 0.5*judge-score"],
+    "tempflow-grpo": [*FAST, "window.size=1", "advantage.step_weights=noise"],
+    "grpo-guard": [*FAST, "algorithm.ratio=normalised", "advantage.step_weights=inverse-dt", "algorithm.clip=1e-3"],
+    "flow-dppo": [*FAST, "algorithm=dppo", "algorithm.max_divergence=1e-4"],
+    "gdpo": [*FAST, "advantage.normalise=decoupled", "--reward", "jpeg-compressibility + 0.5*judge-score"],
     "nft": ["algorithm=nft", *DECAY, *FORWARD, "optimizer.clip_norm=5"],
-    "awm": ["algorithm=awm", *FORWARD],
-    "dgpo": ["algorithm=dgpo", *FORWARD],
-    "online-diffusion-dpo": ["algorithm=online-diffusion-dpo", *FORWARD],
+    "awm": ["algorithm=awm", *FORWARD, SLOW],
+    "dgpo": ["algorithm=dgpo", *FORWARD, SLOW],
+    "online-diffusion-dpo": ["algorithm=online-diffusion-dpo", *FORWARD, SLOW],
 }
 """Settings of each, over BASE."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--lanes", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", default=",".join(METHODS), help="comma-separated methods")
