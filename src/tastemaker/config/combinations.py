@@ -50,6 +50,11 @@ def check_combinations(config: Config) -> None:
             else f"pairs.source is {config.pairs.source}, but the algorithm {config.algorithm.name} samples its own "
             "images: leave it out, or use diffusion-dpo, mapo or diffusion-kto"
         )
+    if config.pairs.labels != "preferred" and not config.algorithm.requirements.label_probabilities:
+        raise ConfigError(
+            f"pairs.labels is {config.pairs.labels}, but the algorithm {config.algorithm.name} takes one image of a "
+            "pair as the better one: leave it at preferred, or use diffusion-dpo"
+        )
     if config.reference.every and not config.algorithm.requirements.reference:
         raise ConfigError(
             f"reference.every is {config.reference.every}, but the algorithm {config.algorithm.name} compares itself "

@@ -17,7 +17,7 @@ from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import image_size
 from tastemaker.evaluation.model_settings import set_up
-from tastemaker.labelling.pairs import load_pairs
+from tastemaker.labelling.pairs import given_pairs
 from tastemaker.models import load_meta_model
 from tastemaker.models.memory import check_memory
 from tastemaker.models.quantization import require_bitsandbytes
@@ -50,7 +50,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         for name in config.evaluation.rewards
     }
     require_labelers_fit(config, reward, others, processes)
-    pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
+    pairs = given_pairs(config.pairs)
     given_images(config)
     require_divisible(config, processes)
     model = load_meta_model(config.model)

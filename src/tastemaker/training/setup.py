@@ -25,7 +25,7 @@ from tastemaker.diffusion.sde import Sde, make_sde
 from tastemaker.diffusion.single_pass import SinglePassSampler
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.model_settings import set_up
-from tastemaker.labelling.pairs import load_pairs
+from tastemaker.labelling.pairs import given_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.memory import save_memory
 from tastemaker.models.per_image import adapter_layers
@@ -113,7 +113,7 @@ def _session(config: Config, accelerator: Accelerator, state: State, given: Give
     }
     require_labelers_fit(config, reward, others, accelerator.num_processes)
     prompts, unseen = split_prompts(config, prompts)
-    pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
+    pairs = given_pairs(config.pairs)
     prior = given_images(config)
     require_divisible(config, accelerator.num_processes)
     if pairs is not None:
