@@ -856,7 +856,7 @@ def pairs_labels(lab: Lab) -> None:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     session = lab.session(
         trained=True, algorithm=DiffusionDPO(beta=50.0), pairs=Pairs(str(folder), labels="probabilities"),
-        sampling={"samples": 3, "batch": 3}, optimizer={"updates": 1},
+        sampling={"samples": 3, "per_prompt": 1, "batch": 3}, optimizer={"updates": 1},
     )  # fmt: skip
     assert session.pairs is not None
     draw = draw_pairs(session.pairs.prompts, 0, 1, 3)

@@ -157,7 +157,8 @@ def margin_aware(error: Tensor, error_other: Tensor, beta: float, snr: float, le
 
 
 def prospect(gain: Tensor, beta: float, *, good: bool) -> Tensor:
-    """1 - sigmoid(+-beta gain), [N], + for good images: one minus KTO's utility (Diffusion-KTO, Eq. 8 of the code).
+    """1 - sigmoid(+-beta gain), [N], + for good images: one minus KTO's utility (Diffusion-KTO, Eq. 8
+    with the sigmoid of §4.2).
 
     `gain` is by how much the denoising loss fell against the reference's, less the level of all.
     """
