@@ -90,6 +90,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         linear=linear - biases,
         largest_text_encoder=max((count for name, count in frozen.items() if name != "vae"), default=0),
         decoder_peak=sum(decoder),
+        network_class=type(model.network).__name__,
         tile=tile_share(model.components.get("vae"), model.latent_shape),
         prompt_state=sum(states[0].numel() for states in cond.states.values()),
         value=0 if value is None else parameters(value),

@@ -68,8 +68,9 @@ _CONFIGS: dict[str, tuple[Config, str, str]] = {
         "Stable Diffusion 1.5, Diffusion-KTO on Pick-a-Pic v2 (335 GB); give --prompts for the evaluations",
         "Diffusion-KTO A.1. The rest is its public code's (jacklishufan/diffusion-kto), exps/example.sh and the "
         "defaults of train_kto_sd_v1.5.py, which has other values of beta (1000), warm-up (200) and updates (20,000). "
-        "Ours: both images of a pair, half of them good, where the paper draws 0.8 of its images from the good ones; all "
-        "captions, where the code drops a fifth; and the evaluations' reward, guidance, interval and steps without noise",
+        "Ours: both images of a pair, half of them good, where the paper draws 0.8 of its images from the good ones; "
+        "all captions, where the code drops a fifth; and the evaluations' reward, guidance, interval and steps without "
+        "noise",
     ),
 }  # fmt: skip
 
