@@ -15,7 +15,7 @@ from methods import plot, table
 from running import publish, run_all
 
 BASE = [
-    "grpo-compressibility", "--model", "bundled-flow", "--prompts", "bundled-single", "algorithm.kl=0",
+    "grpo-compressibility", "model=bundled-flow", "prompts=bundled-single", "algorithm.kl=0",
     "sampling.samples=64", "sampling.per_prompt=8", "sampling.steps=10", "sampling.guidance=1", "evaluation.every=3",
 ]  # fmt: skip
 FAST = [
@@ -31,7 +31,7 @@ METHODS: dict[str, list[str]] = {
     "tempflow-grpo": [*FAST, "window.size=1", "advantage.step_weights=noise"],
     "grpo-guard": [*FAST, "algorithm.ratio=normalised", "advantage.step_weights=inverse-dt", "algorithm.clip=1e-3"],
     "flow-dppo": [*FAST, "algorithm=dppo", "algorithm.max_divergence=1e-4"],
-    "gdpo": [*FAST, "advantage.normalise=decoupled", "--reward", "jpeg-compressibility + 0.5*judge-score"],
+    "gdpo": [*FAST, "advantage.normalise=decoupled", "reward=jpeg-compressibility + 0.5*judge-score"],
     "nft": ["algorithm=nft", *DECAY, *FORWARD, "optimizer.clip_norm=5"],
     "awm": ["algorithm=awm", *FORWARD, SLOW],
     "dgpo": ["algorithm=dgpo", *FORWARD, SLOW],
