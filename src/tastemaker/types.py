@@ -155,6 +155,8 @@ class Rollout:
     """[B] int64: equal for images that are compared with each other, those of one root or one prompt."""
     selected: Tensor | None = None
     """[B] bool: the images that are learned from; all where it is None."""
+    label: Tensor | None = None
+    """[B] of given pairs: the probability that an image is the better one; None where the first of each is."""
 
     def __len__(self) -> int:
         return len(self.cond)

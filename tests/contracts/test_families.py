@@ -284,9 +284,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MATRIX = [(name, algorithm) for name in FAMILIES for algorithm in ALGORITHMS if name != "sd3 without t5"]
 
 
-@pytest.mark.parametrize(("name", "algorithm"), MATRIX)
-def test_every_algorithm_trains_every_family(name, algorithm, loaded, pairs, tmp_path):
-    """One round of one update, which changes the adapters."""
+def train_one_update(name, algorithm, loaded, pairs, tmp_path, eta):
+    """One round of one update, which changes the adapters; returns its record."""
     options = SETTINGS.get(algorithm, {"algorithm": ALGORITHMS[algorithm]()})
     options = {"algorithm": ALGORITHMS[algorithm]()} | options
     if options["algorithm"].needs == "pairs":
@@ -295,7 +294,7 @@ def test_every_algorithm_trains_every_family(name, algorithm, loaded, pairs, tmp
         model=str(tmp_path), prompts="ddpo-animals", reward="smooth:warmth", rounds=1,
         sampling=Sampling(
             steps=2, samples=2, per_prompt=2, batch=2, guidance=GUIDANCE, height=16, width=16,
-            eta=0.7,
+            eta=eta,
         ),
         optimizer=Optimizer(lr=1e-3, updates=1, rows=50, clip_norm=1e9), tuning=Tuning(rank=2),
         evaluation=Evaluation(prompts=1, per_prompt=2, kl_images=0),
@@ -311,6 +310,18 @@ def test_every_algorithm_trains_every_family(name, algorithm, loaded, pairs, tmp
     assert record["updates"] == 1
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(before[key], after[key]) for key in before)
+    return record
+
+
+@pytest.mark.parametrize(("name", "algorithm"), MATRIX)
+def test_every_algorithm_trains_every_family(name, algorithm, loaded, pairs, tmp_path):
+    train_one_update(name, algorithm, loaded, pairs, tmp_path, eta=0.7)
+
+
+@pytest.mark.parametrize("algorithm", [name for name, kind in ALGORITHMS.items() if kind.needs == "samples"])
+def test_methods_that_learn_from_finished_images_need_no_noise(algorithm, loaded, pairs, tmp_path):
+    """The ODE draws the images; both of its steps are learned from, where one without noise has no likelihood."""
+    assert train_one_update("sd3", algorithm, loaded, pairs, tmp_path, eta=0.0)["window"] == 2
 
 
 def test_the_embedded_guidance_is_an_input_of_the_network(loaded):

@@ -49,7 +49,9 @@ from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import prior_preservation, rounds, run, setup
+from tastemaker.training.draws import draw_pairs
 from tastemaker.training.evaluations import evaluate_run
+from tastemaker.training.pairs_round import encoded
 from tastemaker.types import Draw
 
 # The run as a whole.
@@ -840,6 +842,35 @@ def pairs_split(lab: Lab) -> None:
     session = lab.session(algorithm=DiffusionDPO(), pairs=Pairs(dataset(lab), "other"))
     assert session.pairs is not None
     assert session.pairs.prompts == ("owl", "owl")
+
+
+@acts("pairs.labels")
+def pairs_labels(lab: Lab) -> None:
+    """3 of 4 votes for the first of two images, 1 of 4, and as many for both: the probabilities 0.75, 0.25, 0.5 in the
+    loss, -p log sigmoid(m) - (1 - p) log sigmoid(-m); a pair of equal votes counts."""
+    folder = given.pairs(lab.new("votes"), 3)
+    rows = [
+        {"prompt": f"{n}", "image1": f"{n}-0.png", "image2": f"{n}-1.png", "votes_image1": one, "votes_image2": two}
+        for n, (one, two) in enumerate([(3, 1), (1, 3), (2, 2)])
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    session = lab.session(
+        trained=True, algorithm=DiffusionDPO(beta=50.0), pairs=Pairs(str(folder), labels="probabilities"),
+        sampling={"samples": 3, "per_prompt": 1, "batch": 3}, optimizer={"updates": 1},
+    )  # fmt: skip
+    assert session.pairs is not None
+    draw = draw_pairs(session.pairs.prompts, 0, 1, 3)
+    rollout = encoded(session, session.pairs, draw)
+    label = torch.tensor([{"0": 0.75, "1": 0.25, "2": 0.5}[prompt] for prompt in draw.prompts])
+    assert rollout.label is not None
+    close(rollout.label, torch.cat([label, 1 - label]))
+    algorithm = session.config.algorithm
+    with torch.no_grad():
+        soft = algorithm.loss(session.task, algorithm.prepare(session.task, rollout))[0].double()
+        hard = replace(rollout, label=None)
+        forward = algorithm.loss(session.task, algorithm.prepare(session.task, hard))[0].double()
+    margin = -torch.expm1(forward).log()  # of -log sigmoid(m)
+    close(soft, label * forward + (1 - label) * (forward + margin), 1e-5)
 
 
 @acts("prior_preservation.split")

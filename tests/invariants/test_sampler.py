@@ -41,6 +41,17 @@ def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, predic
     assert (ours - theirs).abs().max() < 1e-3
 
 
+def test_a_sampler_without_noise_keeps_its_steps_and_has_no_likelihoods():
+    model, chosen = LatentUNet(tiny.pipeline()), draw()
+    sde, cond = ddim(model.process.grid(4), 0.0), model.encode(PROMPTS, 5.0)
+    plain, kept = (sample(model, cond, chosen, sde, keep) for keep in ((), (1, 2, 3)))
+    assert sde.stochastic() == []
+    assert torch.equal(plain.x0, kept.x0)
+    assert torch.equal(kept.trajectory.latents[:, -1], kept.x0)
+    assert kept.trajectory.latents.shape[1] == 4
+    assert kept.logp.isnan().all()
+
+
 def rollout_and_task(model, chosen, batch=4, steps=10):
     grid = model.process.grid(steps)
     sde = ddim(grid, 1.0)

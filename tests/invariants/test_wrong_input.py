@@ -128,6 +128,8 @@ def test_an_output_folder_that_cannot_be_made(capsys, tmp_path, checkpoint):
     ("setting", "message"),
     [
         ("sampling.eta=0", "a policy needs noise"),
+        ("algorithm=nft sampling.eta=0 sampling.per_prompt=2 sampling.branches=2", "which makes one image"),
+        ("algorithm=nft sampling.eta=0 sampling.engine=http://localhost:1", "checked at a step with noise"),
         ("optimizer.updates=3", "does not divide"),
         ("sampling.height=33", "multiple of 8"),
         ("optimizer.lr=fast", "expected a number"),
@@ -135,7 +137,7 @@ def test_an_output_folder_that_cannot_be_made(capsys, tmp_path, checkpoint):
     ],
 )
 def test_settings_that_do_not_fit(capsys, tmp_path, checkpoint, setting, message):
-    refused(capsys, tmp_path, ["ddpo-compressibility", "--model", str(checkpoint), *QUICK, setting], message)
+    refused(capsys, tmp_path, ["ddpo-compressibility", "--model", str(checkpoint), *QUICK, *setting.split()], message)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights(capsys, tmp_path, checkpoint):

@@ -178,6 +178,8 @@ def test_projects_without_pairs_and_with_lost_images(tmp_path):
     with pytest.raises(DataError, match="has no pair of its split train in which an image is preferred"):
         load_pairs(str(tmp_path / "p"))
     labelled(tmp_path / "q", {"ann": (0,)}, validation=0.0).close()
+    with pytest.raises(ConfigError, match="is a labelling project, of which each vote is a pair by itself"):
+        load_pairs(str(tmp_path / "q"), probabilities=True)
     next((tmp_path / "q/images").rglob("*.png")).unlink()
     with pytest.raises(DataError, match="task 0, labeler ann: there is no image"):
         load_pairs(str(tmp_path / "q"))

@@ -220,6 +220,19 @@ def test_diffusion_dpo_by_hand():
     assert slope.tolist() == pytest.approx([1.6041065, -1.6041065], abs=1e-6)
 
 
+def test_diffusion_dpo_with_a_probability_by_hand():
+    """The same margin 0.75, and 4 of 5 votes for the first image: 0.8 * 0.386871 + 0.2 * 1.136871 = 0.536871, as
+    ln(1 + e^0.75) = 1.136871; slope 5 (0.8 sigmoid(-0.75) - 0.2 sigmoid(0.75)) = 5 (0.256657 - 0.135836) = 0.604106.
+    A tie pulls the margin to 0: slope 5 * 0.5 (0.320821 - 0.679179) = -0.895893, which lets e rise."""
+    ref, ref_other = torch.tensor([[0.4], [0.45]], dtype=torch.float64)
+    for label, loss, gradient in ((0.8, 0.5368710, 0.6041065), (0.5, 0.7618710, -0.8958935)):
+        errors = torch.tensor([0.3, 0.5], dtype=torch.float64, requires_grad=True)
+        soft = losses.diffusion_dpo(errors[:1], errors[1:], ref, ref_other, 10.0, torch.tensor([label]).double())
+        value, slope = value_and_gradient(soft, errors)
+        assert value.item() == pytest.approx(loss, abs=1e-6)
+        assert slope.tolist() == pytest.approx([gradient, -gradient], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("adaptive", "loss", "gradient"),
     [

@@ -346,11 +346,14 @@ def test_no_pair_comes_again_before_all_have_come():
 
 def test_pairs_and_algorithm_must_fit():
     from tastemaker.algorithms.diffusion_dpo import DiffusionDPO
+    from tastemaker.algorithms.mapo import MaPO
     from tastemaker.config.schema import Config, Pairs
 
     with pytest.raises(ConfigError, match="diffusion-dpo learns from pairs"):
         Config(algorithm=DiffusionDPO())
     with pytest.raises(ConfigError, match="ddpo samples its own images"):
         Config(pairs=Pairs("folder"))
+    with pytest.raises(ConfigError, match="is probabilities, but the algorithm mapo takes one image"):
+        Config(algorithm=MaPO(), pairs=Pairs("folder", labels="probabilities"))
     with pytest.raises(ConfigError, match="drop_captions is 1"):
         DiffusionDPO(drop_captions=1)

@@ -15,12 +15,12 @@ from tastemaker.config.schema import Config
 
 DATA = Path(__file__).parents[1] / "data"
 GRADIENT = DATA / "paper_presets_gradient.yaml"
-"""The presets of reward backpropagation and NFT have a file of their own."""
+"""The presets of reward backpropagation have a file of their own."""
 TABLES = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(DATA.glob("paper_presets*.yaml"))]
 PAPERS = [
     name
     for name, preset in PRESETS.items()
-    if preset.config.model != "bundled" and (GRADIENT.exists() or name not in backprop.PRESETS)
+    if not preset.config.model.startswith("bundled") and (GRADIENT.exists() or name not in backprop.PRESETS)
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from tastemaker.algorithms.advantage import percentile
+from tastemaker.api.presets import preset
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.presets.evidence import EVIDENCE
 from tastemaker.data.prompts import BUILTIN as PROMPTS
@@ -16,11 +18,21 @@ from tastemaker.data.prompts import load_prompts
 from tastemaker.rewards.registry import BUILTIN as REWARDS
 from tastemaker.training.draws import planned_updates
 from tastemaker.training.lr_schedule import multiple
+from tastemaker.training.setup import run_window
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("compressibility", "incompressibility")
 
 
+ON_FLOWS = {"pickscore": "pick-score", "ocr": "ocr"}
+MODELS = {
+    "sd14": "CompVis/stable-diffusion-v1-4",
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd35": "stabilityai/stable-diffusion-3.5-medium",
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "bundled-flow": "bundled-flow",
+}
 BACKPROP = ("alignprop", "draft", "draft-lv", "refl", "direct-align")
 METHODS = ("pg", "dpok", "grpo", "grpo-fast", "dpo", "ppo", "b2", "nft", "rwr", "rwr-sparse")
 
@@ -39,7 +51,12 @@ def test_names_of_all_presets():
     gradient |= {"alignprop-sd15-gaussian", "draft-1-sd15", "draft-lv-sd15", "draft-50-sd15", "refl-sd14"}
     thesis |= {"thesis-backprop"}
     others = {"dpok-sd15", "dpok-multi-sd15", "d3po-sd15"}
-    assert set(PRESETS) == ddpo | bundled | rwr | templates | thesis | gradient | others
+    flows = {f"{method}-sd35" for method in ("flow-grpo-fast-pickscore", "tempflow-grpo-pickscore", "dgpo-ocr")}
+    flows |= {f"{method}-{task}-sd35" for method in ("flow-grpo", "grpo-guard", "awm", "nft") for task in ON_FLOWS}
+    flows |= {"flow-dppo-pickscore-sd35", "flow-grpo-pickscore-flux", "flow-grpo-fast-pickscore-flux"}
+    flows |= {f"{method}-bundled-flow" for method in ("flow-grpo-fast", "flow-dppo")}
+    pairs = {"mapo-sdxl", "mapo-sdxl-lora", "diffusion-kto-sd15"}
+    assert set(PRESETS) == ddpo | bundled | rwr | templates | thesis | gradient | others | flows | pairs
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -48,12 +65,11 @@ def test_name_says_reward_and_model(name: str):
     if "compress" in name:
         kind = "jpeg-surrogate" if config.pathwise else "jpeg"
         assert config.reward == (f"{kind}-incompressibility" if "incompress" in name else f"{kind}-compressibility")
-    if "sd14" in name:
-        assert config.model == "CompVis/stable-diffusion-v1-4"
-    elif "sd15" in name:
-        assert config.model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    elif not name.startswith("thesis"):
-        assert config.model == "bundled"
+    if name.endswith(("sd35", "flux")):
+        assert config.reward == next(reward for task, reward in ON_FLOWS.items() if f"-{task}-" in name)
+    named = [model for word, model in MODELS.items() if word in name]
+    if named or not name.startswith("thesis"):
+        assert config.model == (named or ["bundled"])[0]
     assert config.reward.partition(":")[0] in REWARDS or "give" in PRESETS[name].summary
     asked = config.prompts in PROMPTS or "--prompts" in PRESETS[name].summary
     assert asked or config.prompts.startswith("dataset:")
@@ -90,7 +106,7 @@ def test_what_is_verified_has_its_page_its_command_its_seeds_and_its_figure(name
         assert run.seeds >= 1
         assert str(evidence).startswith(evidence.level)
     if evidence.level == "verified":
-        assert PRESETS[name].config.model == "bundled"  # nothing else has been trained here
+        assert PRESETS[name].config.model in ("bundled", "bundled-flow")  # nothing else has been trained here
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -377,3 +393,25 @@ def test_draft_refl_and_the_thesis_fifth_experiment():
     assert (thesis.sampling.steps, thesis.sampling.samples, thesis.optimizer.rows) == (25, 32, 4)
     assert (thesis.optimizer.lr, thesis.optimizer.warmup, thesis.optimizer.weight_decay) == (1e-6, 100, 0.01)
     assert (thesis.rounds, thesis.optimizer.updates, thesis.tuning.mode) == (750, 1, "full")
+
+
+@pytest.mark.parametrize("method", ["flow-grpo-fast", "flow-dppo"])
+def test_presets_on_the_flow_transformer_are_what_was_measured(method: str, monkeypatch: pytest.MonkeyPatch):
+    """The settings of benchmarks/new_methods.py, whose figures their evidence names."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    new_methods = importlib.import_module("new_methods")
+    measured = preset(*new_methods.BASE, *new_methods.METHODS[method])
+    assert measured == PRESETS[f"{method}-bundled-flow"].config
+
+
+def test_the_flow_presets_train_as_many_steps_as_their_codes():
+    """int(0.99 x 10) and int(0.99 x 6) steps of Flow-GRPO's, int(0.9 x 14) times of AWM's, the first 7 of DGPO's 10; of
+    a window its size."""
+    expected = {
+        "flow-grpo-pickscore-sd35": 9, "flow-grpo-pickscore-flux": 5, "grpo-guard-ocr-sd35": 9,
+        "flow-grpo-fast-pickscore-sd35": 3, "flow-grpo-fast-pickscore-flux": 3, "tempflow-grpo-pickscore-sd35": 1,
+        "flow-dppo-pickscore-sd35": 3, "awm-pickscore-sd35": 12, "dgpo-ocr-sd35": 7, "nft-pickscore-sd35": 10,
+    }  # fmt: skip
+    for name, steps in expected.items():
+        config = PRESETS[name].config
+        assert len(run_window(config).steps(range(config.sampling.steps), 1)) == steps, name

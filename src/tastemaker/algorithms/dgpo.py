@@ -35,7 +35,7 @@ class DGPO:
     """A row has no gradient where exp(e_old - e) has left [1 - clip, 1 + clip] in the direction of its advantage
     (public code); none clips nothing."""
     kl: Annotated[float, Ge(0)] = 0.0
-    """Weight of the mean square difference between the network's outputs and the reference's (0.001 in the public
+    """Weight of the mean square difference between the network's outputs and the reference's (0.02 in the public
     code)."""
     noises: Annotated[int, Ge(1)] = 4
     """Times and noises drawn for each group in a round."""

@@ -22,7 +22,8 @@ class DiffusionDPO:
     """Direct preference optimisation on pairs of images that somebody has compared.
 
     Both images of a pair are noised with the same time and noise, and the network's mean square residuals on them
-    are compared with the reference's.
+    are compared with the reference's. With `pairs.labels = probabilities` each pair is learned from in both directions,
+    as much in each as it is likely to be the right one.
     """
 
     name: ClassVar[str] = "diffusion-dpo"
@@ -42,7 +43,7 @@ class DiffusionDPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=True, guided=self.guided)
+        return Requirements(reference=True, guided=self.guided, label_probabilities=True)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair: a rollout has the preferred images first, then the others in their order."""
@@ -59,7 +60,9 @@ class DiffusionDPO:
 
     def loss(self, task: Task, rows: Rows) -> tuple[Tensor, Metrics]:
         """Losses [N] of N rows, unreduced, and per-row metrics [N]."""
-        return pair_loss(task, rows, task.model.process.times, self.beta, guided=self.guided)
+        found = rows.rollout.label
+        label = None if found is None else found[rows.image]
+        return pair_loss(task, rows, task.model.process.times, self.beta, guided=self.guided, label=label)
 
 
 def pair_rows(rollout: Rollout, noises: int) -> Rows:
@@ -74,8 +77,14 @@ def pair_rows(rollout: Rollout, noises: int) -> Rows:
     return Rows(rollout, better, noise_index, better + count)
 
 
-def pair_loss(task: Task, rows: Rows, times: range, beta: float, *, guided: bool) -> tuple[Tensor, Metrics]:
-    """Diffusion-DPO's losses [N] of N rows that are pairs, at times out of `times`, and metrics [N]."""
+def pair_loss(
+    task: Task, rows: Rows, times: range, beta: float, *, guided: bool, label: Tensor | None = None
+) -> tuple[Tensor, Metrics]:
+    """Diffusion-DPO's losses [N] of N rows that are pairs, at times out of `times`, and metrics [N].
+
+    `label` [N]: the probabilities that the first images are the better ones, where that is not certain. A pair whose
+    label is 1/2 counts as half right.
+    """
     import torch
 
     from tastemaker.diffusion import losses
@@ -85,6 +94,8 @@ def pair_loss(task: Task, rows: Rows, times: range, beta: float, *, guided: bool
     error, error_other = losses.mean_square(task.residual(both, guided=guided)).chunk(2)
     with torch.no_grad(), task.model.weights.reference():
         ref, ref_other = losses.mean_square(task.residual(both, guided=guided)).chunk(2)
-    loss = losses.diffusion_dpo(error, error_other, ref, ref_other, beta)
-    better = (error - ref) < (error_other - ref_other)
-    return loss, {"pair_accuracy": better.float().detach(), "denoising_loss": error.detach()}
+    loss = losses.diffusion_dpo(error, error_other, ref, ref_other, beta, label)
+    right = ((error - ref) < (error_other - ref_other)).float().detach()
+    if label is not None:
+        right = torch.where(label > 0.5, right, torch.where(label < 0.5, 1 - right, 0.5))
+    return loss, {"pair_accuracy": right, "denoising_loss": error.detach()}

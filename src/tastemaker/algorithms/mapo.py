@@ -29,7 +29,7 @@ class MaPO:
 
     beta: Annotated[float, Gt(0)] = 0.1
     """Weight of the margin beside the denoising loss of the preferred image."""
-    snr: Annotated[float, Gt(0)] = 5.0
+    snr: Annotated[float, Gt(0)] = 0.5
     """By what a denoising loss is multiplied in the score whose margin is taken (the public code's `snr_value`)."""
     noises: Annotated[int, Ge(1)] = 1
     """Times and noises drawn for each pair in each inner epoch."""

@@ -66,6 +66,8 @@ class Requirements:
     """Advantages are standardised over the rows of each update."""
     reference: bool = False
     """It asks for the reference model."""
+    label_probabilities: bool = False
+    """It can learn from probabilities that an image of a given pair is the better one."""
     kl: float = 0.0
     """Weight of the divergence from the reference; the first one where `kl_control` moves it."""
     kl_control: KlControl | None = None

@@ -26,7 +26,7 @@ from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
 from tastemaker.training.plan import Calls, round_calls, updates_of_round
 from tastemaker.training.session import Session
-from tastemaker.training.setup import start
+from tastemaker.training.setup import candidate_steps, start
 
 CALLS = 4
 """Bare calls of each shape, before a round and again after it: a single one is too noisy to stand for many."""
@@ -107,7 +107,7 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
 
 def needed_calls(session: Session) -> Calls:
     """The calls that a round cannot do without, at the batch sizes of its config. From the settings, not observed."""
-    return round_calls(session.config, session.task.sde.stochastic(), session.state.round + 1)
+    return round_calls(session.config, candidate_steps(session.task.sde), session.state.round + 1)
 
 
 def measure_floor(session: Session, calls: Calls) -> Floor:

@@ -50,16 +50,27 @@ def check_combinations(config: Config) -> None:
             else f"pairs.source is {config.pairs.source}, but the algorithm {config.algorithm.name} samples its own "
             "images: leave it out, or use diffusion-dpo, mapo or diffusion-kto"
         )
+    if config.pairs.labels != "preferred" and not config.algorithm.requirements.label_probabilities:
+        raise ConfigError(
+            f"pairs.labels is {config.pairs.labels}, but the algorithm {config.algorithm.name} takes one image of a "
+            "pair as the better one: leave it at preferred, or use diffusion-dpo"
+        )
     if config.reference.every and not config.algorithm.requirements.reference:
         raise ConfigError(
             f"reference.every is {config.reference.every}, but the algorithm {config.algorithm.name} compares itself "
             "with no reference under these settings: leave it at 0"
         )
-    if s.eta < 0 or (s.eta == 0 and not config.pathwise):
+    likelihoods = config.algorithm.needs == "rollouts"
+    if s.eta < 0 or (s.eta == 0 and likelihoods):
         raise ConfigError(
-            f"sampling.eta is {s.eta}, but must not be negative (0 is without noise)"
-            if config.pathwise
-            else f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
+            f"sampling.eta is {s.eta}, but a policy needs noise: give a value greater than 0 (usually 1)"
+            if likelihoods
+            else f"sampling.eta is {s.eta}, but must not be negative (0 is without noise)"
+        )
+    if s.eta == 0 and s.branches > 1:
+        raise ConfigError(
+            f"sampling.branches is {s.branches}, but sampling.eta is 0, which makes one image of all branches of a "
+            "root: set branches to 1, or give an eta greater than 0"
         )
     if config.pathwise:
         _check_pathwise(config)
@@ -152,6 +163,11 @@ def _check_engine(config: Config, urls: str) -> None:
         raise ConfigError(
             f"sampling.engine is set, but the algorithm {algorithm.name} under these settings asks for the noise "
             f"of each step, which engines draw themselves: {own}"
+        )
+    if config.sampling.eta == 0:
+        raise ConfigError(
+            "sampling.engine is set, but sampling.eta is 0, and an engine's images are checked at a step with noise: "
+            f"give an eta greater than 0, or {own}"
         )
     if config.sampling.branches > 1:
         raise ConfigError(

@@ -7,7 +7,7 @@ a pass over its whole module.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -21,6 +21,10 @@ class Pairs:
     local or by name (docs/methods/diffusion-dpo.md)."""
     split: str = "train"
     """Which split of a data set; of a labelling project `train` or `validation`."""
+    labels: Literal["preferred", "probabilities"] = "preferred"
+    """`preferred`: one image of a pair is the better one, and ties are left out. `probabilities`: with the probability
+    that its share of the votes says (Rapidata's columns, or label_0 and label_1 that add up to 1); a tie is 1/2. Of
+    diffusion-dpo."""
 
 
 @dataclass(frozen=True)

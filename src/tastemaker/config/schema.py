@@ -78,7 +78,8 @@ class Sampling:
     steps: Annotated[int, Gt(0)] = 50
     """Denoising steps T, 1 to 1000."""
     eta: float = 1.0
-    """Weight of the noise added at each step: 0 is deterministic, 1 the ancestral sampler."""
+    """Weight of the noise added at each step: 0 is deterministic, 1 the ancestral sampler. Algorithms that learn from
+    likelihoods of steps need more than 0."""
     sde_type: SdeType = "auto"
     """Noise schedule: `ddim` (Song et al. 2020). `cps`: coefficients-preserving sampling, eta 0 to 1. `flow-sde`
     (Flow-GRPO, eta about 0.7) and `dance-sde` (DanceGRPO, about 0.3): of flow-matching models only; the last step

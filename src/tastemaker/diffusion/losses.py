@@ -129,9 +129,18 @@ def generalised_huber(error: Tensor, power: float, eps: float = 1e-10) -> Tensor
     return ((error + eps) ** power - eps**power) / power
 
 
-def diffusion_dpo(error: Tensor, error_other: Tensor, ref: Tensor, ref_other: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(-beta / 2 ((e_w - e_l) - (e_w_ref - e_l_ref))) [N], e mean square residuals (Diffusion-DPO)."""
-    return preference(-beta / 2 * ((error - error_other) - (ref - ref_other)))
+def diffusion_dpo(
+    error: Tensor, error_other: Tensor, ref: Tensor, ref_other: Tensor, beta: float, label: Tensor | None = None
+) -> Tensor:
+    """-log sigmoid(-beta / 2 ((e_w - e_l) - (e_w_ref - e_l_ref))) [N], e mean square residuals (Diffusion-DPO).
+
+    With probabilities `label` [N] that the first image is the better one, the expected loss under them:
+    -p log sigmoid(m) - (1 - p) log sigmoid(-m) of the margin m.
+    """
+    margin = -beta / 2 * ((error - error_other) - (ref - ref_other))
+    if label is None:
+        return preference(margin)
+    return label * preference(margin) + (1 - label) * preference(-margin)
 
 
 def margin_aware(error: Tensor, error_other: Tensor, beta: float, snr: float, length: int) -> Tensor:
@@ -148,7 +157,8 @@ def margin_aware(error: Tensor, error_other: Tensor, beta: float, snr: float, le
 
 
 def prospect(gain: Tensor, beta: float, *, good: bool) -> Tensor:
-    """1 - sigmoid(+-beta gain), [N], + for good images: one minus KTO's utility (Diffusion-KTO, Eq. 8 of the code).
+    """1 - sigmoid(+-beta gain), [N], + for good images: one minus KTO's utility (Diffusion-KTO, Eq. 8
+    with the sigmoid of §4.2).
 
     `gain` is by how much the denoising loss fell against the reference's, less the level of all.
     """

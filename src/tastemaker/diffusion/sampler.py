@@ -87,8 +87,8 @@ def sample(
     """Samples B = len(draw) images' latents, and keeps the transitions of the contiguous steps `keep`.
 
     x_T is standard normal, as all diffusers' DDIM pipelines start. The noise comes from the draw's own counters.
-    A kept step must have noise (Sde.stochastic), since a deterministic one has no likelihood. Latents are stored in
-    float32 whatever the network runs in, and the log-probability is that of the latent as stored, so that the ratio
+    A kept step without noise (not in Sde.stochastic) has no likelihood: its log-probability is NaN. Latents are stored
+    in float32 whatever the network runs in, and the log-probability is that of the latent as stored, so that the ratio
     right after sampling is 1. It is stored in float64: as a sum over 16384 elements it is so large that float32 would
     move the ratio by a thousandth. `kept_step` makes the kept steps.
 
@@ -106,7 +106,7 @@ def sample(
     for step in range(len(sde)):
         if branches and keep and step == keep[0]:
             x, now, now_cond = x[torch.tensor(root, device=device)], draw, cond
-        if step in keep:
+        if step in keep and step in noisy:
             noise = now.noise(step + 1, model.latent_shape, device)
             x_next, found = kept_step(model, sde, x, now_cond, step, noise, reduction)
             latents.append(x)
@@ -116,6 +116,9 @@ def sample(
             mean, std = sde.step(x.to(x0.dtype), x0, step)
             x_next = mean + std * now.noise(step + 1, model.latent_shape, device) if step in noisy else mean
             x_next = x_next.to(x.dtype)
+            if step in keep:
+                latents.append(x)
+                logp.append(x.new_full((len(x),), torch.nan, dtype=torch.float64))
         if keep and step == keep[-1]:
             latents.append(x_next)
         x = x_next

@@ -5,20 +5,36 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tastemaker.config.data_settings import Pairs
 from tastemaker.data import pairs
 from tastemaker.data.captioned_images import digest
 from tastemaker.data.pairs import PairSet
-from tastemaker.errors import DataError
+from tastemaker.errors import ConfigError, DataError
 
 
-def load_pairs(source: str, split: str = "train") -> PairSet:
+def given_pairs(settings: Pairs) -> PairSet | None:
+    """The pairs that the settings name; None without a source. Raises as `load_pairs` does."""
+    if settings.source is None:
+        return None
+    return load_pairs(settings.source, settings.split, probabilities=settings.labels == "probabilities")
+
+
+def load_pairs(source: str, split: str = "train", *, probabilities: bool = False) -> PairSet:
     """The pairs of a labelling project where `source` is the folder of one, else those of `data.pairs.load_pairs`.
 
-    Raises DataError, and ConfigError or StorageError where the project cannot be opened.
+    With `probabilities` the pairs' labels are those that votes and ties say. Raises DataError, and ConfigError or
+    StorageError where the project cannot be opened, or has no such labels.
     """
     from tastemaker.labelling.project import is_project
 
-    return project_pairs(source, split) if is_project(source) else pairs.load_pairs(source, split)
+    if not is_project(source):
+        return pairs.load_pairs(source, split, ties=probabilities)
+    if probabilities:
+        raise ConfigError(
+            f"pairs.labels is probabilities, but {source} is a labelling project, of which each vote is a pair by "
+            "itself: leave it at preferred"
+        )
+    return project_pairs(source, split)
 
 
 def project_pairs(folder: str, split: str = "train") -> PairSet:

@@ -54,9 +54,13 @@ def encoded(session: Session, pairs: PairSet, draw: Draw) -> Rollout:
             session.display.advance(2 * len(part))
     # Anew in each round: what was kept would depend on the rounds before, which a resumed run has not seen.
     model.clear_prompt_cache()
+    label = None
+    if session.config.pairs.labels == "probabilities":
+        first = torch.tensor([pairs.labels[index] for index in draw.prompt_index], device=model.device)
+        label = torch.cat([first, 1 - first])
     cond, both = model.encode(draw.prompts, session.config.sampling.guidance), [*range(count), *range(count)]
     x0 = torch.cat([*better, *worse])
     return Rollout(
         cond.select(torch.tensor(both, device=cond.index.device)), draw.select(both), x0,
-        advantage=torch.ones(2 * count, device=x0.device),
+        advantage=torch.ones(2 * count, device=x0.device), label=label,
     )  # fmt: skip

@@ -16,8 +16,16 @@ from tastemaker.training.backprop_round import drawn_gradient_steps
 from tastemaker.training.setup import run_window
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-CHECKPOINTED = 0.2
-"""Share of a pass's layer outputs that gradient checkpointing keeps: a rule of thumb."""
+KEPT = {
+    "SD3Transformer2DModel": (0.8, 0.1),
+    "FluxTransformer2DModel": (0.8, 0.1),
+    "Flux2Transformer2DModel": (1.1, 0.12),
+    "ZImageTransformer2DModel": (1.2, 0.1),
+}
+"""What a training pass keeps for its backward pass, as a share of its layers' outputs, without and with gradient
+checkpointing, by the network's class: counted (benchmarks/activations.py), and rounded up."""
+OTHERS_KEPT = (1.0, 0.25)
+"""Of U-Nets and decoders, and of networks that were not counted."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Facts:
     """Of the images, in pixels."""
     width: int
     stochastic: tuple[int, ...]
-    """Sampler steps that have noise, and so a likelihood."""
+    """Sampler steps that have noise, and so a likelihood; all of a sampler without noise."""
     prompts: int
     """Prompts that are trained on."""
     unseen: int
@@ -62,6 +70,8 @@ class Facts:
     decoder_peak: int = 0
     """Elements of the two largest outputs of the decoder's layers for one image: what it holds at once without a
     graph."""
+    network_class: str = ""
+    """Name of the network's class."""
     tile: float = 1.0
     """Share of an image that the decoder works on at once with `memory.vae_tiling`."""
     prompt_state: int = 0
@@ -219,15 +229,20 @@ def _backprop_calls(config: Config, number: int, processes: int) -> Calls:
     return Calls(dict(forward), dict(backward))
 
 
+def activation_share(network_class: str, checkpointing: bool) -> float:
+    """The share of the outputs of a network's layers that a training pass keeps, the block that is recomputed
+    included."""
+    return KEPT.get(network_class, OTHERS_KEPT)[checkpointing]
+
+
 def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float]:
     """Bytes on one device, by what they are for. `rows` pass through the network at once in training.
 
     Weights, gradients and optimizer states are exact, quantized weights to their scales; with `memory.offload` the
-    largest of the text encoders and the VAE counts alone. Activations are the outputs of all layers in one training
-    pass at one sampler step, or CHECKPOINTED of them with gradient checkpointing; or what decoding a batch's images
-    holds, where that is more. An algorithm that keeps the graphs of
-    several steps (`algorithm.checkpointing = none`) needs as many times more. What attention, the CUDA libraries, the
-    reward and the allocator need comes on top.
+    largest of the text encoders and the VAE counts alone. Activations are a share of the outputs of all layers in one
+    training pass at one sampler step (`activation_share`); or what decoding a batch's images holds, where that is more.
+    An algorithm that keeps the graphs of several steps (`algorithm.checkpointing = none`) needs as many times more.
+    What attention, the CUDA libraries, the reward and the allocator need comes on top.
     """
     o, needs, size = config.optimizer, config.algorithm.requirements, BYTES[config.precision]
     full = config.tuning.mode == "full"
@@ -236,8 +251,9 @@ def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float
     held = needs.reference and (full or config.reference.every > 0)
     copies = bool(o.ema) + (config.early_stop.metric is not None) + held + (needs.sampling_average is not None)
     checkpointing = needs.gradient_checkpointing or config.tuning.gradient_checkpointing
-    share = CHECKPOINTED if checkpointing else 1.0
+    share = activation_share(facts.network_class, checkpointing)
     decoder = facts.decoder_outputs * min(o.rows, rows) * 4 if config.pathwise else 0
+    graph = share * rows * facts.outputs * size + activation_share("", checkpointing) * decoder
     decoded = 1 if config.memory.vae_slicing else config.sampling.images_per_batch
     decoding = facts.decoder_peak * decoded * 4 * (facts.tile if config.memory.vae_tiling else 1.0)
     kind = config.tuning.base_weights
@@ -258,7 +274,7 @@ def estimated_memory(config: Config, facts: Facts, rows: int) -> dict[str, float
         "gradients of images": facts.trainable * 4 * config.sampling.samples / facts.processes * o.single_pass,
         "optimizer state": trained * (2 if o.eight_bit else 8),
         "copies of the trained weights": facts.trainable * 4 * copies,
-        "activations (rough)": max(share * (rows * facts.outputs * size + decoder), decoding),
+        "activations (rough)": max(graph, decoding),
     }
 
 

@@ -17,7 +17,7 @@ from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.model import image_size
 from tastemaker.evaluation.model_settings import set_up
-from tastemaker.labelling.pairs import load_pairs
+from tastemaker.labelling.pairs import given_pairs
 from tastemaker.models import load_meta_model
 from tastemaker.models.memory import check_memory
 from tastemaker.models.quantization import require_bitsandbytes
@@ -27,7 +27,7 @@ from tastemaker.rollout_engine.sampler import require_engine_fits
 from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.plan import Facts
 from tastemaker.training.prior_preservation import given_images
-from tastemaker.training.setup import require_divisible, require_gradient, run_sde, split_prompts
+from tastemaker.training.setup import candidate_steps, require_divisible, require_gradient, run_sde, split_prompts
 from tastemaker.training.trackers import check_trackers
 from tastemaker.training.value_networks import value_network_for
 
@@ -50,7 +50,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         for name in config.evaluation.rewards
     }
     require_labelers_fit(config, reward, others, processes)
-    pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
+    pairs = given_pairs(config.pairs)
     given_images(config)
     require_divisible(config, processes)
     model = load_meta_model(config.model)
@@ -90,6 +90,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         linear=linear - biases,
         largest_text_encoder=max((count for name, count in frozen.items() if name != "vae"), default=0),
         decoder_peak=sum(decoder),
+        network_class=type(model.network).__name__,
         tile=tile_share(model.components.get("vae"), model.latent_shape),
         prompt_state=sum(states[0].numel() for states in cond.states.values()),
         value=0 if value is None else parameters(value),
@@ -99,7 +100,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         decoder_outputs=sum(counts),
         height=height,
         width=width,
-        stochastic=tuple(sde.stochastic()),
+        stochastic=tuple(candidate_steps(sde)),
         prompts=len(prompts),
         unseen=0 if unseen is None else len(unseen),
         pairs=None if pairs is None else len(pairs),

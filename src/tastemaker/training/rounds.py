@@ -32,6 +32,7 @@ from tastemaker.training.measurements import RoundImages, explained_variance, fi
 from tastemaker.training.pairs_round import given_round
 from tastemaker.training.reference import sync_reference
 from tastemaker.training.session import Session
+from tastemaker.training.setup import candidate_steps
 from tastemaker.training.single_pass import single_pass_update
 from tastemaker.training.update import update
 from tastemaker.training.value_updates import train_value
@@ -70,7 +71,7 @@ def sampled_round(session: Session) -> dict[str, Any]:
         config.group_size,
     )  # fmt: skip
     part = RoundPart(draw, share(len(draw), config.slices, accelerator.process_index, accelerator.num_processes))
-    keep = session.window.steps(session.task.sde.stochastic(), number, config.seed)
+    keep = session.window.steps(candidate_steps(session.task.sde), number, config.seed)
     with session.phase("sample", len(part.indices) * sampling.steps), session.inference(), session.sampling():
         made = sampled(session, part.own, keep)
     session.stop.check()

@@ -25,7 +25,7 @@ from tastemaker.diffusion.sde import Sde, make_sde
 from tastemaker.diffusion.single_pass import SinglePassSampler
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.model_settings import set_up
-from tastemaker.labelling.pairs import load_pairs
+from tastemaker.labelling.pairs import given_pairs
 from tastemaker.models import load_model, wrap_pipeline
 from tastemaker.models.kept_prompt_states import kept_states, load_with_kept_states
 from tastemaker.models.memory import save_memory
@@ -116,7 +116,7 @@ def _session(config: Config, accelerator: Accelerator, out: Path, state: State, 
     }
     require_labelers_fit(config, reward, others, accelerator.num_processes)
     prompts, unseen = split_prompts(config, prompts)
-    pairs = None if config.pairs.source is None else load_pairs(config.pairs.source, config.pairs.split)
+    pairs = given_pairs(config.pairs)
     prior = given_images(config)
     require_divisible(config, accelerator.num_processes)
     if pairs is not None:
@@ -243,6 +243,11 @@ def run_window(config: Config) -> Window:
     """The steps that are trained: the config's window out of the first share of them."""
     share = config.optimizer.first_share
     return config.window if share == 1 else Both(First(share), config.window)
+
+
+def candidate_steps(sde: Sde) -> list[int]:
+    """The steps out of which a window takes some: those with noise, or all of a sampler that has none."""
+    return sde.stochastic() or list(range(len(sde)))
 
 
 def require_divisible(config: Config, processes: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.pg import PG
@@ -61,6 +62,17 @@ def grpo_fast(config: Config, size: int = 2) -> Config:
     )
 
 
+def on_flow(config: Config) -> Config:
+    """On the bundled flow transformer, with fewer and cheaper images: half of them, of half the steps, unguided."""
+    return replace(
+        config,
+        model="bundled-flow",
+        prompts="bundled-single",
+        sampling=replace(config.sampling, steps=10, eta=0.5, guidance=1.0, samples=64, per_prompt=8),
+        evaluation=replace(config.evaluation, every=3),
+    )
+
+
 def _numbers(config: Config) -> Config:
     """The right number of objects, by the bundled CLIP's score; 144 prompts, and 48 unseen ones beside them.
 
@@ -93,6 +105,9 @@ def _pairs(config: Config) -> Config:
         evaluation=replace(numbers.evaluation, every=20, prompts=32, unseen=None),
     )
 
+
+FLOW_FAST = grpo_fast(on_flow(START))
+FLOW_FAST = replace(FLOW_FAST, algorithm=GRPO(clip=1e-2, kl=0.0))
 
 SIMPLE = {
     "pg-compressibility": (_likelihood(algorithm=PG()), "policy gradient with importance weights, unclipped"),
@@ -151,7 +166,19 @@ SIMPLE = {
     "b2-relations": (b2(_pairs(BUNDLED), 80, initial=4), "the same with B2-DiffuRL"),
 }
 
+ON_FLOW = {
+    "flow-grpo-fast-bundled-flow": (FLOW_FAST, "Flow-GRPO-Fast: two random steps with noise, one root of each prompt"),
+    "flow-dppo-bundled-flow": (
+        replace(FLOW_FAST, algorithm=DPPO(max_divergence=1e-4)),
+        "Flow-DPPO: a limit for the divergence in place of the clip, at the same two steps",
+    ),
+}
+"""With the settings that docs/results/new-methods.md has figures of."""
+
 PRESETS = {
     name: Preset(config, f"bundled model, {summary}", "docs/results/methods.md", EVIDENCE[name])
     for name, (config, summary) in SIMPLE.items()
+} | {
+    name: Preset(config, f"bundled flow transformer, {summary}", "docs/results/new-methods.md", EVIDENCE[name])
+    for name, (config, summary) in ON_FLOW.items()
 }
