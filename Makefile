@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 RUNS ?= runs
 
-.PHONY: install demo demo-incompressibility demo-labelling demo-preferences test test-slow check format bench docs measure-bundled bundled bundled-flow bundled-pixel clip surrogate curves clean
+.PHONY: install demo demo-compressibility demo-incompressibility demo-labelling demo-preferences test test-slow check format bench docs measure-bundled bundled bundled-flow bundled-pixel clip surrogate curves clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,7 +22,10 @@ help:
 
 install: .venv/installed ## install the package and its development tools into .venv
 
-demo: install ## DDPO on the bundled model, in minutes on a CPU: simple images
+demo: install ## AlignProp on the bundled model, in minutes on a CPU: more often the number of objects asked for
+	$(BIN)/tastemaker train alignprop-clip
+
+demo-compressibility: install ## DDPO on the bundled model, in minutes on a CPU: simple images, and over-optimisation
 	$(BIN)/tastemaker train ddpo-compressibility
 
 demo-incompressibility: install ## the same with the opposite reward: busy images

@@ -19,11 +19,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
+EVALUATION = ["evaluation.every=8", "evaluation.prompts=32"]
 KINDS: dict[str, tuple[str, list[str]]] = {
-    "alignprop": ("AlignProp, CLIPScore", ["alignprop-clip"]),
+    "alignprop": ("AlignProp, CLIPScore", ["alignprop-clip", *EVALUATION]),
     "both": (
         "AlignProp, CLIPScore and taste",
-        ["alignprop-clip", "--reward", "standardise(clip-score) + 0.5*standardise(aesthetic)"],
+        ["alignprop-clip", *EVALUATION, "--reward", "standardise(clip-score) + 0.5*standardise(aesthetic)"],
     ),
     "ddpo": ("DDPO, CLIPScore", ["ddpo-clip"]),
 }  # fmt: skip

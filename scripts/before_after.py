@@ -1,4 +1,6 @@
-"""An image of a run for a page: the first prompts of its fixed grid, before and after.
+"""An image of a run for a page: prompts of its fixed grid, taken evenly, before and after.
+
+The number under an image is its reward. Where the judge knows the prompt, a frame says whether the image shows it.
 
 python scripts/before_after.py RUN docs/results/before-after.png [--prompts 6] [--each 4] [--round N]
 """
@@ -11,6 +13,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
+
+FRAMES = {True: "#2a9d4a", False: "#c8102e", None: "none"}
+"""By what the judge says: the image shows its prompt, it does not, or the judge cannot say."""
 
 
 def rows(folder: Path) -> dict[str, list[dict]]:
@@ -32,16 +37,18 @@ def main() -> None:
     grids = sorted((arguments.run / "samples").glob("round-*"))
     last = grids[-1] if arguments.round is None else arguments.run / f"samples/round-{arguments.round:04d}"
     before, after = rows(grids[0]), rows(last)
-    prompts, each = list(before)[: arguments.prompts], arguments.each
+    each, count = arguments.each, min(arguments.prompts, len(before))
+    prompts = [list(before)[index * len(before) // count] for index in range(count)]
     figure = Figure(figsize=(2 * each + 2.6, 0.98 * len(prompts) + 0.4), layout="constrained")
     axes = figure.subplots(len(prompts), 2 * each + 1, width_ratios=[1] * each + [0.25] + [1] * each, squeeze=False)
     for row, prompt in enumerate(prompts):
         for column, axis in enumerate(axes[row]):
             axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
             if column == each:
+                axis.spines[:].set_visible(False)
                 continue
             entry = before[prompt][column] if column < each else after[prompt][column - each - 1]
+            axis.spines[:].set(color=FRAMES[entry.get("correct")], linewidth=2.5)
             axis.imshow(entry["image"], interpolation="nearest")
             axis.set_xlabel(f"{entry['reward']:.2f}", fontsize=7, labelpad=1, color="#666")
         axes[row][0].set_ylabel(prompt, rotation=0, ha="right", va="center", fontsize=9)

@@ -111,7 +111,7 @@ ALIGNMENT = replace(
     rounds=24,
     sampling=replace(BUNDLED.sampling, guidance=1.0, samples=16),
     optimizer=replace(BUNDLED.optimizer, lr=1e-3, rows=8),
-    evaluation=Evaluation(every=8, prompts=32, per_prompt=4, unseen="bundled-count-test"),
+    evaluation=Evaluation(every=12, prompts=48, per_prompt=4, unseen="bundled-count-test"),
 )
 """Without guidance the base model draws the wrong number in a third of its images, which leaves much to learn."""
 
