@@ -33,6 +33,11 @@ VOID = {"meta", "img", "input", "br", "hr", "link"}
 BASE_MEAN, BASE_STD = -2.0, 0.5
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn():
+    """Figures are drawn here."""
+
+
 class Page(HTMLParser):
     """The page as a flat list of elements (tag, attributes, ancestors' classes) with the text inside each."""
 
