@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -151,22 +152,29 @@ def test_a_run_killed_and_stopped_while_it_waits_goes_on_to_the_same_weights(who
     same(whole, run)
 
 
-def test_nobody_comes(checkpoint, tmp_path, capsys):
-    """The run ends with exit code 69 and a checkpoint, and goes on from there when people are back."""
+def test_nobody_comes(checkpoint, tmp_path, capsys, monkeypatch):
+    """The run ends with exit code 69 and a checkpoint, and goes on from there when people are back.
+
+    Its clock goes a day forward when the second round's images are there, so that nobody has to wait.
+    """
     run, project = tmp_path / "run", tmp_path / "labels"
     with people(project) as labelers:
-        ended = threading.Event()
+        ended, left = threading.Event(), threading.Event()
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 86_400 * left.is_set())
 
         def label_first():
             """The first evaluation and the first round."""
             while not ended.is_set() and len(labelers.batches()) < ROUND_2:
                 labelers.label(votes=1)
                 time.sleep(0.05)
+            left.set()
 
         thread = threading.Thread(target=label_first)
         thread.start()
         try:
-            assert main(words(checkpoint, run, project, "labelers.wait=15")) == 69
+            with monkeypatch.context() as patch:
+                patch.setattr("tastemaker.rewards.labelers.reward.time", clock)
+                assert main(words(checkpoint, run, project, "labelers.wait=80000")) == 69
         finally:
             ended.set()
             thread.join(60)
