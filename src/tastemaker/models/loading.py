@@ -20,7 +20,7 @@ from tastemaker.hub import hub_cause, is_unreachable, quiet_client
 from tastemaker.models import few_steps
 from tastemaker.models.families import TOKENIZER_FILES, Family, family_of
 from tastemaker.models.files import chosen_weights, files_of, read_json
-from tastemaker.models.library_logging import loading
+from tastemaker.models.library_logging import loading, quiet
 
 INDEX = "model_index.json"
 _WHOLE_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
@@ -38,7 +38,8 @@ def load_pipeline(source: str) -> Any:
     """
     folder = local_folder(source) or _fetched(source)
     try:
-        return _assembled(folder)
+        with quiet():
+            return _assembled(folder)
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
 
@@ -50,7 +51,8 @@ def load_skeleton(source: str) -> Any:
     """
     folder = local_folder(source) or _fetched(source, weights=False)
     try:
-        return _assembled(folder, weights=False)
+        with quiet():
+            return _assembled(folder, weights=False)
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
 
