@@ -311,7 +311,8 @@ def test_a_fresh_process_without_tastemaker_gives_the_same_images(tmp_path, tuni
 
 
 def test_the_small_model_of_digits_draws_fours():
-    """By 3 nearest neighbours among scikit-learn's 1,797 digits, which tell it from the other nine; 62 of 64 as measured."""
+    """By 3 nearest neighbours among scikit-learn's 1,797 digits, which tell it from the other nine; 62 of 64 as
+    measured."""
     from sklearn.datasets import load_digits
     from sklearn.neighbors import KNeighborsClassifier
 
