@@ -21,8 +21,12 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 
-def pytest_collection_finish():
-    """What was imported stays, so the garbage collector need not look through it again, as every run has it do."""
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """What was imported stays, so the garbage collector need not look through it again, as every run has it do.
+
+    For each file anew, since tests import more of the libraries as they go; nothing else of earlier files is left.
+    """
     gc.collect()
     gc.freeze()
 
