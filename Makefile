@@ -37,11 +37,12 @@ demo-labelling: install ## a labelling project of the bundled model's images, la
 demo-preferences: install ## from people's comparisons to an aligned model, twice, with simulated people (PEOPLE=1: you)
 	$(BIN)/python scripts/demo_preferences.py $(if $(PEOPLE),--people)
 
-# Two at a time, as they run on one thread each.
+# Two files at a time, as tests run on one thread each. A file stays whole, since its tests share models and runs; in the
+# order of their names the last ones are short.
 WORKERS ?= 2
 
 test: install ## all tests that need no GPU and no long time
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 40
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40
 
 test-slow: install ## the longer tests: full-size Stable Diffusion, the judge's validation
 	$(BIN)/python -m pytest -q -m slow

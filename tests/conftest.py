@@ -14,14 +14,19 @@ for folder in ("", "invariants"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 
 import tiny  # noqa: E402
+from drawing import undrawn  # noqa: E402
 
 # The same examples on every machine, with no limit on their time; `--hypothesis-profile=default` looks for others.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 
-def pytest_collection_finish():
-    """What was imported stays, so the garbage collector need not look through it again, as every run has it do."""
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """What was imported stays, so the garbage collector need not look through it again, as every run has it do.
+
+    For each file anew, since tests import more of the libraries as they go; nothing else of earlier files is left.
+    """
     gc.collect()
     gc.freeze()
 
@@ -30,6 +35,13 @@ def pytest_collection_finish():
 def _one_thread():
     """Small tensors are slower on more threads, and results are the same on every machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn():
+    """Figures of reports are not drawn, also where fixtures of a module train; `drawing.drawn` has them drawn."""
+    with undrawn():
+        yield
 
 
 @pytest.fixture(scope="session")

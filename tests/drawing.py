@@ -1,6 +1,6 @@
 """Reports whose figures are made and not drawn: matplotlib's drawing is half the time of a small run.
 
-Everything else of a report is done. tests/unit/test_report.py has its figures drawn, and looks at them.
+Everything else of a report is done. Tests that look at figures have them drawn.
 """
 
 from __future__ import annotations

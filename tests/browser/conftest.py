@@ -17,3 +17,8 @@ def browser():
     """The system's Chromium."""
     with chromium() as running:
         yield running
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _undrawn():
+    """Reports have their figures here, since a browser looks at them."""

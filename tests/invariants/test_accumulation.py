@@ -32,7 +32,7 @@ def config(checkpoint, **optimizer):
         sampling=Sampling(steps=5, samples=8, per_prompt=2, batch=3, guidance=5.0),
         advantage=Advantage(normalise="round"),
         optimizer=Optimizer(**({"lr": 1e-3, "updates": 2, "rows": 40, "clip_norm": 1e9} | optimizer)),
-        evaluation=Evaluation(prompts=1, per_prompt=2),
+        evaluation=Evaluation(prompts=1, per_prompt=2, kl_images=0),
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from tastemaker.training.setup import start
 SETTINGS = [
     "--prompts", "ddpo-animals", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=2",
     "optimizer.updates=2", "optimizer.rows=16", "optimizer.lr=1e-2", "advantage.normalise=round", "evaluation.every=99",
-    "evaluation.prompts=2", "evaluation.per_prompt=2", "checkpoint.keep=9", "optimizer.ema=0.75",
+    "evaluation.prompts=2", "evaluation.per_prompt=2",
+    "evaluation.kl_images=0", "checkpoint.keep=9", "optimizer.ema=0.75",
 ]  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_it_moves_after_every_update_and_evaluations_show_it(checkpoint, tmp_pat
     config = Config(
         model=str(checkpoint), prompts="ddpo-animals", rounds=1,
         sampling=Sampling(steps=4, samples=8, per_prompt=2), optimizer=Optimizer(lr=1e-2, updates=2, rows=16, ema=0.75),
-        evaluation=Evaluation(prompts=2, per_prompt=2),
+        evaluation=Evaluation(prompts=2, per_prompt=2, kl_images=0),
     )  # fmt: skip
     session = start(config, tmp_path, State())
     weights = session.model.weights.trainable()

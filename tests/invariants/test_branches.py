@@ -126,7 +126,8 @@ def test_without_its_parts_b2_is_ddpo_bit_for_bit(checkpoint, tmp_path):
 B2 = [
     "--prompts", "ddpo-animals", "--rounds", "2", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=4",
     "sampling.branches=2", "sampling.batch=8", "optimizer.updates=2", "optimizer.rows=16", "optimizer.lr=1e-3",
-    "evaluation.every=9", "evaluation.prompts=2", "evaluation.per_prompt=2", "window=backward", "window.initial=2",
+    "evaluation.every=9", "evaluation.prompts=2", "evaluation.per_prompt=2",
+    "evaluation.kl_images=0", "window=backward", "window.initial=2",
     "window.rounds=2", "selection=best-worst", "advantage.normalise=windowed", "advantage.min_count=2",
 ]  # fmt: skip
 

@@ -26,6 +26,7 @@ SETTINGS = [
     "--prompts", "b2-template2-train", "--rounds", "2", "--checkpoint.every", "1", "sampling.steps=4",
     "sampling.samples=8", "sampling.per_prompt=2", "sampling.batch=8", "optimizer.updates=2", "optimizer.rows=16",
     "optimizer.lr=1e-3", "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2",
+    "evaluation.kl_images=0",
     "remote.format=safetensors",
 ]  # fmt: skip
 LOOKING = ("colourfulness", "min(soft-colourfulness, jpeg-compressibility)")
@@ -158,7 +159,7 @@ def test_methods_that_follow_the_gradient(checkpoint, tmp_path, capsys, monkeypa
     settings = [
         "train", "alignprop-compressibility", "--model", str(checkpoint), "--prompts", "b2-template2-train", "--rounds",
         "1", "sampling.steps=3", "sampling.samples=4", "optimizer.updates=2", "optimizer.rows=2",
-        "evaluation.prompts=2", "evaluation.per_prompt=2", "early_stop.metric=none",
+        "evaluation.prompts=2", "evaluation.per_prompt=2", "evaluation.kl_images=0", "early_stop.metric=none",
     ]  # fmt: skip
     good = "standardise(soft-colourfulness) + 0.1*jpeg-surrogate-compressibility"
     run = tmp_path / "run"

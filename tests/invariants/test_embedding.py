@@ -36,7 +36,7 @@ from tastemaker.training.signals import Stop, listening
 def config(checkpoint: Path) -> Config:
     return Config(
         model=str(checkpoint), rounds=1, prompts="ddpo-animals", sampling=Sampling(steps=2, samples=4, per_prompt=2),
-        optimizer=Optimizer(updates=1), evaluation=Evaluation(prompts=1, per_prompt=2),
+        optimizer=Optimizer(updates=1), evaluation=Evaluation(prompts=1, per_prompt=2, kl_images=0),
     )  # fmt: skip
 
 

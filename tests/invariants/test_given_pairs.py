@@ -33,7 +33,7 @@ def config(checkpoint, folder, **options):
         algorithm=DiffusionDPO(beta=50.0, noises=2),
         sampling=Sampling(steps=5, samples=8, per_prompt=2, batch=3, guidance=5.0),
         optimizer=Optimizer(**optimizer),
-        evaluation=Evaluation(prompts=1, per_prompt=2),
+        evaluation=Evaluation(prompts=1, per_prompt=2, kl_images=0),
     )  # fmt: skip
 
 
@@ -129,7 +129,8 @@ def words(checkpoint, folder, out, *more):
         "train", "ddpo-compressibility", "--algorithm", "diffusion-dpo", f"pairs.source={folder}", "--model",
         str(checkpoint), "--prompts", "ddpo-animals", "--rounds", "3", "--out", str(out), "sampling.steps=4",
         "sampling.samples=8", "sampling.per_prompt=2", "sampling.batch=3", "optimizer.updates=2", "optimizer.lr=1e-3",
-        "algorithm.drop_captions=0.3", "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2", *more,
+        "algorithm.drop_captions=0.3", "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2",
+        "evaluation.kl_images=0", *more,
     ]  # fmt: skip
 
 

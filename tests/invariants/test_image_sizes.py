@@ -31,7 +31,8 @@ from tastemaker.types import Draw
 SIZE = ("sampling.height=16", "sampling.width=40")
 SMALL = (
     "sampling.steps=2", "sampling.samples=4", "sampling.per_prompt=2", "sampling.batch=4", "optimizer.rows=8",
-    "optimizer.updates=1", "optimizer.lr=1e-3", "evaluation.prompts=1", "evaluation.per_prompt=2", *SIZE,
+    "optimizer.updates=1", "optimizer.lr=1e-3", "evaluation.prompts=1", "evaluation.per_prompt=2",
+    "evaluation.kl_images=0", *SIZE,
 )  # fmt: skip
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ALGORITHMS = {

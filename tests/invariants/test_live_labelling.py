@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -66,9 +67,9 @@ class People:
             assert time.monotonic() < deadline, self.batches()
             time.sleep(0.05)
 
-    def label(self, votes=None, stay=0.0):
+    def label(self, votes=None):
         """Labels what there is, or so many pairs each."""
-        asyncio.run(simulate(self.crowd, Behaviour(temperature=0.0), redness, 0, votes=votes, stay=stay))
+        asyncio.run(simulate(self.crowd, Behaviour(temperature=0.0), redness, 0, votes=votes))
 
     @contextmanager
     def at_work(self):
@@ -77,7 +78,11 @@ class People:
 
         def work():
             while not ended.is_set():
-                self.label(stay=0.2)
+                # Each time that they label they log in, which is slow on purpose.
+                if any(batch.state == "waiting" for batch in self.batches()):
+                    self.label()
+                else:
+                    time.sleep(0.05)
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -151,25 +156,30 @@ def test_a_run_killed_and_stopped_while_it_waits_goes_on_to_the_same_weights(who
     same(whole, run)
 
 
-def test_nobody_comes(checkpoint, tmp_path, capsys):
-    """The run ends with exit code 69 and a checkpoint, and goes on from there when people are back."""
+def test_nobody_comes(checkpoint, tmp_path, capsys, monkeypatch):
+    """The run ends with exit code 69 and a checkpoint, and goes on from there when people are back.
+
+    Its clock goes a day forward when the second round's images are there, so that nobody has to wait.
+    """
     run, project = tmp_path / "run", tmp_path / "labels"
     with people(project) as labelers:
-        ended = threading.Event()
+        left = threading.Event()
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 86_400 * left.is_set())
 
         def label_first():
             """The first evaluation and the first round."""
-            while not ended.is_set() and len(labelers.batches()) < ROUND_2:
-                labelers.label(votes=1)
-                time.sleep(0.05)
+            for number in range(1, ROUND_2):
+                labelers.wait_for(number)
+                labelers.label()
+            labelers.wait_for(ROUND_2)
+            left.set()
 
-        thread = threading.Thread(target=label_first)
+        thread = threading.Thread(target=label_first, daemon=True)
         thread.start()
-        try:
-            assert main(words(checkpoint, run, project, "labelers.wait=15")) == 69
-        finally:
-            ended.set()
-            thread.join(60)
+        with monkeypatch.context() as patch:
+            patch.setattr("tastemaker.rewards.labelers.reward.time", clock)
+            assert main(words(checkpoint, run, project, "labelers.wait=80000")) == 69
+        thread.join(60)
         errors = capsys.readouterr().err
         assert "(`labelers.wait` is how long to wait for them; what they have labelled is kept)" in errors
         assert f"saved up to round 1; go on with: tastemaker resume {run}" in errors

@@ -14,7 +14,7 @@ from tastemaker.runs.locking import only_writer
 
 TINY = [
     "--rounds", "1", "sampling.steps=2", "sampling.samples=2", "sampling.per_prompt=2", "optimizer.updates=1",
-    "optimizer.rows=4", "evaluation.prompts=1", "evaluation.per_prompt=2",
+    "optimizer.rows=4", "evaluation.prompts=1", "evaluation.per_prompt=2", "evaluation.kl_images=0",
 ]  # fmt: skip
 
 

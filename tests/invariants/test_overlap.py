@@ -22,7 +22,7 @@ def session_of(checkpoint, tmp_path, reward):
     config = Config(
         model=str(checkpoint), prompts="ddpo-animals", rounds=1,
         sampling=Sampling(steps=3, samples=2 * BATCHES, per_prompt=2, batch=2),
-        optimizer=Optimizer(updates=2, rows=24), evaluation=Evaluation(prompts=1, per_prompt=2),
+        optimizer=Optimizer(updates=2, rows=24), evaluation=Evaluation(prompts=1, per_prompt=2, kl_images=0),
     )  # fmt: skip
     return replace(setup.start(config, tmp_path, State()), reward=as_reward(reward))
 

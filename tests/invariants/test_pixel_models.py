@@ -311,17 +311,18 @@ def test_a_fresh_process_without_tastemaker_gives_the_same_images(tmp_path, tuni
 
 
 def test_the_small_model_of_digits_draws_fours():
-    """By 3 nearest neighbours among scikit-learn's 1,797 digits, which tell it from the other nine; 62 as measured."""
+    """By 3 nearest neighbours among scikit-learn's 1,797 digits, which tell it from the other nine; 62 of 64 as
+    measured."""
     from sklearn.datasets import load_digits
     from sklearn.neighbors import KNeighborsClassifier
 
     digits: Any = load_digits()
     model = load_model(str(MODELS / "digits"))
-    chosen = Draw(1, 0, ("",) * 64, (0,) * 64, tuple(range(64)))
-    x = images(model, chosen, ddim(model.process.grid(25), 1.0), 1.0, batch=64)
+    chosen = Draw(1, 0, ("",) * 24, (0,) * 24, tuple(range(24)))
+    x = images(model, chosen, ddim(model.process.grid(25), 1.0), 1.0, batch=24)
     small = F.interpolate(x[:, :1, 4:28, 4:28], size=8, mode="bilinear", antialias=True) * 16
     found = KNeighborsClassifier(3).fit(digits.data, digits.target).predict(small.flatten(1).numpy())
-    assert (found == 4).sum() >= 58
+    assert (found == 4).sum() >= 21
 
 
 SETTINGS = [

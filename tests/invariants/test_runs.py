@@ -17,7 +17,7 @@ from tastemaker.cli.main import main
 SETTINGS = [
     "--prompts", "ddpo-animals", "--rounds", "3", "--checkpoint.every", "1", "sampling.steps=4", "sampling.samples=8",
     "sampling.per_prompt=2", "sampling.batch=8", "optimizer.updates=2", "optimizer.rows=16", "optimizer.lr=1e-3",
-    "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2",
+    "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2", "evaluation.kl_images=0",
 ]  # fmt: skip
 
 

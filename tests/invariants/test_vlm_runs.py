@@ -14,7 +14,8 @@ from tastemaker.runs.checkpoint import saved_round
 SHORT = [
     "--rounds", "2", "--prompts", "bundled-eight", "sampling.steps=3", "sampling.per_prompt=2", "sampling.samples=8",
     "sampling.batch=8", "optimizer.updates=1", "optimizer.rows=24", "evaluation.every=5", "evaluation.prompts=2",
-    "evaluation.per_prompt=1", "checkpoint.every=5", "vlm.wait=0.4", "vlm.timeout=5", "vlm.tries=2", "vlm.text_layer=2",
+    "evaluation.per_prompt=1",
+    "evaluation.kl_images=0", "checkpoint.every=5", "vlm.wait=0.4", "vlm.timeout=5", "vlm.tries=2", "vlm.text_layer=2",
 ]  # fmt: skip
 SECOND = 2 + 8
 """Requests before the second round: an evaluation of 2 images, which also tries the reward, and a round of 8."""

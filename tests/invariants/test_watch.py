@@ -29,7 +29,9 @@ def adapter(run):
 
 
 def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoint, tmp_path, capsys):
-    assert train(checkpoint, tmp_path / "free") == 0
+    assert train(checkpoint, tmp_path / "free", "--rounds", "2") == 0
+    expected = adapter(tmp_path / "free")
+    assert main(["resume", str(tmp_path / "free"), "--rounds", "3"]) == 0
     values = [record["eval/reward/mean"] for record in metrics(tmp_path / "free") if "evaluation" in record]
     assert values == sorted(values, reverse=True)  # it does fall
     # Between the fall after two rounds and that after three.
@@ -40,8 +42,7 @@ def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoi
     assert "stopping after round 3" in capsys.readouterr().out
     assert [r["round"] for r in metrics(tmp_path / "watched") if "round" in r] == [1, 2, 3]
     assert (tmp_path / "watched/report.html").is_file()
-    assert train(checkpoint, tmp_path / "two", "--rounds", "2") == 0
-    left, expected = adapter(tmp_path / "watched"), adapter(tmp_path / "two")
+    left = adapter(tmp_path / "watched")
     assert all(left[name].equal(expected[name]) for name in expected)
     # Stopped in between and resumed, it ends at the same place with the same model.
     assert train(checkpoint, tmp_path / "cut", *watched, "--rounds", "2") == 0

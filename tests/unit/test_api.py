@@ -29,6 +29,7 @@ from tastemaker.errors import ConfigError, ModelError, PromptError, RewardError
 SETTINGS = [
     "sampling.steps=3", "sampling.samples=4", "sampling.per_prompt=2", "sampling.batch=4", "optimizer.updates=2",
     "optimizer.rows=8", "optimizer.lr=1e-3", "evaluation.every=1", "evaluation.prompts=2", "evaluation.per_prompt=2",
+    "evaluation.kl_images=0",
 ]  # fmt: skip
 PROMPTS = ["cat", "dog", "fish"]
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -18,7 +18,7 @@ from tastemaker.rewards.jpeg import jpeg_compressibility
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = [
     "sampling.steps=3", "sampling.samples=4", "sampling.per_prompt=2", "sampling.batch=4", "optimizer.updates=2",
-    "optimizer.rows=8", "evaluation.prompts=1", "evaluation.per_prompt=2",
+    "optimizer.rows=8", "evaluation.prompts=1", "evaluation.per_prompt=2", "evaluation.kl_images=0",
 ]  # fmt: skip
 
 
@@ -111,7 +111,7 @@ def test_the_single_file_trains_the_same_weights_as_the_library(example, tmp_pat
         "optimizer.updates=2", "optimizer.rows=12", "optimizer.lr=1e-3", "optimizer.warmup=0",
         "optimizer.first_share=1", "algorithm.clip=1e-3", "advantage.min_count=2", "tuning.rank=4",
         "optimizer.clip_norm=1e-4", "advantage.clip=0.5",
-        "evaluation.prompts=1", "evaluation.per_prompt=1",
+        "evaluation.prompts=1", "evaluation.per_prompt=1", "evaluation.kl_images=0",
     )  # fmt: skip
     run = tm.train(config, tiny.pipeline(), prompts=list(prompts), rounds=2, out=tmp_path / "library")
     name = "pytorch_lora_weights.safetensors"

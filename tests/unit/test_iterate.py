@@ -42,7 +42,8 @@ SMALL = [
     "--tasks", str(TASKS), "--label.images", "3", "--label.confirm=false", "--simulate", "--simulated.count", "1",
     "--simulated.utility", "colourfulness", "--simulated.temperature", "0.01", "--prompts", "bundled-eight",
     "sampling.steps=2", "sampling.samples=4", "sampling.per_prompt=2", "evaluation.prompts=2",
-    "evaluation.per_prompt=2", "rounds=1", "optimizer.updates=1", "--reward-model.epochs", "2",
+    "evaluation.per_prompt=2",
+    "evaluation.kl_images=0", "rounds=1", "optimizer.updates=1", "--reward-model.epochs", "2",
 ]  # fmt: skip
 UNET = ["ppo-compressibility", *SMALL, "--algorithm.value-from", "REWARD_MODEL", "--policy", "previous",
         "--evaluation.rewards", "colourfulness"]  # fmt: skip

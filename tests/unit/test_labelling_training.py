@@ -16,7 +16,7 @@ def train(checkpoint, project, out, *more):
         "train", "ddpo-compressibility", "--algorithm", "diffusion-dpo", "--pairs", str(project), "--model",
         str(checkpoint), "--prompts", "ddpo-animals", "--rounds", "1", "--out", str(out), "sampling.steps=2",
         "sampling.samples=4", "sampling.per_prompt=2", "optimizer.updates=1", "optimizer.lr=1e-3",
-        "evaluation.prompts=1", "evaluation.per_prompt=2", *more,
+        "evaluation.prompts=1", "evaluation.per_prompt=2", "evaluation.kl_images=0", *more,
     ])  # fmt: skip
 
 

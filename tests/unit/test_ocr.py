@@ -14,11 +14,12 @@ from tastemaker.rewards import ocr as module
 from tastemaker.rewards.registry import load_reward
 
 
-def drawn(text, size=(256, 128)):
-    """[3,H,W]: black letters on white, a little blurred by smoothing only."""
+def drawn(text, size=(176, 176)):
+    """[3,H,W]: black letters on white, a little blurred by smoothing only. A square, as the reader enlarges the shorter
+    side of what it is given."""
     image = Image.new("RGB", size, "white")
-    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 36)
-    ImageDraw.Draw(image).multiline_text((12, 20), text, "black", font)
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 24)
+    ImageDraw.Draw(image).multiline_text((14, 40), text, "black", font)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(*size[::-1], 3).permute(2, 0, 1) / 255
 
 

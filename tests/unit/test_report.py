@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from drawing import drawn
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.statistics import bootstrap_mean, rate_interval
 from tastemaker.report import grid
@@ -31,6 +32,16 @@ PROMPTS = ("a red star", "a blue house")
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 # The base model of these runs has mean reward -2 and standard deviation 0.5.
 BASE_MEAN, BASE_STD = -2.0, 0.5
+
+
+@pytest.fixture
+def _figures():
+    """Figures are drawn, for tests that look at them and for runs with few numbers to draw."""
+    with drawn():
+        yield
+
+
+with_figures = pytest.mark.usefixtures("_figures")
 
 
 class Page(HTMLParser):
@@ -170,7 +181,8 @@ def decoded(uri: str) -> Image.Image:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     """The report of a usual run."""
-    return write_report(usual(tmp_path_factory.mktemp("usual") / "run"))
+    with drawn():
+        return write_report(usual(tmp_path_factory.mktemp("usual") / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +346,7 @@ def test_ids_are_unique_and_elements_balanced(page):
     assert [name for name, count in ids.items() if count > 1] == []
 
 
+@with_figures
 def test_report_is_the_same_each_time(report):
     first = report.read_bytes()
     assert write_report(report.parent).read_bytes() == first
@@ -391,6 +404,7 @@ def test_a_warning_of_over_optimisation_stands_at_the_top(tmp_path):
     )
 
 
+@with_figures
 def test_the_reward_is_plotted_against_the_divergence_and_what_is_not_trained_on(tmp_path):
     run = watched(tmp_path / "run")
     page = Page(write_report(run))
@@ -408,6 +422,7 @@ def test_the_reward_is_plotted_against_the_divergence_and_what_is_not_trained_on
     assert not titles & set(Page(write_report(usual(tmp_path / "old"))).plots()) - {"Reward and what is not trained on"}
 
 
+@with_figures
 def test_a_base_model_whose_rewards_do_not_differ_has_no_deviations(tmp_path):
     """Figures and axes are in the reward's own unit then, and nothing is said to be a standard deviation."""
     records = [round_record(1, 0.25), evaluation_record(0, 0.0), evaluation_record(1, 0.5, 0.4)]
@@ -423,6 +438,7 @@ def test_a_base_model_whose_rewards_do_not_differ_has_no_deviations(tmp_path):
     assert not page.all("p", "warning")
 
 
+@with_figures
 def test_base_evaluation_alone(tmp_path):
     page = Page(write_report(make_run(tmp_path / "run", [evaluation_record(0, -2.0)], samples=(0,))))
     assert page.value("Reward") == "−2.00"
@@ -435,6 +451,7 @@ def test_base_evaluation_alone(tmp_path):
     assert not page.all("script")
 
 
+@with_figures
 def test_one_round_without_judge_diversity_or_samples(tmp_path):
     record = round_record(1, -2.0)
     for key in ("judge/correct", "diversity"):
@@ -446,6 +463,7 @@ def test_one_round_without_judge_diversity_or_samples(tmp_path):
     assert not page.all("div", id="cards")
 
 
+@with_figures
 def test_a_run_with_bare_rounds_only(tmp_path):
     """Every key but the round's number may be missing."""
     run = tmp_path / "run"
@@ -550,6 +568,7 @@ def test_numbers_are_short(value, text):
     assert tidy_number(value) == text
 
 
+@with_figures
 def test_comparison_has_a_row_and_a_column_a_run(tmp_path):
     first = usual(tmp_path / "a" / "run")
     second = usual(tmp_path / "b" / "run", samples=(0, 2, 6))
@@ -578,6 +597,7 @@ def test_comparison_of_runs_with_other_prompts_shows_no_images(tmp_path):
     assert "prompts or seeds differ" in page.source
 
 
+@with_figures
 def test_comparison_of_more_runs_than_colours(tmp_path):
     runs = [usual(tmp_path / f"_$run{index}$", samples=()) for index in range(7)]
     page = Page(compare_report(runs, tmp_path / "out.html"))
@@ -632,6 +652,7 @@ def judged_run(folder: Path, before: list[list[int]], after: list[list[int]], **
     return folder
 
 
+@with_figures
 def test_intervals_are_over_prompts_and_pair_the_images(tmp_path):
     """Four prompts of two images. Each prompt's change is -1/2, whatever is drawn, so that the interval is one point;
     an unpaired one would be wide. Before, the prompts' shares are 1, 1, 1/2, 1/2: no share of a draw is beyond them."""

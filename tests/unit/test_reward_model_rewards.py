@@ -354,7 +354,7 @@ def test_a_run_begins_its_value_network_as_the_reward_model(folders, tmp_path):
 
 QUICK = (
     "sampling.samples=4", "sampling.per_prompt=2", "sampling.steps=3", "evaluation.prompts=1",
-    "evaluation.per_prompt=2", "rounds=1", "optimizer.updates=1",
+    "evaluation.per_prompt=2", "evaluation.kl_images=0", "rounds=1", "optimizer.updates=1",
 )  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def test_a_run_takes_its_settings_and_goes_on(checkpoint, tmp_path):
     words = [
         "train", PRESET, "--model", str(checkpoint), "--rounds", "1", "--algorithm", NAME, "sampling.steps=3",
         "sampling.samples=4", "sampling.per_prompt=2", "sampling.batch=4", "optimizer.updates=1",
-        "evaluation.prompts=1", "evaluation.per_prompt=1",
+        "evaluation.prompts=1", "evaluation.per_prompt=1", "evaluation.kl_images=0",
     ]  # fmt: skip
     assert main([*words, "--out", "one"]) == 0
     assert main([*words, "--out", "three", "algorithm.scale=3"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +15,20 @@ import transformers
 def quiet() -> Iterator[None]:
     """Keeps the libraries' bars and notes about optional parts off a user's screen."""
     libraries = (diffusers.utils.logging, transformers.logging)
-    levels = [library.get_verbosity() for library in libraries]
-    bars = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
+    # Only those that would say something: a change of level makes Python forget what it knows about all loggers.
+    levels = {library: level for library in libraries if (level := library.get_verbosity()) < logging.ERROR}
+    bars = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in levels:
         library.set_verbosity_error()
+    for library in bars:
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library, level, bar in zip(libraries, levels, bars, strict=True):
+        for library, level in levels.items():
             library.set_verbosity(level)
-            if bar:
-                library.enable_progress_bar()
+        for library in bars:
+            library.enable_progress_bar()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tastemaker.hub import hub_cause, is_unreachable, quiet_client
 from tastemaker.models import few_steps
 from tastemaker.models.families import TOKENIZER_FILES, Family, family_of
 from tastemaker.models.files import chosen_weights, files_of, read_json
-from tastemaker.models.library_logging import loading
+from tastemaker.models.library_logging import loading, quiet
 
 INDEX = "model_index.json"
 _WHOLE_CLIP = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale")
@@ -82,7 +82,8 @@ def load_text_encoders(source: str) -> dict[str, nn.Module]:
     try:
         index = read_json(folder / INDEX)
         parts = _family(index).parts
-        return {part: _network(folder, part, parts[part]) for part in _present(index) if is_text_encoder(part)}
+        with quiet():
+            return {part: _network(folder, part, parts[part]) for part in _present(index) if is_text_encoder(part)}
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
 
@@ -90,7 +91,8 @@ def load_text_encoders(source: str) -> dict[str, nn.Module]:
 def _pipeline(source: str, weights: Weights) -> Any:
     folder = local_folder(source) or _fetched(source, weights)
     try:
-        return _assembled(folder, weights)
+        with quiet():
+            return _assembled(folder, weights)
     except ModelError as error:
         raise ModelError(f"cannot load the model {source}: {error}") from error
 
