@@ -41,6 +41,8 @@ KEPT: tuple[Status, ...] = ("measured", "out of memory")
 """What is not done again in the next call."""
 MEMORY_SIGNS = ("OutOfMemoryError", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MemoryError")
 """What is printed where memory runs out."""
+GRACE = 20.0
+"""Seconds that a step has to end after it was told to."""
 MOST = 400
 """Characters of a reason."""
 
@@ -52,7 +54,7 @@ class Ended:
     code: int | None
     """Exit code, negative for a signal; None where the time limit ended it."""
     out: str
-    err: str
+    """What it wrote to its standard output and error."""
     seconds: float
 
 
@@ -83,12 +85,11 @@ def judge(ended: Ended, limit: float) -> tuple[Status, str | None]:
         return "too long", f"ended after {limit:.0f} s"
     if ended.code == 0:
         return "measured", None
-    text = ended.err + ended.out
-    if any(sign in text for sign in MEMORY_SIGNS):
-        return "out of memory", last_line(text, MEMORY_SIGNS)
+    if any(sign in ended.out for sign in MEMORY_SIGNS):
+        return "out of memory", last_line(ended.out, MEMORY_SIGNS)
     if ended.code == -signal.SIGKILL:
         return "out of memory", "killed by signal 9, as Linux does where main memory runs out"
-    return "failed", last_line(text, ("tastemaker:", "Error", "error")) or f"exit code {ended.code}"
+    return "failed", last_line(ended.out, ("tastemaker:", "Error", "error")) or f"exit code {ended.code}"
 
 
 def last_line(text: str, signs: Sequence[str]) -> str | None:
@@ -206,32 +207,63 @@ def runner(device: str, logs: Path) -> Run:
     """Runs steps on this device, and keeps what they print."""
     logs.mkdir(parents=True, exist_ok=True)
     paths = [str(ROOT / "src"), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    given = os.environ | {
+    added = {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path), "DEVICE": device, "HF_HUB_OFFLINE": "1",
+        **({"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"} if device == "cpu" else {}),
     }  # fmt: skip
-    if device == "cpu":
-        given["CUDA_VISIBLE_DEVICES"] = ""
 
     def run(step: Step, command: Sequence[str], limit: float) -> Ended:
-        begin = time.monotonic()
-        out, err = logs / f"{step.name}.out", logs / f"{step.name}.err"
-        with out.open("w") as printed, err.open("w") as complained:
-            process = subprocess.Popen(
-                [sys.executable, *command], stdout=printed, stderr=complained, stdin=subprocess.DEVNULL, cwd=ROOT,
-                env=given | step.environment, start_new_session=True,
-            )  # fmt: skip
-            try:
-                code = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                # With the processes that it started, and also where Ctrl-C ends this program.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        return Ended(code, out.read_text(errors="replace"), err.read_text(errors="replace"), time.monotonic() - begin)
+        begin, log = time.monotonic(), logs / f"{step.name}.log"
+        log.write_text("")
+        ends = forked if device == "cpu" else started
+        code = ends(command, log, added | step.environment, limit)
+        return Ended(code, log.read_text(errors="replace"), time.monotonic() - begin)
 
     return run
+
+
+def started(command: Sequence[str], log: Path, environment: Mapping[str, str], limit: float) -> int | None:
+    """The exit code of a Python of its own; None where it was ended after `limit` seconds."""
+    with log.open("w") as printed:
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=printed, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
+            env=os.environ | environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            end_group(process.pid, process.wait)
+            process.wait()
+
+
+def forked(command: Sequence[str], log: Path, environment: Mapping[str, str], limit: float) -> int | None:
+    """The same in a process that has the libraries imported (gpu_forked.py)."""
+    from gpu_forked import fork
+
+    process = fork(command, ROOT, log, environment).process
+    try:
+        process.join(limit)
+        return process.exitcode
+    finally:
+        if process.pid is not None:
+            end_group(process.pid, process.join)
+        process.kill()
+        process.join()
+
+
+def end_group(number: int, wait: Callable[[float], Any]) -> None:
+    """Ends a process and those that it started, also where Ctrl-C ends this program.
+
+    torchrun's workers lead groups of their own, and are ended by torchrun when it is told to end.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(number, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(number, signal.SIGKILL)
 
 
 def load(path: Path, machine: Mapping[str, Any]) -> dict[str, Record]:

@@ -47,14 +47,14 @@ def step(steps: ModuleType, name: str = "one", **options: Any) -> Any:
     return steps.Step(**{"name": name, "about": "it", "kind": "ratio", "command": ("x.py",), "limit": 10} | options)
 
 
-def ended(gpu: ModuleType, code: int | None = 0, out: str = '{"a": 1}', err: str = "", seconds: float = 2.0) -> Any:
-    return gpu.Ended(code, out, err, seconds)
+def ended(gpu: ModuleType, code: int | None = 0, out: str = '{"a": 1}', seconds: float = 2.0) -> Any:
+    return gpu.Ended(code, out, seconds)
 
 
 # ---------------------------------------------------------------- the plan
 
 
-@pytest.mark.parametrize("memory", [24.0, 80.0, None])
+@pytest.mark.parametrize("memory", [24.0, None])
 def test_every_command_is_one_that_its_program_takes(steps, memory):
     scale = steps.REHEARSAL if memory is None else steps.card(memory)
     plan = steps.plan(scale)
@@ -90,9 +90,10 @@ def test_a_setting_is_in_the_step_that_is_named_after_it(steps):
     assert found["sd15-fsdp"].environment["ACCELERATE_USE_FSDP"] == "true"
     assert "sampling.height=512" in found["sd3"].smaller
     assert found["sdxl"].smaller == ()
-    # A rehearsal has the same steps, but for numbers of rows.
+    # A rehearsal leaves out some numbers of rows, and compiles one model.
     rehearsed = {one.name for one in steps.plan(steps.REHEARSAL)}
-    assert {name for name in found if "rows" not in name} == {name for name in rehearsed if "rows" not in name}
+    assert {name for name in found if "rows" not in name} - rehearsed == {"sdxl-compile", "sd3-compile"}
+    assert rehearsed <= found.keys()
 
 
 def test_a_small_card_begins_with_one_image_at_once(steps):
@@ -104,7 +105,7 @@ def test_a_small_card_begins_with_one_image_at_once(steps):
 
 
 @pytest.mark.parametrize(
-    ("code", "err", "status", "reason"),
+    ("code", "out", "status", "reason"),
     [
         (0, "CUDA out of memory, and caught", "measured", None),
         (None, "", "too long", "ended after 7 s"),
@@ -115,8 +116,8 @@ def test_a_small_card_begins_with_one_image_at_once(steps):
         (3, "", "failed", "exit code 3"),
     ],
 )
-def test_why_a_step_has_no_figures(gpu, code, err, status, reason):
-    found = gpu.judge(ended(gpu, code, "", err), 7)
+def test_why_a_step_has_no_figures(gpu, code, out, status, reason):
+    found = gpu.judge(ended(gpu, code, out), 7)
     assert found[0] == status
     assert found[1] is None if reason is None else found[1].startswith(reason)
 
@@ -146,7 +147,7 @@ def test_a_smaller_attempt_follows_where_memory_runs_out(gpu, steps):
 
     def run(_: Any, command: Sequence[str], limit: float) -> Any:
         limits.append(limit)
-        return ended(gpu) if "small" in command else ended(gpu, 1, "", "torch.OutOfMemoryError: too much")
+        return ended(gpu) if "small" in command else ended(gpu, 1, "torch.OutOfMemoryError: too much")
 
     made = gpu.attempt(step(steps, smaller=("small",)), run, 10)
     assert (made.status, made.found, made.command, made.seconds) == ("measured", {"a": 1}, ("x.py", "small"), 4)
@@ -161,7 +162,7 @@ def test_a_smaller_attempt_follows_where_memory_runs_out(gpu, steps):
 def test_failures_are_recorded_and_the_rest_goes_on_and_resumes(gpu, steps, tmp_path):
     plan = [step(steps, name) for name in ("good", "bad", "full", "last")]
     answers = {
-        "good": ended(gpu), "bad": ended(gpu, 2, "", "tastemaker: no"), "full": ended(gpu, 1, "", "MemoryError"),
+        "good": ended(gpu), "bad": ended(gpu, 2, "tastemaker: no"), "full": ended(gpu, 1, "MemoryError"),
         "last": ended(gpu),
     }  # fmt: skip
     records: dict[str, Any] = {}
@@ -208,21 +209,20 @@ def test_no_step_begins_after_the_time_and_what_was_cut_short_is_left(gpu, steps
     assert (records["slow"].status, records["slow"].reason) == ("too long", "ended after 3 s")
 
 
-def test_a_step_is_ended_at_its_limit_with_what_it_started(gpu, steps, tmp_path):
-    run = gpu.runner("cpu", tmp_path / "logs")
-    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
-    found = run(step(steps), ("-c", child), 3)
-    assert found.code is None
-    assert found.seconds < 30
-    number = int(found.out)
-    status = Path(f"/proc/{number}/stat")
-    assert not status.exists() or status.read_text().split()[2] == "Z"
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_step_is_ended_at_its_limit_with_what_it_started(gpu, steps, tmp_path, device):
+    """As on a GPU in a Python of its own, and as in a rehearsal forked."""
+    run = gpu.runner(device, tmp_path / "logs")
     given = run(
-        step(steps, environment={"MORE": "x"}),
-        ("-c", "import os; print(os.environ['DEVICE'] + os.environ['MORE'])"),
-        60,
+        step(steps, environment={"MORE": "x"}), ("-c", "import os; print(os.environ['DEVICE'], os.environ['MORE'])"), 99
     )
-    assert (given.code, given.out) == (0, "cpux\n")
+    assert (given.code, given.out) == (0, f"{device} x\n")
+    child = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    found = run(step(steps), ("-c", child), 5)
+    assert found.code is None
+    status = Path(f"/proc/{int(found.out)}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z"
+    assert run(step(steps), ("-c", "import sys; sys.exit(3)"), 99).code == 3
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_do(gpu):
