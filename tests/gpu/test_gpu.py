@@ -8,18 +8,18 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from launched import run_lines
 from safetensors.torch import load_file
 from torch import nn
 
 import tiny
 import tiny_flow
-from forked import Group
 from tastemaker.algorithms.base import Task
 from tastemaker.cli.main import main
 from tastemaker.diffusion.model import Model
@@ -38,6 +38,7 @@ pytestmark = [
     pytest.mark.skipif(not (REHEARSAL or torch.cuda.is_available()), reason="no GPU"),
 ]
 PIPELINES = {"sd": tiny.pipeline, "xl": tiny.xl, "sd3": tiny_flow.sd3, "flux": tiny_flow.flux}
+LAUNCHED = str(Path(__file__).parents[1] / "invariants/launched.py")
 SHARDING = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 
 
@@ -190,8 +191,10 @@ def test_one_process_that_shards_is_one_that_does_not(checkpoint, tmp_path):
     assert main(words(checkpoint, tmp_path / "alone")) == 0
     line = [*(["--sharded"] if REHEARSAL else []), *words(checkpoint, tmp_path / "sharded")]
     environment = SHARDING | {"ACCELERATE_USE_CPU": str(REHEARSAL).lower()}
-    said = Group(1, run_lines, *line, log=tmp_path / "log", environment=environment).finish()
-    assert "this process holds 100% of its weights" in said
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", LAUNCHED]
+    done = subprocess.run([*launcher, *line], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    assert "this process holds 100% of its weights" in done.stdout
     one, two = (rounds(tmp_path / name) for name in ("alone", "sharded"))
     assert [record["reward/mean"] for record in two] == pytest.approx([r["reward/mean"] for r in one], rel=1e-3)
     assert distance(trained(tmp_path / "alone"), trained(tmp_path / "sharded")) < 1e-2
