@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -105,10 +105,14 @@ def answer(step: Step, ended: Ended) -> dict[str, Any]:
         return tests(ElementTree.parse(ROOT / option(step.command, "--junitxml")).getroot())
     if step.kind == "trl":
         return json.loads((ROOT / option(step.command, "--out")).read_text())
-    for number, line in enumerate(lines := ended.out.splitlines()):
+    lines, found = ended.out.splitlines(), None
+    for number, line in enumerate(lines):
         if line.startswith("{"):
-            return json.JSONDecoder().raw_decode("\n".join(lines[number:]))[0]
-    raise ValueError("it printed no JSON object")
+            with contextlib.suppress(ValueError):  # a line of a warning
+                found = json.JSONDecoder().raw_decode("\n".join(lines[number:]))[0]
+    if found is None:
+        raise ValueError("it printed no JSON object")
+    return found
 
 
 def option(command: Sequence[str], name: str) -> str:
@@ -196,7 +200,7 @@ def do(
         made = attempt(step, run, min(step.limit, rest))
         if made.status == "too long" and rest < step.limit:
             return list(steps[number:])  # it may be done in the next call
-        records[step.name] = Record(**vars(made) | {"commit": commit})
+        records[step.name] = replace(made, commit=commit)
         save()
         told = made.status if made.reason is None else f"{made.status}: {made.reason}"
         print(f"    {told} ({made.seconds:.0f} s)", file=sys.stderr, flush=True)
@@ -217,7 +221,7 @@ def runner(device: str, logs: Path) -> Run:
         log.write_text("")
         # pytest warns of libraries that were imported before it.
         ends = forked if device == "cpu" and step.kind != "tests" else started
-        code = ends(command, log, added | step.environment, limit)
+        code = ends(command, log, {**added, **step.environment}, limit)
         return Ended(code, log.read_text(errors="replace"), time.monotonic() - begin)
 
     return run
@@ -228,7 +232,7 @@ def started(command: Sequence[str], log: Path, environment: Mapping[str, str], l
     with log.open("w") as printed:
         process = subprocess.Popen(
             [sys.executable, *command], stdout=printed, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
-            env=os.environ | environment, start_new_session=True,
+            env={**os.environ, **environment}, start_new_session=True,
         )  # fmt: skip
         try:
             return process.wait(limit)

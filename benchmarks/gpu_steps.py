@@ -53,6 +53,8 @@ class Model:
     """Of the sampler, all of which are trained."""
     others: tuple[int, ...]
     """Other numbers of rows that are measured."""
+    repeats: int = 1
+    """Rounds of `tastemaker bench` that are measured."""
     smaller: int | None = None
     """Pixels to a side of a second attempt where the first one runs out of memory."""
 
@@ -64,7 +66,8 @@ class Scale:
     device: Literal["cuda", "cpu"]
     models: tuple[Model, ...]
     precision: str
-    repeats: int
+    pairs: int
+    """Rounds of this package and of trl."""
     ratio_rows: tuple[int, ...]
     ratio_images: int
     ratio_steps: int
@@ -82,12 +85,12 @@ def card(memory_gib: float) -> Scale:
     return Scale(
         device="cuda",
         models=(
-            Model("sd15", 512, 8, 16, 5, (1, 4, 16, 32)),
+            Model("sd15", 512, 8, 16, 5, (1, 4, 16, 32), repeats=2),
             Model("sdxl", 1024, rows, 4, 3, others),
             Model("sd3", 1024, rows, 4, 3, others, smaller=512),
         ),
         precision="bf16",
-        repeats=2,
+        pairs=3,
         ratio_rows=(1, 2, 4, 8),
         ratio_images=8,
         ratio_steps=10,
@@ -105,7 +108,7 @@ REHEARSAL = Scale(
         Model("sd3", 128, 1, 1, 2, (), smaller=64),
     ),
     precision="bf16",
-    repeats=1,
+    pairs=1,
     ratio_rows=(1, 2),
     ratio_images=2,
     ratio_steps=2,
@@ -162,7 +165,7 @@ def words(scale: Scale, model: Model, rows: int) -> tuple[str, ...]:
 def measured(scale: Scale, model: Model, *settings: str, rows: int | None = None) -> tuple[str, ...]:
     """`tastemaker bench`, without the interpreter's `-m`."""
     given = words(scale, model, model.rows if rows is None else rows)
-    return ("bench", *given, *settings, "--repeats", str(scale.repeats), "--json")
+    return ("bench", *given, *settings, "--repeats", str(model.repeats), "--json")
 
 
 def smaller(model: Model) -> tuple[str, ...]:
@@ -236,7 +239,7 @@ def trl(scale: Scale) -> Step:
     size = ("--samples", "8", "--steps", "10", "--batch", "4") if scale.device == "cuda" else ("--steps", "4")
     command = (
         "benchmarks/trl_ddpo.py", "--model", source(scale, model), "--precision", scale.precision, "--updates", "2",
-        "--pairs", str(scale.repeats), "--out", f"build/gpu-trl-{scale.device}.json", *size,
+        "--pairs", str(scale.pairs), "--out", f"build/gpu-trl-{scale.device}.json", *size,
     )  # fmt: skip
     return Step(
         "trl", "a round beside trl 0.23.1's", "trl", command, 2 * scale.seconds,

@@ -35,6 +35,7 @@ REHEARSAL = os.environ.get("DEVICE") == "cpu"
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # what CUDA's libraries advise is no failure
     pytest.mark.skipif(not (REHEARSAL or torch.cuda.is_available()), reason="no GPU"),
 ]
 PIPELINES = {"sd": tiny.pipeline, "xl": tiny.xl, "sd3": tiny_flow.sd3, "flux": tiny_flow.flux}

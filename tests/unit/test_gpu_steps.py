@@ -63,7 +63,7 @@ def test_every_command_is_one_that_its_program_takes(steps, memory):
         if "bench" in one.command:
             words = list(one.command[one.command.index("bench") + 1 :])
             args, name = read(BenchArgs, [*words, *one.smaller], "bench")
-            assert (args.json, name, args.repeats) == (True, steps.PRESET, scale.repeats)
+            assert (args.json, name) == (True, steps.PRESET)
             assert args.settings.optimizer.rows == args.settings.sampling.batch
         if one.kind == "fit":
             words = list(one.command[one.command.index(steps.PRESET) :])
@@ -123,7 +123,7 @@ def test_why_a_step_has_no_figures(gpu, code, out, status, reason):
 
 
 def test_figures_are_read_from_between_what_else_is_printed(gpu, steps):
-    text = 'warming up {not this}\n{\n "a": 1\n}\nW0101 torchrun says goodbye\n'
+    text = 'warming up {not this}\n{nor this}\n{\n "a": 1\n}\nW0101 torchrun says goodbye\n'
     assert gpu.answer(step(steps), ended(gpu, 0, text)) == {"a": 1}
     assert gpu.recorded(step(steps), ("x.py",), ended(gpu, 0, "nothing"), 9).status == "failed"
 
