@@ -240,12 +240,13 @@ def test_offloaded_parts_are_in_main_memory_and_change_nothing(family):
     assert reached.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("family", ["sd", "sd3"])
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_adapters_learn_on_quantized_weights(kind, precision):
+def test_adapters_learn_on_quantized_weights(family, kind, precision):
     pytest.importorskip("bitsandbytes", reason="needs the extra eight-bit")
-    plain = model("sd3", precision)
-    found = wrap_pipeline(PIPELINES["sd3"](), precision, DEVICE, "cpu")  # as a run loads it: quantized, then moved
+    plain = model(family, precision)
+    found = wrap_pipeline(PIPELINES[family](), precision, DEVICE, "cpu")  # as a run loads it: quantized, then moved
     found.tune(Tuning(rank=2, base_weights=kind))
     found.network.to(DEVICE)
     stored = {parameter.dtype for parameter in found.network.parameters()}
