@@ -126,7 +126,8 @@ def plan(scale: Scale) -> tuple[Step, ...]:
         Step("machine", "card, driver and versions", "machine", ("benchmarks/gpu_machine.py",), 120),
         Step(
             "tests", "tests/gpu", "tests",
-            ("-m", "pytest", "-q", "-m", "gpu", "--junitxml", "build/gpu-tests.xml", "tests/gpu"), 600,
+            ("-m", "pytest", "-q", "-m", "gpu", "--junitxml", "build/gpu-tests.xml", "tests/gpu"),
+            600 if scale.device == "cuda" else 3600,
         ),
         *(ratio(scale, first, precision) for precision in ("bf16", "fp32", "fp16")),
         *(bench(scale, model, f"{model.name}", "the base of the comparisons") for model in scale.models),
