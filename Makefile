@@ -7,7 +7,7 @@ BIN := .venv/bin
 TORCH ?= torch==2.13.0
 RUNS ?= runs
 
-.PHONY: install demo demo-compressibility demo-incompressibility demo-labelling demo-preferences test test-slow check format bench docs measure-bundled bundled bundled-flow bundled-pixel clip surrogate curves clean
+.PHONY: install demo demo-compressibility demo-incompressibility demo-labelling demo-preferences test test-slow check format bench gpu docs measure-bundled bundled bundled-flow bundled-pixel clip surrogate curves clean
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +59,17 @@ format: install ## formats the code
 
 bench: install ## speed, memory and overhead of the demo, and where a round's time goes
 	$(BIN)/tastemaker bench ddpo-compressibility
+
+# On a GPU: `make gpu`, in a fresh checkout or with .venv removed, so that a torch with CUDA is installed. DEVICE=cpu
+# rehearses all of it with small networks. What was measured is not measured again (FRESH=1: all of it is).
+DEVICE ?= cuda
+gpu: TORCH := $(if $(filter cpu,$(DEVICE)),$(TORCH),torch)
+gpu: install .venv/gpu-installed ## everything that needs a GPU, in 25 minutes, into gpu.json in docs (DEVICE=cpu: a rehearsal)
+	$(BIN)/python benchmarks/gpu.py --device $(DEVICE) $(if $(FRESH),--fresh) $(if $(ONLY),--only '$(ONLY)')
+
+.venv/gpu-installed: .venv/installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[eight-bit]" 2> >(grep -v "is ignored: it is neither" >&2) \
+		&& touch $@ || echo "bitsandbytes cannot be installed: the steps that need it are recorded as failed"
 
 .venv/docs-installed: .venv/installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]" 2> >(grep -v "is ignored: it is neither" >&2)

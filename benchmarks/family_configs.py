@@ -104,8 +104,9 @@ def vae(channels: int, sample_size: int = 1024, **options: Any) -> Any:
     return AutoencoderKL(**(settings | options))
 
 
-def vae_16(shift: float, scale: float) -> Any:
-    return vae(16, shift_factor=shift, scaling_factor=scale, use_quant_conv=False, use_post_quant_conv=False)
+def vae_16(shift: float, scale: float, **options: Any) -> Any:
+    settings = {"use_quant_conv": False, "use_post_quant_conv": False} | options
+    return vae(16, shift_factor=shift, scaling_factor=scale, **settings)
 
 
 def flux_vae() -> Any:
@@ -120,8 +121,9 @@ def flow(**options: Any) -> Callable[[], Any]:
     return lambda: FlowMatchEulerDiscreteScheduler(**options)
 
 
-def noise_schedule(kind: Any) -> Callable[[], Any]:
-    return lambda: kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+def noise_schedule(kind: Any, **options: Any) -> Callable[[], Any]:
+    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    return lambda: kind(**settings, **options)
 
 
 def sd3(name: str, repository: str, heads: int, layers: int, **options: Any) -> Published:
@@ -187,7 +189,7 @@ MODELS = (
     Published(
         "Stable Diffusion 1.5", "stable-diffusion-v1-5/stable-diffusion-v1-5", "StableDiffusionPipeline", 512,
         {"unet": sd15_unet, "vae": lambda: vae(4, 512)}, {"text_encoder": clip_l()}, CLIP,
-        noise_schedule(DDIMScheduler),
+        noise_schedule(DDIMScheduler, clip_sample=False, set_alpha_to_one=False),
     ),
     Published(
         "SDXL", "stabilityai/stable-diffusion-xl-base-1.0", "StableDiffusionXLPipeline", 1024,

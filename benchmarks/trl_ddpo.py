@@ -1,6 +1,7 @@
 """DDPO side by side with trl 0.23.1's, on the bundled model at the demo's settings: seconds a round of each.
 
     python benchmarks/trl_ddpo.py [--pairs 5] [--updates 4] [--trl-batch 1] [--out docs/results/speed.json]
+    python benchmarks/trl_ddpo.py --model gpu_models:sd15 --precision bf16 --samples 8 --batch 4 --updates 2
 
 Same weights, images, steps, guidance, adapter, updates, reward and prompts, and the same number of trained rows,
 which is checked: every step is trained (optimizer.first_share = 1), since trl cannot leave out the last ones. It
@@ -8,7 +9,10 @@ batches images but not timesteps: its rows in a pass are at most the images of a
 Each side is a process of its own that waits while the other one runs a round; the first round of each is not counted.
 Saving is left out.
 
-trl lives in an environment of its own, build/trl-env, which is made when it is not there.
+Both sides are on the GPU where there is one. Models are the bundled one, a folder, or one of gpu_models.py, whose
+random weights are then the same on both sides.
+
+trl lives in an environment of its own, build/trl-env, which is made when it is not there, or by `--make-environment`.
 """
 
 from __future__ import annotations
@@ -25,13 +29,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / "build/trl-env"
-TORCH = "torch==2.13.0"
+TORCH = f"torch=={version('torch').partition('+')[0]}"
 PINS = (
     "trl==0.23.1",
     "transformers==4.57.6",
@@ -57,13 +62,56 @@ def make_environment() -> Path:
     return python
 
 
-def demo(updates: int, precision: str, compiled: bool) -> Any:
+@dataclass(frozen=True)
+class Size:
+    """What is measured, besides the demo's settings."""
+
+    model: str = "bundled"
+    """The bundled model, or a folder."""
+    updates: int = 4
+    precision: str = "fp32"
+    compiled: bool = False
+    trl_batch: int = 0
+    """Images that trl samples and trains at once; 0 for as many as an update has."""
+    samples: int = 0
+    """Images a round; 0 for the demo's, as with `steps` and `batch`."""
+    steps: int = 0
+    batch: int = 0
+    """Images sampled, and rows trained, at once."""
+
+
+def demo(size: Size) -> Any:
     """The demo's config with all steps trained."""
     from tastemaker.config.presets import PRESETS
 
     config = PRESETS[PRESET].config
-    optimizer = replace(config.optimizer, first_share=1.0, updates=updates)
-    return replace(config, optimizer=optimizer, precision=precision, speed=replace(config.speed, compile=compiled))
+    s, o = config.sampling, config.optimizer
+    samples = size.samples or s.samples
+    sampling = replace(
+        s, samples=samples, per_prompt=s.per_prompt if samples == s.samples else 1, steps=size.steps or s.steps,
+        batch=size.batch or s.batch,
+    )  # fmt: skip
+    optimizer = replace(o, first_share=1.0, updates=size.updates, rows=size.batch or o.rows)
+    speed = replace(config.speed, compile=size.compiled)
+    return replace(
+        config, model=size.model, sampling=sampling, optimizer=optimizer, precision=size.precision, speed=speed
+    )
+
+
+def model_folder(model: str, folder: Path) -> str:
+    """The name that both sides load: a model of gpu_models.py is written into the folder first."""
+    if not model.startswith("gpu_models:"):
+        return model
+    sys.path.insert(0, str(Path(__file__).parent))
+    import gpu_models
+    import torch
+
+    name = model.removeprefix("gpu_models:")
+    models = gpu_models.REDUCED if name.endswith("_reduced") else gpu_models.FULL
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = gpu_models.random_pipeline(models[name.removesuffix("_reduced")], "fp32", device)
+    pipeline.to("cpu").save_pretrained(folder)
+    return str(folder)
 
 
 Side = tuple[Callable[[], Any], int, Callable[[], int]]
@@ -100,7 +148,8 @@ def theirs(config: Any, folder: Path, images: int = 0) -> Side:
     from tastemaker.models.bundled import bundled_pipeline
     from tastemaker.rewards.registry import load_reward
 
-    PartialState(cpu=True)  # trl's logger needs it
+    cpu = not torch.cuda.is_available()
+    PartialState(cpu=cpu)  # trl's logger needs it
     diffusers.utils.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
     s, o, a = config.sampling, config.optimizer, config.advantage
@@ -110,7 +159,7 @@ def theirs(config: Any, folder: Path, images: int = 0) -> Side:
     sampled = images or s.batch
     settings = DDPOConfig(
         seed=config.seed, mixed_precision={"fp32": "no"}.get(config.precision, config.precision), save_freq=10**9,
-        project_kwargs={"project_dir": str(folder)}, accelerator_kwargs={"cpu": True},
+        project_kwargs={"project_dir": str(folder)}, accelerator_kwargs={"cpu": cpu},
         sample_num_steps=s.steps, sample_eta=s.eta, sample_guidance_scale=s.guidance,
         sample_batch_size=sampled, sample_num_batches_per_epoch=s.samples // sampled,
         train_batch_size=batch, train_gradient_accumulation_steps=s.samples // o.updates // batch,
@@ -119,9 +168,10 @@ def theirs(config: Any, folder: Path, images: int = 0) -> Side:
         per_prompt_stat_tracking=True, per_prompt_stat_tracking_buffer_size=a.buffer,
         per_prompt_stat_tracking_min_count=a.min_count,
     )  # fmt: skip
-    pipeline = DefaultDDPOStableDiffusionPipeline(str(bundled_pipeline()), use_lora=True)
+    source = bundled_pipeline() if config.model == "bundled" else Path(config.model)
+    pipeline = DefaultDDPOStableDiffusionPipeline(str(source), use_lora=True)
     # transformers 4 has another name for each weight than transformers 5, which saved them, and does not find them.
-    text = load_file(bundled_pipeline() / "text_encoder/model.safetensors")
+    text = load_file(source / "text_encoder/model.safetensors")
     pipeline.text_encoder.load_state_dict({f"text_model.{name}": value for name, value in text.items()})
     trainer = DDPOTrainer(
         settings,
@@ -145,16 +195,21 @@ def theirs(config: Any, folder: Path, images: int = 0) -> Side:
     return lambda: trainer.step(next(counter), 0), batch, rows
 
 
-def work(side: str, updates: int, precision: str, compiled: bool, images: int) -> None:
+def work(side: str, size: Size) -> None:
     """A worker: a round for each line on stdin, and its seconds as JSON on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
     warnings.simplefilter("ignore")
     import torch
 
+    def clock() -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        config = demo(updates, precision, compiled)
-        made = ours(config, Path(folder)) if side == "ours" else theirs(config, Path(folder), images)
+        config = demo(size)
+        made = ours(config, Path(folder)) if side == "ours" else theirs(config, Path(folder), size.trl_batch)
         one_round, batch, trained = made
         one_round()  # warms up
         import diffusers
@@ -162,9 +217,9 @@ def work(side: str, updates: int, precision: str, compiled: bool, images: int) -
         about = {"rows_in_a_pass": batch, "trained_rows": trained(), "torch": torch.__version__}
         print(json.dumps(about | {"diffusers": diffusers.__version__}), file=answers, flush=True)
         for _ in sys.stdin:
-            begin = time.perf_counter()
+            begin = clock()
             one_round()
-            print(json.dumps(time.perf_counter() - begin), file=answers, flush=True)
+            print(json.dumps(clock() - begin), file=answers, flush=True)
 
 
 def main() -> None:
@@ -179,15 +234,36 @@ def main() -> None:
         "--trl-batch", type=int, default=0, help="images trl samples and trains at once; its default is 1"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", default="bundled", help="bundled, a folder, or gpu_models:NAME")
+    parser.add_argument("--samples", type=int, default=0, help="images a round; the demo's when left out")
+    parser.add_argument("--steps", type=int, default=0, help="of the sampler; the demo's when left out")
+    parser.add_argument("--batch", type=int, default=0, help="images and rows at once; the demo's when left out")
+    parser.add_argument("--make-environment", action="store_true", help="make trl's environment, and end")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/speed.json")
     parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    size = Size(
+        arguments.model, arguments.updates, arguments.precision, arguments.compile, arguments.trl_batch,
+        arguments.samples, arguments.steps, arguments.batch,
+    )  # fmt: skip
     if arguments.worker:
-        work(arguments.worker, arguments.updates, arguments.precision, arguments.compile, arguments.trl_batch)
+        work(arguments.worker, size)
         return
-    config = demo(arguments.updates, arguments.precision, arguments.compile)
-    words = [__file__, "--updates", str(arguments.updates), "--precision", arguments.precision]
-    words += [*(["--compile"] if arguments.compile else []), "--trl-batch", str(arguments.trl_batch), "--worker"]
+    if arguments.make_environment:
+        make_environment()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compare(replace(size, model=model_folder(size.model, Path(folder))), arguments)
+
+
+def compare(size: Size, arguments: argparse.Namespace) -> None:
+    """Rounds of both sides in turns, written to a file and printed."""
+    config = demo(size)
+    words = [
+        __file__, "--updates", str(size.updates), "--precision", size.precision,
+        *(["--compile"] if size.compiled else []), "--trl-batch", str(size.trl_batch), "--model", size.model,
+        "--samples", str(size.samples), "--steps", str(size.steps), "--batch", str(size.batch), "--worker",
+    ]  # fmt: skip
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
@@ -224,9 +300,10 @@ def main() -> None:
     found = {
         "command": f"python benchmarks/{Path(__file__).name} " + " ".join(sys.argv[1:]),
         "settings": {
-            "preset": PRESET, "samples": config.sampling.samples, "steps": config.sampling.steps,
-            "optimizer.first_share": 1.0, "updates": arguments.updates,
-            "precision": arguments.precision, "threads": arguments.threads, "our compile": arguments.compile,
+            "preset": PRESET, "model": arguments.model, "samples": config.sampling.samples,
+            "steps": config.sampling.steps,
+            "optimizer.first_share": 1.0, "updates": size.updates,
+            "precision": size.precision, "threads": arguments.threads, "our compile": size.compiled,
         },
         "sides": about,
         "seconds": {side: [round(value, 3) for value in times] for side, times in seconds.items()},

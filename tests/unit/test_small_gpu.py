@@ -99,6 +99,23 @@ def test_adapters_train_on_quantized_weights_and_are_saved_alone(tmp_path, kind)
     assert (whole.predict(x, t, cond) - after).abs().max() < 0.5 * after.abs().max()
 
 
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized_layers_put_out_half_precision_as_others_do_under_autocast(kind):
+    pytest.importorskip("bitsandbytes", reason="needs the extra eight-bit")
+    plain, found = (LatentUNet(tiny.pipeline(), "bf16") for _ in range(2))
+    found.tune(Tuning(rank=2, base_weights=kind))
+    layer = found.network.get_submodule("down_blocks.0.resnets.0.time_emb_proj")
+    seen = []
+    layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
+    x, t = torch.randn(2, *found.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([500, 20])
+    cond = found.encode(["a cat", "a dog"], 1.0)
+    answer, base = found.predict(x, t, cond), plain.predict(x, t, cond)
+    assert seen == [(torch.bfloat16, torch.bfloat16)]
+    assert 0 < (answer - base).abs().max() < 0.5 * base.abs().max()
+    answer.square().mean().backward()
+    assert all(value.grad is not None for value in found.weights.trainable().values())
+
+
 # ---------------------------------------------------------------- off the device
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tastemaker.errors import ConfigError
 from tastemaker.models.tuning import BaseWeights
@@ -66,8 +68,16 @@ def _eight(bnb: Any, layer: nn.Linear) -> nn.Module:
 
 
 def _placed(made: Any, layer: nn.Linear) -> nn.Module:
+    # bitsandbytes answers in the precision of the input, and torch.autocast does not know its layers: without this
+    # they would put out float32 where ordinary layers put out half precision, and norms refuse that on a CPU.
+    made.register_forward_pre_hook(partial(_cast, layer.weight.dtype))
     made.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
     return made.to(layer.weight.device).train(layer.training)
+
+
+def _cast(dtype: torch.dtype, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    first, *rest = inputs
+    return (first.to(dtype), *rest)
 
 
 def quantized_bytes(parameters: int, kind: Literal["nf4", "int8"]) -> float:
