@@ -94,6 +94,11 @@ def run_script(code: str, folder: Path | None = None) -> None:
     exec(compile(code, "script", "exec"), {"__name__": "__main__"})
 
 
+def node(endpoint: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """One of two machines with a process each, which meet at the endpoint, as two of torchrun's commands do."""
+    under_torchrun(1, function, *arguments, nodes=2, endpoint=endpoint)
+
+
 class Group:
     """Calls of one function in several processes that find each other as torchrun's do."""
 
@@ -139,15 +144,18 @@ class Group:
         return "".join(child.output() for child in self.children)
 
 
-def under_torchrun(count: int, function: Callable[..., Any], *arguments: Any) -> None:
+def under_torchrun(
+    count: int, function: Callable[..., Any], *arguments: Any, nodes: int = 1, endpoint: str = "localhost:0"
+) -> None:
     """What torchrun's command does, with a function in the place of a script: its agent and its handling of signals.
 
-    Its processes are forked, so it is for a `Child`, which has nothing but imported libraries.
+    Its processes are forked, so it is for a `Child`, which has nothing but imported libraries. With several `nodes` it
+    is called once for each, with one `endpoint`.
     """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, start_method="fork", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0,
+        min_nodes=nodes, max_nodes=nodes, nproc_per_node=count, start_method="fork", rdzv_backend="c10d",
+        rdzv_endpoint=endpoint, max_restarts=0, run_id="tests",
     )  # fmt: skip
     elastic_launch(config, function)(*arguments)

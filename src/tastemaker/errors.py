@@ -46,6 +46,12 @@ class EngineUnavailable(EngineError):
     exit_code = 69
 
 
+class ProcessLost(TastemakerError):
+    """Another process of the run has ended, or cannot be reached: the run can go on from its last checkpoint."""
+
+    exit_code = 69
+
+
 class CheckpointError(TastemakerError):
     """A checkpoint that is missing, damaged, or of another run than the one that is to go on."""
 

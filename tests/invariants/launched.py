@@ -1,6 +1,7 @@
 """The command line as torchrun starts it.
 
-`launched.py [--sharded] [--unsynchronised | --die-in-round N | --sigterm-in-round N FOLDER] train ... [--then ...]`
+`launched.py [--sharded] [--unsynchronised | --die-in-round N | --sigterm-in-round N FOLDER | --node-in-round N ACT RANK
+FOLDER] train ... [--then ...]`
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it h
 from drawing import undrawn
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.cli.main import main
-from tastemaker.training import rounds, run, setup
+from tastemaker.training import heartbeat, rounds, run, setup
 
 
 def sharding_accelerator(**named):
@@ -65,6 +66,18 @@ def wait_for_sigterm(folder: Path) -> None:
     signal.signal(signal.SIGTERM, handler)
 
 
+def node_fails(rank: int, act: str, folder: Path) -> None:
+    """The process of this rank and its launcher die, or stop, as those of a machine without power do for the others.
+
+    `folder` gets the process' id.
+    """
+    if rank == int(os.environ["RANK"]):
+        (folder / "failed").write_text(str(os.getpid()))
+        number = signal.SIGKILL if act == "die" else signal.SIGSTOP
+        for process in (os.getppid(), os.getpid()):
+            os.kill(process, number)
+
+
 def in_round(number, action):
     """A patch that does `action(process)` before the update of a round."""
     update = rounds.update
@@ -97,6 +110,10 @@ def run_lines(*words: str) -> int:
     if words[0] == "--sigterm-in-round":
         number, folder, words = int(words[1]), Path(words[2]), words[3:]
         patches.append(in_round(number, lambda process: wait_for_sigterm(folder)))
+    if words[0] == "--node-in-round":
+        number, act, rank, folder, words = int(words[1]), words[2], int(words[3]), Path(words[4]), words[5:]
+        patches.append(in_round(number, lambda process: node_fails(rank, act, folder)))
+        patches += [mock.patch.object(heartbeat, "INTERVAL", 0.1), mock.patch.object(heartbeat, "PATIENCE", 3)]
     for patch in patches:
         patch.start()
     # Several command lines in one launch, and one group of processes.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,9 @@ import torch
 from launched import run_and_exit, run_lines
 from safetensors.torch import load_file
 
-from forked import Child, Group, finish, under_torchrun
+from forked import Child, Group, finish, node, under_torchrun
 from tastemaker.cli.main import main
+from tastemaker.runs.checkpoint import newest as checkpoint_of
 
 SCRIPT = Path(__file__).parent / "launched.py"
 CPU = {"ACCELERATE_USE_CPU": "true"}
@@ -97,6 +101,66 @@ def test_a_process_that_dies_ends_the_others_with_the_reason(checkpoint, tmp_pat
     errors = finish(Child(under_torchrun, 2, run_and_exit, *arguments, log=tmp_path / "log", environment=CPU), 1)
     assert "Signal 9 (SIGKILL)" in errors, errors[-3000:]
     assert (run / "checkpoints/step-000001").is_dir()
+
+
+def two_nodes(folder, *arguments):
+    """Two launchers with a process each, which meet as those of two machines do."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    return [
+        Child(node, endpoint, run_and_exit, *arguments, log=folder / f"node-{number}.log", environment=CPU)
+        for number in range(2)
+    ]
+
+
+def test_two_machines_are_one_process(alone, checkpoint, tmp_path):
+    run = tmp_path / "run"
+    nodes = two_nodes(tmp_path, *words(checkpoint, run))
+    assert sum(finish(child).count("loading") for child in nodes) == 1
+    assert distance(weights(alone), weights(run)) < 1e-5
+    assert metrics(run)[-2]["reward_queries"] == 48
+
+
+SMALLER = ["--rounds", "1000", "sampling.samples=4", "sampling.per_prompt=2", "optimizer.updates=1", "sampling.steps=2",
+    "evaluation.prompts=1", "evaluation.kl_images=0"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("act", "rank", "said"),
+    [
+        ("die", 0, "another process of this run has ended, or cannot be reached any more"),
+        pytest.param("die", 1, "another process of this run has ended", marks=pytest.mark.slow),
+        ("stop", 1, "process 1 on [^ ]+ of this run gave no sign of life for 3 s"),
+    ],
+    ids=["first dies", "second dies", "second stops"],
+)
+def test_a_machine_that_fails_ends_the_run_with_a_checkpoint(checkpoint, tmp_path, act, rank, said):
+    """The launcher and its process are killed, or stop without closing a connection, in the updates of round 2.
+
+    Either launcher may have the store.
+    """
+    run = tmp_path / "run"
+    fails = ["--node-in-round", "2", act, str(rank), str(tmp_path)]
+    nodes = two_nodes(tmp_path, *fails, *words(checkpoint, run, *SMALLER))
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "failed").exists():
+            assert time.monotonic() < deadline, [child.output() for child in nodes]
+            time.sleep(0.02)
+        sentence = f"tastemaker: {said}.*; saved up to round 1; go on with: tastemaker resume {run}\n"
+        deadline = time.monotonic() + 60
+        # Not until the launcher ends: where the store stopped too, it waits for that for a minute.
+        while not any(re.search(sentence, child.output()) for child in nodes):
+            assert time.monotonic() < deadline, [child.output() for child in nodes]
+            time.sleep(0.05)
+        assert checkpoint_of(run)[0] == run / "checkpoints/step-000001"
+    finally:
+        for child in nodes:
+            child.process.kill()
+        if (tmp_path / "failed").exists():
+            with suppress(ProcessLookupError):
+                os.kill(int((tmp_path / "failed").read_text()), signal.SIGKILL)
 
 
 def wait_until_here(folder, count, child):

@@ -107,7 +107,7 @@ def arguments(command: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         from torch.distributed.run import get_args_parser
 
         launched = get_args_parser().parse_args(argv[1:])
-        count = launched.nproc_per_node
+        count = int(launched.nproc_per_node) * int(launched.nnodes.rpartition(":")[2])
     else:
         from accelerate.commands.launch import launch_command_parser
 

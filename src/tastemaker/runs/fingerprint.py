@@ -21,6 +21,9 @@ from tastemaker.runs.metrics import versions
 FREE = ("rounds", "trackers", "checkpoint", "rollout_engine", "remote", "labelers", "vlm")
 """Settings that change no weight and no figure, and may differ."""
 
+HARDWARE = ("device", "threads", "cpu")
+"""Parts of a fingerprint in which the machines of one run may differ."""
+
 
 def fingerprint(config: Config, accelerator: Accelerator) -> dict[str, Any]:
     """Settings, versions and hardware that results depend on in their last bit, as JSON."""

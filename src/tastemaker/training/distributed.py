@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
+
+from tastemaker.errors import ConfigError
+from tastemaker.runs.fingerprint import HARDWARE, differences
 
 
 def first_process_path(accelerator: Accelerator, path: Path) -> Path:
@@ -18,6 +23,25 @@ def first_process_path(accelerator: Accelerator, path: Path) -> Path:
     if accelerator.num_processes > 1:
         broadcast_object_list(paths)
     return Path(paths[0])
+
+
+def require_same(accelerator: Accelerator, circumstances: Mapping[str, Any]) -> None:
+    """Raises ConfigError, on every process, where one has other settings, versions or data than the first.
+
+    Processes of several machines may read other files by the same names. `circumstances` are a fingerprint
+    (runs/fingerprint.py) with what else must be equal, as JSON; the hardware may differ.
+    """
+    if accelerator.num_processes == 1:
+        return
+    own = {name: value for name, value in circumstances.items() if name not in HARDWARE}
+    everyone = gather_object([(socket.gethostname(), own)])
+    host, first = everyone[0]
+    for rank, (other, found) in enumerate(everyone):
+        if changed := differences(first, found):
+            raise ConfigError(
+                f"process {rank} on {other} does not have what process 0 on {host} has ({'; '.join(changed)}): give "
+                "all machines the same settings, versions, files and run folder"
+            )
 
 
 @contextmanager

@@ -76,6 +76,13 @@ class Facts:
     """Share of an image that the decoder works on at once with `memory.vae_tiling`."""
     prompt_state: int = 0
     """Elements of one prompt's states."""
+    forward_flops: int = 0
+    """Floating-point operations of the network's matrix products, convolutions and attention in a pass over one row
+    without a graph: a multiplication and an addition are two."""
+    backward_flops: int = 0
+    """The same of a pass with a graph together with its backward pass, with nothing computed again."""
+    decode_flops: int = 0
+    """The same of decoding one image."""
     pairs: int | None = None
     """Given pairs, of algorithms that learn from them."""
     processes: int = 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
@@ -66,10 +67,11 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     value = None if needs.value is None else value_network_for(needs.value, model)
     # Adapters compute as much as the network, but their outputs belong to its layers: they are counted before.
     x = torch.zeros(1, *model.latent_shape, device="meta")
-    with counted_outputs(model.network) as outputs:
-        model.predict(x, torch.zeros(1, dtype=torch.int64, device="meta"), cond)
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+    with counted_outputs(model.network) as outputs, FlopCounterMode(display=False) as forward, torch.no_grad():
+        model.predict(x, t, cond)
     frozen = {name: parameters(part) for name, part in model.components.items()}
-    with counted_outputs(*model.components.values()) as counts:
+    with counted_outputs(*model.components.values()) as counts, FlopCounterMode(display=False) as decode:
         model.decode(x)
     decoder = sorted(counts)[-2:]
     linear = sum(parameters(layer) for layer in model.network.modules() if isinstance(layer, nn.Linear))
@@ -80,6 +82,8 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     )
     # Layers without values cannot be quantized, and are counted.
     model.tune(replace(config.tuning, gradient_checkpointing=False, base_weights="none"), config.seed)
+    with FlopCounterMode(display=False) as backward:
+        model.predict(x, t, cond).sum().backward()
     sde = run_sde(config, model)
     if config.sampling.engine is not None:
         require_engine_fits(model, sde, processes)
@@ -92,6 +96,9 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         decoder_peak=sum(decoder),
         network_class=type(model.network).__name__,
         tile=tile_share(model.components.get("vae"), model.latent_shape),
+        forward_flops=forward.get_total_flops(),
+        backward_flops=backward.get_total_flops(),
+        decode_flops=decode.get_total_flops(),
         prompt_state=sum(states[0].numel() for states in cond.states.values()),
         value=0 if value is None else parameters(value),
         text_encoder=sum(count for name, count in frozen.items() if name != "vae"),

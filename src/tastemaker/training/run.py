@@ -6,7 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from tastemaker.runs.folders import check_new_folder, new_folder
 from tastemaker.runs.locking import only_writer
 from tastemaker.runs.metrics import append_metrics, environment, read_metrics, truncate_metrics
 from tastemaker.spread import moments
-from tastemaker.training.distributed import first_process_path, process_group
+from tastemaker.training.distributed import first_process_path, process_group, require_same
 from tastemaker.training.early_stopping import any_process, should_stop
 from tastemaker.training.evaluations import RunEvaluation, evaluate_run
 from tastemaker.training.finish import summary, write_adapter
+from tastemaker.training.heartbeat import watched_processes
 from tastemaker.training.isolation import isolated
 from tastemaker.training.over_optimisation import keep_best, watched
 from tastemaker.training.progress import Display, plain
@@ -73,7 +74,8 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
     session = start(config, out, State(), given)
     accelerator = session.accelerator
     out = first_process_path(accelerator, out)
-    with _tracked(session, out, 0), session.display:
+    require_same(accelerator, _circumstances(session))
+    with _watched(session, out), _tracked(session, out, 0), session.display:
         # Every process evaluates the base model: each needs its rewards' mean and deviation.
         base = evaluate_run(session)
         rewards = base.reward(base.seen)
@@ -110,6 +112,17 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
     return out
 
 
+def _watched(session: Session, run: Path) -> AbstractContextManager[None]:
+    """Inside it this process ends soon after another one of the run has died."""
+
+    def how_to_go_on() -> str:
+        if session.accelerator.is_main_process and checkpoint.saved_round(run) < 0:
+            return "nothing was saved yet: start the run again"
+        return _how_to_go_on(run)
+
+    return watched_processes(session.accelerator, how_to_go_on)
+
+
 @contextmanager
 def _writing(session: Session, run: Path) -> Iterator[None]:
     """Refuses another training of the same folder while this one goes on."""
@@ -127,7 +140,7 @@ def _keep_prompt_states(session: Session, run: Path) -> None:
 
 def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None:
     session = start(config, run, State(), given)
-    with _writing(session, run):
+    with _writing(session, run), _watched(session, run):
         _continue(session, run, allow_inexact)
 
 
@@ -135,6 +148,8 @@ def _continue(session: Session, run: Path, allow_inexact: bool) -> None:
     _keep_prompt_states(session, run)
     config, accelerator = session.config, session.accelerator
     session.state, then, notes = checkpoint.load(run, _training(session))
+    loaded = {"the checkpoint's round": session.state.round, "the checkpoint's state": digest(vars(session.state))[:12]}
+    require_same(accelerator, _circumstances(session) | loaded)
     session.recall()
     changed = differences(then, json.loads(json.dumps(_circumstances(session))))
     if changed and not allow_inexact:
@@ -257,6 +272,8 @@ def _evaluate_again(session: Session, folder: Path) -> bool:
 
 def _how_to_go_on(folder: Path) -> str:
     saved, command = checkpoint.saved_round(folder), f"tastemaker resume {folder}"
+    if saved < 0:  # a process of another machine than the first, which does not see the run's folder
+        return f"the run is in {folder} on the machine of the first process; go on with: {command}"
     with suppress(OSError, ConfigError):
         config = load_config(folder / "config.yaml", Config())
         if any(name.startswith(PREFIX) for name in (config.model, config.reward, config.prompts)):

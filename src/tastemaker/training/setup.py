@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, disable_fsdp_ram_efficient_loading, set_seed
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading, set_seed
 from torch import Tensor, nn
 
 from tastemaker.algorithms.advantage import step_weights
@@ -37,6 +37,7 @@ from tastemaker.rollout_engine.sampler import engine_sampler, require_engine_fit
 from tastemaker.runs import sharding
 from tastemaker.runs.checkpoint import State
 from tastemaker.training.early_stopping import can_stop
+from tastemaker.training.heartbeat import COLLECTIVE_TIMEOUT
 from tastemaker.training.labelers import require_labelers_fit
 from tastemaker.training.prior_preservation import given_images, load_prior_images
 from tastemaker.training.progress import Display
@@ -74,7 +75,10 @@ def _accelerator(config: Config, out: Path) -> Accelerator:
     # and nothing would send it on.
     disable_fsdp_ram_efficient_loading()
     try:
-        made = Accelerator(mixed_precision=mixed, project_dir=out, cpu=not device)
+        made = Accelerator(
+            mixed_precision=mixed, project_dir=out, cpu=not device,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
+        )  # fmt: skip
     except (ValueError, ImportError, RuntimeError) as error:
         raise ConfigError(
             f"accelerate cannot set up this process ({' '.join(str(error).split())}): look at the variables of the "
