@@ -42,7 +42,9 @@ class DiffusionDPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=True, guided=self.guided)
+        return Requirements(
+            reference=True, guided=self.guided, images_per_row=2, rows_per_image=self.noises, passes_beside=1
+        )
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair: a rollout has the preferred images first, then the others in their order."""
