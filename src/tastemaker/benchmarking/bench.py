@@ -153,7 +153,8 @@ def _summary(
         },
         images_per_second=s.samples / median.get("sample", median["train"]),
         rows_per_second=rows / (median["train"] + (median["sample"] if o.single_pass else 0)),
-        compile_seconds=compiled, peak_memory_gib=memory, wall=statistics.median(walls), floor=statistics.median(totals),
+        compile_seconds=compiled, peak_memory_gib=memory,
+        wall=statistics.median(walls), floor=statistics.median(totals),
         overhead=statistics.median(overheads), walls=walls, floors=totals, overheads=overheads, phases=median,
         parts={name: statistics.fmean(part[name] for part in parts) for name in PARTS},
         floor_parts={

@@ -1,4 +1,4 @@
-"""The floor of a round: the network calls that it cannot do without, counted from its settings and made by themselves."""
+"""The floor of a round: the network calls that it cannot do without, counted from its settings, and their time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tastemaker.benchmarking.trace import clock
 from tastemaker.config.schema import Config
 from tastemaker.diffusion.sampler import batches
-from tastemaker.training.plan import Calls, round_calls, rows_of, updates_of_round
+from tastemaker.training.plan import Calls, round_calls, rows_of
 from tastemaker.training.session import Session
 from tastemaker.training.setup import run_window
 from tastemaker.training.static_rows import training_rows
