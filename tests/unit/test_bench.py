@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,33 @@ import torch
 
 from tastemaker import types
 from tastemaker.algorithms.alignprop import AlignProp
+from tastemaker.algorithms.awm import AWM
+from tastemaker.algorithms.ddpo import DDPO
+from tastemaker.algorithms.dgpo import DGPO
 from tastemaker.algorithms.direct_align import DirectAlign
+from tastemaker.algorithms.dpo import DPO
+from tastemaker.algorithms.dpok import DPOK
+from tastemaker.algorithms.dppo import DPPO
 from tastemaker.algorithms.draft import DRaFT
+from tastemaker.algorithms.grpo import GRPO
+from tastemaker.algorithms.nft import NFT
+from tastemaker.algorithms.online_diffusion_dpo import OnlineDiffusionDPO
+from tastemaker.algorithms.ppo import PPO
 from tastemaker.algorithms.refl import ReFL
-from tastemaker.benchmarking import bench, trace
+from tastemaker.algorithms.rwr import RWR
+from tastemaker.algorithms.windows import Backward, Whole
+from tastemaker.benchmarking import bench, floor, trace
 from tastemaker.benchmarking.trace import FORWARD, PARTS, TRAIN
 from tastemaker.cli import bench as verb
 from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
 from tastemaker.diffusion import losses, sampler, sde
 from tastemaker.evaluation import metrics, scoring
+from tastemaker.models.compiling import StaticRows, filled_up
 from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup
+from tastemaker.training.plan import Calls
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 
@@ -89,7 +103,7 @@ class Recorder:
 
 def test_the_floor_counts_the_calls_of_a_round_by_hand(session: Session):
     # Sampling: 4 steps x batches of 4 and 2 images. Training: 2 updates x (4, 4, 1) rows. Guidance doubles the rows.
-    assert bench.needed_calls(session) == bench.Calls({8: 4, 4: 4}, {8: 4, 2: 2})
+    assert floor.calls_of_round(session).network == Calls({8: 4, 4: 4}, {8: 4, 2: 2})
 
 
 @pytest.mark.parametrize(
@@ -111,13 +125,81 @@ def test_a_round_makes_no_other_calls_than_the_floor_s(
     session = start(settings, tmp_path, State())
     recorder = Recorder(session.model.network)
     rounds.one_round(session)
-    assert bench.needed_calls(session) == bench.Calls(recorder.forward, recorder.backward)
+    assert floor.calls_of_round(session).network == Calls(recorder.forward, recorder.backward)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings whose rounds ask more than the network about the rows that learn."""
+
+    algorithm: Any
+    sampling: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    window: Any = field(default_factory=Whole)
+    normalise: str = "round"
+
+
+CASES = {
+    "grpo": Case(GRPO()),
+    "dppo": Case(DPPO(kl=0.1)),
+    "dpok": Case(DPOK(value="none")),
+    "dpok-value": Case(DPOK(value="mlp", value_batch=300, value_updates=2)),
+    "dpok-joint": Case(DPOK(value="mlp", value_batch=None)),
+    "ppo-exact": Case(PPO(kl=0.1, kl_estimator="exact", value="conv"), optimizer={"inner_epochs": 2}),
+    "ppo-k1": Case(PPO(kl=0.1, kl_estimator="k1", value="conv")),
+    "rwr": Case(RWR(noises=3), normalise="softmax"),
+    "nft": Case(NFT(noises=3, kl=0.1)),
+    "awm": Case(AWM(noises=2, kl=0.1, guided=False)),
+    "dgpo": Case(DGPO(noises=2)),
+    "dpo": Case(DPO()),
+    "online": Case(OnlineDiffusionDPO(noises=2, pairs="best-worst")),
+    "branches": Case(DDPO(), {"per_prompt": 3, "branches": 3, "batch": 3}, window=Backward()),
+    "engine-like": Case(GRPO(), {"recompute_log_prob": True, "guidance": 1.0}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_floor_counts_references_branches_and_value_networks(words: list[str], tmp_path: Path, name: str):
+    case, settings = CASES[name], verb.read(verb.BenchArgs, words, "bench")[0].settings
+    settings = replace(
+        settings, algorithm=case.algorithm, window=case.window,
+        sampling=replace(settings.sampling, **case.sampling),
+        optimizer=replace(settings.optimizer, **({"first_share": 1.0} | case.optimizer)),
+        advantage=replace(settings.advantage, normalise=case.normalise), reward="soft-colourfulness",
+    )  # fmt: skip
+    session = start(settings, tmp_path, State())
+    needed, network = floor.calls_of_round(session), Recorder(session.model.network)
+    value = None if session.task.value is None else Recorder(session.task.value)
+    rounds.one_round(session)
+    assert needed.network == Calls(network.forward, network.backward)
+    assert needed.value == (Calls({}, {}) if value is None else Calls(value.forward, value.backward))
+
+
+def test_the_time_of_a_value_network_is_part_of_the_floor(words: list[str], tmp_path: Path, clock: Clock):
+    """3 rows of estimates at 4, 4, .. and 2 updates' rows at 4, 4, ..: each call takes 100 ms."""
+    settings = verb.read(verb.BenchArgs, words, "bench")[0].settings
+    session = start(replace(settings, algorithm=PPO(kl=0.0, value="conv")), tmp_path, State())
+    assert session.task.value is not None
+    session.task.value.register_forward_pre_hook(lambda *_: clock.sleep(0.1))
+    # 18 rows estimated in calls of 4, 4, 4, 4, 2; two updates of 9 rows in 4, 4, 1.
+    assert floor.measure_floor(session, floor.calls_of_round(session)).value == pytest.approx((5 + 2 * 3) * 0.1)
+
+
+def test_what_fills_a_compiled_call_up_is_no_part_of_the_floor(session: Session, clock: Clock):
+    """A call of 2 rows that is made with 8 takes 0.8 s, of which a quarter is needed."""
+    session.static = StaticRows((8,), (8,))
+    session.model.predict = filled_up(session.model.predict, session.static)
+    session.model.network.register_forward_pre_hook(lambda _, inputs: clock.sleep(0.1 * len(inputs[0])))
+    found = floor.measure_floor(session, floor.Needed(Calls({8: 1}, {2: 3}), Calls({}, {})))
+    assert found.forward == pytest.approx(0.8)
+    assert found.backward == pytest.approx(3 * 0.2)
 
 
 @pytest.mark.parametrize(
     "algorithm",
     [
-        AlignProp(checkpointing="none"), AlignProp(checkpointing="none", truncation="per-step"),
+        AlignProp(checkpointing="none"), AlignProp(checkpointing="none", kl=0.1),
+        AlignProp(checkpointing="none", truncation="per-step"),
         AlignProp(checkpointing="none", images_per_draw=1),
         DRaFT(checkpointing="none", last=2), DRaFT(checkpointing="none", noises=2),
         DRaFT(checkpointing="none", noises=1, ordinary=True), ReFL(checkpointing="none"),
@@ -129,7 +211,7 @@ def test_the_floor_of_methods_that_follow_the_gradient(words: list[str], tmp_pat
     sampling = replace(settings.sampling, eta=0.0)
     settings = replace(settings, algorithm=algorithm, reward="soft-colourfulness", sampling=sampling)
     session = start(settings, tmp_path, State())
-    needed, recorder = bench.needed_calls(session), Recorder(session.model.network)
+    needed, recorder = floor.calls_of_round(session).network, Recorder(session.model.network)
     rounds.one_round(session)
     assert needed.backward == recorder.backward
     assert {rows: count for rows, count in needed.forward.items() if count} == recorder.forward
@@ -142,11 +224,11 @@ def test_the_floor_of_edict_has_both_calls_of_a_step_and_not_those_of_the_invers
         settings, algorithm=algorithm, reward="soft-colourfulness", sampling=replace(settings.sampling, eta=0.0)
     )
     session = start(settings, tmp_path, State())
-    needed, recorder = bench.needed_calls(session), Recorder(session.model.network)
+    needed, recorder = floor.calls_of_round(session).network, Recorder(session.model.network)
     rounds.one_round(session)
     # Two updates of 3 images with guidance, 4 steps of which the second and third learn: 2 x 2 calls without graph in
     # each, and as many with one. The forward pass has no graph, and the inversion goes back over the last step too.
-    assert needed == bench.Calls({6: 8}, {6: 8})
+    assert needed == Calls({6: 8}, {6: 8})
     assert recorder.backward == {6: 8}
     assert recorder.forward == {6: 2 * (2 * 4 + 2)}
 
@@ -155,18 +237,18 @@ def test_the_floor_is_the_bare_call_times_its_count(session: Session, clock: Clo
     """A network that takes 100 ms: 8 calls without gradient, 6 with."""
     recorder = Recorder(session.model.network)
     session.model.network.register_forward_pre_hook(lambda *_: clock.sleep(0.1))
-    found = bench.measure_floor(session, bench.needed_calls(session))
+    found = floor.measure_floor(session, floor.calls_of_round(session))
     assert found.forward == pytest.approx(8 * 0.1)
     assert found.backward == pytest.approx(6 * 0.1)
     assert found.total == found.forward + found.backward
     # Each shape several times, whatever its count, and one to warm up.
-    assert recorder.forward == {8: bench.CALLS + 1, 4: bench.CALLS + 1}
-    assert recorder.backward == {8: bench.CALLS + 1, 2: bench.CALLS + 1}
+    assert recorder.forward == {8: floor.CALLS + 1, 4: floor.CALLS + 1}
+    assert recorder.backward == {8: floor.CALLS + 1, 2: floor.CALLS + 1}
 
 
 def test_the_floor_leaves_weights_gradients_and_the_round_alone(session: Session):
     before = {name: p.detach().clone() for name, p in session.model.weights.trainable().items()}
-    bench.measure_floor(session, bench.needed_calls(session))
+    floor.measure_floor(session, floor.calls_of_round(session))
     for name, parameter in session.model.weights.trainable().items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
@@ -286,7 +368,7 @@ def test_json_is_one_object_with_medians_of_what_it_lists(
         return x.mean(dim=(1, 2, 3))
 
     monkeypatch.setattr(setup, "load_reward", lambda *_, **__: as_reward(talkative))
-    monkeypatch.setattr(bench, "CALLS", 1)
+    monkeypatch.setattr(floor, "CALLS", 1)
     assert main(["bench", *words, "--json", "--repeats", "3"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)

@@ -49,7 +49,10 @@ class AWM:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=self.kl > 0, kl=self.kl, guided=self.guided)
+        return Requirements(
+            reference=self.kl > 0, kl=self.kl, guided=self.guided, rows_per_image=self.noises, passes_before=1,
+            passes_beside=int(self.kl > 0),
+        )  # fmt: skip
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each selected image, with their log-probabilities before the round."""

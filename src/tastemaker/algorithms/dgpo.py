@@ -47,7 +47,10 @@ class DGPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(keep_groups_together=True, reference=True, kl=self.kl, guided=self.guided)
+        return Requirements(
+            keep_groups_together=True, reference=True, kl=self.kl, guided=self.guided, rows_per_image=self.noises,
+            passes_before=2, passes_beside=int(self.kl > 0),
+        )  # fmt: skip
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each selected image, with their denoising losses before the round, and their

@@ -43,7 +43,14 @@ class DiffusionDPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=True, guided=self.guided, label_probabilities=True)
+        return Requirements(
+            reference=True,
+            guided=self.guided,
+            label_probabilities=True,
+            images_per_row=2,
+            rows_per_image=self.noises,
+            passes_beside=1,
+        )
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair: a rollout has the preferred images first, then the others in their order."""

@@ -45,7 +45,10 @@ class DiffusionKTO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(reference=True, guided=self.guided, mean_before=True)
+        return Requirements(
+            reference=True, guided=self.guided, mean_before=True, images_per_row=2, rows_per_image=self.noises,
+            passes_before=2,
+        )  # fmt: skip
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair, with `before` [N,4]: the policy's and the reference's denoising losses, first of

@@ -42,7 +42,10 @@ class DPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(keep_groups_together=True, reference=self.reference == "base")
+        base = self.reference == "base"
+        return Requirements(
+            keep_groups_together=True, reference=base, images_per_row=2, pairs=self.pairs, passes_beside=int(base)
+        )
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each pair and each kept step."""

@@ -62,6 +62,7 @@ class DPOK:
     def requirements(self) -> Requirements:
         return Requirements(
             reference=self.kl > 0,
+            passes_beside=int(self.kl > 0),
             kl=self.kl,
             value=None if self.value == "none" else self._value_training(self.value),
             score_weight=self.reward_weight if self.kl == 0 and self.value == "none" else None,

@@ -40,7 +40,9 @@ class DPPO:
     @property
     def requirements(self) -> Requirements:
         score = None if self.kl > 0 else 1.0
-        return Requirements(reference=self.kl > 0, kl=self.kl, sampling_noise=True, score_weight=score)
+        return Requirements(
+            reference=self.kl > 0, kl=self.kl, sampling_noise=True, score_weight=score, passes_beside=int(self.kl > 0)
+        )
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """One row for each selected image and each kept step."""

@@ -87,6 +87,7 @@ class DRaFT:
     def requirements(self) -> Requirements:
         return Requirements(
             reference=self.kl > 0,
+            passes_beside=int(self.kl > 0),
             kl=self.kl,
             gradient_checkpointing=self.checkpointing == "block",
             edict_mixing=reward_backprop.edict_mixing(self.checkpointing, self.mixing_coeff),

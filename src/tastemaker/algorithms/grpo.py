@@ -44,7 +44,7 @@ class GRPO:
     def requirements(self) -> Requirements:
         plain = self.ratio == "plain"
         return Requirements(
-            reference=self.kl > 0, kl=self.kl, sampling_noise=not plain,
+            reference=self.kl > 0, kl=self.kl, sampling_noise=not plain, passes_beside=int(self.kl > 0),
             score_weight=1.0 if plain and self.kl == 0 else None,
         )  # fmt: skip
 

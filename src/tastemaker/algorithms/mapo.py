@@ -41,7 +41,7 @@ class MaPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(guided=self.guided)
+        return Requirements(guided=self.guided, images_per_row=2, rows_per_image=self.noises)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair: a rollout has the preferred images first, then the others in their order."""

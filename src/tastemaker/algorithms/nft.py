@@ -58,7 +58,8 @@ class NFT:
     def requirements(self) -> Requirements:
         average = SamplingAverage(self.sampling_decay, self.sampling_decay_rate, self.sampling_decay_after)
         return Requirements(
-            reference=self.kl > 0, kl=self.kl, guided=self.guided,
+            reference=self.kl > 0, kl=self.kl, guided=self.guided, rows_per_image=self.noises, passes_before=1,
+            passes_beside=int(self.kl > 0),
             sampling_average=average if self.sampling_decay > 0 else None,
         )  # fmt: skip
 

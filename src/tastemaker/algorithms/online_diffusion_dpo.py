@@ -43,7 +43,10 @@ class OnlineDiffusionDPO:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(keep_groups_together=True, reference=True, guided=self.guided)
+        return Requirements(
+            keep_groups_together=True, reference=True, guided=self.guided, images_per_row=2, pairs=self.pairs,
+            rows_per_image=self.noises, passes_beside=1,
+        )  # fmt: skip
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each pair."""

@@ -79,9 +79,12 @@ class PPO:
 
     @property
     def requirements(self) -> Requirements:
+        asked, exact = self.kl > 0, self.kl_estimator == "exact"
         return Requirements(
             standardise_advantages=self.normalise == "minibatch",
-            reference=self.kl > 0,
+            reference=asked,
+            passes_before=asked * (1 + exact),
+            passes_beside=int(asked and exact),
             kl=self.kl,
             kl_control=None if self.kl_target is None else KlControl(self.kl_target, self.kl_horizon),
             value=ValueTraining(self.value, self.value_lr, self.value_warmup, reward_model=self.value_from),

@@ -61,6 +61,7 @@ class ReFL:
     def requirements(self) -> Requirements:
         return Requirements(
             reference=self.kl > 0,
+            passes_beside=int(self.kl > 0),
             kl=self.kl,
             gradient_checkpointing=self.checkpointing == "block",
             guided=self.guided,

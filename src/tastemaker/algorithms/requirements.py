@@ -86,6 +86,17 @@ class Requirements:
     """It asks for the noise that the sampler added, which only this package's own sampler draws by counters."""
     queries: int = 1
     """Images that are scored for each one sampled."""
+    images_per_row: int = 1
+    """Images that each row of its losses asks the network about together: 2 for pairs."""
+    pairs: Literal["all", "best-worst"] | None = None
+    """Its rows are pairs out of the images of a group: all of them, or its best with its worst. None: images, or given
+    pairs."""
+    rows_per_image: int | None = None
+    """Rows that each image has in a pass over the round; None: one for each kept step."""
+    passes_before: int = 0
+    """Passes of the network over all rows of the round, without a graph, before the first update."""
+    passes_beside: int = 0
+    """Passes of the network without a graph beside each one with a graph, over the same rows: the reference's."""
     score_weight: float | None = None
     """Where the policy is still the one that sampled, the gradient of a row's loss is minus this times its advantage
     times the gradient of its log-probability, and the advantage is its image's; `optimizer.single_pass` needs that.

@@ -40,7 +40,7 @@ class RWR:
 
     @property
     def requirements(self) -> Requirements:
-        return Requirements(positive_weights=True, guided=self.guided)
+        return Requirements(positive_weights=True, guided=self.guided, rows_per_image=self.noises)
 
     def prepare(self, task: Task, rollout: Rollout) -> Rows:
         """`noises` rows for each selected image."""

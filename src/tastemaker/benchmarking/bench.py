@@ -16,32 +16,20 @@ from typing import Any
 
 import torch
 
-from tastemaker.benchmarking.trace import FORWARD, OTHER, PARTS, TRAIN, clock, traced_round
+from tastemaker.benchmarking.floor import Floor, Needed, calls_of_round, measure_floor
+from tastemaker.benchmarking.trace import FORWARD, OTHER, PARTS, TRAIN, VALUE, clock, traced_round
 from tastemaker.config.schema import Config
 from tastemaker.diffusion.model import image_size
 from tastemaker.errors import ConfigError
+from tastemaker.models.compiling import compile_seconds
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
-from tastemaker.training.plan import Calls, round_calls, updates_of_round
+from tastemaker.training.plan import updates_of_round
 from tastemaker.training.session import Session
-from tastemaker.training.setup import candidate_steps, start
-
-CALLS = 4
-"""Bare calls of each shape, before a round and again after it: a single one is too noisy to stand for many."""
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Seconds that the network calls of one round take by themselves."""
-
-    forward: float
-    backward: float
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward
+from tastemaker.training.setup import start
+from tastemaker.training.static_rows import training_rows
 
 
 @dataclass(frozen=True)
@@ -55,6 +43,8 @@ class Bench:
     rows_per_second: float
     """Rows (one image at one step) trained, the optimizer's steps included, and with `optimizer.single_pass`
     sampling."""
+    compile_seconds: float
+    """Until everything was compiled, which rounds do not count; 0 without `speed.compile`."""
     peak_memory_gib: float
     """On a CPU of the whole process, loading included; on a GPU of its tensors."""
     wall: float
@@ -81,6 +71,7 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
     """
     if config.algorithm.needs == "pairs":
         raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
+    begun = compile_seconds() if config.speed.compile else 0.0
     with isolated(), tempfile.TemporaryDirectory() as folder:
         session = start(replace(config, trackers=()), Path(folder), State())
         if any(reward.unmeasured for reward in session.combinations.values()):
@@ -92,56 +83,29 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
             parts.append(traced_round(session))
             # Of the rounds alone: the bare calls come later. Two rounds, since Adam has no moments in the first one.
             memory = memory or peak_memory(device)
-            calls = needed_calls(session)
+            calls = calls_of_round(session)
             before = measure_floor(session, calls)
             wall, phase = plain_round(session)
             after = measure_floor(session, calls)
             walls.append(wall)
             phases.append(phase)
             floors.append(
-                Floor((before.forward + after.forward) / 2, (before.backward + after.backward) / 2),
-            )
+                Floor(
+                    (before.forward + after.forward) / 2, (before.backward + after.backward) / 2,
+                    (before.value + after.value) / 2,
+                ),
+            )  # fmt: skip
             log(f"repeat {number + 1} of {repeats}: {wall:.2f} s, floor {floors[-1].total:.2f} s")
-        return _summary(session, calls, memory, walls, floors, phases, parts)
-
-
-def needed_calls(session: Session) -> Calls:
-    """The calls that a round cannot do without, at the batch sizes of its config. From the settings, not observed."""
-    return round_calls(session.config, candidate_steps(session.task.sde), session.state.round + 1)
-
-
-def measure_floor(session: Session, calls: Calls) -> Floor:
-    """Seconds of a round's network calls alone, each shape's from the mean of CALLS bare calls."""
-    forward = sum(count * _bare_seconds(session, rows, grad=False) for rows, count in calls.forward.items())
-    backward = sum(count * _bare_seconds(session, rows, grad=True) for rows, count in calls.backward.items())
-    session.optimizer.zero_grad()
-    return Floor(forward, backward)
-
-
-def _bare_seconds(session: Session, rows: int, grad: bool) -> float:
-    """Mean seconds of a network call [rows,*D], with its backward pass where `grad`."""
-    model, device = session.model, session.accelerator.device
-    x = torch.randn(rows, *model.latent_shape, device=device)
-    t = session.task.sde.grid.times.to(device)[torch.arange(rows, device=device) % len(session.task.sde)]
-    cond = model.encode([""] * rows, 1.0)
-    begin = 0.0
-    for number in range(CALLS + 1):
-        if number == 1:  # the one before finds the memory and is not counted
-            begin = clock(device)
-        with session.inference(), torch.set_grad_enabled(grad):
-            out = model.predict(x, t, cond)
-            if grad:
-                out.sum().backward()
-    return (clock(device) - begin) / CALLS
+        return _summary(session, calls, session.compiled() - begun, memory, walls, floors, phases, parts)
 
 
 def plain_round(session: Session) -> tuple[float, dict[str, float]]:
-    """Seconds of one round, and of its phases as the run itself counts them."""
+    """Seconds of one round, and of its phases as the run itself counts them, without compiling."""
     session.seconds.clear()
     begin = clock(session.accelerator.device)
     rounds.one_round(session)
-    wall = clock(session.accelerator.device) - begin
     phases = dict(session.seconds)
+    wall = clock(session.accelerator.device) - begin - phases.pop("compile", 0.0)
     return wall, phases | {OTHER: wall - sum(phases.values())}
 
 
@@ -157,7 +121,8 @@ def peak_memory(device: torch.device) -> float:
 
 def _summary(
     session: Session,
-    calls: Calls,
+    calls: Needed,
+    compiled: float,
     memory: float,
     walls: list[float],
     floors: list[Floor],
@@ -166,8 +131,7 @@ def _summary(
 ) -> Bench:
     config, device = session.config, session.accelerator.device
     s, o = config.sampling, config.optimizer
-    double = 1 if s.guidance == 1 else 2
-    rows = sum(size * count for size, count in calls.backward.items()) // double
+    rows = sum(size * count for size, count in calls.network.backward.items()) // training_rows(config)
     median = {name: statistics.median(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
     totals = [floor.total for floor in floors]
     height, width = image_size(session.model)
@@ -176,6 +140,7 @@ def _summary(
         settings={
             "model": config.model, "algorithm": config.algorithm.name, "reward": config.reward,
             "precision": config.precision, "tuning": config.tuning.mode, "compile": config.speed.compile,
+            "channels_last": config.speed.channels_last, "attention": config.speed.attention,
             "gradient_checkpointing": config.tuning.gradient_checkpointing,
             "height": height, "width": width, "samples": s.samples, "steps": s.steps,
             "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
@@ -188,11 +153,13 @@ def _summary(
         },
         images_per_second=s.samples / median.get("sample", median["train"]),
         rows_per_second=rows / (median["train"] + (median["sample"] if o.single_pass else 0)),
-        peak_memory_gib=memory, wall=statistics.median(walls), floor=statistics.median(totals),
+        compile_seconds=compiled, peak_memory_gib=memory,
+        wall=statistics.median(walls), floor=statistics.median(totals),
         overhead=statistics.median(overheads), walls=walls, floors=totals, overheads=overheads, phases=median,
         parts={name: statistics.fmean(part[name] for part in parts) for name in PARTS},
         floor_parts={
             FORWARD: statistics.fmean(floor.forward for floor in floors),
             TRAIN: statistics.fmean(floor.backward for floor in floors),
+            VALUE: statistics.fmean(floor.value for floor in floors),
         },
     )  # fmt: skip

@@ -19,7 +19,7 @@ from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
 from tastemaker.training.plan import round_calls
 from tastemaker.training.session import Session
-from tastemaker.training.setup import start
+from tastemaker.training.setup import candidate_steps, start
 
 CALLS = 3
 """Measured calls of each piece, after one that is not: the median counts."""
@@ -45,7 +45,7 @@ def measure_session(
 ) -> Seconds:
     """The same of a session that is there, whose optimizer takes steps. `clock` gives the seconds of a device."""
     config, model = session.config, session.model
-    stochastic = session.task.sde.stochastic()
+    stochastic = candidate_steps(session.task.sde)
     numbers = range(1, min(config.rounds, ROUNDS) + 1)
     plain, graph = sizes(round_calls(config, stochastic, number, processes) for number in numbers)
     device = session.accelerator.device

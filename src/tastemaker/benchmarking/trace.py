@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
+from tastemaker.algorithms.base import Task
 from tastemaker.diffusion import sampler, single_pass
 from tastemaker.evaluation import metrics
 from tastemaker.training import rounds
 from tastemaker.training.session import Session
 from tastemaker.types import Draw
 
-FORWARD, TRAIN = "network, sampling", "network, training"
+FORWARD, TRAIN, VALUE = "network without graph", "network with graph", "value network"
 MATHS, NOISE, OTHER, SCORE = "log-prob and scheduler maths", "noise", "other", "scoring (waited for)"
 DECODE, TEXT, JUDGE, STEP = "VAE decode", "text encoding", "judge", "optimizer step"
-PARTS = (FORWARD, TRAIN, MATHS, NOISE, DECODE, TEXT, SCORE, JUDGE, STEP, OTHER)
+PARTS = (FORWARD, TRAIN, VALUE, MATHS, NOISE, DECODE, TEXT, SCORE, JUDGE, STEP, OTHER)
 """What a round's seconds are divided into."""
 _ABSENT: Any = object()
 
@@ -87,6 +88,15 @@ def tracing(session: Session, trace: Trace) -> Iterator[None]:
             out.register_hook(lambda _: trace.become(TRAIN))
         return out
 
+    estimate = Task.estimate
+
+    def traced_estimate(*args: Any) -> Any:
+        with trace.part(VALUE):
+            out = estimate(*args)
+        if out.requires_grad:
+            out.register_hook(lambda gradient: trace.become(VALUE))
+        return out
+
     timed: list[tuple[Any, str, str]] = [
         (sampler, "sample", MATHS), (type(session.config.algorithm), "loss", MATHS), (Draw, "noise", NOISE),
         (session.accelerator, "backward", MATHS), (single_pass, "gradients_of", MATHS),
@@ -98,6 +108,7 @@ def tracing(session: Session, trace: Trace) -> Iterator[None]:
         for owner, name, part in timed:
             stack.enter_context(replaced(owner, name, _counted(getattr(owner, name), trace, part)))
         stack.enter_context(replaced(session.model, "predict", traced_predict))
+        stack.enter_context(replaced(Task, "estimate", traced_estimate))
         yield
 
 

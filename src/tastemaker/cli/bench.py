@@ -71,6 +71,7 @@ def text(name: str, found: Bench) -> str:
         "",
         f"sampling     {found.images_per_second:.4g} images/s",
         f"training     {found.rows_per_second:.4g} rows/s",
+        *([f"compiling    {found.compile_seconds:.0f} s, before the rounds"] if found.compile_seconds else []),
         f"peak memory  {found.peak_memory_gib:.2f} GiB ({memory})",
         f"round        {found.wall:.3f} s ({min(found.walls):.3f} to {max(found.walls):.3f})",
         f"floor        {found.floor:.3f} s (the network calls of a round alone)",

@@ -213,7 +213,13 @@ class Speed:
     """Ways to be faster that change results in their last digits. A run says what each of them did."""
 
     compile: bool = False
-    """Compile the network with torch.compile: minutes at the start, and again for each new shape."""
+    """Compile the network with torch.compile: minutes at the start of the first run, less of later ones, which find
+    what is kept. Smaller batches at the end of a loop are filled up, so that shapes stay the same."""
+    channels_last: bool = False
+    """Keep the weights of convolutions with their channels last in memory, for U-Nets."""
+    attention: Literal["auto", "flash", "efficient", "math"] = "auto"
+    """Implementation of attention (torch's scaled_dot_product_attention): `flash` and `efficient` need less memory than
+    `math`, where they work. `auto`: torch chooses."""
     tf32: bool = False
     """Let Nvidia cards from Ampere on multiply float32 matrices with 10 bits of mantissa."""
 

@@ -12,11 +12,14 @@ from contextlib import ExitStack, contextmanager
 import numpy
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch._dynamo import config as compiler
 
 from tastemaker.errors import ConfigError
+from tastemaker.models.compiling import CACHE
+from tastemaker.training.speed import attention_kept
 
 _running = threading.Lock()
-_VARIABLES = ("FSDP_CPU_RAM_EFFICIENT_LOADING",)
+_VARIABLES = ("FSDP_CPU_RAM_EFFICIENT_LOADING", CACHE)
 """Environment variables that setting up sets."""
 
 
@@ -24,9 +27,10 @@ _VARIABLES = ("FSDP_CPU_RAM_EFFICIENT_LOADING",)
 def isolated() -> Iterator[None]:
     """Inside it the process has torch's and accelerate's defaults, and after it what it had before.
 
-    That is: generators of random numbers, precision of matrix products, default dtype and device, gradient mode,
-    autocast, accelerate's shared state (an `Accelerator` of the caller's may have another precision), the import
-    path, and environment variables. Raises ConfigError where another training of this process has not ended.
+    That is: generators of random numbers, precision of matrix products, implementations of attention, the compiler's
+    limits, default dtype and device, gradient mode, autocast, accelerate's shared state (an `Accelerator` of the
+    caller's may have another precision), the import path, and environment variables. Raises ConfigError where another
+    training of this process has not ended.
     """
     if not _running.acquire(blocking=False):
         raise ConfigError(
@@ -35,7 +39,15 @@ def isolated() -> Iterator[None]:
         )
     try:
         with ExitStack() as stack:
-            for part in (_random_numbers, _torch_settings, _accelerate_state, _import_path, _variables):
+            for part in (
+                _random_numbers,
+                _torch_settings,
+                attention_kept,
+                _compiler_settings,
+                _accelerate_state,
+                _import_path,
+                _variables,
+            ):
                 stack.enter_context(part())
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
@@ -76,6 +88,15 @@ def _torch_settings() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         if moved:
             torch.set_default_device(device)
+
+
+@contextmanager
+def _compiler_settings() -> Iterator[None]:
+    limit, split = compiler.recompile_limit, compiler.optimize_ddp
+    try:
+        yield
+    finally:
+        compiler.recompile_limit, compiler.optimize_ddp = limit, split
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tastemaker.diffusion.sampler import batches
 from tastemaker.models.quantization import quantized_bytes
 from tastemaker.training.backprop_round import drawn_gradient_steps
 from tastemaker.training.setup import run_window
+from tastemaker.training.static_rows import guidance_rows, training_rows
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 KEPT = {
@@ -169,40 +170,62 @@ def round_calls(config: Config, stochastic: Sequence[int], number: int, processe
     memory, the reference and evaluations are not counted.
     """
     s, o = config.sampling, config.optimizer
-    double = guidance_rows(config)
-    if config.algorithm.needs == "pairs":
-        per_update = 2 * s.samples // (processes * o.updates)
-        training = double if config.algorithm.requirements.guided else 1
-        sizes = Counter(training * len(part) for part in batches(per_update, o.rows))
-        return Calls({}, {rows: count * updates_of_round(config) for rows, count in sizes.items()})
     if config.pathwise:
         return _backprop_calls(config, number, processes)
-    kept = len(run_window(config).steps(list(stochastic), number, config.seed))
+    keep = list(run_window(config).steps(list(stochastic), number, config.seed))
     if o.single_pass:
-        return _single_pass_calls(config, kept, processes)
-    trained = kept if o.timestep_fraction >= 1 else max(1, round(o.timestep_fraction * kept))
-    forward = Counter(double * len(part) for part in batches(s.samples // processes, s.batch))
-    each = s.samples * trained // o.updates if o.images_per_update is None else o.images_per_update * trained
-    backward = Counter(double * len(part) for part in batches(max(1, each // processes), o.rows))
-    again = backward if s.recompute_log_prob else Counter()
-    # An engine samples, and only the likelihood of kept steps is computed here.
-    steps = s.steps if s.engine is None else kept
-    first = updates_of_round(config) // o.inner_epochs
-    return Calls(
-        {rows: forward[rows] * steps + again[rows] * first for rows in forward | again},
-        {rows: count * updates_of_round(config) for rows, count in backward.items()},
-    )
+        return _single_pass_calls(config, keep, processes)
+    updates = updates_of_round(config)
+    # Of one update, on one process.
+    rows = max(1, rows_of(config, s.samples // o.updates, keep, o.timestep_fraction) // processes)
+    if o.images_per_update is not None:
+        rows = max(1, rows_of(config, o.images_per_update, keep, o.timestep_fraction) // processes)
+    backward = Counter(training_rows(config) * len(part) for part in batches(rows, o.rows))
+    forward = Counter() if config.algorithm.needs == "pairs" else _sampling_calls(config, keep, processes)
+    if s.recompute_log_prob:
+        for size, count in backward.items():
+            forward[size] += count * updates // o.inner_epochs
+    return Calls(dict(forward), {size: count * updates for size, count in backward.items()})
 
 
-def _single_pass_calls(config: Config, kept: int, processes: int) -> Calls:
-    """Of a round whose `kept` trained steps are sampled with a graph."""
-    s, double = config.sampling, guidance_rows(config)
-    forward, backward = Counter(), Counter()
+def rows_of(config: Config, images: int, keep: Sequence[int], fraction: float = 1.0) -> int:
+    """The rows that so many selected images have in a pass, or so many given pairs, with the kept steps `keep`.
+
+    `fraction` is the share of each image's steps that is trained. Where pairs are made of sampled images, the rewards
+    of a group all count as different.
+    """
+    needs, group = config.algorithm.requirements, config.group_size
+    each = needs.rows_per_image
+    if each is None:
+        each = len(keep) if fraction >= 1 else max(1, round(fraction * len(keep)))
+    if needs.pairs is None:
+        return images * each
+    return images // group * (group * (group - 1) // 2 if needs.pairs == "all" else 1) * each
+
+
+def _sampling_calls(config: Config, keep: Sequence[int], processes: int, kept: bool = True) -> Counter[int]:
+    """Calls that sample a process' images, at the kept steps too or (`kept` = False) at the others alone.
+
+    Branches are one image until the first kept step. An engine samples all, and the likelihoods of kept steps are
+    computed here.
+    """
+    s, found = config.sampling, Counter()
+    steps = range(s.steps) if s.engine is None else keep
     for part in batches(s.samples // processes, s.images_per_batch):
-        forward[double * len(part)] += s.steps - kept
+        for step in steps:
+            if kept or step not in keep:
+                together = s.engine is None and (not keep or step < keep[0])
+                found[guidance_rows(config) * (len(part) // s.branches if together else len(part))] += 1
+    return found
+
+
+def _single_pass_calls(config: Config, keep: Sequence[int], processes: int) -> Calls:
+    """Of a round whose trained steps `keep` are sampled with a graph."""
+    s, backward = config.sampling, Counter()
+    for part in batches(s.samples // processes, s.images_per_batch):
         for images in batches(len(part), config.optimizer.rows):
-            backward[double * len(images)] += kept
-    return Calls({rows: count for rows, count in forward.items() if count}, dict(backward))
+            backward[guidance_rows(config) * len(images)] += len(keep)
+    return Calls(dict(_sampling_calls(config, keep, processes, kept=False)), dict(backward))
 
 
 def updates_of_round(config: Config) -> int:
@@ -211,11 +234,6 @@ def updates_of_round(config: Config) -> int:
     if o.images_per_update is None:
         return o.updates * o.inner_epochs
     return config.sampling.samples * o.inner_epochs // o.images_per_update
-
-
-def guidance_rows(config: Config) -> int:
-    """Rows of the network for an image at a step: 2 with classifier-free guidance, which has an unconditional half."""
-    return 1 if config.sampling.guidance == 1 else 2
 
 
 def _backprop_calls(config: Config, number: int, processes: int) -> Calls:

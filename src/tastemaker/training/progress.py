@@ -91,6 +91,10 @@ class Display:
         self.phase_task = self.bars.add_task(name, total=total)
         yield
 
+    def leave_out(self, seconds: float) -> None:
+        """Keeps seconds that no later round will take, those of compiling, out of the estimate of what is left."""
+        self.started += seconds
+
     def advance(self, count: int = 1) -> None:
         if self.phase_task is not None:
             self.bars.advance(self.phase_task, count)

@@ -296,12 +296,14 @@ def _storing(folder: Path) -> Iterator[None]:
 def timings(session: Session, began: float) -> dict[str, float]:
     """Seconds of the round that ends now, and of its parts, which are counted from zero again.
 
+    Compiling the network, which later rounds need not do, is a part beside the round's seconds.
+
     A record is on disk before its checkpoint, so that a kill between the two loses neither: the seconds of saving
     stand in the record of the round after.
     """
     parts = {f"seconds/{name}": value for name, value in session.seconds.items()}
     session.seconds.clear()
-    return {"seconds/round": time.perf_counter() - began, **parts}
+    return {"seconds/round": time.perf_counter() - began - parts.get("seconds/compile", 0.0), **parts}
 
 
 def _record_round(session: Session, folder: Path, record: dict, evaluation: RunEvaluation | None) -> None:

@@ -18,6 +18,7 @@ from tastemaker.data.pairs import PairSet
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import Sampler
+from tastemaker.models.compiling import StaticRows, compile_seconds
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.rewards.base import Reward
 from tastemaker.rewards.combination import Combination
@@ -69,6 +70,9 @@ class Session:
     kept: WeightCopy | None = None
     """The weights that the run leaves if it is stopped early."""
 
+    static: StaticRows | None = None
+    """The numbers of rows up to which calls of a compiled network are filled."""
+
     trackers: Trackers = field(default_factory=Trackers)
     """Where copies of the metrics go."""
 
@@ -103,11 +107,20 @@ class Session:
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[None]:
-        """Shows a bar and takes the time of one part of a round, without what it waited for rewards."""
-        start, waited = time.perf_counter(), self.seconds["score"]
+        """Shows a bar and takes the time of one part of a round, without waiting for rewards and without compiling."""
+        start, waited, before = time.perf_counter(), self.seconds["score"], self.compiled()
         with self.display.phase(name, total):
             yield
-        self.seconds[name] += time.perf_counter() - start - (self.seconds["score"] - waited)
+        compiled = self.compiled() - before
+        self.seconds[name] += time.perf_counter() - start - (self.seconds["score"] - waited) - compiled
+        if compiled:
+            self.seconds["compile"] += compiled
+            self.display.leave_out(compiled)
+            self.display.log(f"{name}: {compiled:.0f} seconds to compile the network")
+
+    def compiled(self) -> float:
+        """Seconds that went into compiling the network so far."""
+        return compile_seconds() if self.config.speed.compile else 0.0
 
     @contextmanager
     def inference(self) -> Iterator[None]:

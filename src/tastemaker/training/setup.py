@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, disable_fsdp_ram_efficient_loading, set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from tastemaker.algorithms.advantage import step_weights
 from tastemaker.algorithms.base import Task
 from tastemaker.algorithms.windows import Both, First, Window
-from tastemaker.config.schema import Config, Speed
+from tastemaker.config.schema import Config
 from tastemaker.data.prompt_set import PromptSet
 from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.edict import invertible_slopes
@@ -44,6 +44,8 @@ from tastemaker.training.progress import Display
 from tastemaker.training.reference import start_reference
 from tastemaker.training.session import Session
 from tastemaker.training.signals import Stop
+from tastemaker.training.speed import speed_up
+from tastemaker.training.static_rows import static_rows
 from tastemaker.training.trackers import check_trackers
 from tastemaker.training.value_networks import value_network_for
 
@@ -149,7 +151,9 @@ def _session(config: Config, accelerator: Accelerator, out: Path, state: State, 
         groups.append({"params": list(value.parameters())})
         rates.append((requirements.value.lr, requirements.value.warmup))
     optimizer = _optimizer(config, groups)
-    for line in _speed(config.speed, model.network, accelerator.device):
+    counts = [len(listed.prompts) for listed in (prompts, unseen) if listed is not None]
+    static = static_rows(config, counts, accelerator.num_processes)
+    for line in speed_up(config, model, static):
         display.log(line)
     if accelerator.is_fsdp2:
         model.network, optimizer = sharding.prepare(accelerator, model.network, optimizer)
@@ -189,6 +193,7 @@ def _session(config: Config, accelerator: Accelerator, out: Path, state: State, 
     )
     session.others, session.unseen = others, unseen
     session.step_weights = weights
+    session.static = static if config.speed.compile else None
     session.prior_images = load_prior_images(session, prior)
     if config.optimizer.ema:
         session.average = WeightCopy(model.weights.trainable())
@@ -310,17 +315,3 @@ def _optimizer(config: Config, parameters: list[dict[str, Any]]) -> torch.optim.
             f"optimizer.eight_bit needs bitsandbytes ({error}): pip install bitsandbytes, or leave it off"
         ) from error
     return AdamW8bit(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
-
-
-def _speed(speed: Speed, network: nn.Module, device: torch.device) -> list[str]:
-    """Turns on what is asked for, and says what that does here."""
-    lines = []
-    if speed.tf32:
-        torch.set_float32_matmul_precision("high")
-        able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        lines.append("TF32: matrix products" if able else f"TF32: no effect, this device ({device.type}) has none")
-    if speed.compile:
-        # In place: parameter names, adapters and checkpoints stay what they are.
-        network.compile()
-        lines.append("torch.compile: the network is compiled at its first passes, which takes minutes")
-    return lines
