@@ -2,9 +2,10 @@
 
     python benchmarks/cost_model.py [--rounds 1] [--only NAME ...]
 
-For each setting, in a process of its own with one thread (OMP_NUM_THREADS=1): the probe, a round to warm up, and measured rounds. All times
-are the process' processor time, so that what else the machine does is not counted; the reward is local. The memory
-estimate is compared with how much the process' resident memory grew from the loaded model to the end of the rounds.
+For each setting, in a process of its own with one thread (OMP_NUM_THREADS=1): the probe, a round to warm up, and
+measured rounds. All times are the process' processor time, so that what else the machine does is not counted; the
+reward is local. The memory estimate is compared with how much the resident memory grew from the loaded model to
+the end of the rounds.
 Writes docs/results/cost-model.json after each setting, and keeps what it has of others.
 """
 
@@ -29,10 +30,10 @@ from tastemaker.runs.checkpoint import State
 from tastemaker.training.cost import round_seconds, work_of
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
-from tastemaker.training.plan import make_plan, round_calls
+from tastemaker.training.plan import make_plan
 from tastemaker.training.preflight import preflight
 from tastemaker.training.rounds import one_round
-from tastemaker.training.setup import start
+from tastemaker.training.setup import candidate_steps, start
 
 OUT = Path(__file__).resolve().parents[1] / "docs/results/cost-model.json"
 SMALL = ["sampling.samples=8", "sampling.per_prompt=4", "sampling.batch=8", "optimizer.rows=8", "optimizer.updates=1",
@@ -74,9 +75,9 @@ def one(words: list[str], rounds: int) -> dict[str, Any]:
         loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         seconds = measure_session(session, lambda device: time.process_time())
         one_round(session)
-        stochastic, found, predicted = session.task.sde.stochastic(), [], []
+        stochastic, found, predicted = candidate_steps(session.task.sde), [], []
         for _ in range(rounds):
-            work = work_of(config, round_calls(config, stochastic, session.state.round + 1))
+            work = work_of(config, stochastic, session.state.round + 1)
             predicted.append(round_seconds(work, seconds))
             begin = time.process_time()
             one_round(session)

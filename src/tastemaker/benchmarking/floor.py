@@ -12,9 +12,9 @@ from torch import Tensor
 from tastemaker.benchmarking.trace import clock
 from tastemaker.config.schema import Config
 from tastemaker.diffusion.sampler import batches
-from tastemaker.training.plan import Calls, round_calls, rows_of
+from tastemaker.training.plan import Calls, compared_calls, prepared_rows, round_calls
 from tastemaker.training.session import Session
-from tastemaker.training.setup import candidate_steps, run_window
+from tastemaker.training.setup import candidate_steps
 from tastemaker.training.static_rows import training_rows
 from tastemaker.training.value_updates import AT_ONCE
 
@@ -54,18 +54,12 @@ def needed_calls(config: Config, stochastic: Sequence[int], number: int) -> Need
     What the algorithm compares with (the reference, and what the network said before the first update) is counted, and
     what is computed again to save memory is not. `stochastic` are the sampler steps that have noise.
     """
-    calls, needs, o = round_calls(config, stochastic, number), config.algorithm.requirements, config.optimizer
-    forward = Counter(calls.forward)
-    for rows, count in calls.backward.items():
-        forward[rows] += needs.passes_beside * count
-    keep = [] if config.pathwise else run_window(config).steps(list(stochastic), number, config.seed)
-    prepared = batches(0 if config.pathwise else rows_of(config, config.sampling.samples, keep), o.rows)
-    for part in prepared:
-        forward[training_rows(config) * len(part)] += needs.passes_before
-    network = Calls({rows: count for rows, count in forward.items() if count}, calls.backward)
+    calls, needs = round_calls(config, stochastic, number), config.algorithm.requirements
+    compared = compared_calls(config, stochastic, number, calls.backward)
+    network = Calls(dict(Counter(calls.forward) + compared), calls.backward)
     if needs.value is None:
         return Needed(network, Calls({}, {}))
-    estimates = Counter(len(part) for part in prepared)
+    estimates = Counter(len(part) for part in prepared_rows(config, stochastic, number))
     if needs.value.batch is None:  # it learns in the policy's updates, from their rows
         own = {rows // training_rows(config): count for rows, count in calls.backward.items()}
     else:

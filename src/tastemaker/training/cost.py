@@ -6,7 +6,7 @@ Seconds are measured (`benchmarking/probe.py`) or come from counted floating-poi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -14,7 +14,8 @@ from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, nearest
 from tastemaker.rewards.expression import parse, parts
 from tastemaker.rewards.serving.settings import is_remote
-from tastemaker.training.plan import Calls, Facts, Plan, guidance_rows, round_calls, updates_of_round
+from tastemaker.training.plan import Calls, Facts, Plan, compared_calls, round_calls, updates_of_round
+from tastemaker.training.static_rows import guidance_rows
 
 UTILISATION = 0.35
 """Share of a card's peak rate that is assumed where nothing was measured."""
@@ -122,19 +123,18 @@ class Cost:
         return self.rounds + self.evaluations
 
 
-def work_of(config: Config, calls: Calls, processes: int = 1) -> Work:
-    """The work of a round whose network calls are known (`plan.round_calls`), on one process."""
+def work_of(config: Config, stochastic: Sequence[int], number: int, processes: int = 1) -> Work:
+    """The work of round `number`, from 1, on one process. `stochastic` are the steps out of which windows take some."""
     s, needs = config.sampling, config.algorithm.requirements
-    forward, own = Counter(calls.forward), s.samples // processes
-    compared = needs.reference or needs.kl > 0
-    # A trained step of a chain is sampled without a graph and made again with one.
-    again = (config.pathwise and _checkpointing(config) != "none") + bool(compared)
-    for rows, count in calls.backward.items():
-        forward[rows] += again * count
+    calls, own = round_calls(config, stochastic, number, processes), s.samples // processes
+    forward = Counter(calls.forward) + compared_calls(config, stochastic, number, calls.backward, processes)
+    if config.pathwise and _checkpointing(config) != "none":
+        # A trained step of a chain is sampled without a graph and made again with one.
+        forward += Counter(calls.backward)
     pairs = config.algorithm.needs == "pairs"
     scored = 0 if pairs else own * needs.queries
     return Work(
-        forward={rows: count for rows, count in forward.items() if count},
+        forward=dict(forward),
         backward=dict(calls.backward),
         batches=0 if config.pathwise or pairs else -(-own // s.images_per_batch),
         decoded=0
@@ -195,7 +195,7 @@ def run_cost(config: Config, facts: Facts, plan: Plan, seconds: Seconds, servers
     """Seconds of a whole run, in which every image is selected and which is not stopped early."""
     n = facts.processes
     each = [
-        round_seconds(work_of(config, round_calls(config, facts.stochastic, number, n), n), seconds, servers)
+        round_seconds(work_of(config, facts.stochastic, number, n), seconds, servers)
         for number in range(1, config.rounds + 1)
     ]
     rows = guidance_rows(config) * config.sampling.images_per_batch

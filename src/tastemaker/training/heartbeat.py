@@ -113,7 +113,7 @@ def _heartbeats(rank: int, count: int, how_to_go_on: Callable[[], str]) -> Itera
         yield
         return
     # A connection of its own: the process group's is not to be used by two threads.
-    store = torch.distributed.TCPStore(
+    store = torch.distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         host, int(port), is_master=False, timeout=timedelta(seconds=STORE_TIMEOUT), wait_for_workers=False
     )
     ended = threading.Event()

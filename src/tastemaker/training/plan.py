@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import cast
@@ -186,6 +186,29 @@ def round_calls(config: Config, stochastic: Sequence[int], number: int, processe
         for size, count in backward.items():
             forward[size] += count * updates // o.inner_epochs
     return Calls(dict(forward), {size: count * updates for size, count in backward.items()})
+
+
+def prepared_rows(config: Config, stochastic: Sequence[int], number: int, processes: int = 1) -> list[range]:
+    """The rows of round `number` on one process, before its first update, in batches of `optimizer.rows`."""
+    if config.pathwise:
+        return []
+    keep = list(run_window(config).steps(list(stochastic), number, config.seed))
+    return batches(rows_of(config, config.sampling.samples, keep) // processes, config.optimizer.rows)
+
+
+def compared_calls(
+    config: Config, stochastic: Sequence[int], number: int, backward: Mapping[int, int], processes: int = 1
+) -> Counter[int]:
+    """Calls without a graph of what the algorithm compares with: the reference, and the network before the updates.
+
+    `backward` are the round's calls with a graph (`round_calls`).
+    """
+    needs, found = config.algorithm.requirements, Counter[int]()
+    for rows, count in backward.items():
+        found[rows] += needs.passes_beside * count
+    for part in prepared_rows(config, stochastic, number, processes):
+        found[training_rows(config) * len(part)] += needs.passes_before
+    return +found
 
 
 def rows_of(config: Config, images: int, keep: Sequence[int], fraction: float = 1.0) -> int:
