@@ -111,6 +111,9 @@ def model_folder(model: str, folder: Path) -> str:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = gpu_models.random_pipeline(models[name.removesuffix("_reduced")], "fp32", device)
     pipeline.to("cpu").save_pretrained(folder)
+    # The tokenizer of transformers 4 reads these two, which transformers 5 does not write.
+    (folder / "tokenizer/vocab.json").write_text(json.dumps(pipeline.tokenizer.get_vocab()))
+    (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n")
     return str(folder)
 
 
