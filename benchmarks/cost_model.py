@@ -2,9 +2,10 @@
 
     python benchmarks/cost_model.py [--rounds 1] [--only NAME ...]
 
-For each setting, in a process of its own with one thread (OMP_NUM_THREADS=1): the probe, a round to warm up, and measured rounds. All times
-are the process' processor time, so that what else the machine does is not counted; the reward is local. The memory
-estimate is compared with how much the process' resident memory grew from the loaded model to the end of the rounds.
+For each setting, in a process of its own with one thread (OMP_NUM_THREADS=1): the probe, a round to warm up, and
+measured rounds. All times are the process' processor time, so that what else the machine does is not counted; the
+reward is local. The memory estimate is compared with how much the process' resident memory grew from the loaded model
+to the end of the rounds.
 Writes docs/results/cost-model.json after each setting, and keeps what it has of others.
 """
 
