@@ -54,7 +54,6 @@ def test_the_reference_is_asked_for_every_trained_row():
 
 def test_trained_steps_of_a_chain_are_made_twice_unless_everything_is_kept():
     again = PRESETS["alignprop-compressibility"].config
-    assert again.algorithm.requirements.gradient_checkpointing
     work = work_of(again, Calls({8: 5}, {8: 3}))
     own = again.sampling.samples
     assert (work.forward, work.decoded, work.decoded_with_gradient, work.batches) == ({8: 8}, own, own, 0)
