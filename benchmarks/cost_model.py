@@ -54,7 +54,7 @@ SETTINGS: dict[str, list[str]] = {
     "48 x 48 pixels": ["ddpo-compressibility", *SMALL, "sampling.height=48", "sampling.width=48"],
     "bundled-flow": ["ddpo-compressibility", *SMALL, "model=bundled-flow"],
     "bundled-pixel": ["ddpo-compressibility", *SMALL, "model=bundled-pixel", "sampling.guidance=1"],
-    "AlignProp, blocks": ["alignprop-compressibility", *BACKPROP],
+    "AlignProp, steps made again": ["alignprop-compressibility", *BACKPROP],
     "AlignProp, nothing made again": ["alignprop-compressibility", *BACKPROP, "algorithm.checkpointing=none"],
     "DRaFT": ["draft-compressibility", *BACKPROP],
 }
