@@ -27,7 +27,7 @@ from tastemaker.benchmarking.probe import measure_session
 from tastemaker.cli.settings import read
 from tastemaker.cli.train import TrainArgs
 from tastemaker.runs.checkpoint import State
-from tastemaker.training.cost import round_seconds, work_of
+from tastemaker.training.cost import round_seconds, round_work
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
 from tastemaker.training.plan import make_plan
@@ -77,7 +77,7 @@ def one(words: list[str], rounds: int) -> dict[str, Any]:
         one_round(session)
         stochastic, found, predicted = candidate_steps(session.task.sde), [], []
         for _ in range(rounds):
-            work = work_of(config, stochastic, session.state.round + 1)
+            work = round_work(config, stochastic, session.state.round + 1)
             predicted.append(round_seconds(work, seconds))
             begin = time.process_time()
             one_round(session)

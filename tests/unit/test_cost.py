@@ -9,6 +9,7 @@ import torch
 from test_plan import FACTS, SMALL
 from torch import nn
 
+from tastemaker.algorithms.ppo import PPO
 from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.schema import Config
@@ -23,6 +24,7 @@ from tastemaker.training.cost import (
     duration,
     peak,
     round_seconds,
+    round_work,
     run_cost,
     waited,
     work_of,
@@ -36,29 +38,41 @@ SECONDS = Seconds({8: 1.0, 16: 2.0}, {4: 1.5, 2: 1.0, 8: 3.0}, 0.25, 0.5, 0.125,
 def test_work_and_seconds_of_a_round_by_hand():
     calls = round_calls(SMALL, FACTS.stochastic, 1)
     assert calls == Calls({16: 4, 8: 4}, {8: 8, 4: 2})
-    work = work_of(SMALL, calls)
+    work = work_of(SMALL, calls, {})
     # 12 images in batches of 8 and 4, decoded and scored; two updates.
     assert work == Work({16: 4, 8: 4}, {8: 8, 4: 2}, 2, 12, 0, 12, False, 2)
     assert round_seconds(work, SECONDS) == {
         "network without graph": 4 * 2.0 + 4 * 1.0, "network with graph": 8 * 3.0 + 2 * 1.5, "decoding": 3.0,
         "rewards": 1.5, "optimizer": 1.0,
     }  # fmt: skip
-    assert work_of(SMALL, calls, 2).scored == 6
+    assert work_of(SMALL, calls, {}, 2).scored == 6
 
 
 def test_the_reference_is_asked_for_every_trained_row():
-    dpok = PRESETS["dpok-compressibility"].config
+    """DPOK asks the reference in each update; the network without guidance has one row for an image."""
+    dpok = replace(SMALL, algorithm=PRESETS["dpok-compressibility"].config.algorithm)
     assert dpok.algorithm.requirements.reference
-    assert work_of(dpok, Calls({8: 5}, {4: 3})).forward == {8: 5, 4: 3}
+    assert round_work(dpok, FACTS.stochastic, 1).forward == {16: 4, 8: 4 + 8, 4: 2}
+
+
+def test_what_the_network_said_before_the_first_update_is_counted():
+    """PPO with the exact divergence asks the network and the reference for all rows before, and the reference beside.
+
+    With one pass over the round, each row has one call with a graph.
+    """
+    ppo = replace(SMALL, algorithm=PPO(kl=0.1, kl_estimator="exact"))
+    rows = sum(size * count for size, count in round_calls(ppo, FACTS.stochastic, 1).backward.items())
+    before = sum(size * count for size, count in round_work(ppo, FACTS.stochastic, 1).forward.items())
+    assert before == (16 * 4 + 8 * 4) + 2 * rows + rows
 
 
 def test_trained_steps_of_a_chain_are_made_twice_unless_everything_is_kept():
     again = PRESETS["alignprop-compressibility"].config
-    work = work_of(again, Calls({8: 5}, {8: 3}))
+    work = work_of(again, Calls({8: 5}, {8: 3}), {})
     own = again.sampling.samples
     assert (work.forward, work.decoded, work.decoded_with_gradient, work.batches) == ({8: 8}, own, own, 0)
     kept = replace(again, algorithm=replace(again.algorithm, checkpointing="none"))
-    work = work_of(kept, Calls({8: 5}, {8: 3}))
+    work = work_of(kept, Calls({8: 5}, {8: 3}), {})
     assert (work.forward, work.decoded, work.decoded_with_gradient) == ({8: 5}, 0, own)
 
 

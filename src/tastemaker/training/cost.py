@@ -123,11 +123,16 @@ class Cost:
         return self.rounds + self.evaluations
 
 
-def work_of(config: Config, stochastic: Sequence[int], number: int, processes: int = 1) -> Work:
+def round_work(config: Config, stochastic: Sequence[int], number: int, processes: int = 1) -> Work:
     """The work of round `number`, from 1, on one process. `stochastic` are the steps out of which windows take some."""
+    calls = round_calls(config, stochastic, number, processes)
+    return work_of(config, calls, compared_calls(config, stochastic, number, calls.backward, processes), processes)
+
+
+def work_of(config: Config, calls: Calls, compared: Mapping[int, int], processes: int = 1) -> Work:
+    """The work of a round on one process, whose network calls are known (`plan.round_calls`, `plan.compared_calls`)."""
     s, needs = config.sampling, config.algorithm.requirements
-    calls, own = round_calls(config, stochastic, number, processes), s.samples // processes
-    forward = Counter(calls.forward) + compared_calls(config, stochastic, number, calls.backward, processes)
+    forward, own = Counter(calls.forward) + Counter(compared), s.samples // processes
     if config.pathwise and _checkpointing(config) != "none":
         # A trained step of a chain is sampled without a graph and made again with one.
         forward += Counter(calls.backward)
@@ -195,7 +200,7 @@ def run_cost(config: Config, facts: Facts, plan: Plan, seconds: Seconds, servers
     """Seconds of a whole run, in which every image is selected and which is not stopped early."""
     n = facts.processes
     each = [
-        round_seconds(work_of(config, facts.stochastic, number, n), seconds, servers)
+        round_seconds(round_work(config, facts.stochastic, number, n), seconds, servers)
         for number in range(1, config.rounds + 1)
     ]
     rows = guidance_rows(config) * config.sampling.images_per_batch
