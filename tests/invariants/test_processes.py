@@ -29,7 +29,7 @@ SETTINGS = [
     "--reward", "smooth:redness", "--prompts", "ddpo-animals", "--rounds", "3", "sampling.steps=4",
     "sampling.samples=16", "sampling.per_prompt=4", "sampling.batch=2", "optimizer.updates=2", "optimizer.rows=8",
     "optimizer.lr=1e-3", "evaluation.every=3", "evaluation.prompts=2", "evaluation.per_prompt=2",
-    "advantage.min_count=2",
+    "advantage.min_count=2", "evaluation.kl_images=2", "over_optimisation.keep_best=reward/mean",
 ]  # fmt: skip
 
 
@@ -87,6 +87,12 @@ def test_the_same_weights_rewards_and_statistics_after_three_rounds(alone, check
             # Until the first update nothing depends on how sums are cut; after it, their last digits do.
             wanted = a.get(key) if a.get("round", 1) == 1 else pytest.approx(a[key], abs=1e-5)
             assert b.get(key) == wanted, key
+        if "evaluation" in a:  # the KL to the base model, and the rewards by which the best model is kept
+            assert b["eval/kl"] == pytest.approx(a["eval/kl"], rel=1e-4, abs=1e-6)
+            assert b["eval/reward/mean"] == pytest.approx(a["eval/reward/mean"], abs=1e-5)
+    assert one["best_round"] == many["best_round"] == 3
+    best, same = (load_file(r / "best/pytorch_lora_weights.safetensors") for r in (alone, run))
+    assert distance(best, same) < 1e-5
 
 
 def test_gradients_that_are_not_synchronised_would_be_noticed(alone, checkpoint, tmp_path):
