@@ -45,12 +45,14 @@ from tastemaker.config.schema import Pairs, PriorPreservation
 from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models import wrap_pipeline
+from tastemaker.models.compiling import CACHE
 from tastemaker.models.stable_diffusion import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import prior_preservation, rounds, run, setup
 from tastemaker.training.draws import draw_pairs
 from tastemaker.training.evaluations import evaluate_run
+from tastemaker.training.isolation import isolated
 from tastemaker.training.pairs_round import encoded
 from tastemaker.types import Draw
 
@@ -1041,9 +1043,32 @@ def evaluation_kl_images(lab: Lab) -> None:
 
 @acts("speed.compile")
 def speed_compile(lab: Lab) -> None:
-    with mock.patch.object(nn.Module, "compile", autospec=True) as compile:
+    cache = mock.patch.dict("os.environ", {CACHE: str(lab.new())})
+    with cache, mock.patch.object(nn.Module, "compile", autospec=True) as compile, isolated():
         session = lab.session(speed={"compile": True})
-    compile.assert_called_once_with(session.model.pipeline.unet)
+    compile.assert_called_once_with(session.model.pipeline.unet, dynamic=False, backend="inductor")
+
+
+@acts("speed.channels_last")
+def speed_channels_last(lab: Lab) -> None:
+    plain, last = lab.session(), lab.session(speed={"channels_last": True})
+    first, second = plain.model.pipeline.unet.conv_in.weight, last.model.pipeline.unet.conv_in.weight
+    assert not first.is_contiguous(memory_format=torch.channels_last)
+    assert second.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(first, second)
+
+
+@acts("speed.attention")
+def speed_attention(lab: Lab) -> None:
+    with isolated():
+        lab.session(speed={"attention": "math"})
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        lab.session(speed={"attention": "flash"})
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+        with pytest.raises(ConfigError, match=r"speed\.attention is efficient, which does not work for"):
+            lab.session(speed={"attention": "efficient"})
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 @acts("speed.tf32")

@@ -1,7 +1,7 @@
 """The command line as torchrun starts it.
 
-`launched.py [--sharded] [--unsynchronised | --die-in-round N | --sigterm-in-round N FOLDER | --node-in-round N ACT RANK
-FOLDER] train ... [--then ...]`
+`launched.py [--sharded] [--unsynchronised | --compiled | --die-in-round N | --sigterm-in-round N FOLDER | --node-in-round N
+ACT RANK FOLDER] train ... [--then ...]`
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -24,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it h
 from drawing import undrawn
 from tastemaker.algorithms.ddpo import DDPO
 from tastemaker.cli.main import main
-from tastemaker.training import heartbeat, rounds, run, setup
+from tastemaker.models.compiling import compile_network
+from tastemaker.training import heartbeat, rounds, run, setup, speed
 
 
 def sharding_accelerator(**named):
@@ -104,6 +106,10 @@ def run_lines(*words: str) -> int:
         words = words[1:]
         patches.append(mock.patch.object(Accelerator, "prepare", lambda self, *parts: parts))
         patches.append(mock.patch.object(Accelerator, "no_sync", mock.MagicMock()))
+    if words[0] == "--compiled":
+        # Traced as for any backend, but no code is made.
+        words = words[1:]
+        patches.append(mock.patch.object(speed, "compile_network", partial(compile_network, backend="aot_eager")))
     if words[0] == "--die-in-round":
         number, words = int(words[1]), words[2:]
         patches.append(in_round(number, lambda process: process == 1 and os.kill(os.getpid(), signal.SIGKILL)))
