@@ -1,7 +1,7 @@
 """The command line as torchrun starts it.
 
-`launched.py [--sharded] [--unsynchronised | --compiled | --die-in-round N | --sigterm-in-round N FOLDER | --node-in-round N
-ACT RANK FOLDER] train ... [--then ...]`
+`launched.py [--sharded] [--unsynchronised | --compiled | --die-in-round N | --sigterm-in-round N FOLDER |
+--node-in-round N ACT RANK FOLDER] train ... [--then ...]`
 """
 
 from __future__ import annotations
