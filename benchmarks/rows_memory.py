@@ -48,7 +48,8 @@ def measure(line: dict[str, Any]) -> dict[str, Any]:
     """Peak memory and rows/s of one line, in this process."""
     import torch
 
-    from tastemaker.benchmarking.bench import needed_calls, plain_round
+    from tastemaker.benchmarking.bench import plain_round
+    from tastemaker.benchmarking.floor import calls_of_round
     from tastemaker.config.presets import PRESETS
     from tastemaker.runs.checkpoint import State
     from tastemaker.training.setup import start
@@ -77,7 +78,7 @@ def measure(line: dict[str, Any]) -> dict[str, Any]:
         plain_round(session)
         wall, phases = plain_round(session)
     # Guidance doubles the inputs of a pass.
-    trained = sum(size * count for size, count in needed_calls(session).backward.items()) // 2
+    trained = sum(size * count for size, count in calls_of_round(session).network.backward.items()) // 2
     return {
         "loaded_gib": round(loaded, 3),
         "peak_gib": round(peak(device), 3),

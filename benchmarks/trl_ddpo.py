@@ -123,13 +123,13 @@ Side = tuple[Callable[[], Any], int, Callable[[], int]]
 
 def ours(config: Any, folder: Path) -> Side:
     """This package's trainer."""
-    from tastemaker.benchmarking.bench import needed_calls
+    from tastemaker.benchmarking.floor import calls_of_round
     from tastemaker.runs.checkpoint import State
     from tastemaker.training.rounds import one_round
     from tastemaker.training.setup import start
 
     session = start(config, folder, State())
-    calls = needed_calls(session).backward  # that a round makes them, and no others, is a unit test
+    calls = calls_of_round(session).network.backward  # that a round makes them, and no others, is a unit test
     rows = sum(count * size for size, count in calls.items()) // 2  # guidance doubles a pass
     return lambda: one_round(session), config.optimizer.rows, lambda: rows
 
