@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,16 +18,17 @@ from tastemaker.models.network_weights import NetworkWeights
 from tastemaker.models.stable_diffusion import LatentUNet
 
 
-class SmallNetwork(nn.Module):
+class SmallNetwork(ModelMixin, ConfigMixin):
     """Noise [N,4,H,W] from latents [N,4,H,W], times [N] and text states [N,L,16]; its rows do not know each other."""
 
+    @register_to_config
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 16, 3, padding=1)
         self.to_q, self.to_v, self.text = nn.Linear(16, 16), nn.Linear(16, 4), nn.Linear(16, 16)
         self.checkpointing = False
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
         self.checkpointing = True
 
     def forward(self, x: Tensor, t: Tensor, encoder_hidden_states: Tensor, return_dict: bool = False) -> tuple[Tensor]:
