@@ -72,6 +72,8 @@ CASES: dict[str, dict[str, Any]] = {
     "channels-last": {"speed": Speed(channels_last=True)},
     "bf16": {"precision": "bf16"},
 }
+QUICK = ("ddpo", "reference", "branches", "alignprop")
+"""Those of `make test`: a case takes about five seconds, in which torch's compiler traces the network."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +103,9 @@ def three_rounds(session: Session) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_compiled_rounds_learn_the_same_and_compile_nothing_after_the_first(name: str, tmp_path):
     with isolated():
         plain = session_of(tmp_path, False, **CASES[name])
