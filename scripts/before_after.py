@@ -1,4 +1,4 @@
-"""An image of a run for a page: prompts of its fixed grid, taken evenly, before and after.
+"""An image of a run for a page: prompts of its fixed grid, drawn at random, before and after.
 
 The number under an image is its reward. Where the judge knows the prompt, a frame says whether the image shows it.
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -37,8 +38,8 @@ def main() -> None:
     grids = sorted((arguments.run / "samples").glob("round-*"))
     last = grids[-1] if arguments.round is None else arguments.run / f"samples/round-{arguments.round:04d}"
     before, after = rows(grids[0]), rows(last)
-    each, count = arguments.each, min(arguments.prompts, len(before))
-    prompts = [list(before)[index * len(before) // count] for index in range(count)]
+    each, every = arguments.each, list(before)
+    prompts = sorted(random.Random(0).sample(every, min(arguments.prompts, len(every))), key=every.index)
     figure = Figure(figsize=(2 * each + 2.6, 0.98 * len(prompts) + 0.4), layout="constrained")
     axes = figure.subplots(len(prompts), 2 * each + 1, width_ratios=[1] * each + [0.25] + [1] * each, squeeze=False)
     for row, prompt in enumerate(prompts):

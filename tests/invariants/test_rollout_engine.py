@@ -126,7 +126,7 @@ def test_images_and_likelihood_are_those_of_this_process(model, engine, tmp_path
     sde = own.sde if noise_outside or not keep else own.sde.noise_only_at(keep)
     local = sample(model, cond, EngineDraw(3, 1, *(DRAW.prompts, DRAW.prompt_index, DRAW.sample_index)), sde, keep)
     torch.testing.assert_close(made.x0, local.x0, rtol=1e-4, atol=1e-4)
-    assert own.figures()["ratio_deviation/engine"] < 1e-6
+    assert own.figures()["ratio_deviation/engine"] < 1e-5
     assert own.figures() == {"ratio_deviation/engine": 0.0}
     if keep:
         torch.testing.assert_close(made.latents, local.latents, rtol=1e-4, atol=1e-4)

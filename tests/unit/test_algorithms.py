@@ -665,7 +665,7 @@ def test_diffusion_dpo_against_its_formula(trained):
     torch.testing.assert_close(metrics["denoising_loss"], better, rtol=1e-4, atol=1e-6)
     check_slope(task, lambda: algorithm.loss(task, rows)[0].sum())
     # MaPO and Diffusion-KTO have the same rows, times and noises, and other losses of the same errors.
-    mapo, kto = MaPO(beta=0.2, noises=2), DiffusionKTO(beta=20.0, noises=2, good_weight=2.0, bad_weight=0.5)
+    mapo, kto = MaPO(beta=0.2, snr=5.0, noises=2), DiffusionKTO(beta=20.0, noises=2, good_weight=2.0, bad_weight=0.5)
     with torch.no_grad():
         loss, _ = mapo.loss(task, mapo.prepare(task, rollout))
         score = lambda e: 5 * e / ((5 * e).exp() - 1)  # noqa: E731

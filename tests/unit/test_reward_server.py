@@ -342,14 +342,14 @@ def test_what_nobody_waits_for_is_not_scored_and_a_full_house_says_so():
 def test_the_verb_refuses_what_it_cannot_serve(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("TASTEMAKER_REWARD_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "latent_taste.py").write_text(
+    (tmp_path / "served_latents.py").write_text(
         "from tastemaker.rewards.base import reward\n@reward(space='latent')\ndef f(x, p): return x.sum((1,2,3))\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for words, said in {
             ("jpeg-compresibility",): "did you mean 'jpeg-compressibility'",
-            ("latent_taste:f",): "only rewards on images can be used here",
+            ("served_latents:f",): "only rewards on images can be used here",
             ("colourfulness", "--port", port): f"cannot listen at 127.0.0.1 port {port}",
             ("colourfulness", "--token-env", "NO_SUCH"): "NO_SUCH",
         }.items():
