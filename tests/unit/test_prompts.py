@@ -245,6 +245,7 @@ def test_some_of_a_list_are_a_split_of_it():
         ("5-4 of ddpo-animals", "takes the prompts 5 to 4"),
         ("5 of ddpo-animal", "did you mean 'ddpo-animals'"),
         ("a red star", "unknown prompts 'a red star'"),
+        ("", "no prompts are given: give --prompts a list of `tastemaker ls prompts`, a .txt"),
     ],
 )
 def test_unusable_templates(source, message):

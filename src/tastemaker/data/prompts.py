@@ -168,6 +168,11 @@ def load_prompts(source: str) -> PromptSet:
     nothing usable is there.
     """
     require_named("prompts", source, PromptError)
+    if not source:
+        raise PromptError(
+            f"no prompts are given: give --prompts a list of `tastemaker ls prompts`, a {', '.join(FILES[:-1])} or "
+            f"{FILES[-1]} file, dataset:NAME, or a template such as 'a(n) [animal] [activity]'"
+        )
     return _usable(_load(source), source)
 
 
