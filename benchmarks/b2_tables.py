@@ -6,7 +6,7 @@ DDPO, PG, DPOK and DPO learn the bundled CLIP's score on a number of objects, ea
 (branches, a window that grows backward, the best and worst of a prompt's images), at equal reward queries.
 `tastemaker evaluate` then measures all of them on trained prompts and on unseen ones of the same form: CLIP inception
 score (Tables 1 and 2), CLIPScore (Table 3), the judge, diversity. What is there already is not made again. Writes
-the tables as JSON.
+docs/results/b2-tables.json.
 """
 
 from __future__ import annotations
