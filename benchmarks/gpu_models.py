@@ -6,8 +6,8 @@ are the same classes with small numbers, for a rehearsal on a CPU.
 
 The network's last layer is scaled so that its answer to noise has a standard deviation of 1, as the noise or velocity
 that a trained network predicts: rounding of its answers then acts on log-probabilities as in a trained model. Stable
-Diffusion 3 is made without T5, its largest text encoder, which it may leave out: its states are then zeros of the same
-shape, so that the network has as much to do.
+Diffusion 3 is made without T5, its largest text encoder, which it may leave out. The network then has one token of
+zeros in place of T5's 256 (`models/zero_tokens.py`), and less to do than with T5.
 """
 
 from __future__ import annotations

@@ -72,9 +72,10 @@ def plot(runs: dict[str, list[Path]], found: dict[str, dict[str, float]], out: P
         seeds = [records(folder)[0] for folder in folders]
         x = [record["reward_queries"] - seeds[0][0]["reward_queries"] for record in seeds[0]]
         curves[method] = x, [[record["reward/base_stds"] for record in rounds] for rounds in seeds]
-    rows = -(-len(runs) // 4)
-    figure = Figure(figsize=(11, 2.6 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, 4, sharex=True, sharey=True, squeeze=False)
+    columns = min(4, len(runs))
+    rows = -(-len(runs) // columns)
+    figure = Figure(figsize=(2.6 * columns + 0.6, 2.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in list(axes.flat)[len(runs) :]:
         axis.remove()
     for axis, method in zip(axes.flat, runs, strict=False):
@@ -95,7 +96,7 @@ def plot(runs: dict[str, list[Path]], found: dict[str, dict[str, float]], out: P
     low, high = axes.flat[0].get_ylim()
     axes.flat[0].set_ylim(low, high + 0.2 * (high - low))  # room for the words
     figure.supxlabel("reward queries before the round", fontsize=10)
-    figure.supylabel("reward of the round, in base standard deviations", fontsize=10)
+    figure.supylabel("reward of the round,\nin base standard deviations", fontsize=10)
     figure.savefig(out.with_suffix(".svg"))
     figure.savefig(out.with_suffix(".png"), dpi=110)
 
