@@ -6,7 +6,8 @@
 Two targets, measured on fixed images by the same function for both: a reward of +2 standard deviations of the base
 model's with at least 90 % of the images showing their prompt (JPEG incompressibility), and 10 points more of the images
 showing their prompt (trained on CLIPScore; the judge is no part of the reward). Each side and method has the same
-number of trials of settings on a seed that is not used again; the settings that were there first run with each seed.
+number of trials of settings on a seed that is not used again; the settings that were there first run with each seed. A
+trial ends when it has taken longer than the best of its side before it.
 Time is that of sampling, scoring and updates, on one thread: of the processor, so that other work on the machine does
 not count, and by the clock beside it. Loading, saving and evaluations are left out.
 
@@ -50,6 +51,8 @@ class Task:
     """Of the evaluation, by method: as it samples in training."""
     images: tuple[int, int]
     """Prompts and images of each in an evaluation."""
+    block: int
+    """Intervals between evaluations. Where one is at the target, those left out before it are made too."""
     limit: dict[str, float]
     """Seconds of processor after which a run ends, by method."""
 
@@ -63,11 +66,11 @@ class Task:
 TASKS = {
     "incompressibility": Task(
         "jpeg-incompressibility", "jpeg-surrogate-incompressibility", "bundled-eight", 5.0,
-        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), {"ddpo": 900, "alignprop": 300},
+        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), 1, {"ddpo": 900, "alignprop": 300},
     ),
     "alignment": Task(
         "clip-score", "clip-score", "bundled-count-train", 1.0,
-        {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), {"ddpo": 900, "alignprop": 300},
+        {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), 3, {"ddpo": 900, "alignprop": 300},
     ),
 }  # fmt: skip
 OURS: dict[tuple[str, str], list[list[str]]] = {
@@ -148,7 +151,6 @@ def ours(task: Task, words: list[str], seed: int, folder: Path) -> Side:
     """This package's trainer."""
     from tastemaker.api.presets import preset
     from tastemaker.runs.checkpoint import State
-    from tastemaker.training.finish import write_adapter
     from tastemaker.training.rounds import one_round
     from tastemaker.training.setup import start
 
@@ -162,7 +164,7 @@ def ours(task: Task, words: list[str], seed: int, folder: Path) -> Side:
         made, queries[0] = record["reward_queries"] - queries[0], record["reward_queries"]
         return made
 
-    return one, lambda path: write_adapter(session, path)
+    return one, lambda path: session.model.weights.save(path / "adapter")
 
 
 def trl(task: Task, method: str, settings: dict[str, Any], seed: int, folder: Path) -> Side:
@@ -274,9 +276,9 @@ def measured(name: str, method: str, adapter: str | None, seed: int = 1) -> dict
 
 
 def time_to_target(
-    name: str, method: str, side: str, trial: int, seed: int, work: Path, interval: float
+    name: str, method: str, side: str, trial: int, seed: int, work: Path, interval: float, limit: float
 ) -> dict[str, Any]:
-    """One run until the target or the limit; what it took, and its evaluations. Kept in a file."""
+    """One run until the target or `limit` seconds of processor; what it took, and its evaluations. Kept in a file."""
     task = TASKS[name]
     folder = work / f"{name}-{method}-{side}-{trial}-{seed}"
     kept = folder / "result.json"
@@ -308,14 +310,24 @@ def time_to_target(
         answer()
         first = measured(name, method, None)
         steps = [{"cpu": 0.0, "clock": 0.0, "queries": 0, "rounds": 0, **first}]
-        reached = False
-        while not reached and steps[-1]["cpu"] < task.limit[method]:
-            print(interval, file=worker.stdin, flush=True)
-            told = answer()
-            now = measured(name, method, told["adapter"])
-            last = steps[-1]
-            steps.append({key: last[key] + told[key] for key in ("cpu", "clock", "queries", "rounds")} | now)
-            reached = task.reached(first, now)
+        made, evaluated, reached = list(steps), 1, False
+        while not reached and made[-1]["cpu"] < limit:
+            print(max(interval, 0.1 * made[-1]["cpu"]), file=worker.stdin, flush=True)
+            told, last = answer(), made[-1]
+            totals = {key: last[key] + told[key] for key in ("cpu", "clock", "queries", "rounds")}
+            made.append(totals | {"adapter": told["adapter"]})
+            if len(made) - evaluated < task.block and totals["cpu"] < limit:
+                continue
+            found = [made[-1] | measured(name, method, told["adapter"])]
+            if task.reached(first, found[-1]):
+                earlier = (one | measured(name, method, one["adapter"]) for one in made[evaluated:-1])
+                found = [*itertools.takewhile(lambda one: not task.reached(first, one), earlier)]
+                at = made[evaluated + len(found)]
+                found.append(at | measured(name, method, at["adapter"]))
+                reached = True
+            evaluated = len(made)
+            steps += [{key: value for key, value in one.items() if key != "adapter"} for one in found]
+            print(name, method, side, trial, seed, json.dumps(steps[-1]), flush=True)
         worker.stdin.close()
         worker.wait()
     result = {"reached": reached, "steps": steps}
@@ -336,13 +348,16 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
     """Both sides: their trials, the settings chosen, and the times of each seed."""
     out: dict[str, Any] = {}
     for side, given in (("ours", OURS), ("trl", TRL)):
-        trials = [
-            time_to_target(name, method, side, trial, SEARCH_SEED, arguments.work, arguments.interval)
-            for trial in range(arguments.trials)
-        ]
+        limit = TASKS[name].limit[method]
+        trials: list[dict[str, Any]] = []
+        for trial in range(arguments.trials):
+            longest = min([limit, *(made["steps"][-1]["cpu"] for made in trials if made["reached"])])
+            trials.append(
+                time_to_target(name, method, side, trial, SEARCH_SEED, arguments.work, arguments.interval, longest)
+            )
         best = min(range(len(trials)), key=lambda trial: rank(trials[trial], name))
         runs = [
-            time_to_target(name, method, side, best, seed, arguments.work, arguments.interval)
+            time_to_target(name, method, side, best, seed, arguments.work, arguments.interval, limit)
             for seed in range(arguments.seeds)
         ]
         last = [run["steps"][-1] for run in runs]
@@ -369,7 +384,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["ddpo", "alignprop"], choices=["ddpo", "alignprop"])
     parser.add_argument("--trials", type=int, default=4, help="settings of each side, tried with one seed")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--interval", type=float, default=10.0, help="seconds of processor between evaluations")
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=10.0,
+        help="seconds of processor between evaluations, or a tenth of the time so far",
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build/time-to-reward")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/time-to-reward")
     parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)

@@ -9,7 +9,8 @@ import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,7 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
     """
     if config.algorithm.needs == "pairs":
         raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
-    begun = compile_seconds() if config.speed.compile else 0.0
-    with isolated(), tempfile.TemporaryDirectory() as folder:
-        session = start(replace(config, trackers=()), Path(folder), State())
-        if any(reward.unmeasured for reward in session.combinations.values()):
-            evaluate_run(session)
-        rounds.one_round(session)
+    with measured_session(config) as (session, compiled):
         device = session.accelerator.device
         walls, floors, phases, parts, memory = [], [], [], [], 0.0
         for number in range(repeats):
@@ -96,7 +92,19 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
                 ),
             )  # fmt: skip
             log(f"repeat {number + 1} of {repeats}: {wall:.2f} s, floor {floors[-1].total:.2f} s")
-        return _summary(session, calls, session.compiled() - begun, memory, walls, floors, phases, parts)
+        return _summary(session, calls, compiled(), memory, walls, floors, phases, parts)
+
+
+@contextmanager
+def measured_session(config: Config) -> Iterator[tuple[Session, Callable[[], float]]]:
+    """A run that has made a round to warm up and leaves nothing behind, and the seconds it has spent compiling."""
+    begun = compile_seconds() if config.speed.compile else 0.0
+    with isolated(), tempfile.TemporaryDirectory() as folder:
+        session = start(replace(config, trackers=()), Path(folder), State())
+        if any(reward.unmeasured for reward in session.combinations.values()):
+            evaluate_run(session)
+        rounds.one_round(session)
+        yield session, lambda: session.compiled() - begun
 
 
 def plain_round(session: Session) -> tuple[float, dict[str, float]]:
@@ -119,6 +127,19 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def rates(session: Session, calls: Needed, phases: Mapping[str, float]) -> tuple[float, float]:
+    """Images sampled and rows trained in a second, of a round with these network calls and these seconds of phases."""
+    s, o = session.config.sampling, session.config.optimizer
+    train, sample = phases["train"], phases.get("sample")
+    images = s.samples / (train if sample is None else sample)
+    return images, trained_rows(session.config, calls) / (train + ((sample or 0.0) if o.single_pass else 0.0))
+
+
+def trained_rows(config: Config, calls: Needed) -> int:
+    """Rows (one image at one step) that a round trains."""
+    return sum(size * count for size, count in calls.network.backward.items()) // training_rows(config)
+
+
 def _summary(
     session: Session,
     calls: Needed,
@@ -131,9 +152,9 @@ def _summary(
 ) -> Bench:
     config, device = session.config, session.accelerator.device
     s, o = config.sampling, config.optimizer
-    rows = sum(size * count for size, count in calls.network.backward.items()) // training_rows(config)
     median = {name: statistics.median(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
     totals = [floor.total for floor in floors]
+    images_per_second, rows_per_second = rates(session, calls, median)
     height, width = image_size(session.model)
     overheads = [wall / floor for wall, floor in zip(walls, totals, strict=True)]
     return Bench(
@@ -143,7 +164,7 @@ def _summary(
             "channels_last": config.speed.channels_last, "attention": config.speed.attention,
             "gradient_checkpointing": config.tuning.gradient_checkpointing,
             "height": height, "width": width, "samples": s.samples, "steps": s.steps,
-            "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": rows,
+            "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": trained_rows(config, calls),
             "single_pass": o.single_pass,
             "updates": updates_of_round(config), "repeats": len(walls),
         },
@@ -151,8 +172,7 @@ def _summary(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
         },
-        images_per_second=s.samples / median.get("sample", median["train"]),
-        rows_per_second=rows / (median["train"] + (median["sample"] if o.single_pass else 0)),
+        images_per_second=images_per_second, rows_per_second=rows_per_second,
         compile_seconds=compiled, peak_memory_gib=memory,
         wall=statistics.median(walls), floor=statistics.median(totals),
         overhead=statistics.median(overheads), walls=walls, floors=totals, overheads=overheads, phases=median,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ import tyro
 from tastemaker.cli.folders import processes
 from tastemaker.cli.settings import read
 from tastemaker.config.schema import Config
-from tastemaker.errors import ConfigError
+from tastemaker.errors import ConfigError, TastemakerError
 
 if TYPE_CHECKING:
     from tastemaker.benchmarking.bench import Bench
+    from tastemaker.benchmarking.compare import Measured
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,14 @@ class BenchArgs:
     """Prints one JSON object and nothing else."""
     repeats: int = 5
     """Rounds measured; the overhead is their median."""
+    compare: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Measure what each option of the network gives here: torch.compile, channels-last weights, implementations of
+    attention, half precision and gradient checkpointing, each in rounds between those of the settings as given."""
+    option: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="SETTINGS", help_behavior_hint="")
+    ] = ()
+    """Compare these settings in place of the usual ones: `--option optimizer.rows=16`, or several together in quotes,
+    `--option "speed.compile=true precision=bf16"`. May be given several times."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check everything and print what a run of these settings would do, without measuring."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -42,6 +52,7 @@ class BenchArgs:
 
 def run(argv: list[str]) -> int:
     """Runs the command. What the run itself says goes to stderr."""
+    argv, options = without_options(argv)
     args, name = read(BenchArgs, argv, "bench")
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
@@ -51,12 +62,78 @@ def run(argv: list[str]) -> int:
         from tastemaker.cli.train import dry_run
 
         return dry_run(args.settings, None)
+    if args.compare or options:
+        return _compare(args, name, argv, options)
     with contextlib.redirect_stdout(sys.stderr):
         from tastemaker.benchmarking.bench import bench
 
         result = bench(args.settings, args.repeats, log=print)
     print(json.dumps({"name": name} | asdict(result), indent=1) if args.json else text(name, result))
     return 0
+
+
+def without_options(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--option`, and its values: they are settings, and not those of the run.
+
+    Raises ConfigError for one without a value.
+    """
+    rest, options, words = [], [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--option":
+            value = value if equals else next(words, "")
+            if not value.strip():
+                raise ConfigError("--option needs settings, as in --option speed.compile=true")
+            options.append(value)
+        else:
+            rest.append(word)
+    return rest, options
+
+
+def _compare(args: BenchArgs, name: str, argv: list[str], options: list[str]) -> int:
+    import torch
+
+    from tastemaker.benchmarking.compare import compare, usual_options
+
+    changed: dict[str, Config | TastemakerError] = {}
+    for option in options or usual_options(args.settings, torch.cuda.is_available()):
+        try:
+            changed[option] = read(BenchArgs, [*argv, *shlex.split(option)], "bench")[0].settings
+        except TastemakerError as error:
+            if options:
+                raise ConfigError(f"--option {option!r}: {error}") from error
+            changed[option] = error
+    with contextlib.redirect_stdout(sys.stderr):
+        found = compare(args.settings, changed, args.repeats, log=print)
+    if args.json:
+        shown = [asdict(one) | {"wall": one.wall, "ratio": one.ratio} for one in found]
+        print(json.dumps({"name": name, "repeats": args.repeats, "options": shown}, indent=1))
+    else:
+        print(comparison(name, found))
+    return 0
+
+
+def comparison(name: str, found: list[Measured]) -> str:
+    """What `--compare` prints for people; the settings as given come first."""
+    width = max(len(one.option) for one in found) + 2
+    head = ("round, s", "of as given", "range", "images/s", "rows/s", "GiB", "compiling, s")
+    lines = [
+        f"{name}: rounds of each option between rounds of the settings as given, {len(found[0].walls)} of those",
+        "",
+    ]
+    lines.append(" " * width + "".join(f"{title:>14}" for title in head))
+    for one in found:
+        if one.refused:
+            lines.append(f"{one.option:{width}}not here: {one.refused}")
+            continue
+        ratios = f"{min(one.ratios):.2f} to {max(one.ratios):.2f}" if one is not found[0] else ""
+        cells = (
+            f"{one.wall:.3f}", f"{one.ratio:.2f}", ratios, f"{one.images_per_second:.4g}",
+            f"{one.rows_per_second:.4g}", f"{one.peak_memory_gib:.2f}",
+            f"{one.compile_seconds:.0f}" if one.compile_seconds else "",
+        )  # fmt: skip
+        lines.append(f"{one.option:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def text(name: str, found: Bench) -> str:
