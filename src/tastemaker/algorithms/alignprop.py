@@ -89,6 +89,7 @@ class AlignProp:
             passes_beside=int(self.kl > 0),
             kl=self.kl,
             gradient_checkpointing=self.checkpointing == "block",
+            keep_graphs=self.checkpointing == "none",
             edict_mixing=reward_backprop.edict_mixing(self.checkpointing, self.mixing_coeff),
             images_per_draw=self.images_per_draw,
         )

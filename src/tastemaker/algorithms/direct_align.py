@@ -62,6 +62,7 @@ class DirectAlign:
     def requirements(self) -> Requirements:
         return Requirements(
             gradient_checkpointing=self.checkpointing == "block",
+            keep_graphs=self.checkpointing == "none",
             queries=self.noises,
             images_per_draw=self.images_per_draw,
         )

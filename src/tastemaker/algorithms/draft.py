@@ -90,6 +90,7 @@ class DRaFT:
             passes_beside=int(self.kl > 0),
             kl=self.kl,
             gradient_checkpointing=self.checkpointing == "block",
+            keep_graphs=self.checkpointing == "none",
             edict_mixing=reward_backprop.edict_mixing(self.checkpointing, self.mixing_coeff),
             queries=max(1, self.noises + self.ordinary),
         )

@@ -64,6 +64,7 @@ class ReFL:
             passes_beside=int(self.kl > 0),
             kl=self.kl,
             gradient_checkpointing=self.checkpointing == "block",
+            keep_graphs=self.checkpointing == "none",
             guided=self.guided,
             images_per_draw=self.images_per_draw,
         )

@@ -76,6 +76,9 @@ class Requirements:
     """A value network to be trained."""
     gradient_checkpointing: bool = False
     """The network's blocks are recomputed in the backward pass, whatever `tuning.gradient_checkpointing` says."""
+    keep_graphs: bool = False
+    """Reward backpropagation: the graphs of all trained steps are kept until the backward pass. False: the steps are
+    made without a graph, and each one again with one."""
     guided: bool = True
     """Whether its training passes use classifier-free guidance."""
     sampling_average: SamplingAverage | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, nearest
@@ -133,7 +133,8 @@ def work_of(config: Config, calls: Calls, compared: Mapping[int, int], processes
     """The work of a round on one process, whose network calls are known (`plan.round_calls`, `plan.compared_calls`)."""
     s, needs = config.sampling, config.algorithm.requirements
     forward, own = Counter(calls.forward) + Counter(compared), s.samples // processes
-    if config.pathwise and _checkpointing(config) != "none":
+    made_again = config.pathwise and not needs.keep_graphs
+    if made_again:
         # A trained step of a chain is sampled without a graph and made again with one.
         forward += Counter(calls.backward)
     pairs = config.algorithm.needs == "pairs"
@@ -142,19 +143,12 @@ def work_of(config: Config, calls: Calls, compared: Mapping[int, int], processes
         forward=dict(forward),
         backward=dict(calls.backward),
         batches=0 if config.pathwise or pairs else -(-own // s.images_per_batch),
-        decoded=0
-        if pairs
-        else (scored if config.pathwise and _checkpointing(config) != "none" else 0) + (0 if config.pathwise else own),
+        decoded=0 if pairs else (scored if made_again else 0) + (0 if config.pathwise else own),
         decoded_with_gradient=scored if config.pathwise else 0,
         scored=scored,
         scored_with_gradient=config.pathwise,
         updates=updates_of_round(config),
     )
-
-
-def _checkpointing(config: Config) -> str:
-    """What an algorithm that follows the reward's gradient makes again; `step` for those that have no choice."""
-    return cast(str, vars(config.algorithm).get("checkpointing", "step"))
 
 
 def round_seconds(work: Work, seconds: Seconds, servers: int = 0) -> dict[str, float]:
