@@ -6,7 +6,8 @@ For each seed: images of the bundled model are ranked by a labeler with the util
 reward model is trained on the rankings (an ensemble of three, from the model's own U-Net or a CLIP); runs follow it,
 and their evaluations say what the hidden utility of their images is, which no run sees. Then images of a run and of the
 base model are ranked together by the same labeler (--images newest: those of the run alone), and a second reward model
-is trained on all rankings, which a run follows from where the first one ended. What is there already is not made again.
+is trained on all rankings, which a run follows from the base model (--start previous: from where the first one ended).
+What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ ARMS: dict[str, Sequence[str]] = {
 }  # fmt: skip
 KL, PENALTY = "10", "1"
 BASE = Policy("bundled")
-AGAIN = ("ppo", "ppo, new value network", "ddpo")
-"""Arms with a second iteration, which goes on from the adapter of the first."""
+CENTER = 0.1
+"""Of the reward models' `center_rewards_coefficient`."""
 
 
 def labels(
@@ -77,7 +78,7 @@ def labels(
     return folder
 
 
-def reward_model(folder: Path, sources: Sequence[Path], seed: int, kind: Kind) -> dict[str, Any]:
+def reward_model(folder: Path, sources: Sequence[Path], seed: int, kind: Kind, center: float) -> dict[str, Any]:
     """Trains an ensemble on all projects; returns what its report says of its accuracy."""
     if not folder.is_dir():
         from tastemaker.reward_models.comparisons import load_several
@@ -86,7 +87,12 @@ def reward_model(folder: Path, sources: Sequence[Path], seed: int, kind: Kind) -
         from tastemaker.rewards.preferences.architecture import Architecture
 
         found = load_several([str(source) for source in sources])
-        train_reward_model(found, Architecture(kind), Training(seed=seed, members=3, bootstrap=True, curve=()), folder)
+        train_reward_model(
+            found,
+            Architecture(kind),
+            Training(seed=seed, members=3, bootstrap=True, curve=(), center_rewards_coefficient=center),
+            folder,
+        )
     return json.loads((folder / "reward_model.json").read_text())["training"]
 
 
@@ -109,25 +115,27 @@ def curve(folder: Path) -> dict[str, list[float]]:
     return found | {"explained": explained}
 
 
-def seed_runs(work: Path, seed: int, tasks: int, arms: Sequence[str], images: str, kind: Kind) -> dict[str, Any]:
+def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything of one seed."""
+    tasks, images, kind, center = arguments.tasks, arguments.images, arguments.kind, arguments.center
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
     first = labels(own / "labels-1", seed, tasks)
     if kind != "unet":
         own = own / kind
         own.mkdir(exist_ok=True)
-    models = {"first": reward_model(own / "rm-1", [first], seed, kind)}
-    found = {name: curve(arm(own, name, own / "rm-1", seed)) for name in arms}
-    for name in [name for name in AGAIN if name in arms]:
+    models = {"first": reward_model(own / "rm-1", [first], seed, kind, center)}
+    found = {name: curve(arm(own, name, own / "rm-1", seed)) for name in arguments.arms}
+    for name in arguments.again:
         again = own / f"{name}-again-{images}".replace(", ", "-").replace(" ", "-")
         again.mkdir(exist_ok=True)
         run = arm(own, name, own / "rm-1", seed)
         policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
         second = labels(again / "labels", seed + 100, tasks, policies, first)
-        models[name] = reward_model(again / "rm", [first, second], seed, kind)
-        start = f"tuning.start_from={run}"
-        found[f"{name}, second iteration"] = curve(arm(again / "going-on", name, again / "rm", seed, start))
+        models[name] = reward_model(again / "rm", [first, second], seed, kind, center)
+        start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
+        place = again / ("going-on" if start else "from-base")
+        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *start))
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -224,15 +232,18 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/preference-loop"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/preference-loop"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--tasks", type=int, default=160)
+    parser.add_argument("--tasks", type=int, default=320)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--kind", default="unet", choices=["unet", "clip"], help="of reward models")
     parser.add_argument("--images", default="mixed", choices=["mixed", "newest"])
+    parser.add_argument("--again", nargs="*", default=["ppo", "ddpo"], help="arms with a second iteration")
+    parser.add_argument("--start", default="base", choices=["base", "previous"], help="of a second iteration")
+    parser.add_argument("--center", type=float, default=CENTER, help="the reward models' center_rewards_coefficient")
     parser.add_argument("--parts", type=Path, nargs="*", metavar="RUN", help="only print the parts of their utility")
     args = parser.parse_args()
     if args.parts:
         return print_parts(args.parts)
-    results = {seed: seed_runs(args.work, seed, args.tasks, args.arms, args.images, args.kind) for seed in args.seeds}
+    results = {seed: seed_runs(args.work, seed, args) for seed in args.seeds}
     deviation = base_deviation(args.work, args.seeds)
     plot(results, deviation, args.out)
     publish(

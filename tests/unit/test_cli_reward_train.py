@@ -70,6 +70,7 @@ def test_every_flag_reaches_the_training(labels, monkeypatch):
     values = {
         "kind": "unet", "size": "48", "timesteps": ("0", "200"), "heads": "2", "seed": "5", "epochs": "7", "lr": "0.5",
         "weight-decay": "0.25", "batch": "3", "patience": "4", "text-dropout": "0.1", "guidance": "2", "members": "3",
+        "center-rewards-coefficient": "0.05",
         "curve": ("4", "8"), "validation": "0.5", "split-by": "task", "standardise": "samples", "samples": "9",
         "steps": "6",
     }  # fmt: skip
@@ -80,7 +81,8 @@ def test_every_flag_reaches_the_training(labels, monkeypatch):
     assert (architecture.size, architecture.timesteps, architecture.heads) == (48, (0, 200), 2)
     assert dataclasses.asdict(training) == {
         "seed": 5, "epochs": 7, "lr": 0.5, "weight_decay": 0.25, "batch": 3, "patience": 4, "text_dropout": 0.1,
-        "guidance": 2.0, "members": 3, "bootstrap": False, "refit": True, "curve": (4, 8), "standardise": "samples",
+        "center_rewards_coefficient": 0.05, "guidance": 2.0,
+        "members": 3, "bootstrap": False, "refit": True, "curve": (4, 8), "standardise": "samples",
     }  # fmt: skip
     assert (given["resize"], given["samples"].count, given["samples"].steps) == (True, 9, 6)
     prompts = {task.prompt for task in given["found"].validation} & {task.prompt for task in given["found"].training}

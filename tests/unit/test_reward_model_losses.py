@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tastemaker.reward_models.comparisons import Pair, Task
 from tastemaker.reward_models.fit import bootstrap, predictions, subset
-from tastemaker.reward_models.losses import batch_of, comparison_loss, pair_losses
+from tastemaker.reward_models.losses import batch_of, centering_loss, comparison_loss, pair_losses
 from tastemaker.reward_models.statistics import (
     Predictions,
     accuracy,
@@ -53,6 +53,18 @@ def test_the_loss_is_the_mean_over_pairs_of_a_task_and_then_over_tasks():
     sig = lambda d: -LN(1 / (1 + math.exp(-d)))  # noqa: E731
     expected = ((sig(1) + sig(2) + sig(-1)) / 3 + sig(0.5)) / 2
     assert comparison_loss(rewards, batch_of([first, second])).item() == pytest.approx(expected)
+
+
+def test_centring_by_hand():
+    """Sums 1, 0, -1 of the first task with weights 2, 1, 1: (2 + 0 + 1) / 4; 0.5 squared of the second. Its gradient at
+    the second task's images is 2 * 0.5 / 2 for both."""
+    first = task(Pair(0, 1, 1.0, 2), Pair(0, 2, 1.0), Pair(1, 2, 0.0))
+    second = task(Pair(0, 1, 1.0), images=2)
+    rewards = torch.tensor([1.0, 0.0, -1.0, 0.5, 0.0], requires_grad=True)
+    loss = centering_loss(rewards, batch_of([first, second]))
+    assert loss.item() == pytest.approx((3 / 4 + 0.25) / 2)
+    (gradient,) = torch.autograd.grad(loss, rewards)
+    assert gradient[3:].tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_votes_weigh_pairs_within_a_task():

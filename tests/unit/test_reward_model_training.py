@@ -69,7 +69,7 @@ def test_each_setting_of_training_changes_the_weights(tmp_path):
     base = trained(tmp_path / "base", HEAD, quick()) and weights(tmp_path / "base")
     for number, changes in enumerate((
         {"epochs": 1}, {"lr": 1e-4}, {"weight_decay": 0.5}, {"batch": 3}, {"text_dropout": 0.5}, {"members": 2},
-        {"refit": True}, {"seed": 3},
+        {"refit": True}, {"seed": 3}, {"center_rewards_coefficient": 0.1},
     )):  # fmt: skip
         trained(tmp_path / str(number), HEAD, quick(**changes))
         assert weights(tmp_path / str(number)) != base, changes
@@ -77,6 +77,16 @@ def test_each_setting_of_training_changes_the_weights(tmp_path):
     trained(tmp_path / "sampled", HEAD, with_sample)
     trained(tmp_path / "all", HEAD, without)
     assert weights(tmp_path / "sampled") != weights(tmp_path / "all")
+
+
+def test_centring_draws_the_mean_reward_of_each_task_to_0():
+    """Comparisons within tasks leave the means open: AdamW alone leaves them where the initial weights had them."""
+    means = []
+    for coefficient in (0.0, 0.1):
+        settings = Training(epochs=60, center_rewards_coefficient=coefficient, curve=())
+        found, features, data = fitted(settings=settings, lr=0.01)
+        means.append(max(abs(rewards.mean().item()) for rewards in rewards_of(found.head, features, data.training)))
+    assert means[1] < 0.2 * means[0]
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training():

@@ -67,6 +67,8 @@ class RewardTrainArgs:
     """Learning rate of AdamW."""
     weight_decay: float = Training.weight_decay
     """Of AdamW."""
+    center_rewards_coefficient: float = Training.center_rewards_coefficient
+    """Weight of a penalty that draws the mean reward of each task to 0, as in TRL."""
     batch: int = Training.batch
     """Tasks in an update."""
     patience: int = Training.patience
@@ -167,8 +169,10 @@ def _architecture(args: RewardTrainArgs) -> Architecture:
 
 def _training(args: RewardTrainArgs) -> Training:
     return Training(
-        args.seed, args.epochs, args.lr, args.weight_decay, args.batch, args.patience, args.text_dropout, args.guidance,
-        args.members, args.bootstrap, args.refit, () if args.no_curve else args.curve, args.standardise,
+        seed=args.seed, epochs=args.epochs, lr=args.lr, weight_decay=args.weight_decay,
+        center_rewards_coefficient=args.center_rewards_coefficient, batch=args.batch, patience=args.patience,
+        text_dropout=args.text_dropout, guidance=args.guidance, members=args.members, bootstrap=args.bootstrap,
+        refit=args.refit, curve=() if args.no_curve else args.curve, standardise=args.standardise,
     )  # fmt: skip
 
 

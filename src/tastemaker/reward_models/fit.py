@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tastemaker.errors import DivergedError
 from tastemaker.reward_models.comparisons import Task
 from tastemaker.reward_models.features import Features, Moment
-from tastemaker.reward_models.losses import batch_of, comparison_loss, pair_losses
+from tastemaker.reward_models.losses import batch_of, centering_loss, comparison_loss, pair_losses
 from tastemaker.reward_models.settings import Training
 from tastemaker.reward_models.statistics import Predictions
 from tastemaker.rewards.preferences.heads import seeded
@@ -90,13 +90,14 @@ def _epoch(
         batch = batch_of(chosen, features.backbone.device)
         rewards = features.rewards(head, index, dropped, _moment(features, [len(own) for own in rows], rng))
         loss = comparison_loss(rewards, batch)
-        if not torch.isfinite(loss):
+        penalised = loss + settings.center_rewards_coefficient * centering_loss(rewards, batch)
+        if not torch.isfinite(penalised):
             raise DivergedError(
-                f"the loss of the reward model is {loss.item()}: give a smaller learning rate than "
+                f"the loss of the reward model is {penalised.item()}: give a smaller learning rate than "
                 f"{optimizer.param_groups[0]['lr']:g} by --lr"
             )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        penalised.backward()
         optimizer.step()
         losses += [loss.item()] * len(chosen)
         difference = (rewards[batch.first] - rewards[batch.second]).detach()

@@ -27,6 +27,9 @@ class Training:
     """Learning rate of AdamW; none: 3e-4 for unet and clip, 3e-3 for head."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """Of AdamW."""
+    center_rewards_coefficient: Annotated[float, Ge(0)] = 0.0
+    """Weight of (r_1 + r_2)^2 over the compared pairs, which draws the mean reward of each task to 0. Comparisons of
+    images of one prompt leave it open, and a policy may then draw what has a high one. As in TRL; try 0.01 to 0.1."""
     batch: Annotated[int, Gt(0)] = 8
     """Tasks in an update, each with all its images and pairs."""
     patience: Annotated[int, Gt(0)] = 10
