@@ -6,10 +6,10 @@
 Two targets, measured on fixed images by the same function for both: a reward of +2 standard deviations of the base
 model's with at least 90 % of the images showing their prompt (JPEG incompressibility), and 10 points more of the images
 showing their prompt (trained on CLIPScore; the judge is no part of the reward). Each side and method has the same
-number of trials of settings on a seed that is not used again; the settings that were there first run with each seed. A
-trial ends when it has taken longer than the best of its side before it, and a run when fewer than half of its images
-show their prompt. Evaluations come every --interval seconds, and
-every tenth of the time so far once that is more.
+number of trials of settings, with seeds that are not used again; the settings that were there most often, and first,
+are run with each seed. A run ends when fewer than half of its images show their prompt. Evaluations come every
+--interval seconds, and every tenth of the time so far once that is more.
+
 Time is that of sampling, scoring and updates, on one thread: of the processor, so that other work on the machine does
 not count, and by the clock beside it. Loading, saving and evaluations are left out.
 
@@ -72,11 +72,11 @@ class Task:
 TASKS = {
     "incompressibility": Task(
         "jpeg-incompressibility", "jpeg-surrogate-incompressibility", "bundled-eight", 5.0,
-        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), 1, {"ddpo": 900, "alignprop": 120},
+        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), 1, {"ddpo": 400, "alignprop": 120},
     ),
     "alignment": Task(
         "clip-score", "clip-score", "bundled-count-test", 1.0,
-        {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), 2, {"ddpo": 900, "alignprop": 300},
+        {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), 2, {"ddpo": 300, "alignprop": 120},
     ),
 }  # fmt: skip
 OURS: dict[tuple[str, str], list[list[str]]] = {
@@ -225,7 +225,10 @@ def trl(task: Task, method: str, settings: dict[str, Any], seed: int, folder: Pa
         differentiable = load_reward(task.differentiable)
         config = AlignPropConfig(**shared)
         trainer = AlignPropTrainer(
-            config, lambda images, texts, _: differentiable(images, list(texts)), lambda: (next(prompts), {}), pipeline
+            config,
+            lambda images, texts, _: (differentiable(images, list(texts)), {}),
+            lambda: (next(prompts), {}),
+            pipeline,
         )
         queries = config.train_batch_size * config.train_gradient_accumulation_steps
     trainer.sd_pipeline.set_progress_bar_config(disable=True)
@@ -346,12 +349,13 @@ def time_to_target(
     return result
 
 
-def rank(result: dict[str, Any], name: str) -> tuple[float, float]:
-    """The order of trials: the time to the target, and the best value of what it is about where it was not reached."""
-    if result["reached"]:
-        return result["steps"][-1]["cpu"], 0.0
+def rank(trial: list[dict[str, Any]], name: str) -> tuple[int, float]:
+    """The order of trials: how many of their runs reached the target, and then the time that these took, or the best
+    value of what the target is about where none did."""
+    reached = [one["steps"][-1]["cpu"] for one in trial if one["reached"]]
     key = "judge" if name == "alignment" else "reward"
-    return float("inf"), -max(step[key] for step in result["steps"])
+    best = statistics.mean(max(step[key] for step in one["steps"]) for one in trial)
+    return -len(reached), statistics.mean(reached) if reached else -best
 
 
 def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -359,12 +363,17 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
     out: dict[str, Any] = {}
     for side, given in (("ours", OURS), ("trl", TRL)):
         limit = TASKS[name].limit[method]
-        trials: list[dict[str, Any]] = []
+        trials: list[list[dict[str, Any]]] = []
         for trial in range(arguments.trials):
-            longest = min([limit, *(made["steps"][-1]["cpu"] for made in trials if made["reached"])])
-            trials.append(
-                time_to_target(name, method, side, trial, SEARCH_SEED, arguments.work, arguments.interval, longest)
-            )
+            # With one seed, a trial that takes longer than the best one before it cannot be chosen.
+            before = [one["steps"][-1]["cpu"] for made in trials for one in made if one["reached"]]
+            longest = min([limit, *before]) if arguments.search == 1 else limit
+            trials.append([
+                time_to_target(
+                    name, method, side, trial, SEARCH_SEED + seed, arguments.work, arguments.interval, longest
+                )
+                for seed in range(arguments.search)
+            ])  # fmt: skip
         best = min(range(len(trials)), key=lambda trial: rank(trials[trial], name))
         runs = [
             time_to_target(name, method, side, best, seed, arguments.work, arguments.interval, limit)
@@ -373,7 +382,9 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
         last = [run["steps"][-1] for run in runs]
         out[side] = {
             "settings": given[name, method][best],
-            "trials, seconds": [round(trial["steps"][-1]["cpu"]) if trial["reached"] else None for trial in trials],
+            "trials, seconds": [
+                [round(one["steps"][-1]["cpu"]) if one["reached"] else None for one in made] for made in trials
+            ],
             "reached": [run["reached"] for run in runs],
             "seconds of processor": [round(step["cpu"], 1) for step in last],
             "seconds": [round(step["clock"], 1) for step in last],
@@ -392,8 +403,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="*", default=["ddpo", "alignprop"], choices=["ddpo", "alignprop"])
-    parser.add_argument("--trials", type=int, default=4, help="settings of each side, tried with one seed")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=4, help="settings of each side that are tried")
+    parser.add_argument("--search", type=int, default=2, help="seeds of each setting that is tried")
+    parser.add_argument("--seeds", type=int, default=3, help="of the settings that are chosen")
     parser.add_argument("--interval", type=float, default=4.0, help="seconds of processor between evaluations at first")
     parser.add_argument("--work", type=Path, default=ROOT / "build/time-to-reward")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/time-to-reward")
