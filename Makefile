@@ -41,6 +41,9 @@ demo-preferences: install ## from people's comparisons to an aligned model, twic
 # order of their names the last ones are short.
 WORKERS ?= 2
 
+# Compiled files are kept, also where the environment says otherwise: without them each worker and each process of the tests
+# compiles all of it anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: install ## all tests that need no GPU and no long time
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 40
 

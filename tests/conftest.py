@@ -21,6 +21,15 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 
+def pytest_collection() -> None:
+    """No garbage is collected while all files are imported: there is none, and looking for it takes seconds."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _frozen():
     """What was imported stays, so the garbage collector need not look through it again, as every run has it do.

@@ -7,6 +7,7 @@ of `tastemaker`. This module imports neither, so that a child that runs `run_scr
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import sys
@@ -18,7 +19,8 @@ from typing import Any
 from unittest import mock
 
 LIBRARIES = [
-    "torch", "torch.distributed", "accelerate", "peft", "transformers",
+    "torch", "torch.distributed", "accelerate", "peft", "transformers", "matplotlib.figure", "tyro", "rich.progress",
+    "httpx", "diffusers.schedulers",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "diffusers.pipelines.ddim.pipeline_ddim",
     "diffusers.pipelines.ddpm.pipeline_ddpm",
 ]  # fmt: skip
@@ -74,6 +76,8 @@ def finish(child: Child, code: int = 0, seconds: float = SECONDS) -> str:
 
 
 def _begin(function: Callable[..., Any], arguments: Sequence[Any], log: str, environment: dict[str, str]) -> None:
+    # What the server has imported stays, so the garbage collector need not look through it.
+    gc.freeze()
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)

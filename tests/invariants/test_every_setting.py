@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tastemaker.models.library_logging import quiet
 
 MODULES = [f"every_setting.{name}" for name in ("sections", "algorithms", "backprop", "loops", "rewards", "engine")]
 pytest.register_assert_rewrite(*MODULES)
@@ -17,9 +20,12 @@ for _module in MODULES:
 FIELDS = every_field()
 
 
-@pytest.fixture(scope="session")
-def lab(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("settings"), checkpoint)
+@pytest.fixture(scope="module")
+def lab(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    # Quiet throughout: to change a level makes Python forget what it knows about each logger, which takes a
+    # millisecond, at every text that is encoded.
+    with quiet():
+        yield Lab(tmp_path_factory.mktemp("settings"), checkpoint)
 
 
 def test_cases_are_of_fields():

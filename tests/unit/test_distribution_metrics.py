@@ -15,6 +15,7 @@ from tastemaker.evaluation.distribution_metrics import (
     ClipFeatures,
     chain_kl,
     clip_inception_score,
+    compared_transition,
     fid,
     inception_score,
     kid,
@@ -143,6 +144,12 @@ def test_chain_kl_against_the_log_ratio_of_the_same_chain():
     assert rollout.trajectory is not None
     same = chain_kl(model, model, sde, rollout.trajectory, cond)
     assert same.tolist() == [0, 0]
+    # Measured while sampling it is the same to the bit, and so are the images.
+    steps_kl = []
+    while_sampling = compared_transition(Shifted(model, 0.01), steps_kl)
+    again = LocalSampler(model, sde).sample_with(while_sampling, draw, cond, keep, lambda: None)
+    assert torch.equal(sum(steps_kl), chain_kl(model, Shifted(model, 0.01), sde, rollout.trajectory, cond))
+    assert torch.equal(again.latents, rollout.latents)
     found = chain_kl(Shifted(model, 0.01), model, sde, rollout.trajectory, cond)
     g, size = sde.grid, math.prod(model.latent_shape)
     expected = 0.0

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tastemaker.diffusion.losses import gaussian_kl
+from tastemaker.diffusion.losses import Reduction, gaussian_kl, gaussian_logp
 from tastemaker.diffusion.model import Denoiser
+from tastemaker.diffusion.sampler import KeptStep
 from tastemaker.diffusion.sde import Sde, times
 from tastemaker.errors import DataError
 from tastemaker.rewards.learned.clip_model import Clip
@@ -162,10 +163,32 @@ def chain_kl(model: Denoiser, reference: Denoiser, sde: Sde, trajectory: Traject
     total = torch.zeros(len(trajectory.latents), dtype=torch.float64)
     for position, step in enumerate(trajectory.steps.tolist()):
         x = trajectory.latents[:, position]
-        means = []
-        for one in (model, reference):
-            x0 = one.denoise(x, times(sde, step, x), cond)
-            mean, std = sde.step(x.to(x0.dtype), x0, step)
-            means.append(mean.double())
-        total += gaussian_kl(means[0], means[1], std.double(), "sum").cpu()
+        (mean, std), (other, _) = (_step(one, sde, x, cond, step) for one in (model, reference))
+        total += _step_kl(mean, other, std)
     return total
+
+
+def compared_transition(reference: Denoiser, found: list[Tensor]) -> KeptStep:
+    """A sampler's `transition` that adds to `found` the step's KL(p_model || p_reference) [B], in nats.
+
+    Their sum over all steps with noise is the `chain_kl`, without asking the model again at the latents it has sampled.
+    """
+
+    def transition(
+        model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int, noise: Tensor, reduction: Reduction
+    ) -> tuple[Tensor, Tensor]:
+        mean, std = _step(model, sde, x, cond, step)
+        found.append(_step_kl(mean, _step(reference, sde, x, cond, step)[0], std))
+        x_next = (mean + std * noise).to(x.dtype)
+        return x_next, gaussian_logp(x_next, mean, std, reduction)
+
+    return transition
+
+
+def _step(model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int) -> tuple[Tensor, Tensor]:
+    x0 = model.denoise(x, times(sde, step, x), cond)
+    return sde.step(x.to(x0.dtype), x0, step)
+
+
+def _step_kl(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:
+    return gaussian_kl(mean.double(), other.double(), std.double(), "sum").cpu()

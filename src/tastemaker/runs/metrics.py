@@ -7,6 +7,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ PACKAGES = ("tastemaker", "torch", "diffusers", "transformers", "peft", "acceler
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a run's numbers depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    return {package: _version(package) for package in PACKAGES}
+
+
+@cache
+def _version(package: str) -> str:
+    """Read once: each checkpoint asks for it, and an imported package stays what it is."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def environment(command: str, accelerator: Accelerator) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()
         if not before and torch.distributed.is_available() and torch.distributed.is_initialized():
+            gc.collect()
             torch.distributed.destroy_process_group()
             gc.collect()

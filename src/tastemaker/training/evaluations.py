@@ -17,7 +17,7 @@ from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler, batches
 from tastemaker.diffusion.sde import make_sde
 from tastemaker.evaluation.collapse import differences, grid_power
-from tastemaker.evaluation.distribution_metrics import chain_kl
+from tastemaker.evaluation.distribution_metrics import compared_transition
 from tastemaker.evaluation.evaluate import Evaluation, evaluate
 from tastemaker.evaluation.metrics import diversity, diversity_by_image, share_correct
 from tastemaker.evaluation.over_optimisation import Look, Measure, Measured
@@ -191,14 +191,12 @@ def divergence(session: Session, draw: Draw) -> Tensor | None:
         for part in batches(count, config.sampling.images_per_batch):
             own = chosen.select(part)
             cond = model.encode(own.prompts, config.sampling.guidance)
-            rollout = LocalSampler(model, sde)(
-                own,
-                cond,
-                sde.stochastic(),
+            steps_kl: list[Tensor] = []
+            LocalSampler(model, sde).sample_with(
+                compared_transition(base, steps_kl), own, cond, sde.stochastic(),
                 lambda: session.display.advance(len(part)),  # noqa: B023
-            )
-            assert rollout.trajectory is not None  # steps were kept
-            found.append(chain_kl(model, base, sde, rollout.trajectory, cond))
+            )  # fmt: skip
+            found.append(sum(steps_kl, torch.zeros(len(part), dtype=torch.float64)))
     return torch.cat(found)
 
 
