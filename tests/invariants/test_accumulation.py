@@ -43,15 +43,19 @@ def settings(checkpoint, tmp_path_factory):
     prompts = tmp_path_factory.mktemp("prompts") / "two.txt"
     prompts.write_text("cat\ndog\n")
     plain = config(checkpoint)
-    options, sampling = plain.optimizer, plain.sampling
+    options, sampling = plain.optimizer, replace(plain.sampling, batch=8)
+    # Most are of updates, so they sample in one batch; "plain", its share of steps, "best-worst" and the single pass
+    # sample in several.
+    one = replace(plain, sampling=sampling)
     b2 = replace(
-        plain, window=Backward(3, 9), selection=BestWorst(0.5), optimizer=replace(options, updates=1, rows=4),
+        one, window=Backward(3, 9), selection=BestWorst(0.5), optimizer=replace(options, updates=1, rows=4),
         sampling=replace(sampling, samples=16, per_prompt=4, branches=2),
     )  # fmt: skip
+    in_batches = replace(b2, sampling=replace(b2.sampling, batch=3))
     return {
         "plain": plain,
         "share of steps": config(checkpoint, timestep_fraction=0.4),
-        "best-worst": b2,
+        "best-worst": in_batches,
         "one process without rows": replace(
             b2, algorithm=PPO(value="cnn", normalise="none"), selection=BestWorst(1.6),
             advantage=Advantage(normalise="round", step_weights="noise"),
@@ -60,37 +64,38 @@ def settings(checkpoint, tmp_path_factory):
             b2, optimizer=replace(b2.optimizer, images_per_update=3, inner_epochs=2)
         ),
         "value's own steps": replace(
-            plain, algorithm=DPOK(value="mlp", value_batch=30, value_updates=2, value_lr=1e-2, clip=1.0),
+            one, algorithm=DPOK(value="mlp", value_batch=30, value_updates=2, value_lr=1e-2, clip=1.0),
             optimizer=replace(options, minibatch="states", rows=3), advantage=Advantage(normalise="none", clip=None),
         ),
         "states": replace(
-            plain, algorithm=PPO(value="cnn"), advantage=Advantage(normalise="round", step_weights="inverse-dt"),
+            one, algorithm=PPO(value="cnn"), advantage=Advantage(normalise="round", step_weights="inverse-dt"),
             optimizer=replace(options, minibatch="states", updates=4, rows=3)
         ),
-        "reference": replace(plain, algorithm=GRPO(kl=50.0, ratio="normalised")),
+        "reference": replace(one, algorithm=GRPO(kl=50.0, ratio="normalised")),
         "single pass": replace(
-            b2, algorithm=DPPO(), selection=NonZero(), advantage=Advantage(normalise="group", step_weights="noise"),
+            in_batches, algorithm=DPPO(), selection=NonZero(),
+            advantage=Advantage(normalise="group", step_weights="noise"),
             optimizer=replace(b2.optimizer, rows=2, single_pass=True),
         ),
         "pairs": replace(
-            plain, algorithm=DPO(), prompts=str(prompts), optimizer=replace(options, updates=1),
+            one, algorithm=DPO(), prompts=str(prompts), optimizer=replace(options, updates=1),
             sampling=replace(sampling, samples=12),
         ),
-        "samples": replace(plain, algorithm=NFT(noises=2)),
+        "samples": replace(one, algorithm=NFT(noises=2)),
         "given pairs": replace(
-            plain, algorithm=DiffusionKTO(beta=50.0),
+            one, algorithm=DiffusionKTO(beta=50.0),
             pairs=Pairs(str(given.pairs(tmp_path_factory.mktemp("pairs") / "given", 7))),
         ),
         "groups of samples": replace(
-            plain, algorithm=DGPO(noises=2, kl=0.1), prompts=str(prompts), optimizer=replace(options, updates=1),
+            one, algorithm=DGPO(noises=2, kl=0.1), prompts=str(prompts), optimizer=replace(options, updates=1),
             sampling=replace(sampling, samples=12, per_prompt=3),
         ),
-        "parts": replace(plain, reward="standardise(smooth:redness) + 0.5*min(standardise(colourfulness), 0.3)"),
+        "parts": replace(one, reward="standardise(smooth:redness) + 0.5*min(standardise(colourfulness), 0.3)"),
         "chain": replace(
-            plain, algorithm=AlignProp(kl=0.1), reward="smooth:warmth", optimizer=replace(options, rows=3)
+            one, algorithm=AlignProp(kl=0.1), reward="smooth:warmth", optimizer=replace(options, rows=3)
         ),
         "draws": replace(
-            plain, algorithm=AlignProp(images_per_draw=2), reward="smooth:warmth",
+            one, algorithm=AlignProp(images_per_draw=2), reward="smooth:warmth",
             optimizer=replace(options, updates=1, rows=3),
         ),
     }  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_accumulation import config
+from test_accumulation import config as in_three_batches
 
 from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.dpok import DPOK
@@ -100,6 +100,12 @@ def test_quiet_steps_have_no_noise(model):
         if step == 0:
             torch.testing.assert_close(x, one.latents[:, 0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(x, one.x0, atol=1e-4, rtol=1e-4)
+
+
+def config(checkpoint):
+    """Images are sampled in one batch, since nothing here is about how they are cut."""
+    plain = in_three_batches(checkpoint)
+    return replace(plain, sampling=replace(plain.sampling, batch=16))
 
 
 def weights_after(settings, folder, rounds=2):

@@ -1,6 +1,7 @@
 """Mixed adapters through the real sampler, files and libraries: ends are exact, the middle is the dense merge."""
 
 import json
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -58,14 +59,23 @@ def with_adapter(make, folder, guidance):
     return shown(model, guidance)
 
 
-@pytest.fixture(params=KINDS)
-def world(request, tmp_path):
-    make, guidance, form = KINDS[request.param]
+@pytest.fixture(scope="module", params=KINDS)
+def made(request, tmp_path_factory):
+    """A model and two adapters of it, for all tests of its kind."""
+    folder, (make, *_) = tmp_path_factory.mktemp("made"), KINDS[request.param]
     pipeline = tiny.pipeline() if request.param == "latent" else tiny.pixels(channels=3)
-    pipeline.save_pretrained(tmp_path / "base")
-    trained(make, tmp_path / "a", 1, rank=2, alpha=3.0)
-    trained(make, tmp_path / "b", 2, rank=2, alpha=1.0)
-    return tmp_path, make, guidance, form
+    pipeline.save_pretrained(folder / "base")
+    trained(make, folder / "a", 1, rank=2, alpha=3.0)
+    trained(make, folder / "b", 2, rank=2, alpha=1.0)
+    return request.param, folder
+
+
+@pytest.fixture
+def world(made, tmp_path):
+    """A copy of them, for a test to write to."""
+    kind, folder = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path, *KINDS[kind]
 
 
 def plan(root, points, mode="delta", adapters=("a", "b"), rewards=(), rank=None, guidance=5.0):
