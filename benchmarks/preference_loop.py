@@ -32,6 +32,8 @@ from tastemaker.labelling.project import open_project
 from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.sources import Policy, Recipe
 from tastemaker.models import load_model
+from tastemaker.rewards.base import score
+from tastemaker.rewards.registry import load_reward
 
 PROMPTS, UNSEEN = "bundled-single-train", "bundled-single-test"
 STEPS = 10
@@ -54,6 +56,7 @@ ARMS: dict[str, Sequence[str]] = {
 }  # fmt: skip
 KL, PENALTY = "10", "1"
 BASE = Policy("bundled")
+PARTS = ("ground", "pattern", "size", "prompt")
 CENTER = 0.1
 """Of the reward models' `center_rewards_coefficient`."""
 
@@ -186,8 +189,9 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
 def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> None:
     """Learned reward and hidden utility by round, an arm a panel: thin lines are seeds, thick ones their mean."""
     names = list(dict.fromkeys(name for one in results.values() for name in one["curves"]))
-    figure = Figure(figsize=(11, 9), layout="constrained")
-    axes = figure.subplots(3, (len(names) + 2) // 3, sharex=True, sharey=True).flatten()
+    rows, columns = -(-len(names) // 3), min(len(names), 3)
+    figure = Figure(figsize=(11, 3.3 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axis, name in zip(axes, names, strict=False):
         curves = [one["curves"][name] for one in results.values() if name in one["curves"]]
         for key, colour, text in (
@@ -226,6 +230,31 @@ def print_parts(runs: Sequence[Path]) -> None:
             print(folder.name, " ".join(f"{name} {values.mean().item():.2f}" for name, values in found.items()))
 
 
+def print_weights(folder: Path, projects: Sequence[Path]) -> None:
+    """What a reward model gives for each part of the hidden utility, whose own weights are 1, relative to the ground's:
+    least squares over all images of each project."""
+    model, reward = load_model("bundled"), load_reward(str(folder))
+    for path in projects:
+        rows: list[torch.Tensor] = []
+        rewards: list[torch.Tensor] = []
+
+        def both(
+            images: torch.Tensor, prompts: list[str],
+            rows: list[torch.Tensor] = rows, rewards: list[torch.Tensor] = rewards,
+        ) -> list[float]:  # fmt: skip
+            rows.append(torch.stack([*parts(images, prompts).values(), torch.ones(len(images))], dim=1))
+            for part in torch.arange(len(images)).split(64):
+                own = [prompts[index] for index in part.tolist()]
+                rewards.append(score(reward, images[part], own, model.encode_images(images[part])).total)
+            return [0.0] * len(images)
+
+        with open_project(path) as project, torch.no_grad():
+            utilities(project, both)
+        weights = torch.linalg.lstsq(torch.cat(rows).double(), torch.cat(rewards).double()[:, None]).solution[:, 0]
+        relative = (weights[:-1] / weights[0]).tolist()
+        print(folder, path, dict(zip(PARTS, [round(one, 2) for one in relative], strict=True)))
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -240,7 +269,13 @@ def main() -> None:
     parser.add_argument("--start", default="base", choices=["base", "previous"], help="of a second iteration")
     parser.add_argument("--center", type=float, default=CENTER, help="the reward models' center_rewards_coefficient")
     parser.add_argument("--parts", type=Path, nargs="*", metavar="RUN", help="only print the parts of their utility")
+    parser.add_argument(
+        "--weights", type=Path, nargs="*", metavar="PATH",
+        help="only print what a reward model, the first one, gives for the parts in the images of the other, projects",
+    )  # fmt: skip
     args = parser.parse_args()
+    if args.weights:
+        return print_weights(args.weights[0], args.weights[1:])
     if args.parts:
         return print_parts(args.parts)
     results = {seed: seed_runs(args.work, seed, args) for seed in args.seeds}
