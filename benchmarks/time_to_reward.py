@@ -103,8 +103,10 @@ OURS: dict[tuple[str, str], list[list[str]]] = {
     ("alignment", "alignprop"): [
         ["alignprop-clip"],
         ["alignprop-clip", "sampling.steps=10"],
-        ["alignprop-clip", "optimizer.lr=2e-3"],
-        ["alignprop-clip", "sampling.steps=10", "sampling.samples=8", "optimizer.rows=4"],
+        ["alignprop-clip", "sampling.steps=10", "sampling.samples=8", "optimizer.updates=1",
+         "algorithm.checkpointing=none"],
+        ["alignprop-clip", "sampling.steps=10", "sampling.samples=8", "optimizer.updates=1",
+         "algorithm.checkpointing=none", "algorithm.truncation=fixed", "algorithm.last=2"],
     ],
 }  # fmt: skip
 """Trials of settings, over presets; the most promising first."""
@@ -143,8 +145,9 @@ TRL: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("alignment", "alignprop"): [
         {**_ALIGNPROP, "train_batch_size": 8, "train_learning_rate": 1e-3},
         {**_ALIGNPROP, **_FEW, "train_batch_size": 8, "train_learning_rate": 1e-3},
-        {**_ALIGNPROP, "train_batch_size": 8, "train_learning_rate": 2e-3},
-        {**_ALIGNPROP, **_FEW, "train_batch_size": 4, "train_learning_rate": 1e-3},
+        {**_ALIGNPROP, **_FEW, "train_batch_size": 8, "train_learning_rate": 2e-3},
+        {**_ALIGNPROP, **_FEW, "train_batch_size": 8, "train_learning_rate": 1e-3,
+         "truncated_backprop_rand": False, "truncated_backprop_timestep": 8},
     ],
 }  # fmt: skip
 """Trials of trl's settings: batches as large as it is quick with, and the rates of ours."""
