@@ -180,5 +180,5 @@ class Worker:
         return answer
 
     def _last_words(self) -> str:
-        code, lines = self._process.wait(), self._log.read_text(errors="replace").strip().splitlines()
+        code, lines = self._process.wait(), self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return f"its process ended with exit code {code}" + (f": {lines[-1]}" if lines else "")
