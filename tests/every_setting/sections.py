@@ -1009,7 +1009,7 @@ def evaluation_rewards(lab: Lab) -> None:
 
 @acts("evaluation.kl_images")
 def evaluation_kl_images(lab: Lab) -> None:
-    """Three images are sampled in 3 steps, and each step is asked of the model, as it is sampled, and of the base model.
+    """Three images are sampled in 3 steps, and each step, as it is sampled, is asked of both models.
 
     The divergence is the squared distance of the steps' means over 2 std^2, summed; here with diffusers' scheduler.
     """
