@@ -83,7 +83,7 @@ def attempt(config: Config, device: torch.device) -> Fit:
     with isolated(), tempfile.TemporaryDirectory() as folder:
         session = start(config, Path(folder), State())
         plain_round(session)
-        seconds, _ = plain_round(session)
+        seconds = plain_round(session).seconds
     calls = round_calls(config, facts.stochastic, 1)
     return Fit(
         rows=config.optimizer.rows,

@@ -76,16 +76,16 @@ def measure(line: dict[str, Any]) -> dict[str, Any]:
         device = session.accelerator.device
         loaded = forget_peak(device)
         plain_round(session)
-        wall, phases = plain_round(session)
+        made = plain_round(session)
     # Guidance doubles the inputs of a pass.
     trained = sum(size * count for size, count in calls_of_round(session).network.backward.items()) // 2
     return {
         "loaded_gib": round(loaded, 3),
         "peak_gib": round(peak(device), 3),
-        "rows_per_second": round(trained / phases["train"], 4),
-        "images_per_second": round(config.sampling.samples / phases["sample"], 4),
+        "rows_per_second": round(trained / made.phases["train"], 4),
+        "images_per_second": round(config.sampling.samples / made.phases["sample"], 4),
         "trained_rows": trained,
-        "round_seconds": round(wall, 2),
+        "round_seconds": round(made.seconds, 2),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -246,6 +246,18 @@ def test_the_floor_is_the_bare_call_times_its_count(session: Session, clock: Clo
     assert recorder.backward == {8: floor.CALLS + 1, 2: floor.CALLS + 1}
 
 
+def test_the_floor_of_a_selection_is_that_of_its_rows(words: list[str], tmp_path: Path, clock: Clock):
+    """A network that takes 100 ms: 8 calls that sample; 6 of the reference and 6 that learn, of half of the images."""
+    settings = verb.read(verb.BenchArgs, words, "bench")[0].settings
+    session = start(replace(settings, algorithm=GRPO(kl=0.1)), tmp_path, State())
+    session.model.network.register_forward_pre_hook(lambda *_: clock.sleep(0.1))
+    whole = floor.measure_floor(session, floor.calls_of_round(session))
+    assert (whole.forward, whole.compared, whole.backward) == pytest.approx((1.4, 0.6, 0.6))
+    half = whole.of_selected(0.5)
+    assert (half.forward, half.compared, half.backward) == pytest.approx((1.1, 0.3, 0.3))
+    assert half.total == pytest.approx(1.4)
+
+
 def test_the_floor_leaves_weights_gradients_and_the_round_alone(session: Session):
     before = {name: p.detach().clone() for name, p in session.model.weights.trainable().items()}
     floor.measure_floor(session, floor.calls_of_round(session))

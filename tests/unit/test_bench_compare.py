@@ -113,18 +113,20 @@ def test_the_usual_options_are_those_the_settings_lack():
 
 
 def test_what_a_worker_answers(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    """8 images in 2 s of sampling, and 24 rows in 3 s of training."""
+    """8 images in 2 s of sampling, and half of 24 rows in 3 s of training."""
     rows = replace(CONFIG.optimizer, updates=2, rows=4, first_share=1.0)
     config = replace(
         CONFIG, model=str(checkpoint), optimizer=rows, sampling=Sampling(samples=8, per_prompt=2, steps=3, guidance=1)
     )
-    monkeypatch.setattr(compare_worker, "plain_round", lambda session: (6.0, {"sample": 2.0, "train": 3.0}))
+    monkeypatch.setattr(
+        compare_worker, "plain_round", lambda session: bench.PlainRound(6.0, {"sample": 2.0, "train": 3.0}, 0.5)
+    )
     monkeypatch.setattr(compare_worker, "peak_memory", lambda device: 1.5)
     answers = io.StringIO()
     compare_worker.serve(config, io.StringIO("round\nround\n"), answers)
     started, *rounds = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert started == {"compile_seconds": 0.0}
-    expected = {"wall": 6.0, "images_per_second": 4.0, "rows_per_second": 8.0, "peak_memory_gib": 1.5}
+    expected = {"wall": 6.0, "images_per_second": 4.0, "rows_per_second": 4.0, "peak_memory_gib": 1.5}
     assert rounds == [expected, expected]
 
 
@@ -135,9 +137,9 @@ def test_a_single_pass_trains_while_it_samples(checkpoint: Path, tmp_path: Path)
         session, _,
     ):  # fmt: skip
         calls = bench.calls_of_round(session)
-        two = bench.rates(session, calls, {"sample": 2.0, "train": 3.0})
+        two = bench.rates(session, calls, {"sample": 2.0, "train": 3.0}, 1.0)
         session.config = replace(session.config, optimizer=replace(session.config.optimizer, single_pass=True))
-        one = bench.rates(session, calls, {"sample": 2.0, "train": 3.0})
+        one = bench.rates(session, calls, {"sample": 2.0, "train": 3.0}, 1.0)
     assert two[0] == one[0] == 4.0
     assert two[1] / one[1] == pytest.approx(5 / 3)
 

@@ -74,25 +74,25 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
         raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
     with measured_session(config) as (session, compiled):
         device = session.accelerator.device
-        walls, floors, phases, parts, memory = [], [], [], [], 0.0
+        walls, floors, phases, parts, selected, memory = [], [], [], [], [], 0.0
         for number in range(repeats):
             parts.append(traced_round(session))
             # Of the rounds alone: the bare calls come later. Two rounds, since Adam has no moments in the first one.
             memory = memory or peak_memory(device)
             calls = calls_of_round(session)
             before = measure_floor(session, calls)
-            wall, phase = plain_round(session)
+            made = plain_round(session)
             after = measure_floor(session, calls)
-            walls.append(wall)
-            phases.append(phase)
-            floors.append(
-                Floor(
-                    (before.forward + after.forward) / 2, (before.backward + after.backward) / 2,
-                    (before.value + after.value) / 2,
-                ),
+            walls.append(made.seconds)
+            phases.append(made.phases)
+            selected.append(made.selected)
+            mean = Floor(
+                (before.forward + after.forward) / 2, (before.backward + after.backward) / 2,
+                (before.value + after.value) / 2, (before.compared + after.compared) / 2,
             )  # fmt: skip
-            log(f"repeat {number + 1} of {repeats}: {wall:.2f} s, floor {floors[-1].total:.2f} s")
-        return _summary(session, calls, compiled(), memory, walls, floors, phases, parts)
+            floors.append(mean.of_selected(made.selected))
+            log(f"repeat {number + 1} of {repeats}: {made.seconds:.2f} s, floor {floors[-1].total:.2f} s")
+        return _summary(session, calls, compiled(), memory, walls, floors, phases, parts, selected)
 
 
 @contextmanager
@@ -107,14 +107,25 @@ def measured_session(config: Config) -> Iterator[tuple[Session, Callable[[], flo
         yield session, lambda: session.compiled() - begun
 
 
-def plain_round(session: Session) -> tuple[float, dict[str, float]]:
-    """Seconds of one round, and of its phases as the run itself counts them, without compiling."""
+@dataclass(frozen=True)
+class PlainRound:
+    """What one round took, without compiling."""
+
+    seconds: float
+    phases: dict[str, float]
+    """Seconds of its phases as the run itself counts them, and `other`."""
+    selected: float
+    """Share of its images that were learned from, in [0,1]."""
+
+
+def plain_round(session: Session) -> PlainRound:
+    """Makes a round."""
     session.seconds.clear()
     begin = clock(session.accelerator.device)
-    rounds.one_round(session)
+    record = rounds.one_round(session)
     phases = dict(session.seconds)
     wall = clock(session.accelerator.device) - begin - phases.pop("compile", 0.0)
-    return wall, phases | {OTHER: wall - sum(phases.values())}
+    return PlainRound(wall, phases | {OTHER: wall - sum(phases.values())}, record.get("selected", 1.0))
 
 
 def peak_memory(device: torch.device) -> float:
@@ -127,16 +138,19 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def rates(session: Session, calls: Needed, phases: Mapping[str, float]) -> tuple[float, float]:
-    """Images sampled and rows trained in a second, of a round with these network calls and these seconds of phases."""
+def rates(session: Session, calls: Needed, phases: Mapping[str, float], selected: float) -> tuple[float, float]:
+    """Images sampled and rows trained in a second, of a round with these network calls and these seconds of phases, of
+    whose images this share was learned from."""
     s, o = session.config.sampling, session.config.optimizer
     train, sample = phases["train"], phases.get("sample")
     images = s.samples / (train if sample is None else sample)
-    return images, trained_rows(session.config, calls) / (train + ((sample or 0.0) if o.single_pass else 0.0))
+    return images, selected * trained_rows(session.config, calls) / (
+        train + ((sample or 0.0) if o.single_pass else 0.0)
+    )
 
 
 def trained_rows(config: Config, calls: Needed) -> int:
-    """Rows (one image at one step) that a round trains."""
+    """Rows (one image at one step) that a round trains where all its images are selected."""
     return sum(size * count for size, count in calls.network.backward.items()) // training_rows(config)
 
 
@@ -149,12 +163,14 @@ def _summary(
     floors: list[Floor],
     phases: list[dict[str, float]],
     parts: list[dict[str, float]],
+    selected: list[float],
 ) -> Bench:
     config, device = session.config, session.accelerator.device
     s, o = config.sampling, config.optimizer
     median = {name: statistics.median(phase.get(name, 0.0) for phase in phases) for name in phases[0]}
     totals = [floor.total for floor in floors]
-    images_per_second, rows_per_second = rates(session, calls, median)
+    share = statistics.fmean(selected)
+    images_per_second, rows_per_second = rates(session, calls, median, share)
     height, width = image_size(session.model)
     overheads = [wall / floor for wall, floor in zip(walls, totals, strict=True)]
     return Bench(
@@ -164,7 +180,7 @@ def _summary(
             "channels_last": config.speed.channels_last, "attention": config.speed.attention,
             "gradient_checkpointing": config.tuning.gradient_checkpointing,
             "height": height, "width": width, "samples": s.samples, "steps": s.steps,
-            "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": trained_rows(config, calls),
+            "guidance": s.guidance, "batch": s.batch, "rows": o.rows, "trained_rows": round(share * trained_rows(config, calls)),
             "single_pass": o.single_pass,
             "updates": updates_of_round(config), "repeats": len(walls),
         },

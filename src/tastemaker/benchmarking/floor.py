@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Needed:
     """Calls of the network, those of the reference among them."""
     value: Calls
     """Calls of the value network."""
+    compared: Mapping[int, int] = field(default_factory=dict)
+    """Of the network's calls without a graph those over the rows that learn, of the reference for instance."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class Floor:
     """Of the network with a graph and its backward pass."""
     value: float = 0.0
     """Of the value network."""
+    compared: float = 0.0
+    """Of `forward`, what is over the rows that learn."""
+
+    def of_selected(self, share: float) -> Floor:
+        """Where only this share of the images learns."""
+        return Floor(
+            self.forward - (1 - share) * self.compared, share * self.backward, share * self.value, share * self.compared
+        )
 
     @property
     def total(self) -> float:
@@ -49,7 +59,7 @@ class Floor:
 
 
 def needed_calls(config: Config, stochastic: Sequence[int], number: int) -> Needed:
-    """The calls that round `number`, from 1, cannot do without, where all images are selected.
+    """The calls that round `number`, from 1, cannot do without, where all images are selected (`Floor.of_selected`).
 
     What the algorithm compares with (the reference, and what the network said before the first update) is counted, and
     what is computed again to save memory is not. `stochastic` are the sampler steps that have noise.
@@ -58,14 +68,14 @@ def needed_calls(config: Config, stochastic: Sequence[int], number: int) -> Need
     compared = compared_calls(config, stochastic, number, calls.backward)
     network = Calls(dict(Counter(calls.forward) + compared), calls.backward)
     if needs.value is None:
-        return Needed(network, Calls({}, {}))
+        return Needed(network, Calls({}, {}), compared)
     estimates = Counter(len(part) for part in prepared_rows(config, stochastic, number))
     if needs.value.batch is None:  # it learns in the policy's updates, from their rows
         own = {rows // training_rows(config): count for rows, count in calls.backward.items()}
     else:
         parts = batches(needs.value.batch, AT_ONCE)
         own = {rows: count * needs.value.updates for rows, count in Counter(map(len, parts)).items()}
-    return Needed(network, Calls(dict(estimates), own))
+    return Needed(network, Calls(dict(estimates), own), compared)
 
 
 def calls_of_round(session: Session) -> Needed:
@@ -76,13 +86,16 @@ def calls_of_round(session: Session) -> Needed:
 def measure_floor(session: Session, needed: Needed) -> Floor:
     """Seconds of a round's network calls alone, each shape's from the mean of CALLS bare calls."""
 
-    def total(calls: dict[int, int], seconds: Callable[[Session, int, bool], float], grad: bool) -> float:
+    def total(calls: Mapping[int, int], seconds: Callable[[Session, int, bool], float], grad: bool) -> float:
         return sum(count * seconds(session, rows, grad) for rows, count in calls.items())
 
+    compared = total(needed.compared, _network_seconds, False)
+    others = Counter(needed.network.forward) - Counter(needed.compared)
     floor = Floor(
-        total(needed.network.forward, _network_seconds, False),
+        total(others, _network_seconds, False) + compared,
         total(needed.network.backward, _network_seconds, True),
         total(needed.value.forward, _value_seconds, False) + total(needed.value.backward, _value_seconds, True),
+        compared,
     )
     session.optimizer.zero_grad()
     return floor
