@@ -96,7 +96,7 @@ def test_settings_as_given_that_break_end_the_comparison(fake: type[FakeWorker])
 
 def test_pairs_are_refused():
     with pytest.raises(ConfigError, match="has none"):
-        compare.compare(PRESETS["mapo-sdxl"].config, {}, 1)
+        compare_worker.serve(PRESETS["mapo-sdxl"].config, io.StringIO(), io.StringIO())
 
 
 def test_the_usual_options_are_those_the_settings_lack():
@@ -177,6 +177,8 @@ def test_a_process_that_dies_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         (["--option="], "--option needs settings"),
         (["--option", "speed.compil=true"], "unexpected|unknown flag --speed.compil"),
         (["--option", "speed.attention=quick"], "speed.attention"),
+        (["--option", "reward='a"], "No closing quotation"),
+        (["--option", "speed.attention=quick", "--dry-run"], "speed.attention"),
         (["--compare", "--repeats", "0"], "must be greater than 0"),
     ],
 )

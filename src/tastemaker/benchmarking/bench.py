@@ -70,8 +70,6 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
     both sides of the ratio alike, and the tracing (which makes a GPU wait) is no part of it. Raises ConfigError for an
     algorithm that samples nothing.
     """
-    if config.algorithm.needs == "pairs":
-        raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
     with measured_session(config) as (session, compiled):
         device = session.accelerator.device
         walls, floors, phases, parts, selected, memory = [], [], [], [], [], 0.0
@@ -97,7 +95,12 @@ def bench(config: Config, repeats: int, log: Callable[[str], None] = lambda text
 
 @contextmanager
 def measured_session(config: Config) -> Iterator[tuple[Session, Callable[[], float]]]:
-    """A run that has made a round to warm up and leaves nothing behind, and the seconds it has spent compiling."""
+    """A run that has made a round to warm up and leaves nothing behind, and the seconds it has spent compiling.
+
+    Raises ConfigError for an algorithm that samples nothing.
+    """
+    if config.algorithm.needs == "pairs":
+        raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
     begun = compile_seconds() if config.speed.compile else 0.0
     with isolated(), tempfile.TemporaryDirectory() as folder:
         session = start(replace(config, trackers=()), Path(folder), State())

@@ -81,10 +81,8 @@ def compare(
     """Measures `repeats` rounds of each option and as many of `config` between them; `config` comes first.
 
     A round before them warms up. An option that is an error, or fails, has its reason in `refused`, and the others are
-    measured all the same. Raises ConfigError where `config` itself fails, or its algorithm samples nothing.
+    measured all the same. Raises ConfigError where `config` itself fails.
     """
-    if config.algorithm.needs == "pairs":
-        raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
     rounds: list[dict[str, float]] = []
     found: list[Measured] = []
     with Worker(config) as base:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,12 +59,13 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
     if processes() > 1:
         raise ConfigError("bench measures one process: start it without accelerate launch or torchrun")
+    changed = {option: _changed(argv, option) for option in options}
     if args.dry_run:
         from tastemaker.cli.train import dry_run
 
         return dry_run(args.settings, None)
     if args.compare or options:
-        return _compare(args, name, argv, options)
+        return _compare(args, name, argv, changed)
     with contextlib.redirect_stdout(sys.stderr):
         from tastemaker.benchmarking.bench import bench
 
@@ -90,18 +92,24 @@ def without_options(argv: list[str]) -> tuple[list[str], list[str]]:
     return rest, options
 
 
-def _compare(args: BenchArgs, name: str, argv: list[str], options: list[str]) -> int:
+def _changed(argv: list[str], option: str) -> Config:
+    """The settings of the arguments with those of an option. Raises ConfigError that names the option."""
+    try:
+        return read(BenchArgs, [*argv, *shlex.split(option)], "bench")[0].settings
+    except (TastemakerError, ValueError) as error:  # ValueError: a quote that is not closed
+        raise ConfigError(f"--option {option!r}: {error}") from error
+
+
+def _compare(args: BenchArgs, name: str, argv: list[str], given: Mapping[str, Config]) -> int:
     import torch
 
     from tastemaker.benchmarking.compare import compare, usual_options
 
-    changed: dict[str, Config | TastemakerError] = {}
-    for option in options or usual_options(args.settings, torch.cuda.is_available()):
+    changed: dict[str, Config | TastemakerError] = dict(given)
+    for option in [] if given else usual_options(args.settings, torch.cuda.is_available()):
         try:
-            changed[option] = read(BenchArgs, [*argv, *shlex.split(option)], "bench")[0].settings
-        except TastemakerError as error:
-            if options:
-                raise ConfigError(f"--option {option!r}: {error}") from error
+            changed[option] = _changed(argv, option)
+        except ConfigError as error:
             changed[option] = error
     with contextlib.redirect_stdout(sys.stderr):
         found = compare(args.settings, changed, args.repeats, log=print)

@@ -65,6 +65,6 @@ def centering_loss(rewards: Tensor, batch: Batch) -> Tensor:
     """The mean over tasks of the weighted mean of (r_first + r_second)^2 over each task's pairs.
 
     Comparisons within tasks leave a constant for each prompt, and for whatever else the images of a task share, open;
-    this draws it to 0 (Eisenstein et al. 2023, arXiv 2312.09244, section 2; TRL's `center_rewards_coefficient`).
+    this draws it to 0 (Eisenstein et al. 2023, arXiv 2312.09244, equation 2; TRL's `center_rewards_coefficient`).
     """
     return (batch.weight.to(rewards) * (rewards[batch.first] + rewards[batch.second]).square()).sum() / batch.tasks
