@@ -354,6 +354,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: the step that runs is ended with all that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ def fork(command: Sequence[str], folder: Path, log: Path, environment: Mapping[s
 def run_words(*words: str) -> None:
     """`python WORDS` in the folder that the last word names, in this process, which leads a group of its own."""
     *command, folder = words
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's handler is not for steps
     os.setsid()
     os.chdir(folder)
     if command[0] == "-m":

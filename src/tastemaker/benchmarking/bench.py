@@ -8,28 +8,23 @@ from __future__ import annotations
 import platform
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tastemaker.benchmarking.floor import Floor, Needed, calls_of_round, measure_floor
+from tastemaker.benchmarking.temporary import temporary_session
 from tastemaker.benchmarking.trace import FORWARD, OTHER, PARTS, TRAIN, VALUE, clock, traced_round
 from tastemaker.config.schema import Config
 from tastemaker.diffusion.model import image_size
 from tastemaker.errors import ConfigError
 from tastemaker.models.compiling import compile_seconds
-from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds
-from tastemaker.training.evaluations import evaluate_run
-from tastemaker.training.isolation import isolated
 from tastemaker.training.plan import updates_of_round
 from tastemaker.training.session import Session
-from tastemaker.training.setup import start
 from tastemaker.training.static_rows import training_rows
 
 
@@ -102,10 +97,7 @@ def measured_session(config: Config) -> Iterator[tuple[Session, Callable[[], flo
     if config.algorithm.needs == "pairs":
         raise ConfigError(f"bench measures rounds that sample, but the algorithm {config.algorithm.name} has none")
     begun = compile_seconds() if config.speed.compile else 0.0
-    with isolated(), tempfile.TemporaryDirectory() as folder:
-        session = start(replace(config, trackers=()), Path(folder), State())
-        if any(reward.unmeasured for reward in session.combinations.values()):
-            evaluate_run(session)
+    with temporary_session(config) as session:
         rounds.one_round(session)
         yield session, lambda: session.compiled() - begun
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
+from tastemaker.benchmarking.temporary import temporary_session
 from tastemaker.benchmarking.trace import clock
 from tastemaker.config.schema import Config
 from tastemaker.rewards.base import combined, leaf_scores
-from tastemaker.runs.checkpoint import State
 from tastemaker.training.cost import Seconds, sizes
-from tastemaker.training.evaluations import evaluate_run
-from tastemaker.training.isolation import isolated
 from tastemaker.training.plan import round_calls
 from tastemaker.training.session import Session
-from tastemaker.training.setup import candidate_steps, start
+from tastemaker.training.setup import candidate_steps
 
 CALLS = 3
 """Measured calls of each piece, after one that is not: the median counts."""
@@ -33,10 +28,7 @@ def measure(config: Config, processes: int = 1, reward: float | None = None) -> 
     Takes a few calls of each size, and writes nothing. `reward` are the seconds of scoring an image; None measures
     them. Raises a TastemakerError where the run could not start, and RewardError where the reward fails on an image.
     """
-    with isolated(), tempfile.TemporaryDirectory() as folder:
-        session = start(replace(config, trackers=()), Path(folder), State())
-        if any(reward.unmeasured for reward in session.combinations.values()):
-            evaluate_run(session)
+    with temporary_session(config) as session:
         return measure_session(session, clock, processes, reward)
 
 
