@@ -72,20 +72,21 @@ class Task:
 TASKS = {
     "incompressibility": Task(
         "jpeg-incompressibility", "jpeg-surrogate-incompressibility", "bundled-eight", 5.0,
-        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), 1, {"ddpo": 400, "alignprop": 120},
+        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), 1, {"ddpo": 240, "alignprop": 120},
     ),
     "alignment": Task(
         "clip-score", "clip-score", "bundled-count-test", 1.0,
         {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), 2, {"ddpo": 300, "alignprop": 120},
     ),
 }  # fmt: skip
+_SMALLER = ["sampling.steps=10", "sampling.samples=64", "sampling.per_prompt=8", "optimizer.warmup=0"]
 OURS: dict[tuple[str, str], list[list[str]]] = {
     ("incompressibility", "ddpo"): [
-        ["ddpo-incompressibility", "sampling.steps=10", "sampling.samples=64", "sampling.per_prompt=8"],
-        ["ddpo-incompressibility-sf", "sampling.steps=10", "optimizer.single_pass=true", "sampling.samples=64",
-         "sampling.per_prompt=8"],
-        ["ddpo-incompressibility"],
-        ["ddpo-incompressibility", "sampling.steps=10"],
+        ["ddpo-incompressibility", *_SMALLER, "optimizer.first_share=0.5", "optimizer.lr=6e-3"],
+        ["ddpo-incompressibility", *_SMALLER, "optimizer.first_share=0.3"],
+        ["ddpo-incompressibility", *_SMALLER, "advantage.normalise=group"],
+        ["ddpo-incompressibility-sf", *_SMALLER, "optimizer.first_share=0.5", "optimizer.lr=5e-3",
+         "optimizer.single_pass=true", "sampling.guidance=1"],
     ],
     ("incompressibility", "alignprop"): [
         ["alignprop-incompressibility"],
@@ -125,10 +126,10 @@ _FEW = {"sample_num_steps": 10, "truncated_rand_backprop_minmax": (0, 10)}
 _COUNT = {**_DDPO, "sample_num_steps": 8, "sample_eta": 0.7, "sample_num_batches_per_epoch": 2}
 TRL: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("incompressibility", "ddpo"): [
-        {**_DDPO, "sample_num_steps": 10, **_SMALL},
         {**_DDPO, "sample_num_steps": 10},
         _DDPO,
-        {**_DDPO, "sample_num_steps": 10, **_SMALL, "train_learning_rate": 2e-2},
+        {**_DDPO, "sample_num_steps": 10, **_SMALL},
+        {**_DDPO, "sample_num_steps": 10, **_SMALL, "sample_guidance_scale": 1.0},
     ],
     ("incompressibility", "alignprop"): [
         _ALIGNPROP,
@@ -210,7 +211,7 @@ def trl(task: Task, method: str, settings: dict[str, Any], seed: int, folder: Pa
     # transformers 4 has another name for each weight than transformers 5, which saved them, and does not find them.
     text = load_file(bundled_pipeline() / "text_encoder/model.safetensors")
     pipeline.text_encoder.load_state_dict({f"text_model.{name}": value for name, value in text.items()})
-    if task.guidance == 1:
+    if settings.get("sample_guidance_scale", task.guidance) == 1:
         # trl gives the network the unconditional half of the prompts here too, and fails.
         pipeline.sd_pipeline._encode_prompt = lambda *_, prompt_embeds, **__: prompt_embeds
     shared = {
@@ -219,7 +220,7 @@ def trl(task: Task, method: str, settings: dict[str, Any], seed: int, folder: Pa
     }  # fmt: skip
     if method == "ddpo":
         reward = load_reward(task.reward)
-        config = DDPOConfig(train_cfg=task.guidance > 1, **shared)
+        config = DDPOConfig(train_cfg=shared["sample_guidance_scale"] > 1, **shared)
         trainer = DDPOTrainer(
             config, lambda images, texts, _: (reward(images.float(), texts), {}), lambda: (next(prompts), {}), pipeline
         )
@@ -361,6 +362,16 @@ def rank(trial: list[dict[str, Any]], name: str) -> tuple[int, float]:
     return -len(reached), statistics.mean(reached) if reached else -best
 
 
+def until(run: dict[str, Any], deviations: float) -> tuple[float, float, int] | None:
+    """Seconds, the judge's share and reward queries when a run's reward first had risen by so many of the base model's
+    standard deviations, whatever its images showed; None where it never had."""
+    first = run["steps"][0]
+    for step in run["steps"]:
+        if (step["reward"] - first["reward"]) / first["std"] >= deviations:
+            return round(step["cpu"], 1), round(step["judge"], 2), step["queries"]
+    return None
+
+
 def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both sides: their trials, the settings chosen, and the times of each seed."""
     out: dict[str, Any] = {}
@@ -394,6 +405,8 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
             "reward queries": [step["queries"] for step in last],
             "judge": [round(step["judge"], 3) for step in last],
             "diversity": [round(step["diversity"], 3) for step in last],
+            "until +1: seconds, judge, queries": [until(run, 1) for run in runs],
+            "until +2: seconds, judge, queries": [until(run, 2) for run in runs],
         }
     if all(out["ours"]["reached"]) and all(out["trl"]["reached"]):
         medians = [statistics.median(out[side]["seconds of processor"]) for side in ("ours", "trl")]
