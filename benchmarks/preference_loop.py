@@ -6,8 +6,8 @@ For each seed: images of the bundled model are ranked by a labeler with the util
 reward model is trained on the rankings (an ensemble of three, from the model's own U-Net or a CLIP); runs follow it,
 and their evaluations say what the hidden utility of their images is, which no run sees. Then images of a run and of the
 base model are ranked together by the same labeler (--images newest: those of the run alone), and a second reward model
-is trained on all rankings, which a run follows from the base model (--start previous: from where the first one ended).
-What is there already is not made again.
+is trained on all rankings, which a run follows, at a rate that falls to 0, from the base model (--start previous: from
+where the first one ended). What is there already is not made again.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ PROMPTS, UNSEEN = "bundled-single-train", "bundled-single-test"
 STEPS = 10
 COMMON = [
     "--prompts", PROMPTS, "--evaluation.unseen", UNSEEN, "--evaluation.rewards", "hidden_taste:utility",
-    "evaluation.every=2", "evaluation.prompts=16", "evaluation.per_prompt=4", f"sampling.steps={STEPS}",
-    "sampling.samples=64", "sampling.per_prompt=4", "rounds=14", "checkpoint.every=100",
+    "evaluation.every=4", "evaluation.prompts=32", "evaluation.per_prompt=4", f"sampling.steps={STEPS}",
+    "sampling.samples=64", "sampling.per_prompt=4", "rounds=28", "checkpoint.every=100",
 ]  # fmt: skip
 PPO = ["ppo-compressibility", "optimizer.lr=2e-3"]
 """The preset's value network is a copy of the policy's encoder with a new pool, whose rate is 1e-3."""
@@ -52,11 +52,11 @@ ARMS: dict[str, Sequence[str]] = {
     "ppo, new value network": [*PPO, "algorithm.kl=0", "--reward", "{rm}"],
     "ppo, KL penalty": [*PPO, *WARM, "algorithm.kl={kl}", "--reward", "{rm}"],
     "ppo, uncertainty": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}:penalty={penalty}"],
-    "ddpo": ["ddpo-compressibility", "optimizer.lr=3e-3", "advantage.normalise=group", "--reward", "{rm}"],
+    "ddpo": ["ddpo-compressibility", "optimizer.lr=3e-3", "optimizer.lr_scheduler=linear", "advantage.normalise=group",
+             "--reward", "{rm}"],
 }  # fmt: skip
 KL, PENALTY = "10", "1"
 BASE = Policy("bundled")
-PARTS = ("ground", "pattern", "size", "prompt")
 CENTER = 0.1
 """Of the reward models' `center_rewards_coefficient`."""
 
@@ -138,7 +138,9 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         models[name] = reward_model(again / "rm", [first, second], seed, kind, center)
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
         place = again / ("going-on" if start else "from-base")
-        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *start))
+        found[f"{name}, second iteration"] = curve(
+            arm(place, name, again / "rm", seed, *start, "optimizer.lr_scheduler=linear")
+        )
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -235,14 +237,17 @@ def print_weights(folder: Path, projects: Sequence[Path]) -> None:
     least squares over all images of each project."""
     model, reward = load_model("bundled"), load_reward(str(folder))
     for path in projects:
+        names: list[str] = []
         rows: list[torch.Tensor] = []
         rewards: list[torch.Tensor] = []
 
         def both(
-            images: torch.Tensor, prompts: list[str],
+            images: torch.Tensor, prompts: list[str], names: list[str] = names,
             rows: list[torch.Tensor] = rows, rewards: list[torch.Tensor] = rewards,
         ) -> list[float]:  # fmt: skip
-            rows.append(torch.stack([*parts(images, prompts).values(), torch.ones(len(images))], dim=1))
+            found = parts(images, prompts)
+            names[:] = found
+            rows.append(torch.stack([*found.values(), torch.ones(len(images))], dim=1))
             for part in torch.arange(len(images)).split(64):
                 own = [prompts[index] for index in part.tolist()]
                 rewards.append(score(reward, images[part], own, model.encode_images(images[part])).total)
@@ -252,7 +257,7 @@ def print_weights(folder: Path, projects: Sequence[Path]) -> None:
             utilities(project, both)
         weights = torch.linalg.lstsq(torch.cat(rows).double(), torch.cat(rewards).double()[:, None]).solution[:, 0]
         relative = (weights[:-1] / weights[0]).tolist()
-        print(folder, path, dict(zip(PARTS, [round(one, 2) for one in relative], strict=True)))
+        print(folder, path, dict(zip(names, [round(one, 2) for one in relative], strict=True)))
 
 
 def main() -> None:

@@ -1,41 +1,128 @@
-"""The thesis' first two experiments, scaled down to minutes on a laptop: the figure of docs/results/thesis.md.
+"""The thesis' seven experiments, scaled down to minutes on a laptop: the figure of docs/results/thesis.md.
 
-    python benchmarks/thesis.py [--work build/thesis] [--out docs/results/thesis] [--only target,colour]
+    python benchmarks/thesis.py [--work build/thesis] [--out docs/results/thesis] [--only 1,2]
 
-PPO with a value network and the divergence in the reward, as in Table 6.2: a model of one digit towards one image of
-it, and a class-conditional model towards colourfulness. Learning rates are 100 to 1000 times the table's, for a
-thirtieth and a tenth of its rounds. Two runs at a time, one thread each. A run that is there already is not made again.
+All are runs of the thesis' presets (Table 6.2) on small models. Learning rates are 100 to 1000 times the table's, for a
+thirtieth of its rounds or fewer. Experiments 4 and 5 follow a reward model of one person, who likes warm colours:
+120 tasks of five images of the model, ranked with one comparison in ten wrong. Experiment 6 follows a reward model of
+kind `unet`, as which its value network begins, trained on as many rankings by the utility of examples/hidden_taste.py.
+Two runs at a time, one thread each (--lanes). What is there already is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
+from reward_models import Utility, label
 from running import publish, records, run_all
+from torch import Tensor
 
+from tastemaker.data.prompts import load_prompts
 from tastemaker.evaluation.images import contact_sheet
+from tastemaker.labelling.create import Sampled, create_from_model
+from tastemaker.labelling.project import open_project
+from tastemaker.labelling.settings import Labelling
+from tastemaker.labelling.sources import Recipe
+from tastemaker.models import load_model
+from tastemaker.reward_models.comparisons import load_several
+from tastemaker.reward_models.settings import Training
+from tastemaker.reward_models.train import train_reward_model
+from tastemaker.rewards.preferences.architecture import Architecture
 
 MODELS = Path(__file__).parent / "models"
-COMMON = [
-    "optimizer.lr=1e-4", "optimizer.warmup=16", "optimizer.updates=8", "optimizer.first_share=0.9",
-    "algorithm.value=conv", "algorithm.value_lr=1e-3", "algorithm.value_warmup=0", "advantage.normalise=base",
-    "checkpoint.every=50", "evaluation.every=12",
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DRAWN = ["--model", str(MODELS / "drawn32"), "--prompts", "bundled-kinds"]
+LATENT = ["--model", "bundled", "--prompts", "bundled-single-train", "--evaluation.unseen", "bundled-single-test",
+          "evaluation.hold_out=false"]  # fmt: skip
+PPO = [
+    "optimizer.lr_scheduler=constant", "optimizer.step_rules=", "optimizer.lr=1e-4", "optimizer.warmup=16",
+    "optimizer.updates=8", "optimizer.first_share=0.9", "algorithm.value_lr=1e-3", "algorithm.value_warmup=0",
+    "advantage.normalise=base",
 ]  # fmt: skip
+EIGHT = ["sampling.steps=20", "sampling.samples=32", "sampling.per_prompt=4", "evaluation.prompts=8",
+         "evaluation.per_prompt=4", "optimizer.rows=40"]  # fmt: skip
+COMMON = ["checkpoint.every=50", "precision=fp32"]
 EXPERIMENTS = {
-    "target": [
+    "1 target image": [
         "thesis-target", "--model", str(MODELS / "digits"), "--prompts", "none",
         "--reward", f"target-image:{MODELS / 'four.png'}", "--rounds", "96", "sampling.per_prompt=32",
-        "evaluation.prompts=1", "evaluation.per_prompt=32", "optimizer.rows=50",
+        "evaluation.prompts=1", "evaluation.per_prompt=32", *PPO, "optimizer.rows=50", "algorithm.value=conv",
+        "evaluation.every=12",
     ],
-    "colour": [
-        "thesis-colour", "--model", str(MODELS / "drawn32"), "--prompts", "bundled-kinds", "--reward", "colourfulness",
-        "--rounds", "40", "sampling.steps=20", "sampling.per_prompt=4", "evaluation.prompts=8",
-        "evaluation.per_prompt=4", "optimizer.rows=40",
+    "2 colourfulness": [
+        "thesis-colour", *DRAWN, "--reward", "colourfulness", "--rounds", "40", *PPO, *EIGHT, "algorithm.value=conv",
+        "evaluation.every=12",
+    ],
+    "3 aesthetic quality": [
+        "thesis-aesthetic", *DRAWN, "--reward", "aesthetic", "--rounds", "24", *PPO, *EIGHT, "evaluation.every=6",
+    ],
+    "4 one person": [
+        "thesis-macaw", *DRAWN, "--reward", "{person}", "--evaluation.rewards", "hidden_taste:warmth", "--rounds", "24",
+        *PPO, *EIGHT, "evaluation.every=6",
+    ],
+    "5 backpropagation": [
+        "thesis-backprop", *DRAWN, "--reward", "{person}", "--evaluation.rewards", "hidden_taste:warmth", "--rounds",
+        "24", "optimizer.lr=1e-4", "optimizer.warmup=4", *EIGHT, "optimizer.rows=4", "evaluation.every=6",
+    ],
+    "6 reward model": [
+        "thesis-pink", *LATENT, "--reward", "{taste}", "--algorithm.value-from", "{taste}", "--evaluation.rewards",
+        "hidden_taste:utility", "--rounds", "16", *PPO, *EIGHT, "sampling.steps=10", "evaluation.every=4",
+        "evaluation.prompts=16",
+    ],
+    "7 text and image": [
+        "thesis-pickscore", *LATENT, "--reward", "clip-score", "--rounds", "16", *PPO, *EIGHT, "sampling.steps=10",
+        "evaluation.every=4", "evaluation.prompts=16",
     ],
 }  # fmt: skip
+TASKS = 120
+
+
+def person(images: Tensor, prompts: list[str]) -> list[float]:
+    """What the person of experiments 4 and 5 likes."""
+    from hidden_taste import warmth
+
+    return warmth(images, prompts).tolist()
+
+
+def taste(images: Tensor, prompts: list[str]) -> list[float]:
+    """What the people of experiment 6 like."""
+    from hidden_taste import utility
+
+    return utility(images, prompts).tolist()
+
+
+def reward_model(work: Path, name: str, model: str, prompts: str, recipe: Recipe, utility: Utility, kind: str) -> Path:
+    """A reward model of a simulated labeler's rankings of a model's images."""
+    if not (folder := work / name).is_dir():
+        labels = work / f"{name}-labels"
+        if not (labels / "labelled").is_file():
+            settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=0.25, seed=0)
+            source = Sampled(load_model(model), load_prompts(prompts).prompts, TASKS, recipe, model)
+            create_from_model(labels, settings, source)
+            with open_project(labels) as project:
+                label(project, 0, utility=utility)
+            (labels / "labelled").touch()
+        found, architecture = load_several([str(labels)]), Architecture(kind)  # pyright: ignore[reportArgumentType]
+        train_reward_model(found, architecture, Training(seed=0, curve=()), folder)
+    return folder
+
+
+def reward_models(work: Path, chosen: list[str]) -> dict[str, Path]:
+    """Those that the chosen experiments follow, by name."""
+    made: dict[str, Path] = {}
+    if any("{person}" in EXPERIMENTS[name] for name in chosen):
+        recipe = Recipe(steps=20, guidance=1.0)
+        made["person"] = reward_model(work, "person", str(MODELS / "drawn32"), "bundled-kinds", recipe, person, "clip")
+    if any("{taste}" in EXPERIMENTS[name] for name in chosen):
+        recipe = Recipe(steps=10, guidance=5.0)
+        made["taste"] = reward_model(work, "taste", "bundled", "bundled-single-train", recipe, taste, "unet")
+    return made
 
 
 def plot(folders: dict[str, Path], out: Path) -> dict[str, dict[str, float]]:
@@ -60,23 +147,43 @@ def plot(folders: dict[str, Path], out: Path) -> dict[str, dict[str, float]]:
             "before": round(evaluations[0]["eval/reward/mean"], 3), "after": round(last["eval/reward/mean"], 3),
             "base stds": round(last["eval/reward/base_stds"], 2),
             "base stds, best": round(max(e["eval/reward/base_stds"] for e in evaluations), 2),
-            "diversity before": round(evaluations[0]["eval/diversity"], 3),
+            **hidden(evaluations), "diversity before": round(evaluations[0]["eval/diversity"], 3),
             "diversity after": round(last["eval/diversity"], 3),
-            "divergence of a trajectory, nats": round(rounds[-1]["kl"] * rounds[-1]["window"], 2),
+            **({"divergence of a trajectory, nats": round(rounds[-1]["kl"] * rounds[-1]["window"], 2)}
+               if "kl" in rounds[-1] else {}),
             "minutes": round(sum(r["seconds/round"] for r in rounds) / 60, 1),
         }  # fmt: skip
     figure.savefig(out.with_suffix(".png"), dpi=110)
     return table
 
 
+def hidden(evaluations: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """What the reward model stands for, at each evaluation, where it is measured."""
+    names = [name for name in evaluations[0] if name.startswith("eval/rewards/")]
+    return {name: [round(one[name], 3) for one in evaluations] for name in names}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("build/thesis"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/thesis"))
-    parser.add_argument("--only", default=",".join(EXPERIMENTS), help="comma-separated experiments")
+    parser.add_argument("--only", default="1,2,3,4,5,6,7", help="experiments, with commas between them")
+    parser.add_argument("--lanes", type=int, default=2, help="runs at a time")
     arguments = parser.parse_args()
-    runs = {name: (arguments.work / name, [*EXPERIMENTS[name], *COMMON]) for name in arguments.only.split(",")}
-    table = plot(run_all(runs), arguments.out)
+    numbers = arguments.only.split(",")
+    chosen = [name for name in EXPERIMENTS if name.split()[0] in numbers]
+    sys.path.insert(0, str(EXAMPLES))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    models = reward_models(arguments.work, chosen)
+    runs = {
+        name: (
+            arguments.work / name.replace(" ", "-"),
+            [*(word.format(**models) for word in EXPERIMENTS[name]), *COMMON],
+        )
+        for name in chosen
+    }
+    table = plot(run_all(runs, arguments.lanes), arguments.out)
     publish(table, arguments.out)
 
 
