@@ -179,7 +179,8 @@ def test_rows_that_fill_a_call_up_change_neither_values_nor_gradients():
     direction = torch.randn_like(plain)
     one, two = (torch.autograd.grad((out * direction).sum(), leaves) for out in (plain, filled))
     for a, b in zip(one, two, strict=True):
-        torch.testing.assert_close(a, b)
+        # A call of another size rounds differently, by processor up to 2e-5 of a gradient of 2.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     # Without a graph there is no larger call here, and one that is larger than all stays what it is.
     with torch.no_grad():
         whole(x, t, cond)

@@ -480,8 +480,15 @@ def test_a_run_is_the_run_of_this_process_and_goes_on_after_the_engine_died(fold
         assert main(words(folder, local)) == 0
     fast = ["rollout_engine.wait=0.3", f"rollout_engine.folder={tmp_path / 'shared'}"]
     with running(engine) as (url, stop):
-        # 3 probes, 2 images of the evaluation, 4 of round 1, and the probe of round 2.
-        engine.before = lambda number: stop() if number == 10 else None
+
+        def die(number: int) -> None:
+            # After 3 probes, 2 images of the evaluation, 4 of round 1, and the probe of round 2. A server that is told
+            # to stop answers a little longer, on a fast machine for the rest of the round.
+            if number >= 10:
+                stop()
+                fails(503, "it is stopping")(number)
+
+        engine.before = die
         assert main(words(folder, run, f"sampling.engine={url}", *fast)) == 69
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("tastemaker: the rollout engine")
