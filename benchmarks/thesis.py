@@ -3,7 +3,7 @@
     python benchmarks/thesis.py [--work build/thesis] [--out docs/results/thesis] [--only 1,2]
 
 All are runs of the thesis' presets (Table 6.2) on small models. Learning rates are 100 to 1000 times the table's, for a
-thirtieth of its rounds or fewer. Experiments 4 and 5 follow a reward model of one person, who likes warm colours:
+tenth of its rounds or fewer. Experiments 4 and 5 follow a reward model of one person, who likes warm colours:
 120 tasks of five images of the model, ranked with one comparison in ten wrong. Experiment 6 follows a reward model of
 kind `unet`, as which its value network begins, trained on as many rankings by the utility of examples/hidden_taste.py.
 Two runs at a time, one thread each (--lanes). What is there already is not made again.
@@ -81,6 +81,7 @@ EXPERIMENTS = {
     ],
 }  # fmt: skip
 TASKS = 120
+"""Of the simulated labelers."""
 
 
 def person(images: Tensor, prompts: list[str]) -> list[float]:
@@ -172,6 +173,8 @@ def main() -> None:
     arguments = parser.parse_args()
     numbers = arguments.only.split(",")
     chosen = [name for name in EXPERIMENTS if name.split()[0] in numbers]
+    if len(chosen) < len(numbers):
+        parser.error(f"--only is {arguments.only}, but has to be numbers from 1 to 7 with commas between them")
     sys.path.insert(0, str(EXAMPLES))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -70,8 +70,9 @@ _REMOVAL = Run(
 )
 _THESIS = Run(f"{_RESULTS}/thesis.md", "python benchmarks/thesis.py --only 1,2", 1, f"{_RESULTS}/thesis.png")
 _THESIS_MODELS = Run(
-    f"{_RESULTS}/thesis.md", "python benchmarks/thesis.py --only 3,4,5,6,7", 1, f"{_RESULTS}/thesis-3-to-7.png"
-)
+    f"{_RESULTS}/thesis.md", f"python benchmarks/thesis.py --only 3,4,5,6,7 --out {_RESULTS}/thesis-3-to-7", 1,
+    f"{_RESULTS}/thesis-3-to-7.png",
+)  # fmt: skip
 
 _NEW = Run(
     f"{_RESULTS}/new-methods.md", "python benchmarks/new_methods.py --seeds 3 --only flow-grpo-fast,flow-dppo", 3,
