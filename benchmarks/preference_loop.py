@@ -17,22 +17,23 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from hidden_taste import parts, utility
 from matplotlib.figure import Figure
-from reward_models import label, utilities
+from reward_models import labelled, trained, utilities
 from running import publish, records, run
 
 from tastemaker.data.images import read_image, to_tensor
 from tastemaker.data.prompts import load_prompts
-from tastemaker.labelling.create import Sampled, create_from_model
+from tastemaker.labelling.create import Sampled
 from tastemaker.labelling.project import open_project
-from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.sources import Policy, Recipe
 from tastemaker.models import load_model
+from tastemaker.reward_models.settings import Training
 from tastemaker.rewards.base import score
+from tastemaker.rewards.preferences.architecture import Kind
 from tastemaker.rewards.registry import load_reward
 
 PROMPTS, UNSEEN = "bundled-single-train", "bundled-single-test"
@@ -40,13 +41,12 @@ STEPS = 10
 COMMON = [
     "--prompts", PROMPTS, "--evaluation.unseen", UNSEEN, "--evaluation.rewards", "hidden_taste:utility",
     "evaluation.every=4", "evaluation.prompts=32", "evaluation.per_prompt=4", f"sampling.steps={STEPS}",
-    "sampling.samples=64", "sampling.per_prompt=4", "rounds=28", "checkpoint.every=100",
+    "sampling.samples=64", "sampling.per_prompt=4", "checkpoint.every=100",
 ]  # fmt: skip
+ROUNDS = 28
 PPO = ["ppo-compressibility", "optimizer.lr=2e-3"]
 """The preset's value network is a copy of the policy's encoder with a new pool, whose rate is 1e-3."""
 WARM = ["algorithm.value_from={rm}", "algorithm.value_lr=1e-4"]
-Kind = Literal["unet", "clip"]
-"""Of reward models."""
 ARMS: dict[str, Sequence[str]] = {
     "ppo": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}"],
     "ppo, new value network": [*PPO, "algorithm.kl=0", "--reward", "{rm}"],
@@ -61,41 +61,23 @@ CENTER = 0.1
 """Of the reward models' `center_rewards_coefficient`."""
 
 
-def labels(
-    folder: Path, seed: int, tasks: int, policies: Sequence[Policy] = (BASE,), labelled: Path | None = None
-) -> Path:
+def labels(folder: Path, seed: int, tasks: int, policies: Sequence[Policy] = (BASE,), like: Path | None = None) -> Path:
     """A project of `tasks` tasks of five images of the policies in turn, ranked by the hidden utility.
 
-    The labeler is that of the project `labelled`; without one, 10 % of comparisons are wrong.
+    The labeler is that of the project `like`; without one, 10 % of comparisons are wrong.
     """
-    if not (folder / "labelled").is_file():
-        model = load_model("bundled")
-        settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=0.25, seed=seed)
-        recipe = Recipe(steps=STEPS, guidance=5.0, seed=seed)
-        source = Sampled(model, load_prompts(PROMPTS).prompts, tasks, recipe, "bundled", policies=policies)
-        create_from_model(folder, settings, source)
-        noise = None if labelled is None else float((labelled / "labelled").read_text())
-        with open_project(folder) as project:
-            noise = label(project, seed, utility=listed, noise=noise)
-        (folder / "labelled").write_text(str(noise))
+    recipe, prompts = Recipe(steps=STEPS, guidance=5.0, seed=seed), load_prompts(PROMPTS).prompts
+    noise = None if like is None else float((like / "labelled").read_text())
+    labelled(
+        folder, Sampled(load_model("bundled"), prompts, tasks, recipe, "bundled", policies=policies), listed, noise
+    )
     return folder
 
 
 def reward_model(folder: Path, sources: Sequence[Path], seed: int, kind: Kind, center: float) -> dict[str, Any]:
     """Trains an ensemble on all projects; returns what its report says of its accuracy."""
-    if not folder.is_dir():
-        from tastemaker.reward_models.comparisons import load_several
-        from tastemaker.reward_models.settings import Training
-        from tastemaker.reward_models.train import train_reward_model
-        from tastemaker.rewards.preferences.architecture import Architecture
-
-        found = load_several([str(source) for source in sources])
-        train_reward_model(
-            found,
-            Architecture(kind),
-            Training(seed=seed, members=3, bootstrap=True, curve=(), center_rewards_coefficient=center),
-            folder,
-        )
+    training = Training(seed=seed, members=3, bootstrap=True, curve=(), center_rewards_coefficient=center)
+    trained(folder, sources, kind, training)
     return json.loads((folder / "reward_model.json").read_text())["training"]
 
 
@@ -103,7 +85,7 @@ def arm(work: Path, name: str, rm: Path, seed: int, *more: str) -> Path:
     """A run of one of the arms."""
     words = [word.format(rm=rm, kl=KL, penalty=PENALTY) for word in ARMS[name]]
     stem = name.replace(", ", "-").replace(" ", "-").lower()
-    return run(work / stem, [*words, *COMMON, "--seed", str(seed), *more])
+    return run(work / stem, [*words, *COMMON, f"rounds={ROUNDS}", "--seed", str(seed), *more])
 
 
 def curve(folder: Path) -> dict[str, list[float]]:
@@ -121,6 +103,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
 def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything of one seed."""
     tasks, images, kind, center = arguments.tasks, arguments.images, arguments.kind, arguments.center
+    short = arguments.first_rounds
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
     first = labels(own / "labels-1", seed, tasks)
@@ -130,17 +113,20 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
     models = {"first": reward_model(own / "rm-1", [first], seed, kind, center)}
     found = {name: curve(arm(own, name, own / "rm-1", seed)) for name in arguments.arms}
     for name in arguments.again:
-        again = own / f"{name}-again-{images}".replace(", ", "-").replace(" ", "-")
+        again = own / f"{name}-again-{images}{f'-{short}' if short else ''}".replace(", ", "-").replace(" ", "-")
         again.mkdir(exist_ok=True)
-        run = arm(own, name, own / "rm-1", seed)
+        if short:
+            run = arm(again / "first", name, own / "rm-1", seed, f"rounds={short}", "optimizer.lr_scheduler=constant")
+            found[f"{name}, first iteration of {short}"] = curve(run)
+        else:
+            run = arm(own, name, own / "rm-1", seed)
         policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
         second = labels(again / "labels", seed + 100, tasks, policies, first)
         models[name] = reward_model(again / "rm", [first, second], seed, kind, center)
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
         place = again / ("going-on" if start else "from-base")
-        found[f"{name}, second iteration"] = curve(
-            arm(place, name, again / "rm", seed, *start, "optimizer.lr_scheduler=linear")
-        )
+        left = [*start, "optimizer.lr_scheduler=linear", f"rounds={ROUNDS - short}"]
+        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *left))
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -272,6 +258,7 @@ def main() -> None:
     parser.add_argument("--images", default="mixed", choices=["mixed", "newest"])
     parser.add_argument("--again", nargs="*", default=["ppo", "ddpo"], help="arms with a second iteration")
     parser.add_argument("--start", default="base", choices=["base", "previous"], help="of a second iteration")
+    parser.add_argument("--first-rounds", type=int, default=0, help="of the run that a second iteration goes on from")
     parser.add_argument("--center", type=float, default=CENTER, help="the reward models' center_rewards_coefficient")
     parser.add_argument("--parts", type=Path, nargs="*", metavar="RUN", help="only print the parts of their utility")
     parser.add_argument(

@@ -21,7 +21,7 @@ import random
 import statistics
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,10 @@ from tastemaker.labelling.settings import Labelling
 from tastemaker.labelling.sources import Recipe
 from tastemaker.labelling.tables import ImageRow, Prompt, Task, TaskImage, User
 from tastemaker.models import load_model
+from tastemaker.reward_models.comparisons import load_several
+from tastemaker.reward_models.settings import Training
+from tastemaker.reward_models.train import train_reward_model
+from tastemaker.rewards.preferences.architecture import Architecture, Kind
 
 GROUND = {"white": 1.0, "yellow": 0.7, "orange": 0.4, "red": 0.1, "green": -0.1, "blue": -0.4, "purple": -0.7,
           "black": -1.0}  # fmt: skip
@@ -128,16 +132,38 @@ def label(
             return noise
 
 
+def rankings(folder: Path, source: Sampled, validation: float = 0.25) -> None:
+    """A labelling project of rankings of five images, without ties, which nobody has labelled yet."""
+    seed = source.recipe.seed
+    settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=validation, seed=seed)
+    create_from_model(folder, settings, source)
+
+
+def labelled(folder: Path, source: Sampled, utility: Utility, noise: float | None = None) -> float:
+    """`rankings` by the hidden utility with noise as `label` takes and returns it; made once."""
+    done = folder / "labelled"
+    if not done.is_file():
+        rankings(folder, source)
+        with open_project(folder) as project:
+            noise = label(project, source.recipe.seed, utility=utility, noise=noise)
+        done.write_text(str(noise))
+    return float(done.read_text())
+
+
+def trained(folder: Path, projects: Sequence[Path], kind: Kind, training: Training) -> Path:
+    """The folder of a reward model of all labels of these projects; made once."""
+    if not folder.is_dir():
+        train_reward_model(load_several([str(project) for project in projects]), Architecture(kind), training, folder)
+    return folder
+
+
 def run_label(args: argparse.Namespace) -> None:
     """Makes the labelling project."""
-    settings = Labelling(
-        "rank", 5, confirm=False, ties=False, both_bad=False, validation=args.validation, seed=args.seed
-    )
     source = Sampled(
         load_model("bundled"), load_prompts(args.prompts).prompts, args.tasks,
         Recipe(steps=args.steps, guidance=5.0, seed=args.seed), "bundled",
     )  # fmt: skip
-    create_from_model(args.out, settings, source)
+    rankings(args.out, source, args.validation)
     with open_project(args.out) as project:
         label(project, args.seed, args.flipped)
         with project.database.read() as session:
@@ -150,9 +176,7 @@ def run_train(args: argparse.Namespace) -> None:
     from tastemaker.reward_models.comparisons import load_comparisons
     from tastemaker.reward_models.features import compute
     from tastemaker.reward_models.fit import fit, predictions, rewards_of, subset
-    from tastemaker.reward_models.settings import Training
     from tastemaker.reward_models.statistics import Predictions, accuracy
-    from tastemaker.rewards.preferences.architecture import Architecture
     from tastemaker.rewards.preferences.backbones import load_backbone
     from tastemaker.rewards.preferences.heads import new_head
 
@@ -166,10 +190,10 @@ def run_train(args: argparse.Namespace) -> None:
         worth = utilities(project)
     names = [Path(source.value).stem for source in found.images]
     true = [[worth[names[image], task.prompt] for image in task.images] for task in found.validation]
-    labelled = [[worth[names[image], task.prompt] for image in task.images] for task in found.tasks]
+    every = [[worth[names[image], task.prompt] for image in task.images] for task in found.tasks]
     agreed = [
         (pair.better > 0.5) == (group[pair.a] > group[pair.b])
-        for task, group in zip(found.tasks, labelled, strict=True)
+        for task, group in zip(found.tasks, every, strict=True)
         for pair in task.pairs
         if group[pair.a] != group[pair.b]
     ]
@@ -216,18 +240,11 @@ def run_guidance(args: argparse.Namespace) -> None:
     """The same images with their own and with another prompt, by reward models with guidance and without."""
     from tastemaker.labelling.taste import JUDGE, utility_of
     from tastemaker.reward_models.comparisons import load_comparisons
-    from tastemaker.reward_models.settings import Training
-    from tastemaker.reward_models.train import train_reward_model
-    from tastemaker.rewards.preferences.architecture import Architecture
 
     folder, prompts, judged = args.out / "labels", "bundled-pair-train", utility_of(JUDGE)
-    if not folder.is_dir():
-        settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=0.25, seed=0)
-        source = Sampled(load_model("bundled"), load_prompts(prompts).prompts, args.tasks,
-                         Recipe(steps=10, guidance=5.0, seed=0), "bundled")  # fmt: skip
-        create_from_model(folder, settings, source)
-        with open_project(folder) as project:
-            label(project, 0, utility=lambda images, prompts: list(judged(images, prompts)))
+    source = Sampled(load_model("bundled"), load_prompts(prompts).prompts, args.tasks,
+                     Recipe(steps=10, guidance=5.0, seed=0), "bundled")  # fmt: skip
+    labelled(folder, source, lambda images, prompts: list(judged(images, prompts)))
     found = load_comparisons(str(folder))
     print("| kind | text dropout | s | accuracy | own prompt preferred | by, in standard deviations |")
     print("|---|---|---|---|---|---|")

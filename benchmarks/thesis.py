@@ -19,21 +19,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
-from reward_models import Utility, label
+from reward_models import Utility, labelled, trained
 from running import publish, records, run_all
 from torch import Tensor
 
 from tastemaker.data.prompts import load_prompts
 from tastemaker.evaluation.images import contact_sheet
-from tastemaker.labelling.create import Sampled, create_from_model
-from tastemaker.labelling.project import open_project
-from tastemaker.labelling.settings import Labelling
+from tastemaker.labelling.create import Sampled
 from tastemaker.labelling.sources import Recipe
 from tastemaker.models import load_model
-from tastemaker.reward_models.comparisons import load_several
 from tastemaker.reward_models.settings import Training
-from tastemaker.reward_models.train import train_reward_model
-from tastemaker.rewards.preferences.architecture import Architecture
+from tastemaker.rewards.preferences.architecture import Kind
 
 MODELS = Path(__file__).parent / "models"
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -98,31 +94,18 @@ def taste(images: Tensor, prompts: list[str]) -> list[float]:
     return utility(images, prompts).tolist()
 
 
-def reward_model(work: Path, name: str, model: str, prompts: str, recipe: Recipe, utility: Utility, kind: str) -> Path:
-    """A reward model of a simulated labeler's rankings of a model's images."""
-    if not (folder := work / name).is_dir():
-        labels = work / f"{name}-labels"
-        if not (labels / "labelled").is_file():
-            settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=0.25, seed=0)
-            source = Sampled(load_model(model), load_prompts(prompts).prompts, TASKS, recipe, model)
-            create_from_model(labels, settings, source)
-            with open_project(labels) as project:
-                label(project, 0, utility=utility)
-            (labels / "labelled").touch()
-        found, architecture = load_several([str(labels)]), Architecture(kind)  # pyright: ignore[reportArgumentType]
-        train_reward_model(found, architecture, Training(seed=0, curve=()), folder)
-    return folder
-
-
 def reward_models(work: Path, chosen: list[str]) -> dict[str, Path]:
     """Those that the chosen experiments follow, by name."""
+    recipes: dict[str, tuple[str, str, Recipe, Utility, Kind]] = {
+        "person": (str(MODELS / "drawn32"), "bundled-kinds", Recipe(steps=20, guidance=1.0), person, "clip"),
+        "taste": ("bundled", "bundled-single-train", Recipe(steps=10, guidance=5.0), taste, "unet"),
+    }
     made: dict[str, Path] = {}
-    if any("{person}" in EXPERIMENTS[name] for name in chosen):
-        recipe = Recipe(steps=20, guidance=1.0)
-        made["person"] = reward_model(work, "person", str(MODELS / "drawn32"), "bundled-kinds", recipe, person, "clip")
-    if any("{taste}" in EXPERIMENTS[name] for name in chosen):
-        recipe = Recipe(steps=10, guidance=5.0)
-        made["taste"] = reward_model(work, "taste", "bundled", "bundled-single-train", recipe, taste, "unet")
+    for name, (model, prompts, recipe, utility, kind) in recipes.items():
+        if any(f"{{{name}}}" in EXPERIMENTS[experiment] for experiment in chosen):
+            labels = work / f"{name}-labels"
+            labelled(labels, Sampled(load_model(model), load_prompts(prompts).prompts, TASKS, recipe, model), utility)
+            made[name] = trained(work / name, [labels], kind, Training(seed=0, curve=()))
     return made
 
 

@@ -56,7 +56,8 @@ class Task:
     block: int
     """Intervals between evaluations. Where one is at the target, those left out before it are made too."""
     limit: dict[str, float]
-    """Seconds of processor after which a run ends, by method."""
+    """Seconds of processor after which a run of trl ends, by method; ours, which is to take half of its time, after
+    half of them."""
 
     def reached(self, first: dict[str, float], now: dict[str, float]) -> bool:
         """Whether an evaluation is at the target, given the base model's."""
@@ -72,21 +73,21 @@ class Task:
 TASKS = {
     "incompressibility": Task(
         "jpeg-incompressibility", "jpeg-surrogate-incompressibility", "bundled-eight", 5.0,
-        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), 1, {"ddpo": 240, "alignprop": 120},
+        {"ddpo": 1.0, "alignprop": 0.0}, (8, 8), 1, {"ddpo": 480, "alignprop": 240},
     ),
     "alignment": Task(
         "clip-score", "clip-score", "bundled-count-test", 1.0,
-        {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), 2, {"ddpo": 300, "alignprop": 120},
+        {"ddpo": 0.7, "alignprop": 0.0}, (48, 4), 2, {"ddpo": 480, "alignprop": 240},
     ),
 }  # fmt: skip
 _SMALLER = ["sampling.steps=10", "sampling.samples=64", "sampling.per_prompt=8", "optimizer.warmup=0"]
+_GROUP = [*_SMALLER, "advantage.normalise=group"]
 OURS: dict[tuple[str, str], list[list[str]]] = {
     ("incompressibility", "ddpo"): [
-        ["ddpo-incompressibility", *_SMALLER, "optimizer.first_share=0.5", "optimizer.lr=6e-3"],
-        ["ddpo-incompressibility", *_SMALLER, "optimizer.first_share=0.3"],
-        ["ddpo-incompressibility", *_SMALLER, "advantage.normalise=group"],
-        ["ddpo-incompressibility-sf", *_SMALLER, "optimizer.first_share=0.5", "optimizer.lr=5e-3",
-         "optimizer.single_pass=true", "sampling.guidance=1"],
+        ["ddpo-incompressibility", *_GROUP, "optimizer.lr_scheduler=linear", "rounds=30"],
+        ["ddpo-incompressibility", *_GROUP, "optimizer.lr=6e-3"],
+        ["ddpo-incompressibility", *_GROUP, "algorithm=grpo", "algorithm.clip=1e-2", "algorithm.kl=0.2"],
+        ["ddpo-incompressibility", *_GROUP, "optimizer.first_share=0.5", "optimizer.lr=3e-3"],
     ],
     ("incompressibility", "alignprop"): [
         ["alignprop-incompressibility"],
@@ -166,7 +167,7 @@ def ours(task: Task, words: list[str], seed: int, folder: Path) -> Side:
 
     name, *settings = words
     config = preset(
-        name, *settings, f"seed={seed}", f"prompts={task.prompts}", "evaluation.unseen=none", "rounds=100000"
+        name, "rounds=100000", *settings, f"seed={seed}", f"prompts={task.prompts}", "evaluation.unseen=none"
     )
     session = start(config, folder, State())
     queries = [0]
@@ -362,6 +363,11 @@ def rank(trial: list[dict[str, Any]], name: str) -> tuple[int, float]:
     return -len(reached), statistics.mean(reached) if reached else -best
 
 
+def total(runs: list[dict[str, Any]]) -> float:
+    """Seconds of processor of all runs."""
+    return sum(one["steps"][-1]["cpu"] for one in runs)
+
+
 def until(run: dict[str, Any], deviations: float) -> tuple[float, float, int] | None:
     """Seconds, the judge's share and reward queries when a run's reward first had risen by so many of the base model's
     standard deviations, whatever its images showed; None where it never had."""
@@ -376,18 +382,20 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
     """Both sides: their trials, the settings chosen, and the times of each seed."""
     out: dict[str, Any] = {}
     for side, given in (("ours", OURS), ("trl", TRL)):
-        limit = TASKS[name].limit[method]
+        limit = TASKS[name].limit[method] / (2 if side == "ours" else 1)
         trials: list[list[dict[str, Any]]] = []
         for trial in range(arguments.trials):
-            # With one seed, a trial that takes longer than the best one before it cannot be chosen.
-            before = [one["steps"][-1]["cpu"] for made in trials for one in made if one["reached"]]
-            longest = min([limit, *before]) if arguments.search == 1 else limit
-            trials.append([
-                time_to_target(
+            made: list[dict[str, Any]] = []
+            for seed in range(arguments.search):
+                # A trial that takes longer than one that has reached the target on every seed cannot be chosen.
+                best = [total(before) for before in trials if all(one["reached"] for one in before)]
+                longest = min([limit, *(time - total(made) for time in best)])
+                if longest <= 0:
+                    break
+                made.append(time_to_target(
                     name, method, side, trial, SEARCH_SEED + seed, arguments.work, arguments.interval, longest
-                )
-                for seed in range(arguments.search)
-            ])  # fmt: skip
+                ))  # fmt: skip
+            trials.append(made)
         best = min(range(len(trials)), key=lambda trial: rank(trials[trial], name))
         runs = [
             time_to_target(name, method, side, best, seed, arguments.work, arguments.interval, limit)

@@ -23,7 +23,7 @@ from tastemaker.runs import checkpoint as checkpoint_file
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import setup
 from tastemaker.training.rounds import one_round
-from tastemaker.training.run import _training as training_of
+from tastemaker.training.saving import training_state as training_of
 from tastemaker.types import Draw
 
 STEPS, KEEP = 5, [3, 4]

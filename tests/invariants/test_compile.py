@@ -24,19 +24,20 @@ from tastemaker.algorithms.dpo import DPO
 from tastemaker.algorithms.grpo import GRPO
 from tastemaker.algorithms.nft import NFT
 from tastemaker.algorithms.ppo import PPO
+from tastemaker.algorithms.selection import NonZero
 from tastemaker.algorithms.windows import Backward, Random
 from tastemaker.cli.main import main
 from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling, Speed
 from tastemaker.errors import ConfigError
 from tastemaker.models import compiling
-from tastemaker.models.compiling import CACHE, StaticRows, compile_network, filled_up
+from tastemaker.models.compiling import CACHE, StaticRows, compile_network, in_full_calls
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, speed
 from tastemaker.training import session as session_module
 from tastemaker.training.evaluations import evaluate_run
 from tastemaker.training.isolation import isolated
-from tastemaker.training.run import timings
+from tastemaker.training.recording import timings
 from tastemaker.training.session import Session
 from tastemaker.training.setup import start
 from tastemaker.training.static_rows import static_rows
@@ -147,6 +148,8 @@ def test_without_a_base_model_to_ask_there_is_one_version_for_sampling_and_one_f
         # 5 images an update, fewer than 8.
         ({"algorithm": AlignProp()}, StaticRows((4, 8, 10), (10,))),
         ({"algorithm": AlignProp(images_per_draw=1)}, StaticRows((2, 4, 8, 10), (2, 10))),
+        # An update has as many of its rows as are selected: 2 rows, a quarter of 8, are a call too.
+        ({"selection": NonZero()}, StaticRows((4, 8, 16), (4, 16))),
     ],
 )
 def test_full_calls_follow_from_the_settings(changes: dict[str, Any], expected: StaticRows):
@@ -156,7 +159,20 @@ def test_full_calls_follow_from_the_settings(changes: dict[str, Any], expected: 
 def test_two_processes_have_half_the_images_each():
     # 5 images on each: a batch of 4 is full; 2 or 3 images an update, with 4 steps each.
     assert static_rows(BASE, [3], 2) == StaticRows((4, 8, 16), (16,))
+    # They have to call the network equally often, however many rows are selected on each.
+    assert static_rows(replace(BASE, selection=NonZero()), [3], 2).backward == (16,)
     assert static_rows(replace(BASE, sampling=replace(BASE.sampling, batch=50)), [3], 2).forward == (4, 10, 12, 16)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "filled"),
+    # 39 rows in one call of 64 would be 25 too many, and in three of 16 they are 9 too many; 49 are 64 in either.
+    [(39, 16, 48), (49, 64, 64), (64, 64, 64), (16, 16, 16), (1, 16, 16), (65, 65, 65)],
+)
+def test_calls_are_cut_where_that_makes_fewer_rows(rows: int, size: int, filled: int):
+    static = StaticRows((64,), (16, 64))
+    assert (static.call_size(rows, True), static.filled(rows, True)) == (size, filled)
+    assert static.filled(rows, False) == max(rows, 64)
 
 
 def test_rows_that_fill_a_call_up_change_neither_values_nor_gradients():
@@ -166,7 +182,7 @@ def test_rows_that_fill_a_call_up_change_neither_values_nor_gradients():
         torch.nn.init.normal_(parameter)
     cond = model.encode(["a", "b", "c"], 1.0)
     x, t = torch.randn(3, *model.latent_shape, requires_grad=True), torch.tensor([900, 500, 1])
-    whole, called = filled_up(model.predict, StaticRows((), (4, 8))), []
+    whole, called = in_full_calls(model.predict, StaticRows((), (4, 8))), []
     model.network.register_forward_pre_hook(lambda _, inputs: called.append(inputs[0].detach()))
     leaves = [x, *model.weights.trainable().values()]
     plain = model.predict(x, t, cond)
@@ -181,6 +197,16 @@ def test_rows_that_fill_a_call_up_change_neither_values_nor_gradients():
     for a, b in zip(one, two, strict=True):
         # A call of another size rounds differently, by processor up to 2e-5 of a gradient of 2.
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    # 5 rows are 6 in two calls of 3, and 8 in one.
+    cut = in_full_calls(model.predict, StaticRows((), (3, 8)))
+    five = torch.cat([x, x[:2]]), torch.cat([t, t[:2]]), model.encode(["a", "b", "c", "a", "b"], 1.0)
+    one, two = model.predict(*five), cut(*five)
+    assert [len(inputs) for inputs in called[2:]] == [5, 3, 3]
+    torch.testing.assert_close(one, two)
+    direction = torch.randn_like(one)
+    for a, b in zip(*(torch.autograd.grad((out * direction).sum(), leaves) for out in (one, two)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    del called[2:]
     # Without a graph there is no larger call here, and one that is larger than all stays what it is.
     with torch.no_grad():
         whole(x, t, cond)

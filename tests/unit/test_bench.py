@@ -37,7 +37,7 @@ from tastemaker.cli.main import main
 from tastemaker.config.presets import PRESETS
 from tastemaker.diffusion import losses, sampler, sde
 from tastemaker.evaluation import metrics, scoring
-from tastemaker.models.compiling import StaticRows, filled_up
+from tastemaker.models.compiling import StaticRows, in_full_calls
 from tastemaker.rewards.base import as_reward
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup
@@ -188,7 +188,7 @@ def test_the_time_of_a_value_network_is_part_of_the_floor(words: list[str], tmp_
 def test_what_fills_a_compiled_call_up_is_no_part_of_the_floor(session: Session, clock: Clock):
     """A call of 2 rows that is made with 8 takes 0.8 s, of which a quarter is needed."""
     session.static = StaticRows((8,), (8,))
-    session.model.predict = filled_up(session.model.predict, session.static)
+    session.model.predict = in_full_calls(session.model.predict, session.static)
     session.model.network.register_forward_pre_hook(lambda _, inputs: clock.sleep(0.1 * len(inputs[0])))
     found = floor.measure_floor(session, floor.Needed(Calls({8: 1}, {2: 3}), Calls({}, {})))
     assert found.forward == pytest.approx(0.8)

@@ -15,7 +15,8 @@ from hub import REFUSALS, serving
 from tastemaker.errors import ModelError, RewardError
 from tastemaker.hub import hub_cause
 from tastemaker.models import load_model
-from tastemaker.models.loading import load_pipeline, wanted
+from tastemaker.models.loading import load_pipeline
+from tastemaker.models.pipeline_folder import wanted
 
 
 @pytest.fixture(scope="module")

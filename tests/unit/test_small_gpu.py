@@ -15,9 +15,10 @@ import tiny
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models import load_model
 from tastemaker.models.kept_prompt_states import INDEX, keep_prompt_states, kept_states, load_with_kept_states
-from tastemaker.models.loading import is_text_encoder, wanted
+from tastemaker.models.loading import is_text_encoder
 from tastemaker.models.memory import offload, save_memory
 from tastemaker.models.memory_settings import Memory
+from tastemaker.models.pipeline_folder import wanted
 from tastemaker.models.pixel import PixelUNet
 from tastemaker.models.quantization import quantize
 from tastemaker.models.stable_diffusion import LatentUNet

@@ -1,8 +1,8 @@
 """torch.compile for a model's network: calls of few sizes, a cache that is kept, and the seconds that it took.
 
 A network compiled for any number of rows is slower than one compiled for a fixed number, so each number of rows has a
-version of its own, and smaller calls are filled up to the next of them. The rows that fill them get no gradient, and
-rows of a network do not depend on each other.
+version of its own. Other calls are cut into calls of one of these numbers, the last of which is filled up. The rows
+that fill it get no gradient, and rows of a network do not depend on each other.
 """
 
 from __future__ import annotations
@@ -43,13 +43,25 @@ class StaticRows:
     backward: tuple[int, ...]
     """Of calls with one."""
 
+    def call_size(self, rows: int, graph: bool) -> int:
+        """The size of the calls into which one of `rows` rows is cut: that with the fewest rows in all, and then with
+        the fewest calls. A call that is larger than all sizes stays what it is."""
+        sizes = self.backward if graph else self.forward
+        if rows > max(sizes, default=0):
+            return rows
+        return min(sizes, key=lambda size: (_filled(rows, size), -size))
+
     def filled(self, rows: int, graph: bool) -> int:
-        """The rows with which a call of `rows` rows is made: the next full call's, or its own where it is larger."""
-        return min((size for size in (self.backward if graph else self.forward) if size >= rows), default=rows)
+        """The rows of all these calls together."""
+        return _filled(rows, self.call_size(rows, graph))
+
+
+def _filled(rows: int, size: int) -> int:
+    return -(-rows // size) * size
 
 
 def compile_network(model: Model, static: StaticRows, backend: str = "inductor") -> None:
-    """Compiles the network at its first calls, for each number of rows, and fills calls up to those of `static`.
+    """Compiles the network at its first calls, for each number of rows, and makes calls of the sizes of `static` alone.
 
     In place: parameter names, adapters and checkpoints stay what they are. Sets torch's compiler for the whole process
     (training/isolation.py puts that back). Raises ConfigError where there is no compiler for C++.
@@ -63,26 +75,32 @@ def compile_network(model: Model, static: StaticRows, backend: str = "inductor")
     # It would split the network where a bucket of gradients ends, and cannot do so with gradient checkpointing.
     dynamo.optimize_ddp = False
     model.network.compile(dynamic=False, backend=backend)
-    model.predict = filled_up(model.predict, static)
+    model.predict = in_full_calls(model.predict, static)
 
 
-def filled_up(predict: Predict, static: StaticRows) -> Predict:
-    """`predict` that is called with the numbers of rows of `static` where they are not smaller than those it is given.
+def in_full_calls(predict: Predict, static: StaticRows) -> Predict:
+    """`predict` that is called with the numbers of rows of `static`, where one is not smaller than what it is given.
 
-    Values are those of the same rows in a full call. The last row stands for those that are missing; the gradient of
+    Values are those of the same rows in full calls. The last row stands for those that are missing; the gradient of
     what is thrown away is 0.
     """
 
     def call(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         rows = len(x)
-        lacking = static.filled(rows, torch.is_grad_enabled()) - rows
-        if not lacking:
+        size = static.call_size(rows, torch.is_grad_enabled())
+        if size == rows:
             return predict(x, t, cond)
-        index = torch.arange(rows + lacking, device=x.device).clamp(max=rows - 1)
-        more = x[-1:].detach().expand(lacking, *x.shape[1:])
-        return predict(torch.cat([x, more]), t[index], cond.select(index))[:rows]
+        filled = _filled(rows, size)
+        index = torch.arange(filled, device=x.device).clamp(max=rows - 1)
+        x = torch.cat([x, x[-1:].detach().expand(filled - rows, *x.shape[1:])])
+        outputs = [predict(x[part], t[index[part]], cond.select(index[part])) for part in _slices(filled, size)]
+        return torch.cat(outputs)[:rows]
 
     return call
+
+
+def _slices(rows: int, size: int) -> list[slice]:
+    return [slice(begin, begin + size) for begin in range(0, rows, size)]
 
 
 def compile_seconds() -> float:

@@ -9,23 +9,20 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import dump_config, load_config
 from tastemaker.data.captioned_images import digest
-from tastemaker.data.prompts import BUILTIN
 from tastemaker.errors import ConfigError, EngineError, RewardError, StorageError
-from tastemaker.evaluation.images import save_grid, to_pil
 from tastemaker.in_memory import PREFIX
 from tastemaker.models.kept_prompt_states import keep_prompt_states
 from tastemaker.report.page import write_report
 from tastemaker.runs import atomic, checkpoint, sharding
-from tastemaker.runs.checkpoint import State, Training
-from tastemaker.runs.fingerprint import differences, fingerprint
+from tastemaker.runs.checkpoint import State
+from tastemaker.runs.fingerprint import differences
 from tastemaker.runs.folders import check_new_folder, new_folder
 from tastemaker.runs.locking import only_writer
-from tastemaker.runs.metrics import append_metrics, environment, read_metrics, truncate_metrics
+from tastemaker.runs.metrics import environment, read_metrics, truncate_metrics
 from tastemaker.spread import moments
 from tastemaker.training.distributed import first_process_path, process_group, require_same
 from tastemaker.training.early_stopping import any_process, should_stop
@@ -35,11 +32,19 @@ from tastemaker.training.heartbeat import watched_processes
 from tastemaker.training.isolation import isolated
 from tastemaker.training.over_optimisation import keep_best, watched
 from tastemaker.training.progress import Display, plain
+from tastemaker.training.recording import (
+    record_evaluation,
+    record_round,
+    reward_scale,
+    timings,
+    track_evaluation,
+    tracked,
+)
 from tastemaker.training.rounds import one_round
+from tastemaker.training.saving import circumstances, save_checkpoint, training_state
 from tastemaker.training.session import Session
 from tastemaker.training.setup import NOTHING_GIVEN, PROMPT_STATES, Given, start
 from tastemaker.training.signals import Interrupted, Preempted, StopNow, listening
-from tastemaker.training.trackers import Images, tracking
 
 
 def train(config: Config, out: Path, *, command: str, given: Given = NOTHING_GIVEN) -> Path:
@@ -74,8 +79,8 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
     session = start(config, out, State(), given)
     accelerator = session.accelerator
     out = first_process_path(accelerator, out)
-    require_same(accelerator, _circumstances(session))
-    with _watched(session, out), _tracked(session, out, 0), session.display:
+    require_same(accelerator, circumstances(session))
+    with _watched(session, out), tracked(session, out, 0), session.display:
         # Every process evaluates the base model: each needs its rewards' mean and deviation.
         base = evaluate_run(session)
         rewards = base.reward(base.seen)
@@ -94,17 +99,17 @@ def _begin(config: Config, out: Path, command: str, given: Given) -> Path:
                 details = json.dumps(environment(command, accelerator), indent=1)
                 (folder / "env.json").write_text(details + "\n", encoding="utf-8")
                 if session.state.base_parts:
-                    (folder / "reward.json").write_text(_measured(session), encoding="utf-8")
-                _record_evaluation(session, folder, base)
+                    (folder / "reward.json").write_text(reward_scale(session), encoding="utf-8")
+                record_evaluation(session, folder, base)
                 keep_best(session, folder, base)
-                _save(session, folder)
+                save_checkpoint(session, folder)
         else:
             keep_best(session, out, base)
-            _save(session, out)
+            save_checkpoint(session, out)
         if accelerator.is_main_process:
             with _storing(out):
                 session.trackers.start_local(config, out, 0)
-            _track_evaluation(session, base)
+            track_evaluation(session, base)
         accelerator.wait_for_everyone()
         with _writing(session, out):
             _keep_prompt_states(session, out)
@@ -147,11 +152,11 @@ def _go_on(config: Config, run: Path, allow_inexact: bool, given: Given) -> None
 def _continue(session: Session, run: Path, allow_inexact: bool) -> None:
     _keep_prompt_states(session, run)
     config, accelerator = session.config, session.accelerator
-    session.state, then, notes = checkpoint.load(run, _training(session))
+    session.state, then, notes = checkpoint.load(run, training_state(session))
     loaded = {"the checkpoint's round": session.state.round, "the checkpoint's state": digest(vars(session.state))[:12]}
-    require_same(accelerator, _circumstances(session) | loaded)
+    require_same(accelerator, circumstances(session) | loaded)
     session.recall()
-    changed = differences(then, json.loads(json.dumps(_circumstances(session))))
+    changed = differences(then, json.loads(json.dumps(circumstances(session))))
     if changed and not allow_inexact:
         raise ConfigError(
             f"{run} was saved with other settings, versions or hardware ({'; '.join(changed)}) and would "
@@ -163,7 +168,7 @@ def _continue(session: Session, run: Path, allow_inexact: bool) -> None:
     session.display = Display(config.rounds, done, accelerator.is_main_process)
     for note in [*notes, *(f"not as it was: {change}" for change in changed)]:
         session.display.log(note)
-    with _tracked(session, run, done + 1), session.display:
+    with tracked(session, run, done + 1), session.display:
         if accelerator.is_main_process:
             with _storing(run):
                 atomic.tidy(run)
@@ -199,14 +204,14 @@ def _train(session: Session, folder: Path) -> None:
                 with _storing(folder):
                     if accelerator.is_main_process:
                         record |= timings(session, began)
-                        _record_round(session, folder, record, evaluation)
+                        record_round(session, folder, record, evaluation)
                     if evaluation is not None:
                         keep_best(session, folder, evaluation)
                     last = signalled or stopped_early or state.round == config.rounds
                     scheduled = last or state.round % config.checkpoint.every == 0
                     if scheduled or (failed is not None and accelerator.num_processes == 1):
                         begin = time.perf_counter()
-                        _save(session, folder)
+                        save_checkpoint(session, folder)
                         saved = state.round
                         session.seconds["save"] += time.perf_counter() - begin
                 session.display.round_done(record)
@@ -218,13 +223,13 @@ def _train(session: Session, folder: Path) -> None:
         # the updates, the weights may be between two rounds.
         if saved != state.round and accelerator.num_processes == 1 and not config.pathwise:
             with _storing(folder):
-                _save(session, folder)
+                save_checkpoint(session, folder)
         raise type(error)(f"{error}; {_how_to_go_on(folder)}") from error
     except StopNow:
         signalled, cut_short = signal.SIGTERM, True
         if saved != state.round:
             with _storing(folder):
-                _save(session, folder)
+                save_checkpoint(session, folder)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {_how_to_go_on(folder)}") from None
     done = stopped_early or state.round == config.rounds
@@ -262,8 +267,8 @@ def _evaluate_again(session: Session, folder: Path) -> bool:
         stopped_early = should_stop(session, evaluation)
         if session.accelerator.is_main_process:
             with _storing(folder):
-                _record_evaluation(session, folder, evaluation)
-            _track_evaluation(session, evaluation, late=True)
+                record_evaluation(session, folder, evaluation)
+            track_evaluation(session, evaluation, late=True)
         with _storing(folder):
             keep_best(session, folder, evaluation)
     session.accelerator.wait_for_everyone()
@@ -291,114 +296,3 @@ def _storing(folder: Path) -> Iterator[None]:
             f"cannot write to {folder}: {error.strerror or error}; free some space, or check the disk. "
             f"{_how_to_go_on(folder)}"
         ) from error
-
-
-def timings(session: Session, began: float) -> dict[str, float]:
-    """Seconds of the round that ends now, and of its parts, which are counted from zero again.
-
-    Compiling the network, which later rounds need not do, is a part beside the round's seconds.
-
-    A record is on disk before its checkpoint, so that a kill between the two loses neither: the seconds of saving
-    stand in the record of the round after.
-    """
-    parts = {f"seconds/{name}": value for name, value in session.seconds.items()}
-    session.seconds.clear()
-    return {"seconds/round": time.perf_counter() - began - parts.get("seconds/compile", 0.0), **parts}
-
-
-def _record_round(session: Session, folder: Path, record: dict, evaluation: RunEvaluation | None) -> None:
-    append_metrics(folder / "metrics.jsonl", record)
-    session.trackers.log({k: v for k, v in record.items() if k != "round"}, session.state.round)
-    if evaluation is not None:
-        _record_evaluation(session, folder, evaluation)
-        _track_evaluation(session, evaluation)
-
-
-def _record_evaluation(session: Session, folder: Path, evaluation: RunEvaluation) -> None:
-    append_metrics(folder / "metrics.jsonl", evaluation.record(session.state))
-    for kind, shown in {"round": evaluation.seen, "unseen": evaluation.unseen}.items():
-        if shown is not None:
-            reward = evaluation.reward(shown)
-            save_grid(folder, session.state.round, shown.images, shown.draw, reward, shown.correct, kind)
-
-
-def _track_evaluation(session: Session, evaluation: RunEvaluation, *, late: bool = False) -> None:
-    """Sends an evaluation's figures and images to the trackers, at the step of its round."""
-    trackers, number = session.trackers, session.state.round
-    if not trackers.active:
-        return
-    record = evaluation.record(session.state)
-    trackers.log({name: value for name, value in record.items() if name != "evaluation"}, number, late=late)
-    for prefix, shown in {"eval": evaluation.seen, "eval/unseen": evaluation.unseen}.items():
-        if shown is not None:
-            rewards = zip(shown.draw.prompts, evaluation.reward(shown).tolist(), strict=True)
-            captions = [f"{prompt} ({reward:.3g})" for prompt, reward in rewards]
-            images = Images(to_pil(shown.images), captions, session.config.evaluation.per_prompt)
-            trackers.log_images(f"{prefix}/images", images, number, late=late)
-            trackers.log_table(f"{prefix}/table", evaluation.table(shown), number, late=late)
-
-
-@contextmanager
-def _tracked(session: Session, folder: Path, first: int) -> Iterator[None]:
-    """Inside it the session's trackers are started, those that write into the run's folder excepted."""
-    main, log = session.accelerator.is_main_process, session.display.log
-    with tracking(session.config, folder, first=first, main=main, notify=log) as session.trackers:
-        yield
-
-
-def _save(session: Session, folder: Path) -> None:
-    """To be called by all processes, since each has a part of a sharded network."""
-    config, accelerator = session.config, session.accelerator
-    circumstances, write = _circumstances(session), accelerator.is_main_process
-    checkpoint.save(folder, session.state, _training(session), circumstances, config.checkpoint, write=write)
-
-
-def _measured(session: Session) -> str:
-    """For people and programs: what a combined reward is made of, and its scale. A resumed run has it by its state."""
-    state = session.state
-    scale = {
-        setting: {part: {"mean": mean, "std": std} for part, (mean, std) in found.items()}
-        for setting, found in state.base_parts.items()
-    }
-    whole = {"mean": state.base_mean, "std": state.base_std}
-    base = {"reward": whole, "parts": scale}
-    return json.dumps({"reward": session.config.reward, "base": base}, indent=1) + "\n"
-
-
-def _circumstances(session: Session) -> dict[str, Any]:
-    """What a resumed run is compared with."""
-    given = {"pairs": session.pairs, "the prior images": session.prior_images}
-    digests = {name: data.digest for name, data in given.items() if data is not None}
-    lists = {"prompts": session.config.prompts, "evaluation.unseen": session.config.evaluation.unseen}
-    for (name, source), found in zip(lists.items(), (session.prompts, session.unseen), strict=True):
-        # A file may have been changed, or a data set; what ships with the package is its version's.
-        if found is not None and source not in BUILTIN:
-            digests[f"what {name} holds"] = digest([found.prompts, found.weights])
-    for what, reward in {"the server's reward": session.reward, **_looking(session)}.items():
-        if (identity := reward.identity()) is not None:
-            digests[what] = identity
-    return fingerprint(session.config, session.accelerator) | digests
-
-
-def _looking(session: Session) -> dict[str, Any]:
-    """The rewards that are only evaluated, without the addresses of servers, which may move."""
-    return {f"evaluation.rewards[{place}]": reward for place, reward in enumerate(session.others.values())}
-
-
-def _training(session: Session) -> Training:
-    optimizer: Any = session.optimizer
-    weights = session.model.weights.trainable()
-    if session.task.value is not None:
-        value = session.accelerator.unwrap_model(session.task.value)
-        weights |= {f"value.{name}": parameter for name, parameter in value.named_parameters()}
-    copies: dict[str, Any] = {}
-    held = session.model.weights.held
-    if session.config.reference.every and held is not None:
-        copies |= {f"reference.{name}": value for name, value in held.copies.items()}
-    if session.average is not None:
-        copies |= {f"average.{name}": value for name, value in session.average.copies.items()}
-    if session.sampling_average is not None:
-        copies |= {f"sampling.{name}": value for name, value in session.sampling_average.copies.items()}
-    if session.kept is not None:
-        copies |= {f"kept.{name}": value for name, value in session.kept.copies.items()}
-    return Training(weights, getattr(optimizer, "optimizer", optimizer), session.accelerator.scaler, copies)
