@@ -88,14 +88,14 @@ def arm(work: Path, name: str, rm: Path, seed: int, *more: str) -> Path:
     return run(work / stem, [*words, *COMMON, f"rounds={ROUNDS}", "--seed", str(seed), *more])
 
 
-def curve(folder: Path) -> dict[str, list[float]]:
-    """What evaluations and rounds of a run measured."""
+def curve(folder: Path, before: int = 0) -> dict[str, list[float]]:
+    """What evaluations and rounds of a run measured, which began after so many rounds of another one."""
     rounds, evaluations = records(folder)
     names = {"reward": "eval/reward/mean", "hidden": "eval/rewards/hidden_taste:utility",
              "unseen": "eval/unseen/rewards/hidden_taste:utility", "correct": "eval/judge/correct",
              "diversity": "eval/diversity"}  # fmt: skip
     found = {short: [record[name] for record in evaluations] for short, name in names.items()}
-    found["round"] = [record["evaluation"] for record in evaluations]
+    found["round"] = [before + record["evaluation"] for record in evaluations]
     explained = [record["value/explained_variance"] for record in rounds if "value/explained_variance" in record]
     return found | {"explained": explained}
 
@@ -117,7 +117,6 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         again.mkdir(exist_ok=True)
         if short:
             run = arm(again / "first", name, own / "rm-1", seed, f"rounds={short}", "optimizer.lr_scheduler=constant")
-            found[f"{name}, first iteration of {short}"] = curve(run)
         else:
             run = arm(own, name, own / "rm-1", seed)
         policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
@@ -126,7 +125,7 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
         place = again / ("going-on" if start else "from-base")
         left = [*start, "optimizer.lr_scheduler=linear", f"rounds={ROUNDS - short}"]
-        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *left))
+        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *left), short)
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -167,7 +166,7 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
                 round(one[index], 2) for one, index in zip(unseen, best, strict=True)
             ],
             "unseen at the end": [round(one[-1], 2) for one in unseen],
-            "learned reward at the end": [round(one["reward"][-1] - one["reward"][0], 2) for one in curves],
+            "learned reward at the end": [round(one["reward"][-1], 2) for one in curves],
             "shows the prompt at the end": [round(one["correct"][-1], 2) for one in curves],
             "returns explained": [round(value, 2) for value in explained],
         })  # fmt: skip
@@ -175,10 +174,14 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
 
 
 def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> None:
-    """Learned reward and hidden utility by round, an arm a panel: thin lines are seeds, thick ones their mean."""
+    """Learned reward and hidden utility by round, an arm a panel: thin lines are seeds, thick ones their mean.
+
+    Learned rewards are standardised by the base model's images already.
+    """
     names = list(dict.fromkeys(name for one in results.values() for name in one["curves"]))
-    rows, columns = -(-len(names) // 3), min(len(names), 3)
-    figure = Figure(figsize=(11, 3.3 * rows + 0.3), layout="constrained")
+    columns = 2 if len(names) == 4 else min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.7 * columns, 3.3 * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axis, name in zip(axes, names, strict=False):
         curves = [one["curves"][name] for one in results.values() if name in one["curves"]]
@@ -188,7 +191,7 @@ def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> Non
         ):  # fmt: skip
             unit = 1.0 if key == "reward" else deviation
             zero = [
-                one["curves"][name if key == "reward" else next(iter(one["curves"]))][key][0]
+                0.0 if key == "reward" else next(iter(one["curves"].values()))[key][0]
                 for one in results.values() if name in one["curves"]
             ]  # fmt: skip
             lines = [[(value - base) / unit for value in one[key]] for one, base in zip(curves, zero, strict=True)]

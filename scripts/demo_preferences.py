@@ -27,6 +27,7 @@ def demo(people: bool, tasks: int) -> int:
     simulated = [] if people else ["--simulate", "--simulated.utility", TASTE, "--simulated.temperature", "0.15"]
     words = [
         "iterate", "ppo-compressibility", "--out", str(folder), "--iterations", "2", "--tasks", str(tasks), *simulated,
+        "--policy", "previous",
         "--label.title", "Taste", "--label.question", "Which image do you like better?",
         "--reward-model.members", "3", "--reward", "REWARD_MODEL:penalty=1",
         "--algorithm.value-from", "REWARD_MODEL", "--algorithm.value-lr", "1e-4", "--algorithm.kl", "0",
