@@ -44,7 +44,7 @@ from tastemaker.diffusion import sampler
 from tastemaker.evaluation import scoring
 from tastemaker.report import page as _report  # noqa: F401
 from tastemaker.runs import atomic
-from tastemaker.training import progress, run, update
+from tastemaker.training import progress, recording, run, update
 
 SETTINGS = [
     "--prompts", "ddpo-animals", "--rounds", "4", "sampling.steps=4", "sampling.samples=8", "sampling.per_prompt=2",
@@ -53,8 +53,8 @@ SETTINGS = [
 ]  # fmt: skip
 PHASES = [
     (sampler, "sample", "sample"), (scoring, "leaf_scores", "score"), (update, "accumulate", "update"),
-    (run, "_save", "save"), (atomic, "remove", "prune"), (run, "append_metrics", "metrics"),
-    (run, "save_grid", "images"),
+    (run, "save_checkpoint", "save"), (atomic, "remove", "prune"), (recording, "append_metrics", "metrics"),
+    (recording, "save_grid", "images"),
     (run, "write_adapter", "adapter"), (run, "write_report", "report"), (run, "truncate_metrics", "resume"),
 ]  # fmt: skip
 
