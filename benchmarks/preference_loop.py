@@ -69,7 +69,7 @@ def labels(folder: Path, seed: int, tasks: int, policies: Sequence[Policy] = (BA
     recipe, prompts = Recipe(steps=STEPS, guidance=5.0, seed=seed), load_prompts(PROMPTS).prompts
     noise = None if like is None else float((like / "labelled").read_text())
     labelled(
-        folder, Sampled(load_model("bundled"), prompts, tasks, recipe, "bundled", policies=policies), listed, noise
+        folder, Sampled(load_model("bundled"), prompts, tasks, recipe, "bundled", policies=policies), utility, noise
     )
     return folder
 
@@ -134,13 +134,8 @@ def base_deviation(work: Path, seeds: Sequence[int]) -> float:
     found: list[float] = []
     for seed in seeds:
         with open_project(work / f"seed-{seed}" / "labels-1") as project:
-            found += utilities(project, listed).values()
+            found += utilities(project, utility).values()
     return statistics.pstdev(found)
-
-
-def listed(images: torch.Tensor, prompts: list[str]) -> list[float]:
-    """The hidden utility as `reward_models.label` takes it."""
-    return utility(images, prompts).tolist()
 
 
 def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def utility(images: torch.Tensor, prompts: list[str]) -> list[float]:
     return found
 
 
-Utility = Callable[[torch.Tensor, list[str]], list[float]]
+Utility = Callable[[torch.Tensor, list[str]], Sequence[float] | torch.Tensor]
 """Of images [B,3,H,W] in [0,1] with their prompts."""
 
 
@@ -79,7 +79,8 @@ def utilities(project: Project, utility: Utility = utility) -> dict[tuple[str, s
         ).all()
     keys = list(dict.fromkeys((sha256, prompt) for sha256, prompt in rows))
     pixels = torch.stack([to_tensor(read_image(image_path(project.folder, sha), sha)) for sha, _ in keys])
-    return dict(zip(keys, utility(pixels, [prompt for _, prompt in keys]), strict=True))
+    found = torch.as_tensor(utility(pixels, [prompt for _, prompt in keys]), dtype=torch.float64)
+    return dict(zip(keys, found.tolist(), strict=True))
 
 
 def temperature(groups: list[list[float]], flipped: float) -> float:
@@ -244,7 +245,7 @@ def run_guidance(args: argparse.Namespace) -> None:
     folder, prompts, judged = args.out / "labels", "bundled-pair-train", utility_of(JUDGE)
     source = Sampled(load_model("bundled"), load_prompts(prompts).prompts, args.tasks,
                      Recipe(steps=10, guidance=5.0, seed=0), "bundled")  # fmt: skip
-    labelled(folder, source, lambda images, prompts: list(judged(images, prompts)))
+    labelled(folder, source, judged)
     found = load_comparisons(str(folder))
     print("| kind | text dropout | s | accuracy | own prompt preferred | by, in standard deviations |")
     print("|---|---|---|---|---|---|")

@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 from reward_models import Utility, labelled, trained
 from running import publish, records, run_all
-from torch import Tensor
 
 from tastemaker.data.prompts import load_prompts
 from tastemaker.evaluation.images import contact_sheet
@@ -80,24 +79,13 @@ TASKS = 120
 """Of the simulated labelers."""
 
 
-def person(images: Tensor, prompts: list[str]) -> list[float]:
-    """What the person of experiments 4 and 5 likes."""
-    from hidden_taste import warmth
-
-    return warmth(images, prompts).tolist()
-
-
-def taste(images: Tensor, prompts: list[str]) -> list[float]:
-    """What the people of experiment 6 like."""
-    from hidden_taste import utility
-
-    return utility(images, prompts).tolist()
-
-
 def reward_models(work: Path, chosen: list[str]) -> dict[str, Path]:
     """Those that the chosen experiments follow, by name."""
+    from hidden_taste import utility as taste
+    from hidden_taste import warmth
+
     recipes: dict[str, tuple[str, str, Recipe, Utility, Kind]] = {
-        "person": (str(MODELS / "drawn32"), "bundled-kinds", Recipe(steps=20, guidance=1.0), person, "clip"),
+        "person": (str(MODELS / "drawn32"), "bundled-kinds", Recipe(steps=20, guidance=1.0), warmth, "clip"),
         "taste": ("bundled", "bundled-single-train", Recipe(steps=10, guidance=5.0), taste, "unet"),
     }
     made: dict[str, Path] = {}

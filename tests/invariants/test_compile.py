@@ -175,6 +175,13 @@ def test_calls_are_cut_where_that_makes_fewer_rows(rows: int, size: int, filled:
     assert static.filled(rows, False) == max(rows, 64)
 
 
+def test_a_call_is_not_cut_into_many_small_ones():
+    """125 rows are 126 in 63 calls of 2, but one call of 128 is quicker. A call above all sizes stays what it is."""
+    static = StaticRows((2, 128), ())
+    assert [static.call_size(rows, False) for rows in (1, 2, 3, 125, 200)] == [2, 2, 128, 128, 200]
+    assert static.call_size(5, True) == 5
+
+
 def test_rows_that_fill_a_call_up_change_neither_values_nor_gradients():
     model = small_network.small()
     model.tune(BASE.tuning)

@@ -45,11 +45,15 @@ class StaticRows:
 
     def call_size(self, rows: int, graph: bool) -> int:
         """The size of the calls into which one of `rows` rows is cut: that with the fewest rows in all, and then with
-        the fewest calls. A call that is larger than all sizes stays what it is."""
+        the fewest calls. A call that is larger than all sizes stays what it is.
+
+        Smaller than a quarter of the next larger size they are not, since many small calls cost more than one.
+        """
         sizes = self.backward if graph else self.forward
-        if rows > max(sizes, default=0):
+        whole = min((size for size in sizes if size >= rows), default=None)
+        if whole is None:
             return rows
-        return min(sizes, key=lambda size: (_filled(rows, size), -size))
+        return min((size for size in sizes if size >= whole / 4), key=lambda size: (_filled(rows, size), -size))
 
     def filled(self, rows: int, graph: bool) -> int:
         """The rows of all these calls together."""
@@ -90,17 +94,11 @@ def in_full_calls(predict: Predict, static: StaticRows) -> Predict:
         size = static.call_size(rows, torch.is_grad_enabled())
         if size == rows:
             return predict(x, t, cond)
-        filled = _filled(rows, size)
-        index = torch.arange(filled, device=x.device).clamp(max=rows - 1)
-        x = torch.cat([x, x[-1:].detach().expand(filled - rows, *x.shape[1:])])
-        outputs = [predict(x[part], t[index[part]], cond.select(index[part])) for part in _slices(filled, size)]
+        index = torch.arange(_filled(rows, size), device=x.device).clamp(max=rows - 1)
+        outputs = [predict(x[part], t[part], cond.select(part)) for part in index.split(size)]
         return torch.cat(outputs)[:rows]
 
     return call
-
-
-def _slices(rows: int, size: int) -> list[slice]:
-    return [slice(begin, begin + size) for begin in range(0, rows, size)]
 
 
 def compile_seconds() -> float:
