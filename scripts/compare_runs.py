@@ -53,7 +53,7 @@ GROUPS = {
     "BACKPROP": (
         "reward=soft-colourfulness early_stop.metric=none sampling.samples=4 sampling.per_prompt=2 optimizer.rows=1"
     ),
-    "PAIRS": "algorithm=diffusion-dpo pairs.source={inputs}/pairs algorithm.beta=50",
+    "PAIRS": "algorithm=diffusion-dpo pairs.sources={inputs}/pairs algorithm.beta=50",
 }
 """Settings that several cases share."""
 

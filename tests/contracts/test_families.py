@@ -289,7 +289,7 @@ def train_one_update(name, algorithm, loaded, pairs, tmp_path, eta):
     options = SETTINGS.get(algorithm, {"algorithm": ALGORITHMS[algorithm]()})
     options = {"algorithm": ALGORITHMS[algorithm]()} | options
     if options["algorithm"].needs == "pairs":
-        options["pairs"] = Pairs(source=str(pairs))
+        options["pairs"] = Pairs((str(pairs),))
     config = Config(
         model=str(tmp_path), prompts="ddpo-animals", reward="smooth:warmth", rounds=1,
         sampling=Sampling(

@@ -42,7 +42,7 @@ def test_every_algorithm_trains_a_pixel_model(name, folder, tmp_path):
     """One round of one update, guided by the null class; the weights of the predicted variance stay as they were."""
     options = {"algorithm": ALGORITHMS[name](), "advantage": Advantage(normalise="round")} | SETTINGS.get(name, {})
     if options["algorithm"].needs == "pairs":
-        options["pairs"] = Pairs(source=str(folder / "pairs"))
+        options["pairs"] = Pairs((str(folder / "pairs"),))
     config = Config(
         model=str(folder / "model"), prompts=str(folder / "classes.txt"), reward="smooth:warmth", rounds=1,
         sampling=Sampling(steps=3, samples=2, per_prompt=2, batch=2, guidance=2.0),

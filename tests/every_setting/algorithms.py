@@ -575,7 +575,7 @@ def diffusion_kto(lab: Lab) -> None:
     loss, _ = lab.policy.loss(DiffusionKTO(beta=30.0, good_weight=3.0, bad_weight=0.5))
     close(loss, (3 * one + 0.5 * two) / 2, 1e-5)
     session = lab.session(
-        trained=True, algorithm=DiffusionKTO(), pairs=Pairs(str(given.pairs(lab.new("pairs"), 4))),
+        trained=True, algorithm=DiffusionKTO(), pairs=Pairs((str(given.pairs(lab.new("pairs"), 4)),)),
         optimizer={"updates": 2},
     )  # fmt: skip
     with updates_seen(session) as seen:

@@ -800,13 +800,17 @@ def gradient_checkpointing(lab: Lab) -> None:
 # What a run learns from and holds on to besides its own images.
 
 
-@acts("pairs.source")
-def pairs_source(lab: Lab) -> None:
-    session = lab.session(algorithm=DiffusionDPO(), pairs=Pairs(str(given.pairs(lab.new("pairs"), 3))))
+@acts("pairs.sources")
+def pairs_sources(lab: Lab) -> None:
+    session = lab.session(algorithm=DiffusionDPO(), pairs=Pairs((str(given.pairs(lab.new("pairs"), 3)),)))
     assert session.pairs is not None
     assert session.pairs.prompts == ("cat", "dog", "bear")
     # Image 0 is preferred to 1, and 3 to 2.
     close(session.pairs.images(1, 32, 32), torch.stack([pixels(given.image(n)) for n in (3, 2)]))
+    two = str(given.pairs(lab.new("more"), 2))
+    session = lab.session(algorithm=DiffusionDPO(), pairs=Pairs((*session.config.pairs.sources, two)))
+    assert session.pairs is not None
+    assert session.pairs.prompts == ("cat", "dog", "bear", "cat", "dog")
 
 
 def pixels(image: Any) -> Tensor:
@@ -841,7 +845,7 @@ def dataset(lab: Lab) -> str:
 
 @acts("pairs.split")
 def pairs_split(lab: Lab) -> None:
-    session = lab.session(algorithm=DiffusionDPO(), pairs=Pairs(dataset(lab), "other"))
+    session = lab.session(algorithm=DiffusionDPO(), pairs=Pairs((dataset(lab),), "other"))
     assert session.pairs is not None
     assert session.pairs.prompts == ("owl", "owl")
 
@@ -857,7 +861,7 @@ def pairs_labels(lab: Lab) -> None:
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     session = lab.session(
-        trained=True, algorithm=DiffusionDPO(beta=50.0), pairs=Pairs(str(folder), labels="probabilities"),
+        trained=True, algorithm=DiffusionDPO(beta=50.0), pairs=Pairs((str(folder),), labels="probabilities"),
         sampling={"samples": 3, "per_prompt": 1, "batch": 3}, optimizer={"updates": 1},
     )  # fmt: skip
     assert session.pairs is not None

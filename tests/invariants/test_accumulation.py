@@ -84,7 +84,7 @@ def settings(checkpoint, tmp_path_factory):
         "samples": replace(one, algorithm=NFT(noises=2)),
         "given pairs": replace(
             one, algorithm=DiffusionKTO(beta=50.0),
-            pairs=Pairs(str(given.pairs(tmp_path_factory.mktemp("pairs") / "given", 7))),
+            pairs=Pairs((str(given.pairs(tmp_path_factory.mktemp("pairs") / "given", 7)),)),
         ),
         "groups of samples": replace(
             one, algorithm=DGPO(noises=2, kl=0.1), prompts=str(prompts), optimizer=replace(options, updates=1),

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 def config(checkpoint, folder, **options):
     optimizer = {"lr": 1e-3, "updates": 2, "rows": 40, "clip_norm": 1e9} | options
     return Config(
-        model=str(checkpoint), prompts="ddpo-animals", rounds=1, pairs=Pairs(str(folder)),
+        model=str(checkpoint), prompts="ddpo-animals", rounds=1, pairs=Pairs((str(folder),)),
         algorithm=DiffusionDPO(beta=50.0, noises=2),
         sampling=Sampling(steps=5, samples=8, per_prompt=2, batch=3, guidance=5.0),
         optimizer=Optimizer(**optimizer),
@@ -126,7 +126,7 @@ def test_captions_are_dropped_for_both_images_of_a_pair_by_counters():
 
 def words(checkpoint, folder, out, *more):
     return [
-        "train", "ddpo-compressibility", "--algorithm", "diffusion-dpo", f"pairs.source={folder}", "--model",
+        "train", "ddpo-compressibility", "--algorithm", "diffusion-dpo", f"pairs.sources={folder}", "--model",
         str(checkpoint), "--prompts", "ddpo-animals", "--rounds", "3", "--out", str(out), "sampling.steps=4",
         "sampling.samples=8", "sampling.per_prompt=2", "sampling.batch=3", "optimizer.updates=2", "optimizer.lr=1e-3",
         "algorithm.drop_captions=0.3", "evaluation.every=2", "evaluation.prompts=2", "evaluation.per_prompt=2",
@@ -175,5 +175,5 @@ def test_unusable_pairs_leave_no_folder_behind(checkpoint, tmp_path, capsys):
 
 
 def test_bench_says_that_it_measures_other_rounds(folder, capsys):
-    assert main(["bench", "ddpo-compressibility", "--algorithm", "diffusion-dpo", f"pairs.source={folder}"]) == 2
+    assert main(["bench", "ddpo-compressibility", "--algorithm", "diffusion-dpo", f"pairs.sources={folder}"]) == 2
     assert "bench measures rounds that sample" in capsys.readouterr().err

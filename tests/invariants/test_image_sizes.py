@@ -103,7 +103,7 @@ def test_checkpoints_may_have_two_sides(tmp_path):
 
 def test_given_pairs_and_images_are_cut_to_the_size(tmp_path):
     folder = given.pairs(tmp_path / "pairs", 4)
-    algorithm = ("algorithm=diffusion-dpo", f"pairs.source={folder}")
+    algorithm = ("algorithm=diffusion-dpo", f"pairs.sources={folder}")
     config = tm.preset("ddpo-compressibility", *SMALL, "rounds=1", *algorithm)
     prior = ("prior_preservation.weight=0.1", "prior_preservation.images=4", "prior_preservation.rows=2")
     run = tm.train(config, tiny.pipeline(), wide, ["cat", "dog"], tmp_path / "run")

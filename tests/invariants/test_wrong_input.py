@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(capsys, tmp_path, ch
         (["algorithm=dpo", "sampling.per_prompt=1"], "learns from pairs of images of one prompt"),
         (
             ["algorithm=diffusion-dpo"],
-            "pairs.source is None, but the algorithm diffusion-dpo learns from pairs of images",
+            "pairs.sources is empty, but the algorithm diffusion-dpo learns from pairs of images",
         ),
     ],
 )

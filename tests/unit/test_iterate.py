@@ -305,23 +305,29 @@ def test_people_label_in_their_browsers(tmp_path, monkeypatch, capsys):
     assert not (project / "server.json").exists()
 
 
-def test_an_algorithm_that_learns_from_pairs_needs_no_reward_model(tmp_path):
+@pytest.mark.parametrize("labels", ["all", "newest"])
+def test_an_algorithm_that_learns_from_pairs_needs_no_reward_model(tmp_path, labels):
     settings = IterationSettings(
         Loop(
-            iterations=1, tasks=TASKS, simulate=True, label=Labelling(mode="rank", images=3, confirm=False),
+            iterations=2, tasks=TASKS, labels=labels, simulate=True,
+            label=Labelling(mode="rank", images=3, confirm=False),
             simulated=SimulatedLabelers(count=1, utility="colourfulness"),
         ),
         tm.preset(
-            "ddpo-compressibility", "algorithm=diffusion-dpo", "pairs.source=LABELS", "prompts=bundled-eight",
+            "ddpo-compressibility", "algorithm=diffusion-dpo", "pairs.sources=LABELS", "prompts=bundled-eight",
             "sampling.steps=2", "sampling.samples=4", "sampling.per_prompt=2", "evaluation.prompts=2",
             "evaluation.per_prompt=1", "rounds=1", "optimizer.updates=1",
         ),
     )  # fmt: skip
     iterate.start(settings, tmp_path / "out", command="")
-    (record,) = lineage.read(tmp_path / "out")
-    assert record.reward_model is None
-    assert record.run == "iteration-1/run"
-    assert tm.load_run(tmp_path / "out/iteration-1/run").config.pairs.source == str(tmp_path / "out/iteration-1/labels")
+    first, second = lineage.read(tmp_path / "out")
+    assert first.reward_model is second.reward_model is None
+    assert first.run == "iteration-1/run"
+    both = (str(tmp_path / "out/iteration-1/labels"), str(tmp_path / "out/iteration-2/labels"))
+    assert tm.load_run(tmp_path / "out/iteration-1/run").config.pairs.sources == both[:1]
+    used = slice(2) if labels == "all" else slice(1, 2)
+    assert tm.load_run(tmp_path / "out/iteration-2/run").config.pairs.sources == both[used]
+    assert second.learned_from == (first.labels_sha256, second.labels_sha256)[used]
     assert "reward model" not in (tmp_path / "out/report.html").read_text().partition("</thead>")[2]
 
 

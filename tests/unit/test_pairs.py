@@ -10,7 +10,7 @@ from PIL import Image
 
 import given
 from tastemaker.data.captioned_images import fitted, opened
-from tastemaker.data.pairs import load_pairs, preferred
+from tastemaker.data.pairs import concatenated, load_pairs, preferred
 from tastemaker.errors import ConfigError, DataError
 from tastemaker.training.draws import draw_pairs, in_turn
 
@@ -352,8 +352,29 @@ def test_pairs_and_algorithm_must_fit():
     with pytest.raises(ConfigError, match="diffusion-dpo learns from pairs"):
         Config(algorithm=DiffusionDPO())
     with pytest.raises(ConfigError, match="ddpo samples its own images"):
-        Config(pairs=Pairs("folder"))
+        Config(pairs=Pairs(("folder",)))
     with pytest.raises(ConfigError, match="is probabilities, but the algorithm mapo takes one image"):
-        Config(algorithm=MaPO(), pairs=Pairs("folder", labels="probabilities"))
+        Config(algorithm=MaPO(), pairs=Pairs(("folder",), labels="probabilities"))
     with pytest.raises(ConfigError, match="drop_captions is 1"):
         DiffusionDPO(drop_captions=1)
+
+
+def test_pairs_of_several_sources_are_those_of_each_one_after_the_other(tmp_path):
+    """Of three sets of 3, 1 and 2 pairs the pair 3 is the first of the second, and 5 the last of the third."""
+    rows = [{**ROW, "preferred": answer} for answer in (0, "tie")]
+    sets = [
+        load_pairs(str(given.pairs(tmp_path / "a", 3))),
+        load_pairs(str(write(tmp_path / "b", rows))),
+        load_pairs(str(given.pairs(tmp_path / "c", 2)), ties=True),
+    ]
+    whole = concatenated(sets)
+    assert len(whole) == 6
+    assert whole.prompts == ("cat", "dog", "bear", "cat", "cat", "dog")
+    assert whole.ties == 1
+    assert whole.labels == (1.0, 1.0, 1.0, 1.0, *sets[2].labels)
+    for index, (number, place) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]):
+        assert whole.sources(index) == sets[number].sources(place)
+        assert whole.places(index) == sets[number].places(place)
+        assert torch.equal(whole.images(index, 16, 16), sets[number].images(place, 16, 16))
+    assert whole.digest != concatenated([sets[1], sets[0], sets[2]]).digest
+    assert concatenated(sets[:1]) is sets[0]

@@ -241,7 +241,7 @@ def _named(evaluated: EvaluatedModel, bases: Sequence[str], several: bool) -> Ev
 
 def _trained_on(configs: Sequence[Config]) -> tuple[str, ...]:
     """The rewards that runs were trained on; those that learned from pairs had none."""
-    return tuple(dict.fromkeys(config.reward for config in configs if config.pairs.source is None))
+    return tuple(dict.fromkeys(config.reward for config in configs if not config.pairs.sources))
 
 
 def _config(run: Path) -> Config:

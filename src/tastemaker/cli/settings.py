@@ -31,10 +31,10 @@ T = TypeVar("T", bound=Args)
 def read(cls: type[T], argv: list[str], command: str) -> tuple[T, str]:
     """The arguments `cls` of a command, and the name of the preset or file. Raises ConfigError for wrong arguments.
 
-    `--pairs` is short for `--pairs.source`.
+    `--pairs` is short for `--pairs.sources`.
     """
     make: Any = cls
-    argv = [re.sub(r"^--pairs(?==|$)", "--pairs.source", word) for word in argv]
+    argv = [re.sub(r"^--pairs(?==|$)", "--pairs.sources", word) for word in argv]
     split = split_assignments(argv, flag_types(cls))
     preset, file = _named(split)
     if preset and file:

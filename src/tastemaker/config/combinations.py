@@ -42,13 +42,13 @@ def check_combinations(config: Config) -> None:
             f"sampling.recompute_log_prob is true, but the algorithm {config.algorithm.name} has no "
             "log-probabilities: leave it at false"
         )
-    if (config.algorithm.needs == "pairs") != (config.pairs.source is not None):
+    if (config.algorithm.needs == "pairs") != bool(config.pairs.sources):
         raise ConfigError(
-            f"pairs.source is {config.pairs.source}, but the algorithm {config.algorithm.name} learns from pairs of "
-            "images that somebody has compared: give a folder, file or data set of them"
-            if config.pairs.source is None
-            else f"pairs.source is {config.pairs.source}, but the algorithm {config.algorithm.name} samples its own "
-            "images: leave it out, or use diffusion-dpo, mapo or diffusion-kto"
+            f"pairs.sources is empty, but the algorithm {config.algorithm.name} learns from pairs of images that "
+            "somebody has compared: give a folder, file or data set of them"
+            if not config.pairs.sources
+            else f"pairs.sources is {', '.join(config.pairs.sources)}, but the algorithm {config.algorithm.name} "
+            "samples its own images: leave it out, or use diffusion-dpo, mapo or diffusion-kto"
         )
     if config.pairs.labels != "preferred" and not config.algorithm.requirements.label_probabilities:
         raise ConfigError(

@@ -16,9 +16,9 @@ from annotated_types import Ge, Gt, Lt
 class Pairs:
     """Pairs of images that somebody has compared, for algorithms that learn from those and not from the reward."""
 
-    source: str | None = None
-    """A labelling project, a folder with a pairs.jsonl, a table (docs/guides/tables.md), or a Hugging Face data set,
-    local or by name (docs/methods/diffusion-dpo.md)."""
+    sources: tuple[str, ...] = ()
+    """Labelling projects, folders with a pairs.jsonl, tables (docs/guides/tables.md), or Hugging Face data sets, local
+    or by name (docs/methods/diffusion-dpo.md): the pairs of all of them."""
     split: str = "train"
     """Which split of a data set; of a labelling project `train` or `validation`."""
     labels: Literal["preferred", "probabilities"] = "preferred"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +66,31 @@ class PairSet:
         """[2,3,height,width] in [0,1]: the preferred image, and the other. Raises DataError where one is unreadable."""
         where = self.places(index)
         return torch.stack([fitted(read_image(source, where), height, width) for source in self.sources(index)])
+
+
+def concatenated(sets: Sequence[PairSet]) -> PairSet:
+    """The pairs of all sets, at least one, in their order. Images of different sets are not known to be the same."""
+    if len(sets) == 1:
+        return sets[0]
+    ends = list(itertools.accumulate(map(len, sets)))
+
+    def found(index: int) -> tuple[PairSet, int]:
+        number = bisect.bisect_right(ends, index)
+        return sets[number], index - (ends[number] - len(sets[number]))
+
+    def sources(index: int) -> tuple[Any, Any]:
+        own, place = found(index)
+        return own.sources(place)
+
+    def places(index: int) -> str:
+        own, place = found(index)
+        return own.places(place)
+
+    prompts = tuple(prompt for one in sets for prompt in one.prompts)
+    labels = tuple(label for one in sets for label in one.labels or (1.0,) * len(one))
+    return PairSet(
+        prompts, sources, places, digest([one.digest for one in sets]), sum(one.ties for one in sets), labels
+    )
 
 
 def load_pairs(source: str, split: str = "train", *, ties: bool = False) -> PairSet:

@@ -138,6 +138,21 @@ class _Work:
         found = [Policy(str(run), run) for run in runs] + [Policy(self.settings.train.model)]
         return found if self.settings.loop.images == "mixed" else found[:1]
 
+    @property
+    def learned_from(self) -> Sequence[Record]:
+        """The iterations whose labels this one learns from."""
+        return self.records if self.settings.loop.labels == "all" else self.records[-1:]
+
+    @property
+    def labels(self) -> list[str]:
+        """The labelling projects of those."""
+        return [str(self.out / str(one.labels)) for one in self.learned_from]
+
+    @property
+    def labels_sha256(self) -> tuple[str, ...]:
+        """The digests of those projects."""
+        return tuple(str(one.labels_sha256) for one in self.learned_from)
+
     def relative(self, path: Path) -> str:
         """A path as the lineage has it."""
         return path.relative_to(self.out).as_posix()
@@ -185,9 +200,8 @@ def _learn_reward(work: _Work) -> Record:
     record, folder, settings = work.record, work.folder / "reward-model", work.settings
     if record.reward_model is not None or not settings.learns_a_reward:
         return record
-    used = work.records if settings.loop.labels == "all" else work.records[-1:]
     if not is_reward_model(folder):
-        found = load_several([str(work.out / str(one.labels)) for one in used])
+        found = load_several(work.labels)
         work.log(f"a reward model of {len(found.training)} training and {len(found.validation)} validation tasks")
         train_reward_model(
             found, settings.architecture, settings.loop.reward_model, folder, command=work.command, log=work.log
@@ -198,7 +212,7 @@ def _learn_reward(work: _Work) -> Record:
         work.log(f"validation accuracy {accuracy['value']:.1%} ({accuracy['low']:.1%} to {accuracy['high']:.1%})")
     return replace(
         record, reward_model=work.relative(folder), reward_model_sha256=lineage.reward_model_digest(folder),
-        learned_from=tuple(str(one.labels_sha256) for one in used), accuracy=accuracy,
+        learned_from=work.labels_sha256, accuracy=accuracy,
     )  # fmt: skip
 
 
@@ -212,8 +226,8 @@ def _align(work: _Work) -> Record:
     else:
         start = work.policy if settings.loop.policy == "previous" else None
         reward_model = None if record.reward_model is None else str(work.out / record.reward_model)
-        config = run_config(
-            settings, str(work.out / str(record.labels)), reward_model, None if start is None else str(start)
-        )
+        config = run_config(settings, work.labels, reward_model, None if start is None else str(start))
         training.train(config, folder, command=work.command)
-    return replace(record, run=work.relative(folder), run_sha256=lineage.adapter_digest(folder))
+    return replace(
+        record, run=work.relative(folder), run_sha256=lineage.adapter_digest(folder), learned_from=work.labels_sha256
+    )

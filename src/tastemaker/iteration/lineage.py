@@ -41,7 +41,7 @@ class Record:
     reward_model_sha256: str | None = None
     """Of its weights."""
     learned_from: tuple[str, ...] = ()
-    """`labels_sha256` of all projects that it learned from."""
+    """`labels_sha256` of all projects that the reward model, or without one the policy, learned from."""
     accuracy: dict[str, Any] | None = None
     """On the validation part: value, low, high, count."""
     run: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -18,7 +19,7 @@ from tastemaker.rewards.preferences.architecture import Architecture
 REWARD_MODEL = "REWARD_MODEL"
 """Stands for the folder of an iteration's reward model in `reward`, `evaluation.rewards` and `algorithm.value_from`."""
 LABELS = "LABELS"
-"""Stands for the folder of an iteration's labelling project in `pairs.source`."""
+"""Stands in `pairs.sources` for the folders of the labelling projects that an iteration learns from."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Loop:
     """Whose images a task has: the newest policy's alone, or in turn those of the newest policy, of the policies before
     it and of the base model."""
     labels: Literal["all", "newest"] = "all"
-    """Which labels a reward model learns from: those of all iterations so far, or the newest alone."""
+    """Which labels a reward model, or an algorithm that learns from pairs, learns from: those of all iterations so far,
+    or the newest alone."""
     policy: Literal["base", "previous"] = "base"
     """What an alignment starts from: the base model, or the adapter of the iteration before."""
     simulate: bool = False
@@ -104,9 +106,10 @@ class IterationSettings:
     def __post_init__(self) -> None:
         config = self.train
         if config.algorithm.needs == "pairs":
-            if config.pairs.source != LABELS:
+            if config.pairs.sources != (LABELS,):
                 raise ConfigError(
-                    f"pairs.source is {config.pairs.source}, but an iteration learns from its labels: give {LABELS}"
+                    f"pairs.sources is {', '.join(config.pairs.sources)}, but an iteration learns from its labels: "
+                    f"give {LABELS}"
                 )
         elif REWARD_MODEL not in config.reward:
             raise ConfigError(
@@ -139,12 +142,14 @@ class IterationSettings:
         return replace(network, model=config.model, size=side)
 
 
-def run_config(settings: IterationSettings, labels: str, reward_model: str | None, start_from: str | None) -> Config:
+def run_config(
+    settings: IterationSettings, labels: Sequence[str], reward_model: str | None, start_from: str | None
+) -> Config:
     """The settings of one alignment: folders in place of the words that stand for them."""
     config = settings.train
     config = replace(config, tuning=replace(config.tuning, start_from=start_from))
     if reward_model is None:
-        return replace(config, pairs=replace(config.pairs, source=labels))
+        return replace(config, pairs=replace(config.pairs, sources=tuple(labels)))
 
     def named(text: str) -> str:
         return text.replace(REWARD_MODEL, reward_model)

@@ -13,10 +13,10 @@ from tastemaker.errors import ConfigError, DataError
 
 
 def given_pairs(settings: Pairs) -> PairSet | None:
-    """The pairs that the settings name; None without a source. Raises as `load_pairs` does."""
-    if settings.source is None:
-        return None
-    return load_pairs(settings.source, settings.split, probabilities=settings.labels == "probabilities")
+    """The pairs of all sources that the settings name; None without one. Raises as `load_pairs` does."""
+    probabilities = settings.labels == "probabilities"
+    found = [load_pairs(source, settings.split, probabilities=probabilities) for source in settings.sources]
+    return pairs.concatenated(found) if found else None
 
 
 def load_pairs(source: str, split: str = "train", *, probabilities: bool = False) -> PairSet:

@@ -107,7 +107,7 @@ def summarise(run: Run, name: str) -> Summary:
         name=name,
         model=_short(str(run.config.get("model") or "")),
         reward_name=_short(str(run.config.get("reward") or "")),
-        pairs=str((pairs.get("source") if isinstance(pairs, dict) else None) or ""),
+        pairs=", ".join(map(str, (pairs.get("sources") if isinstance(pairs, dict) else None) or ())),
         algorithm=_written(str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "")),
         prompts=str(run.config.get("prompts") or ""),
         reward=_change(run, "reward/mean"),

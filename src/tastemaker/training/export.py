@@ -195,7 +195,9 @@ def _metadata(source: _Source, name: str) -> dict[str, str]:
 
 
 def _teacher(config: Config) -> str:
-    return config.reward if config.pairs.source is None else f"the preferences of {config.pairs.source}"
+    if not config.pairs.sources:
+        return config.reward
+    return f"the preferences of {', '.join(config.pairs.sources)}"
 
 
 def _trained(source: _Source) -> Mapping[str, Any]:

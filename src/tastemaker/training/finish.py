@@ -41,7 +41,7 @@ def _card(session: Session, grids: int) -> str:
     config = session.config
     imports, base = base_source(config.model)
     code = imports + session.model.usage(base)
-    teacher = config.reward if config.pairs.source is None else f"Preferences of {config.pairs.source}"
+    teacher = f"Preferences of {', '.join(config.pairs.sources)}" if config.pairs.sources else config.reward
     return (
         f"# {teacher} on {config.model}\n\nTrained by tastemaker with {config.algorithm.name} on the prompts "
         f"`{config.prompts}`; settings in config.yaml, figures in metrics.jsonl, {grids} grids of the same prompts and "

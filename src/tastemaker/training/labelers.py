@@ -18,7 +18,7 @@ def require_labelers_fit(config: Config, trained: Reward, others: Mapping[str, R
     where several processes would each have a part of a prompt's images.
     """
     evaluated = [("evaluation.per_prompt", config.evaluation.per_prompt)]
-    sampled = [("sampling.per_prompt", config.sampling.per_prompt)] if config.pairs.source is None else []
+    sampled = [("sampling.per_prompt", config.sampling.per_prompt)] if not config.pairs.sources else []
     checked = [(trained, [*sampled, *evaluated]), *((reward, evaluated) for reward in others.values())]
     for reward, counts in checked:
         for one in functions({reward.name: reward}).values():

@@ -126,7 +126,9 @@ def _session(config: Config, accelerator: Accelerator, out: Path, state: State, 
     prior = given_images(config)
     require_divisible(config, accelerator.num_processes)
     if pairs is not None:
-        display.log(f"{config.pairs.source}: {len(pairs)} pairs, and {pairs.ties} rows without a preference")
+        display.log(
+            f"{', '.join(config.pairs.sources)}: {len(pairs)} pairs, and {pairs.ties} rows without a preference"
+        )
     display.log(f"loading {config.model}")
     set_seed(config.seed)
     model = _loaded(config, accelerator, out, given)
