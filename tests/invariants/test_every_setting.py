@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,3 +39,19 @@ def test_every_setting_acts(field: str, lab: Lab) -> None:
     if field not in CASES:
         pytest.fail(f"no case shows that the setting {field} acts: add one to tests/every_setting")
     lab.once(CASES[field])
+
+
+def test_changes_that_cases_must_notice_fit_the_sources():
+    """Those of scripts/mutants.py, which takes too long to run here."""
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("mutants", root / "scripts/mutants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    for mutant in module.MUTANTS:
+        text = (root / "src/tastemaker" / mutant.file).read_text(encoding="utf-8")
+        assert text.count(mutant.old) == 1, mutant
+        assert set(mutant.fields) <= CASES.keys(), mutant
+        assert all((root / test.partition("::")[0]).is_file() for test in mutant.tests), mutant
+        assert mutant.fields or mutant.tests, mutant
