@@ -61,6 +61,7 @@ CASES: dict[str, str] = {
     # One run for each algorithm, with the preset that the documentation names for it where there is one.
     "ddpo": "ddpo-compressibility {TINY}",
     "ddpo-score-function": "ddpo-compressibility-sf {TINY} optimizer.updates=1",
+    "single-pass": "ddpo-compressibility-sf {TINY} optimizer.updates=1 optimizer.single_pass=true",
     "pg": "pg-compressibility {TINY}",
     "dpok": "dpok-compressibility {TINY}",
     "dpok-value": (
@@ -89,6 +90,12 @@ CASES: dict[str, str] = {
         "nft-compressibility {TINY} algorithm.noises=2 algorithm.kl=0.1 algorithm.weighting=none "
         "optimizer.inner_epochs=2"
     ),
+    "awm": "nft-compressibility {TINY} algorithm=awm algorithm.noises=2",
+    "dgpo": "nft-compressibility {TINY} algorithm=dgpo algorithm.noises=2",
+    "dppo": "grpo-compressibility {TINY} algorithm=dppo",
+    "online-diffusion-dpo": "nft-compressibility {TINY} algorithm=online-diffusion-dpo algorithm.noises=2",
+    "mapo": "ddpo-compressibility {TINY} {PAIRS} algorithm=mapo",
+    "diffusion-kto": "ddpo-compressibility {TINY} {PAIRS} algorithm=diffusion-kto optimizer.updates=1",
     "diffusion-dpo": "ddpo-compressibility {TINY} {PAIRS}",
     "diffusion-dpo-guided": (
         "ddpo-compressibility {TINY} {PAIRS} algorithm.noises=2 algorithm.guided=true algorithm.drop_captions=0.4"
@@ -102,6 +109,7 @@ CASES: dict[str, str] = {
         "alignprop-compressibility {TINY} {BACKPROP} algorithm.truncation=gaussian algorithm.last=2 "
         "algorithm.spread=1 algorithm.checkpointing=none algorithm.objective=distance algorithm.target=2"
     ),
+    "alignprop-edict": "alignprop-compressibility {TINY} {BACKPROP} algorithm.checkpointing=edict",
     "draft": "draft-compressibility {TINY} {BACKPROP}",
     "draft-lv": "draft-lv-compressibility {TINY} {BACKPROP}",
     "draft-lv-ordinary": "draft-lv-compressibility {TINY} {BACKPROP} algorithm.ordinary=true sampling.eta=1",
