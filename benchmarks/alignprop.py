@@ -17,6 +17,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
@@ -141,10 +142,8 @@ def plot(folders: dict[tuple[str, int], Path], seeds: int, out: Path) -> None:
     right.set(xlabel="reward, in base standard deviations", ylabel="shows the prompt (judge)", ylim=(0, 1.02))
     right.legend(frameon=False)
     for axis in (left, right):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+        plain_axes(axis)
+    save_figure(figure, out)
 
 
 def main() -> None:

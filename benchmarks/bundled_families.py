@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
@@ -104,11 +105,9 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> dict[str, dict
     for axis in axes[2]:
         axis.set_ylim(bottom=0)
     for axis in axes.flat:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain_axes(axis)
     axes[0][0].legend(frameon=False)
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    save_figure(figure, out)
     return table
 
 

@@ -16,6 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
@@ -77,11 +78,9 @@ def plot(folders: dict[tuple[str, int], Path], out: Path) -> None:
         axis.set_xscale("symlog", linthresh=100, linscale=0.5)
         axis.set_xticks([0, 100, 400, 2000, 7680], ["0", "100", "400", "2,000", "7,680"], fontsize=8)
         axis.set_xlim(-5, 9500)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain_axes(axis)
     axes[1].legend(frameon=False, fontsize=8, loc="lower right")
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    save_figure(figure, out)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from PIL import Image
 from running import publish, records, run_all
@@ -113,11 +114,9 @@ def plot(courses: list[list[dict[str, float]]], out: Path) -> None:
         second = np.mean([[row[f"{key} by CLIP"] for row in rows] for rows in courses], axis=0)
         axis.plot(updates, second, color=colour, lw=1.2, ls="--", label=f"{label}, by the bundled CLIP")
     axis.set(xlabel="updates", ylabel="images that show it", ylim=(0, 1.02))
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
+    plain_axes(axis)
     figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    save_figure(figure, out)
 
 
 def strip(run: Path, out: Path, columns: int = 12) -> None:

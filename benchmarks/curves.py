@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
@@ -55,11 +56,9 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> dict[str, dict
     axes[0][0].set_ylabel("reward, in base standard deviations")
     axes[1][0].set_ylabel("shows the prompt (judge)")
     for axis in axes.flat:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain_axes(axis)
     axes[0][0].legend(frameon=False)
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    save_figure(figure, out)
     return table
 
 

@@ -12,6 +12,7 @@ import argparse
 import statistics
 from pathlib import Path
 
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
@@ -91,14 +92,12 @@ def plot(runs: dict[str, list[Path]], found: dict[str, dict[str, float]], out: P
             0.04, 0.95, f"{end['base stds, mean']:+.2f} in the end\n{end['judge after']:.0%} show the prompt",
             transform=axis.transAxes, va="top", fontsize=8.5, color="0.3",
         )  # fmt: skip
-        axis.grid(alpha=0.2)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain_axes(axis)
     low, high = axes.flat[0].get_ylim()
     axes.flat[0].set_ylim(low, high + 0.2 * (high - low))  # room for the words
     figure.supxlabel("reward queries before the round", fontsize=10)
     figure.supylabel("reward of the round,\nin base standard deviations", fontsize=10)
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    save_figure(figure, out)
 
 
 def main() -> None:

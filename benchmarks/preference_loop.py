@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import plain_axes
 from hidden_taste import parts, utility
 from matplotlib.figure import Figure
 from reward_models import labelled, trained, utilities
@@ -195,8 +196,7 @@ def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> Non
             mean = [statistics.mean(column) for column in zip(*lines, strict=True)]
             axis.plot(curves[0]["round"], mean, color=colour, linewidth=2, label=text)
         axis.set_title(name, fontsize=10)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        plain_axes(axis)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     axes[0].legend(fontsize=7, loc="upper left")

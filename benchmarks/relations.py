@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from running import publish, records, run_all
 
@@ -73,10 +74,8 @@ def plot(folders: dict[tuple[str, str, int], Path], out: Path) -> None:
     axes[1][0].set_ylabel("diversity")
     axes[0][-1].legend(frameon=False, loc="lower left")
     for axis in axes.flat:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+        plain_axes(axis)
+    save_figure(figure, out)
 
 
 def main() -> None:

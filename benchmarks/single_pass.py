@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import plain_axes, save_figure
 from matplotlib.figure import Figure
 from running import publish, records
 
@@ -67,11 +68,9 @@ def plot(folders: dict[str, list[Path]], out: Path) -> None:
             axes.plot(curve, color=COLOURS[form], alpha=0.35, lw=1, label=f"{form}, each seed" if not number else None)
         axes.plot(curves.mean(0), color=COLOURS[form], lw=2.2, label=f"{form}, mean")
     axes.set(xlabel="rounds of training done", ylabel="reward, in base standard deviations")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     axes.legend(frameon=False)
-    figure.savefig(out.with_suffix(".svg"))
-    figure.savefig(out.with_suffix(".png"), dpi=110)
+    save_figure(figure, out)
 
 
 def main() -> None:

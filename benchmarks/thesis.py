@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from figures import plain_axes
 from matplotlib.figure import Figure
 from PIL import Image
 from reward_models import Utility, labelled, trained
@@ -106,8 +107,7 @@ def plot(folders: dict[str, Path], out: Path) -> dict[str, dict[str, float]]:
         rounds, evaluations = records(folder)
         curve.plot([r["round"] for r in rounds], [r["reward/base_stds"] for r in rounds], color="#0b6e99")
         curve.set(xlabel="rounds of 32 images", ylabel="reward, in base standard deviations", title=name)
-        curve.grid(alpha=0.25)
-        curve.spines[["top", "right"]].set_visible(False)
+        plain_axes(curve)
         grids = sorted((folder / "samples").glob("round-*"))
         for axis, grid, title in ((before, grids[0], "before"), (after, grids[-1], "after")):
             axis.imshow(contact_sheet([Image.open(path) for path in sorted(grid.glob("*.png"))], columns=8))
