@@ -305,12 +305,10 @@ def test_people_label_in_their_browsers(tmp_path, monkeypatch, capsys):
     assert not (project / "server.json").exists()
 
 
-@pytest.mark.parametrize("labels", ["all", "newest"])
-def test_an_algorithm_that_learns_from_pairs_needs_no_reward_model(tmp_path, labels):
+def test_an_algorithm_that_learns_from_pairs_needs_no_reward_model(tmp_path):
     settings = IterationSettings(
         Loop(
-            iterations=2, tasks=TASKS, labels=labels, simulate=True,
-            label=Labelling(mode="rank", images=3, confirm=False),
+            iterations=2, tasks=TASKS, simulate=True, label=Labelling(mode="rank", images=3, confirm=False),
             simulated=SimulatedLabelers(count=1, utility="colourfulness"),
         ),
         tm.preset(
@@ -325,9 +323,12 @@ def test_an_algorithm_that_learns_from_pairs_needs_no_reward_model(tmp_path, lab
     assert first.run == "iteration-1/run"
     both = (str(tmp_path / "out/iteration-1/labels"), str(tmp_path / "out/iteration-2/labels"))
     assert tm.load_run(tmp_path / "out/iteration-1/run").config.pairs.sources == both[:1]
-    used = slice(2) if labels == "all" else slice(1, 2)
-    assert tm.load_run(tmp_path / "out/iteration-2/run").config.pairs.sources == both[used]
-    assert second.learned_from == (first.labels_sha256, second.labels_sha256)[used]
+    assert tm.load_run(tmp_path / "out/iteration-2/run").config.pairs.sources == both
+    assert second.learned_from == (first.labels_sha256, second.labels_sha256)
+    newest = replace(settings, loop=replace(settings.loop, labels="newest"))
+    work = iterate._Work(newest, tmp_path / "out", [first, second], "", iterate.NO_WAITING, print)
+    assert tuple(work.labels) == both[1:]
+    assert work.labels_sha256 == second.learned_from[1:]
     assert "reward model" not in (tmp_path / "out/report.html").read_text().partition("</thead>")[2]
 
 
