@@ -13,8 +13,12 @@ are run with each seed. A run ends when fewer than half of its images show their
 Time is that of sampling, scoring and updates, on one thread: of the processor, so that other work on the machine does
 not count, and by the clock beside it. Loading, saving and evaluations are left out.
 
-Each run is a worker process: trl's in an environment of its own, build/trl-env (benchmarks/trl_ddpo.py). A run that is
-there already is not made again.
+Each run is a worker process: trl's in an environment of its own, build/trl-env (benchmarks/trl_ddpo.py). A run of the
+same settings and seed that is there already is not made again.
+
+    python benchmarks/time_to_reward.py --settings "ddpo-incompressibility sampling.steps=10" [--settings ...]
+
+runs settings of ours alone on the search's seeds and prints when the reward had risen by one and two deviations.
 """
 
 from __future__ import annotations
@@ -22,10 +26,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -252,17 +258,21 @@ def trl(task: Task, method: str, settings: dict[str, Any], seed: int, folder: Pa
     return one, lambda path: pipeline.save_pretrained(str(path / "adapter"))
 
 
-def work(task: str, method: str, side: str, trial: int, seed: int, folder: Path) -> None:
+Settings = list[str] | dict[str, Any]
+"""A preset of ours and settings over it, or trl's arguments."""
+
+
+def work(task: str, method: str, settings: Settings, seed: int, folder: Path) -> None:
     """A worker: for each line on stdin, rounds for that many seconds of processor, and a saved adapter; says what they
     took as JSON on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print is no answer
     warnings.simplefilter("ignore")
     with contextlib.redirect_stdout(sys.stderr):
-        if side == "ours":
-            one, save = ours(TASKS[task], OURS[task, method][trial], seed, folder)
+        if isinstance(settings, list):
+            one, save = ours(TASKS[task], settings, seed, folder)
         else:
-            one, save = trl(TASKS[task], method, TRL[task, method][trial], seed, folder)
+            one, save = trl(TASKS[task], method, settings, seed, folder)
         print("{}", file=answers, flush=True)
         for number, line in enumerate(sys.stdin):
             cpu, clock, queries, rounds = time.process_time(), time.perf_counter(), 0, 0
@@ -298,11 +308,13 @@ def measured(name: str, method: str, adapter: str | None, seed: int = 1) -> dict
 
 
 def time_to_target(
-    name: str, method: str, side: str, trial: int, seed: int, work: Path, interval: float, limit: float
+    name: str, method: str, settings: Settings, seed: int, work: Path, interval: float, limit: float
 ) -> dict[str, Any]:
     """One run until the target or `limit` seconds of processor; what it took, and its evaluations. Kept in a file."""
-    task = TASKS[name]
-    folder = work / f"{name}-{method}-{side}-{trial}-{seed}"
+    task, side = TASKS[name], "ours" if isinstance(settings, list) else "trl"
+    given = json.dumps(settings)
+    label = f"{name}-{method}-{side}-{hashlib.sha256(given.encode()).hexdigest()[:8]}-{seed}"
+    folder = work / label
     kept = folder / "result.json"
     if kept.is_file():
         return json.loads(kept.read_text())
@@ -314,7 +326,8 @@ def time_to_target(
         from trl_ddpo import make_environment
 
         python = make_environment()
-    words = [name, method, side, str(trial), str(seed), str(folder)]
+    (folder / "settings.json").write_text(given + "\n")
+    words = [name, method, given, str(seed), str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with (folder / "worker.log").open("w") as log:
         worker = subprocess.Popen(
@@ -349,14 +362,14 @@ def time_to_target(
                 reached = True
             evaluated = len(made)
             steps += [{key: value for key, value in one.items() if key != "adapter"} for one in found]
-            print(name, method, side, trial, seed, json.dumps(steps[-1]), flush=True)
+            print(label, json.dumps(steps[-1]), flush=True)
             if task.lost(steps[-1]):
                 break
         worker.stdin.close()
         worker.wait()
     result = {"reached": reached, "steps": steps}
     kept.write_text(json.dumps(result, indent=1) + "\n")
-    print(name, method, side, trial, seed, "reached" if reached else "not reached", json.dumps(steps[-1]), flush=True)
+    print(label, "reached" if reached else "not reached", json.dumps(steps[-1]), flush=True)
     return result
 
 
@@ -384,13 +397,42 @@ def until(run: dict[str, Any], deviations: float) -> tuple[float, float, int] | 
     return None
 
 
+def longest_run(name: str, method: str, side: str) -> float:
+    """Seconds of processor after which a run ends."""
+    return TASKS[name].limit[method] / (2 if side == "ours" else 1)
+
+
+def tried_alone(name: str, method: str, settings: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
+    """One setting of ours on the search's seeds."""
+    limit = longest_run(name, method, "ours")
+    runs = [
+        time_to_target(name, method, settings, SEARCH_SEED + seed, arguments.work, arguments.interval, limit)
+        for seed in range(arguments.search)
+    ]
+    last = [run["steps"][-1] for run in runs]
+    return {
+        "settings": settings, "reached": [run["reached"] for run in runs],
+        "seconds a round": round(sum(step["cpu"] for step in last) / sum(step["rounds"] for step in last), 1),
+        "until +1: seconds, judge, queries": [until(run, 1) for run in runs],
+        "until +2: seconds, judge, queries": [until(run, 2) for run in runs],
+        "at the end: seconds, deviations, judge": [
+            (
+                round(run["steps"][-1]["cpu"], 1),
+                round((run["steps"][-1]["reward"] - run["steps"][0]["reward"]) / run["steps"][0]["std"], 2),
+                round(run["steps"][-1]["judge"], 2),
+            )
+            for run in runs
+        ],
+    }  # fmt: skip
+
+
 def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Both sides: their trials, the settings chosen, and the times of each seed."""
     out: dict[str, Any] = {}
     for side, given in (("ours", OURS), ("trl", TRL)):
-        limit = TASKS[name].limit[method] / (2 if side == "ours" else 1)
+        limit, tried = longest_run(name, method, side), given[name, method]
         trials: list[list[dict[str, Any]]] = []
-        for trial in range(arguments.trials):
+        for settings in tried[: arguments.trials]:
             made: list[dict[str, Any]] = []
             for seed in range(arguments.search):
                 # A trial that takes longer than one that has reached the target on every seed cannot be chosen.
@@ -399,17 +441,17 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
                 if longest <= 0:
                     break
                 made.append(time_to_target(
-                    name, method, side, trial, SEARCH_SEED + seed, arguments.work, arguments.interval, longest
+                    name, method, settings, SEARCH_SEED + seed, arguments.work, arguments.interval, longest
                 ))  # fmt: skip
             trials.append(made)
         best = min(range(len(trials)), key=lambda trial: rank(trials[trial], name))
         runs = [
-            time_to_target(name, method, side, best, seed, arguments.work, arguments.interval, limit)
+            time_to_target(name, method, tried[best], seed, arguments.work, arguments.interval, limit)
             for seed in range(arguments.seeds)
         ]
         last = [run["steps"][-1] for run in runs]
         out[side] = {
-            "settings": given[name, method][best],
+            "settings": tried[best],
             "trials, seconds": [
                 [round(one["steps"][-1]["cpu"]) if one["reached"] else None for one in made] for made in trials
             ],
@@ -439,11 +481,17 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=4.0, help="seconds of processor between evaluations at first")
     parser.add_argument("--work", type=Path, default=ROOT / "build/time-to-reward")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/time-to-reward")
-    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--settings", action="append", help="of ours, to be tried alone: a preset and settings over it")
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        task, method, side, trial, seed, folder = arguments.worker
-        work(task, method, side, int(trial), int(seed), Path(folder))
+        task, method, settings, seed, folder = arguments.worker
+        work(task, method, json.loads(settings), int(seed), Path(folder))
+        return
+    if arguments.settings:
+        name, method = arguments.tasks[0], arguments.methods[0]
+        for words in arguments.settings:
+            print(json.dumps(tried_alone(name, method, shlex.split(words), arguments)), flush=True)
         return
     from running import publish
 
