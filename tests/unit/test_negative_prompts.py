@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from tastemaker.cli.sampling import GivenSampling, chosen_sampling
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling
 from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
@@ -91,10 +91,10 @@ def test_samples_of_the_command_have_it(checkpoint, tmp_path):
 
 def test_flags_go_before_the_run_and_need_guidance():
     run = Sampling(negative_prompt="blurry")
-    assert chosen_sampling(run, GivenSampling()).negative_prompt == "blurry"
-    assert chosen_sampling(run, GivenSampling(negative_prompt="")).negative_prompt == ""
+    assert chosen_sampling(run, SamplingFlags()).negative_prompt == "blurry"
+    assert chosen_sampling(run, SamplingFlags(negative_prompt="")).negative_prompt == ""
     with pytest.raises(ConfigError, match="--negative-prompt is 'blurry', but the guidance is 1"):
-        chosen_sampling(run, GivenSampling(guidance=1.0))
+        chosen_sampling(run, SamplingFlags(guidance=1.0))
 
 
 def test_a_run_with_a_negative_prompt_and_no_guidance_is_refused():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tastemaker.api.objects import model_here, prompt_set
 from tastemaker.api.runs import Run
 from tastemaker.cli.compared_models import base_settings, candidates, recognised
-from tastemaker.cli.sampling import GivenSampling, chosen_sampling, given_flags
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling, given_flags
 from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.human_evaluation.create import Candidate, FromModel, check_models, create_comparison, rows_of
@@ -58,7 +58,7 @@ def create(
     """
     named = {name: value.folder if isinstance(value, Run) else value for name, value in models.items()}
     given = {name: recognised(f"{name}={value}") for name, value in named.items() if isinstance(value, (str, Path))}
-    flags = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    flags = SamplingFlags(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
     base, of_runs = base_settings(list(given.values()), given_flags(flags), named=str)
     sampling = chosen_sampling(base, flags, named=str)
     check_models([given[name].described if name in given else _described(name, value) for name, value in named.items()])

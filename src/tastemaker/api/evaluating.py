@@ -12,6 +12,7 @@ from tastemaker.api.runs import Run
 from tastemaker.cli.evaluation_options import Options, make_plan
 from tastemaker.cli.evaluation_work import evaluate
 from tastemaker.cli.folders import next_free
+from tastemaker.cli.sampling import SamplingFlags
 from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError, RewardError
 from tastemaker.evaluation.evaluate_models import ModelEvaluation
@@ -93,14 +94,7 @@ def evaluate_models(
         prompt_count=prompt_count,
         seeds=seeds,
         seed=seed,
-        steps=steps,
-        guidance=guidance,
-        embedded_guidance=embedded_guidance,
-        eta=eta,
-        sde_type=sde_type,
-        negative_prompt=negative_prompt,
-        height=height,
-        width=width,
+        sampling=SamplingFlags(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width),
         batch=batch,
         precision=precision,
         rewards=None if rewards is None else [one for one in _listed(rewards) if isinstance(one, str)],

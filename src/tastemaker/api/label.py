@@ -10,7 +10,7 @@ from typing import Any
 
 from tastemaker.api.objects import model_here, prompt_set
 from tastemaker.api.runs import Run, load_run
-from tastemaker.cli.sampling import GivenSampling, chosen_sampling
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling
 from tastemaker.config.schema import Config
 from tastemaker.data.pairs import PairSet
 from tastemaker.diffusion.sde_types import SdeType
@@ -76,7 +76,7 @@ def create(
     elif prompts is None:
         raise ConfigError("give prompts for the model")
     listed = prompt_set(base.prompts if prompts is None else prompts).prompts
-    flags = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    flags = SamplingFlags(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
     s = chosen_sampling(base.sampling, flags, named=str)
     recipe = Recipe(s.steps, s.guidance, s.eta, settings.seed, sde_type=s.sde_type)
     loaded = model_here(model, s)

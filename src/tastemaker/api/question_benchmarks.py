@@ -11,7 +11,7 @@ from torch import nn
 from tastemaker.api.objects import copied, model_here
 from tastemaker.api.runs import Run, load_run
 from tastemaker.cli.folders import is_run, next_free
-from tastemaker.cli.sampling import GivenSampling, chosen_sampling
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling
 from tastemaker.config.schema import Config
 from tastemaker.config.schema import Sampling as SamplerSettings
 from tastemaker.diffusion.model import Model
@@ -85,7 +85,7 @@ def ask(
         if isinstance(model, Run) or (isinstance(model, (str, Path)) and is_run(Path(model))):
             run = model if isinstance(model, Run) else load_run(model)
             given, adapter, base, name = run.config.model, run, run.config.sampling, str(run.folder)
-        flags = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+        flags = SamplingFlags(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
         sampling = chosen_sampling(base, flags, named=str)
         path = adapter.folder if isinstance(adapter, Run) else None if adapter is None else Path(adapter)
         count = n or found.per_prompt

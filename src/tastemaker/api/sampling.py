@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tastemaker.api.objects import model_here, prompt_set
 from tastemaker.api.runs import Run
-from tastemaker.cli.sampling import GivenSampling, chosen_sampling
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling
 from tastemaker.config.schema import Sampling
 from tastemaker.diffusion.model import Model
 from tastemaker.diffusion.sampler import LocalSampler
@@ -97,7 +97,7 @@ def sample(
 
     Raises ConfigError for a number out of range or a missing adapter, ModelError, or PromptError.
     """
-    given = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    given = SamplingFlags(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
     loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, batch, given)
     return _samples(draw, evaluation.generate(loaded, sampler, draw, guidance=guidance, batch=batch).images)
 
@@ -133,7 +133,7 @@ def evaluate(
         if name in named:
             raise RewardError(f"two rewards are called {name!r}: give each a name of its own")
         named[name] = load_reward(one) if isinstance(one, str) else wrap(one)
-    given = GivenSampling(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
+    given = SamplingFlags(steps, guidance, embedded_guidance, negative_prompt, eta, sde_type, height, width)
     loaded, draw, sampler = _prepared(model, prompts, adapter, n, seed, batch, given)
     found = evaluation.evaluate(loaded, sampler, draw, named, guidance=guidance, batch=batch, judged=model in BUNDLED)
     totals = {name: scores.total for name, scores in found.scores.items()}
@@ -151,7 +151,7 @@ def _prepared(
     n: int,
     seed: int,
     batch: int,
-    given: GivenSampling,
+    given: SamplingFlags,
 ) -> tuple[Model, Draw, LocalSampler]:
     """The loaded model, the images to be made, and the sampler. Raises what `sample` raises."""
     for name, value in (("n", n), ("batch", batch)):

@@ -13,10 +13,9 @@ import tyro
 
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.folders import next_free, run_config
-from tastemaker.cli.sampling import chosen_sampling, require_at_least
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source
 from tastemaker.config.schema import Config
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.printing import Output, print_lines
 from tastemaker.question_benchmarks.settings import JUDGE, SETTINGS, TEXT_MODEL, Calls
@@ -65,28 +64,7 @@ class AskArgs:
     n: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the benchmark's)")] = None
     """Images of each prompt."""
     seed: int = 0
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's, or 50)")] = None
-    """Denoising steps."""
-    guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
-    ] = None
-    """Classifier-free guidance weight."""
-    embedded_guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or the model's)")
-    ] = None
-    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
-    negative_prompt: Annotated[
-        str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
-    ] = None
-    """What guidance moves away from."""
-    eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
-    """Weight of the noise added at each step."""
-    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
-    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
-    """Height of the images in pixels."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
-    """Width of the images in pixels."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     batch: int = 16
     """Images sampled at once."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/ask-<n>)")] = None
@@ -152,7 +130,7 @@ def _images(args: AskArgs, benchmark: Benchmark) -> Sampling | Given:
         return Given(args.images, args.n, args.grid)
     assert args.model is not None
     model, adapter, base = _model(args.model, args.adapter)
-    sampling = chosen_sampling(base, args)
+    sampling = chosen_sampling(base, args.sampling)
     name = args.model if args.adapter is None else f"{args.model} with {args.adapter}"
     return sampling_of(
         model, adapter, name=name, n=args.n or benchmark.per_prompt, seed=args.seed, sampling=sampling, batch=args.batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,10 +12,9 @@ from tastemaker.cli.arguments import parse
 from tastemaker.cli.compared_models import base_settings, candidates, recognised
 from tastemaker.cli.folders import require_unused
 from tastemaker.cli.progress import images_progress
-from tastemaker.cli.sampling import chosen_sampling, given_flags, require_at_least
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling, given_flags, require_at_least
 from tastemaker.cli.text import as_source, as_text
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.settings import Labelling, Mode
 from tastemaker.printing import print_lines
@@ -31,7 +30,7 @@ class CreateArgs:
     """Makes a blind comparison: a labelling project with images of two or three models for the same prompts and seeds.
 
     Each model is given as NAME=SOURCE: a model, a run, an adapter, or a folder of images with prompts. Labelers never
-    see the names.
+    see the names. With --height and --width, images that have another size are scaled.
     """
 
     project: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="PROJECT", help_behavior_hint="")] = (
@@ -88,28 +87,7 @@ class CreateArgs:
     """The model that adapters are put on which belong to no run."""
     seed: int = 0
     """Of the images."""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's, or 50)")] = None
-    """Denoising steps."""
-    guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
-    ] = None
-    """Classifier-free guidance weight."""
-    embedded_guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or the model's)")
-    ] = None
-    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
-    negative_prompt: Annotated[
-        str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
-    ] = None
-    """What guidance moves away from."""
-    eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
-    """Weight of the noise added at each step."""
-    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
-    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the images')")] = None
-    """Height of the images in pixels; with --width, images that have another size are scaled."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the images')")] = None
-    """Width of the images in pixels."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     database: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="(default: SQLite in PROJECT)")] = (
         None
     )
@@ -133,8 +111,8 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--level is {args.level:g}, but must lie between 0 and 1, such as 0.95")
     require_unused(args.project)
     given = [recognised(as_source(word, "models"), args.base) for word in args.models]
-    base, of_runs = base_settings(given, given_flags(args))
-    sampling = chosen_sampling(base, args)
+    base, of_runs = base_settings(given, given_flags(args.sampling))
+    sampling = chosen_sampling(base, args.sampling)
     from tastemaker.human_evaluation.create import check_models, create_comparison, left_out, rows_of
     from tastemaker.human_evaluation.study import Stopping, asked
     from tastemaker.labelling.sources import Recipe
@@ -149,7 +127,8 @@ def run(argv: list[str]) -> int:
     if args.dry_run:
         _check_models({one.model for one in given if one.model is not None}, sampling)
         return 0
-    size = (args.width, args.height) if args.width is not None and args.height is not None else None
+    width, height = args.sampling.width, args.sampling.height
+    size = None if width is None or height is None else (width, height)
     recipe = Recipe(sampling.steps, sampling.guidance, sampling.eta, args.seed, sde_type=sampling.sde_type)
     stopping = Stopping(args.stop_when, args.max_answers, args.level)
     with images_progress(len(found) * len(rows)) as advance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +11,8 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, processes
+from tastemaker.cli.sampling import SamplingFlags
 from tastemaker.cli.text import as_source
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,24 +57,9 @@ class EvaluateArgs:
     """What computes the features of pairwise, vendi, fid, kid and clip-inception: a CLIP or module:function."""
     reference: Annotated[Path | None, _default("DIR", "the base model's images")] = None
     """Images that fid and kid compare with."""
-    steps: Annotated[int | None, _default("INT")] = None
-    """Denoising steps."""
-    guidance: Annotated[float | None, _default("FLOAT")] = None
-    """Classifier-free guidance weight."""
-    embedded_guidance: Annotated[float | None, _default("FLOAT")] = None
-    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
-    negative_prompt: Annotated[str | None, _default("TEXT")] = None
-    """What guidance moves away from."""
-    eta: Annotated[float | None, _default("FLOAT")] = None
-    """Weight of the noise added at each step."""
-    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's)")] = None
-    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     batch: Annotated[int | None, _default("INT")] = None
     """Images sampled, and scored, at once."""
-    height: Annotated[int | None, _default("INT")] = None
-    """Height of the images in pixels."""
-    width: Annotated[int | None, _default("INT")] = None
-    """Width of the images in pixels."""
     precision: Annotated[Literal["fp32", "bf16", "fp16"] | None, _default("{fp32,bf16,fp16}")] = None
     """Of the network's forward passes."""
     out: Annotated[Path | None, _default("DIR", "runs/evaluation-<n>")] = None
@@ -111,14 +96,7 @@ def _options(args: EvaluateArgs) -> Options:
         prompt_count=args.prompt_count,
         seeds=args.seeds,
         seed=args.seed,
-        steps=args.steps,
-        guidance=args.guidance,
-        embedded_guidance=args.embedded_guidance,
-        negative_prompt=args.negative_prompt,
-        eta=args.eta,
-        sde_type=args.sde_type,
-        height=args.height,
-        width=args.width,
+        sampling=args.sampling,
         batch=args.batch,
         precision=args.precision,
         rewards=[as_source(name, "--rewards") for name in args.rewards] or None,

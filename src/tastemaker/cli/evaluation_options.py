@@ -10,11 +10,17 @@ from typing import Any
 import torch
 
 from tastemaker.cli.evaluated import find_models
-from tastemaker.cli.sampling import SAMPLING_FLAGS, as_flag, chosen_sampling, given_flags, require_at_least
+from tastemaker.cli.sampling import (
+    SAMPLING_FLAGS,
+    SamplingFlags,
+    as_flag,
+    chosen_sampling,
+    given_flags,
+    require_at_least,
+)
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompt_set import PromptSet as PromptList
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.evaluation_plan import FEATURE_METRICS, EvaluationPlan, PromptSet
 from tastemaker.evaluation.evaluation_table import reference_files
@@ -43,14 +49,7 @@ class Options:
     """Prompts taken from each list; None takes all of those that are given one by one."""
     seeds: int | None = None
     seed: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    embedded_guidance: float | None = None
-    eta: float | None = None
-    sde_type: SdeType | None = None
-    negative_prompt: str | None = None
-    height: int | None = None
-    width: int | None = None
+    sampling: SamplingFlags = field(default_factory=SamplingFlags)
     batch: int | None = None
     precision: str | None = None
     rewards: Sequence[str] | None = None
@@ -100,7 +99,7 @@ def _default_precision() -> str:
 def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
     """The runs' settings with those given over them. Raises ConfigError where the runs differ."""
     base = configs[0].sampling if configs else Config().sampling
-    given = given_flags(options)
+    given = given_flags(options.sampling)
     for config in configs[1:]:
         for name in SAMPLING_FLAGS:
             one, other = vars(base)[name], vars(config.sampling)[name]
@@ -109,7 +108,7 @@ def _sampling(options: Options, configs: Sequence[Config]) -> Sampling:
                     f"the runs were sampled with {name.replace('_', '-')} {one!r} and {other!r}, but all models must "
                     f"be sampled alike: give {as_flag(name)}"
                 )
-    chosen = chosen_sampling(base, options)
+    chosen = chosen_sampling(base, options.sampling)
     batch = options.batch or base.images_per_batch
     return Sampling(
         steps=chosen.steps, eta=chosen.eta, sde_type=chosen.sde_type, guidance=chosen.guidance,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +11,10 @@ import tyro
 from tastemaker.cli.arguments import flag_types, parse, split_assignments
 from tastemaker.cli.folders import require_run, require_unused
 from tastemaker.cli.progress import images_progress
-from tastemaker.cli.sampling import chosen_sampling, require_at_least
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.labelling.settings import Labelling, Mode
 from tastemaker.printing import print_lines
@@ -85,28 +84,7 @@ class CreateArgs:
     """Share of the prompts that are set apart for validation."""
     seed: int = 0
     """Of the images, of left and right, and of the split."""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's, or 50)")] = None
-    """Denoising steps."""
-    guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 5)")
-    ] = None
-    """Classifier-free guidance weight."""
-    embedded_guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or the model's)")
-    ] = None
-    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
-    negative_prompt: Annotated[
-        str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's, or none)")
-    ] = None
-    """What guidance moves away from."""
-    eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's, or 1)")] = None
-    """Weight of the noise added at each step."""
-    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
-    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
-    """Height of the images in pixels."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
-    """Width of the images in pixels."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     database: Annotated[str | None, tyro.conf.arg(metavar="URL", help_behavior_hint="(default: SQLite in PROJECT)")] = (
         None
     )
@@ -182,7 +160,7 @@ def _source(args: CreateArgs) -> _Source | None:
     elif args.prompts is None:
         raise ConfigError("give a run by --run, a model's prompts by --prompts, images by --images, or --empty")
     listed = as_source(args.prompts or base.prompts, "--prompts")
-    sampling = chosen_sampling(base.sampling, args)
+    sampling = chosen_sampling(base.sampling, args.sampling)
     name = str(args.run or args.adapter or model)
     return _Source(model, adapter, load_prompts(listed).prompts, sampling, name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,11 +12,10 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
-from tastemaker.cli.sampling import chosen_sampling, require_at_least
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling, require_at_least
 from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError, ModelError
 
 MOST = 101
@@ -62,26 +61,7 @@ class MixArgs:
     n: int = 4
     """Images of each prompt at each mixture, always of the same noise; 0 writes adapters and measures nothing."""
     seed: int = 0
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
-    """Denoising steps."""
-    guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")] = None
-    """Classifier-free guidance weight."""
-    embedded_guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")
-    ] = None
-    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
-    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: the run's)")] = (
-        None
-    )
-    """What guidance moves away from."""
-    eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the run's)")] = None
-    """Weight of the noise added at each step."""
-    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's)")] = None
-    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
-    """Height of the images in pixels."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the run's)")] = None
-    """Width of the images in pixels."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/mix-<n>)")] = None
     """Folder of the mixtures."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -174,7 +154,7 @@ def _settings(args: MixArgs) -> dict[str, Any]:
     require_at_least("n", args.n, 0)
     require_at_least("take", args.take, 1)
     base = next(iter(known.values()), Config())
-    sampling = chosen_sampling(base.sampling, args)
+    sampling = chosen_sampling(base.sampling, args.sampling)
     model = args.model or _one_model(known)
     if not args.n:
         return {"model": model, "prompts": (), "n": 0, "rewards": (), "sampling": sampling}

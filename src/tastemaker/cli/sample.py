@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +10,10 @@ import tyro
 
 from tastemaker.cli.arguments import parse
 from tastemaker.cli.folders import next_free, require_unused, run_config
-from tastemaker.cli.sampling import chosen_sampling, require_at_least, step_mask
+from tastemaker.cli.sampling import SamplingFlags, chosen_sampling, require_at_least, step_mask
 from tastemaker.cli.text import as_source, as_text
 from tastemaker.config.schema import Config, Sampling
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 from tastemaker.printing import print_lines
 
@@ -44,24 +43,7 @@ class SampleArgs:
     n: int = 4
     """Images of each prompt."""
     seed: int = 0
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 50)")] = None
-    """Denoising steps."""
-    guidance: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 5)")] = None
-    """Classifier-free guidance weight."""
-    embedded_guidance: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the model's)")
-    ] = None
-    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
-    negative_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="(default: none)")] = None
-    """What guidance moves away from."""
-    eta: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 1)")] = None
-    """Weight of the noise added at each step."""
-    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: auto)")] = None
-    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
-    height: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
-    """Height of the images in pixels."""
-    width: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
-    """Width of the images in pixels."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/sample-<n>)")] = None
     """Folder of the images."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -133,4 +115,4 @@ def _settings(args: SampleArgs) -> tuple[str, Sampling]:
             raise ConfigError(f"--adapter is {args.adapter}, but there is no such folder or file")
         base = run_config(args.adapter) or base
     require_at_least("n", args.n, 1)
-    return args.model or base.model, chosen_sampling(base.sampling, args)
+    return args.model or base.model, chosen_sampling(base.sampling, args.sampling)

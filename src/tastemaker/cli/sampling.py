@@ -6,7 +6,9 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Annotated, Any
+
+import tyro
 
 from tastemaker.cli.text import as_text
 from tastemaker.config.schema import Sampling
@@ -14,65 +16,34 @@ from tastemaker.diffusion.sde_types import SdeType
 from tastemaker.errors import ConfigError
 
 
-class SamplingFlags(Protocol):
-    """What commands that make images take of the sampler; None is the run's, or the default."""
-
-    @property
-    def steps(self) -> int | None:
-        """Denoising steps."""
-        ...
-
-    @property
-    def guidance(self) -> float | None:
-        """Classifier-free guidance weight."""
-        ...
-
-    @property
-    def embedded_guidance(self) -> float | None:
-        """Guidance weight that the network is given as an input."""
-        ...
-
-    @property
-    def negative_prompt(self) -> str | None:
-        """What guidance moves away from."""
-        ...
-
-    @property
-    def eta(self) -> float | None:
-        """Weight of the noise added at each step."""
-        ...
-
-    @property
-    def sde_type(self) -> SdeType | None:
-        """Noise schedule."""
-        ...
-
-    @property
-    def height(self) -> int | None:
-        """Height of the images in pixels."""
-        ...
-
-    @property
-    def width(self) -> int | None:
-        """Width of the images in pixels."""
-        ...
+def _flag(metavar: str, default: str) -> Any:
+    """How a flag is shown whose default is the run's, or what the word says where there is none."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: the run's, or {default})")
 
 
 @dataclass(frozen=True)
-class GivenSampling:
-    """SamplingFlags of a Python program."""
+class SamplingFlags:
+    """What commands and functions that make images take of the sampler; None is the run's, or the default."""
 
-    steps: int | None = None
-    guidance: float | None = None
-    embedded_guidance: float | None = None
-    negative_prompt: str | None = None
-    eta: float | None = None
-    sde_type: SdeType | None = None
-    height: int | None = None
-    width: int | None = None
+    steps: Annotated[int | None, _flag("INT", "50")] = None
+    """Denoising steps."""
+    guidance: Annotated[float | None, _flag("FLOAT", "5")] = None
+    """Classifier-free guidance weight."""
+    embedded_guidance: Annotated[float | None, _flag("FLOAT", "the model's")] = None
+    """Guidance weight that the network is given as an input, of models as FLUX.1-dev."""
+    negative_prompt: Annotated[str | None, _flag("TEXT", "none")] = None
+    """What guidance moves away from."""
+    eta: Annotated[float | None, _flag("FLOAT", "1")] = None
+    """Weight of the noise added at each step."""
+    sde_type: Annotated[SdeType | None, tyro.conf.arg(help_behavior_hint="(default: the run's, or auto)")] = None
+    """Noise schedule: cps for flow-matching models and ddim for others, where it is auto."""
+    height: Annotated[int | None, _flag("INT", "the model's")] = None
+    """Height of the images in pixels."""
+    width: Annotated[int | None, _flag("INT", "the model's")] = None
+    """Width of the images in pixels."""
 
 
-SAMPLING_FLAGS = tuple(field.name for field in fields(GivenSampling))
+SAMPLING_FLAGS = tuple(field.name for field in fields(SamplingFlags))
 
 
 def given_flags(flags: SamplingFlags) -> dict[str, Any]:
