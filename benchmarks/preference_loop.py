@@ -112,21 +112,24 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         own = own / kind
         own.mkdir(exist_ok=True)
     models = {"first": reward_model(own / "rm-1", [first], seed, kind, center)}
-    found = {name: curve(arm(own, name, own / "rm-1", seed)) for name in arguments.arms}
+    runs, more = own / ",".join(arguments.settings), arguments.settings
+    runs.mkdir(exist_ok=True)
+    found = {name: curve(arm(runs, name, own / "rm-1", seed, *more)) for name in arguments.arms}
     for name in arguments.again:
-        again = own / f"{name}-again-{images}{f'-{short}' if short else ''}".replace(", ", "-").replace(" ", "-")
+        again = runs / f"{name}-again-{images}{f'-{short}' if short else ''}".replace(", ", "-").replace(" ", "-")
         again.mkdir(exist_ok=True)
         if short:
-            run = arm(again / "first", name, own / "rm-1", seed, f"rounds={short}", "optimizer.lr_scheduler=constant")
+            shorter = [f"rounds={short}", "optimizer.lr_scheduler=constant"]
+            run = arm(again / "first", name, own / "rm-1", seed, *more, *shorter)
         else:
-            run = arm(own, name, own / "rm-1", seed)
+            run = arm(runs, name, own / "rm-1", seed, *more)
         policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
         second = labels(again / "labels", seed + 100, tasks, policies, first)
         models[name] = reward_model(again / "rm", [first, second], seed, kind, center)
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
         place = again / ("going-on" if start else "from-base")
         left = [*start, "optimizer.lr_scheduler=linear", f"rounds={ROUNDS - short}"]
-        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *left), short)
+        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *more, *left), short)
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -257,6 +260,7 @@ def main() -> None:
     parser.add_argument("--again", nargs="*", default=["ppo", "ddpo"], help="arms with a second iteration")
     parser.add_argument("--start", default="base", choices=["base", "previous"], help="of a second iteration")
     parser.add_argument("--first-rounds", type=int, default=0, help="of the run that a second iteration goes on from")
+    parser.add_argument("--settings", nargs="*", default=[], help="of all runs, over those of their arms")
     parser.add_argument("--center", type=float, default=CENTER, help="the reward models' center_rewards_coefficient")
     parser.add_argument("--parts", type=Path, nargs="*", metavar="RUN", help="only print the parts of their utility")
     parser.add_argument(
