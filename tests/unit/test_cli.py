@@ -138,6 +138,15 @@ MISTAKES = [
         "unknown flag --evaluation.fall; it is called --early_stop.min_delta",
     ),
     (["train", PRESET, "--clip", "3"], "did you mean --algorithm.clip or --advantage.clip?"),
+    (
+        ["train", PRESET, "--algorithm", "diffusion-dpo", "--pairs.source", "folder"],
+        "unknown flag --pairs.source; it is called --pairs.sources now",
+    ),
+    (
+        ["train", PRESET, "--algorithm", "diffusion-dpo", "pairs.surces=folder"],
+        "unknown flag --pairs.surces; did you mean --pairs.sources?",
+    ),
+    (["train", PRESET, "--algorithm", "diffusion-dpo"], "pairs.sources is empty, but the algorithm diffusion-dpo"),
     (["train", PRESET, "--xyzzy"], "unknown flag --xyzzy; see `tastemaker train --help`"),
     (["train", PRESET, "--rounds", "many"], "--rounds is 'many', expected a whole number (see"),
     (["train", PRESET, "optimizer.lr=fast"], "--optimizer.lr is 'fast', expected a number (see"),

@@ -50,8 +50,13 @@ def parse(cls: type[T], argv: list[str], command: str, default: T | None = None)
                     config=(tyro.conf.AvoidSubcommands,),
                 ),
             )  # fmt: skip
-    except SystemExit as stop:
-        if not stop.code:
+    except (SystemExit, ConfigError) as stop:
+        if isinstance(stop, SystemExit) and not stop.code:
+            raise
+        # A mistyped flag may be why a setting is missing or does not fit: say that first.
+        if mistyped := _mistyped(argv, flag_types(cls)):
+            _refuse(mistyped, list(flag_types(cls, default=default)), command)
+        if isinstance(stop, ConfigError):
             raise
         raise ConfigError(_sentence(stderr.getvalue(), command)) from None
     if unknown:
@@ -189,6 +194,16 @@ def _flag(name: str, value: str, hint: Any) -> list[str]:
     if value.lower() in ("none", "null") and type(None) in union_members(hint):
         return [flag, "None"]
     return [flag, value]
+
+
+def _mistyped(argv: list[str], types: dict[str, Any]) -> str | None:
+    """The first flag that is none of those in `types`."""
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        positive = re.sub(r"(^|\.)no_(?=[^.]*$)", r"\1", name)
+        if word.startswith("--") and not {name, positive} & {*types, "help"}:
+            return word
+    return None
 
 
 def _refuse(word: str, known: list[str], command: str) -> NoReturn:

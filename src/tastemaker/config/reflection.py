@@ -13,7 +13,7 @@ from tastemaker.errors import ConfigError
 
 RENAMED = {
     "anchor.pictures": "prior_preservation.images", "anchor": "prior_preservation",
-    "sampling.size": "sampling.height and sampling.width",
+    "sampling.size": "sampling.height and sampling.width", "pairs.source": "pairs.sources",
     "evaluation.watch": "early_stop.metric", "evaluation.fall": "early_stop.min_delta",
 }  # fmt: skip
 """Settings and sections that had another name in an earlier version, with their present one."""
