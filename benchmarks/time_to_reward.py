@@ -91,10 +91,10 @@ _GROUP = [*_SMALLER, "advantage.normalise=group"]
 _EIGHT = ["sampling.samples=8", "optimizer.updates=1", "algorithm.checkpointing=none"]
 OURS: dict[tuple[str, str], list[list[str]]] = {
     ("incompressibility", "ddpo"): [
+        ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.9", "sampling.samples=96", "sampling.per_prompt=12"],
         ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.9"],
-        ["ddpo-incompressibility", *_GROUP, "algorithm=grpo", "algorithm.clip=1e-2", "algorithm.kl=0.2"],
-        ["ddpo-incompressibility", *_GROUP, "optimizer.lr=6e-3"],
-        ["ddpo-incompressibility", *_GROUP, "optimizer.first_share=0.5", "optimizer.lr=6e-3", "optimizer.ema=0.9"],
+        ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.95"],
+        ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.9", "sampling.samples=128", "sampling.per_prompt=16"],
     ],
     ("incompressibility", "alignprop"): [
         ["alignprop-incompressibility"],
