@@ -54,8 +54,9 @@ def parse(cls: type[T], argv: list[str], command: str, default: T | None = None)
         if isinstance(stop, SystemExit) and not stop.code:
             raise
         # A mistyped flag may be why a setting is missing or does not fit: say that first.
-        if mistyped := _mistyped(argv, flag_types(cls)):
-            _refuse(mistyped, list(flag_types(cls, default=default)), command)
+        known = flag_types(cls, default=default)
+        if mistyped := _mistyped(argv, flag_types(cls) | known):
+            _refuse(mistyped, list(known), command)
         if isinstance(stop, ConfigError):
             raise
         raise ConfigError(_sentence(stderr.getvalue(), command)) from None

@@ -311,7 +311,7 @@ def _optimizer(config: Config, parameters: list[dict[str, Any]]) -> torch.optim.
     if not o.eight_bit:
         return torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
     except ImportError as error:
         raise ConfigError(
             f"optimizer.eight_bit needs bitsandbytes ({error}): pip install bitsandbytes, or leave it off"
