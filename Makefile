@@ -37,9 +37,9 @@ demo-labelling: install ## a labelling project of the bundled model's images, la
 demo-preferences: install ## from people's comparisons to an aligned model, twice, with simulated people (PEOPLE=1: you)
 	$(BIN)/python scripts/demo_preferences.py $(if $(PEOPLE),--people)
 
-# Tests run on one thread each, and many wait for processes, servers and browsers: on two cores four files at a time. A
+# Tests run on one thread each, and many wait for processes, servers and browsers: on two cores three files at a time. A
 # file stays whole, since its tests share models and runs; in the order of their names the last ones are short.
-WORKERS ?= 4
+WORKERS ?= 3
 
 # Compiled files are kept, also where the environment says otherwise: without them each worker and each process of the tests
 # compiles all of it anew.

@@ -32,7 +32,8 @@ def demo(people: bool, tasks: int) -> int:
         "--reward-model.members", "3", "--reward", "REWARD_MODEL:penalty=1",
         "--algorithm.value-from", "REWARD_MODEL", "--algorithm.value-lr", "1e-4", "--algorithm.kl", "0",
         "--prompts", "bundled-single-train", "--evaluation.unseen", "bundled-single-test",
-        "--evaluation.rewards", TASTE, "rounds=8", "optimizer.lr=2e-3", "sampling.steps=10", "sampling.samples=64",
+        "--evaluation.rewards", TASTE, "rounds=12", "optimizer.lr=2e-3",
+        "optimizer.lr_scheduler=linear", "sampling.steps=10", "sampling.samples=64",
         "sampling.per_prompt=4", "evaluation.prompts=16", "evaluation.per_prompt=4", "evaluation.every=4",
     ]  # fmt: skip
     print(f"$ tastemaker {' '.join(words)}", flush=True)
@@ -44,6 +45,6 @@ def demo(people: bool, tasks: int) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--people", action="store_true", help="wait for people in place of simulated ones")
-    parser.add_argument("--tasks", type=int, default=100)
+    parser.add_argument("--tasks", type=int, help="labelling tasks of each iteration (default: 320; 60 with --people)")
     arguments = parser.parse_args()
-    sys.exit(demo(arguments.people, arguments.tasks))
+    sys.exit(demo(arguments.people, arguments.tasks or (60 if arguments.people else 320)))
