@@ -329,7 +329,9 @@ def test_an_algorithm_that_learns_from_pairs_needs_no_reward_model(tmp_path):
     work = iterate._Work(newest, tmp_path / "out", [first, second], "", iterate.NO_WAITING, print)
     assert tuple(work.labels) == both[1:]
     assert work.labels_sha256 == second.learned_from[1:]
-    assert "reward model" not in (tmp_path / "out/report.html").read_text().partition("</thead>")[2]
+    page = (tmp_path / "out/report.html").read_text()
+    assert "reward model" not in page.partition("</thead>")[2]
+    assert f"on {str(first.labels_sha256)[:12]}, {str(second.labels_sha256)[:12]}" in page
 
 
 def test_from_python(tmp_path, monkeypatch):

@@ -121,10 +121,12 @@ def _lineage(record: Record) -> list[tuple[str, str]]:
         ("images by", _made_by(record)),
         ("labels", f"{record.labels} ({str(record.labels_sha256)[:12]})"),
     ]
-    if record.reward_model is not None:
-        learned = ", ".join(digest[:12] for digest in record.learned_from)
-        rows.append(("reward model", f"{record.reward_model} ({str(record.reward_model_sha256)[:12]}) on {learned}"))
-    return [*rows, ("policy", f"{record.run} ({str(record.run_sha256)[:12]})")]
+    learned = f"on {', '.join(digest[:12] for digest in record.learned_from)}"
+    policy = f"{record.run} ({str(record.run_sha256)[:12]})"
+    if record.reward_model is None:
+        return [*rows, ("policy", f"{policy} {learned}")]
+    reward_model = f"{record.reward_model} ({str(record.reward_model_sha256)[:12]}) {learned}"
+    return [*rows, ("reward model", reward_model), ("policy", policy)]
 
 
 def plots(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot]:
