@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,12 +43,7 @@ def test_every_setting_acts(field: str, lab: Lab) -> None:
 def test_changes_that_cases_must_notice_fit_the_sources():
     """Those of scripts/mutants.py, which takes too long to run here."""
     root = Path(__file__).parents[2]
-    spec = importlib.util.spec_from_file_location("mutants", root / "scripts/mutants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    for mutant in module.MUTANTS:
+    for mutant in runpy.run_path(str(root / "scripts/mutants.py"))["MUTANTS"]:
         text = (root / "src/tastemaker" / mutant.file).read_text(encoding="utf-8")
         assert text.count(mutant.old) == 1, mutant
         assert set(mutant.fields) <= CASES.keys(), mutant

@@ -146,6 +146,10 @@ MISTAKES = [
         ["train", PRESET, "--algorithm", "diffusion-dpo", "pairs.surces=folder"],
         "unknown flag --pairs.surces; did you mean --pairs.sources?",
     ),
+    (
+        ["train", PRESET, "--algorithm", "diffusion-dpo", "--optimizer.no-single-pass"],
+        "pairs.sources is empty, but the algorithm diffusion-dpo",
+    ),
     (["train", PRESET, "--algorithm", "diffusion-dpo"], "pairs.sources is empty, but the algorithm diffusion-dpo"),
     (["train", PRESET, "--xyzzy"], "unknown flag --xyzzy; see `tastemaker train --help`"),
     (["train", PRESET, "--rounds", "many"], "--rounds is 'many', expected a whole number (see"),

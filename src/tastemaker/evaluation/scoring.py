@@ -20,7 +20,7 @@ class BackgroundScorer:
 
     Each batch has a thread of its own, which ends with it. As long as a thread that has computed on several cores is
     there, GNU's OpenMP counts more threads than cores, and those of the network sleep where they would wait for each
-    other: on two cores sampling takes a quarter longer.
+    other, which makes sampling slower (docs/results/speed.md).
     """
 
     def __init__(self, rewards: Mapping[str, Reward]) -> None:
