@@ -14,9 +14,10 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -44,6 +45,7 @@ from tastemaker.rewards.labelers.settings import is_label
 from tastemaker.rewards.registry import BUILTIN, load_reward
 from tastemaker.rewards.serving.settings import is_remote
 from tastemaker.runs.manifest import write_manifest
+from tastemaker.training import preflight
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -226,6 +228,24 @@ def local_reward(name, *args, **kwargs):
     return load_reward("soft-colourfulness" if differentiable else "jpeg-compressibility")
 
 
+def remembered(count: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Counts once for all models with the same weights and sizes: most commands have the same few, and a count takes
+    half a second."""
+    found: dict[tuple[object, ...], Any] = {}
+
+    def counted(model: Any, cond: Any) -> Any:
+        shapes = tuple((name, weight.shape, weight.requires_grad) for name, weight in model.network.named_parameters())
+        key = (shapes, model.latent_shape, tuple(cond.states), cond.guidance)
+        if key not in found:
+            found[key] = count(model, cond)
+        return found[key]
+
+    return counted
+
+
+forward_counts, backward_flops = remembered(preflight.count_forward), remembered(preflight.count_backward)
+
+
 ENTRY_POINTS = ("image-reward:image-reward", "hps-v2.1:hps")
 """Named in the docs for what is on the reader's disk."""
 
@@ -234,7 +254,6 @@ ENTRY_POINTS = ("image-reward:image-reward", "hps-v2.1:hps")
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working folder, where models of the hub and of the reader are the bundled one."""
     from tastemaker import models
-    from tastemaker.training import preflight
 
     real = models.load_meta_model
 
@@ -246,6 +265,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
     for module in (models, preflight):
         monkeypatch.setattr(module, "load_meta_model", stand_in)
+    monkeypatch.setattr(preflight, "count_forward", forward_counts)
+    monkeypatch.setattr(preflight, "count_backward", backward_flops)
     monkeypatch.setattr(preflight, "load_reward", local_reward)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

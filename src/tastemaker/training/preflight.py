@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tastemaker.config.schema import Config
 from tastemaker.data.prompts import load_prompts
-from tastemaker.diffusion.model import image_size
+from tastemaker.diffusion.model import Model, image_size
 from tastemaker.evaluation.model_settings import set_up
 from tastemaker.labelling.pairs import given_pairs
 from tastemaker.models import load_meta_model
@@ -31,6 +32,7 @@ from tastemaker.training.prior_preservation import given_images
 from tastemaker.training.setup import candidate_steps, require_divisible, require_gradient, run_sde, split_prompts
 from tastemaker.training.trackers import check_trackers
 from tastemaker.training.value_networks import value_network_for
+from tastemaker.types import Cond
 
 
 def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
@@ -66,14 +68,8 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     needs, network = config.algorithm.requirements, parameters(model.network)
     value = None if needs.value is None else value_network_for(needs.value, model)
     # Adapters compute as much as the network, but their outputs belong to its layers: they are counted before.
-    x = torch.zeros(1, *model.latent_shape, device="meta")
-    t = torch.zeros(1, dtype=torch.int64, device="meta")
-    with counted_outputs(model.network) as outputs, FlopCounterMode(display=False) as forward, torch.no_grad():
-        model.predict(x, t, cond)
+    forward = count_forward(model, cond)
     frozen = {name: parameters(part) for name, part in model.components.items()}
-    with counted_outputs(*model.components.values()) as counts, FlopCounterMode(display=False) as decode:
-        model.decode(x)
-    decoder = sorted(counts)[-2:]
     linear = sum(parameters(layer) for layer in model.network.modules() if isinstance(layer, nn.Linear))
     biases = sum(
         layer.bias.numel()
@@ -82,8 +78,7 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
     )
     # Layers without values cannot be quantized, and are counted.
     model.tune(replace(config.tuning, gradient_checkpointing=False, base_weights="none"), config.seed)
-    with FlopCounterMode(display=False) as backward:
-        model.predict(x, t, cond).sum().backward()
+    backward_flops = count_backward(model, cond)
     sde = run_sde(config, model)
     if config.sampling.engine is not None:
         require_engine_fits(model, sde, processes)
@@ -93,18 +88,13 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         trainable=sum(weight.numel() for weight in model.weights.trainable().values()),
         linear=linear - biases,
         largest_text_encoder=max((count for name, count in frozen.items() if name != "vae"), default=0),
-        decoder_peak=sum(decoder),
         network_class=type(model.network).__name__,
         tile=tile_share(model.components.get("vae"), model.latent_shape),
-        forward_flops=forward.get_total_flops(),
-        backward_flops=backward.get_total_flops(),
-        decode_flops=decode.get_total_flops(),
+        backward_flops=backward_flops,
         prompt_state=sum(states[0].numel() for states in cond.states.values()),
         value=0 if value is None else parameters(value),
         text_encoder=sum(count for name, count in frozen.items() if name != "vae"),
         vae=frozen.get("vae", 0),
-        outputs=sum(outputs),
-        decoder_outputs=sum(counts),
         height=height,
         width=width,
         stochastic=tuple(candidate_steps(sde)),
@@ -114,7 +104,48 @@ def preflight(config: Config, out: Path | None, processes: int = 1) -> Facts:
         processes=processes,
         device="cuda" if torch.cuda.is_available() else "cpu",
         out="" if out is None else os.fspath(out),
+        **forward._asdict(),
     )
+
+
+class ForwardCounts(NamedTuple):
+    """What a pass of the network over one row, and decoding one image, take without a graph: fields of `Facts`."""
+
+    outputs: int
+    decoder_outputs: int
+    decoder_peak: int
+    forward_flops: int
+    decode_flops: int
+
+
+def count_forward(model: Model, cond: Cond) -> ForwardCounts:
+    """Passes of a model on the meta device."""
+    x, t = one_row(model)
+    with counted_outputs(model.network) as outputs, FlopCounterMode(display=False) as forward, torch.no_grad():
+        model.predict(x, t, cond)
+    with counted_outputs(*model.components.values()) as decoder, FlopCounterMode(display=False) as decode:
+        model.decode(x)
+    return ForwardCounts(
+        outputs=sum(outputs),
+        decoder_outputs=sum(decoder),
+        decoder_peak=sum(sorted(decoder)[-2:]),
+        forward_flops=forward.get_total_flops(),
+        decode_flops=decode.get_total_flops(),
+    )
+
+
+def count_backward(model: Model, cond: Cond) -> int:
+    """Floating-point operations of a pass with a graph over one row together with its backward pass, of a model on the
+    meta device that has its adapters."""
+    x, t = one_row(model)
+    with FlopCounterMode(display=False) as backward:
+        model.predict(x, t, cond).sum().backward()
+    return backward.get_total_flops()
+
+
+def one_row(model: Model) -> tuple[Tensor, Tensor]:
+    """Latents [1, ...] and a timestep [1] on the meta device."""
+    return torch.zeros(1, *model.latent_shape, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
 
 
 def tile_share(vae: nn.Module | None, latent_shape: tuple[int, ...]) -> float:
