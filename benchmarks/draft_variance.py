@@ -24,7 +24,7 @@ from tastemaker.data.prompts import load_prompts
 from tastemaker.diffusion.backprop import chain, renoised, shown
 from tastemaker.diffusion.sde import ddim
 from tastemaker.models import load_model
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.jpeg_surrogate import jpeg_surrogate_compressibility
 from tastemaker.types import Cond, Draw

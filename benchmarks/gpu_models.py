@@ -29,7 +29,7 @@ from tastemaker.diffusion.model import Model
 from tastemaker.errors import ModelError
 from tastemaker.models import wrap_pipeline
 from tastemaker.models.families import FAMILIES
-from tastemaker.models.stable_diffusion import DTYPES
+from tastemaker.models.precision import DTYPES
 
 LAST_LAYERS = {"unet": "conv_out", "transformer": "proj_out"}
 """Of a network, by the name of its component."""

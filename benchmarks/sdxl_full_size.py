@@ -29,7 +29,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from tastemaker.algorithms.base import Task
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import ddim
-from tastemaker.models.stable_diffusion_xl import LatentXL
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion_xl import SDXL
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw, all_rows
 
@@ -115,7 +116,7 @@ def now() -> tuple[float, float]:
 def measure(pixels: int, steps: int) -> dict[str, float]:
     """Seconds and peak GB of sampling one image and training one row."""
     start = now()
-    model = LatentXL(stable_diffusion_xl(), "bf16")
+    model = LatentUNet(SDXL, stable_diffusion_xl(), "bf16")
     model.resize(pixels, pixels)
     model.tune(Tuning(rank=4, gradient_checkpointing=True))
     found = {"pixels": pixels, "steps": steps} | spent("made", start)

@@ -62,6 +62,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model():
     """The small Stable Diffusion behind our door, not yet tuned."""
-    from tastemaker.models.stable_diffusion import LatentUNet
+    from tastemaker.models.latent_unet import LatentUNet
+    from tastemaker.models.stable_diffusion import SD
 
-    return LatentUNet(tiny.pipeline())
+    return LatentUNet(SD, tiny.pipeline())

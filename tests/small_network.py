@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tiny
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.network_weights import NetworkWeights
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 
 
 class SmallNetwork(ModelMixin, ConfigMixin):
@@ -47,7 +48,7 @@ class SmallNetwork(ModelMixin, ConfigMixin):
 
 def small(precision: str = "fp32", device: Any = "cpu", network_device: Any = None) -> LatentUNet:
     """The same at each call."""
-    model = LatentUNet(tiny.pipeline(), precision, device, network_device)
+    model = LatentUNet(SD, tiny.pipeline(), precision, device, network_device)
     torch.manual_seed(1)
     model.network = SmallNetwork().requires_grad_(False).eval()
     model.weights = NetworkWeights(model.network)

@@ -17,7 +17,8 @@ from tastemaker.algorithms.registry import ALGORITHMS
 from tastemaker.algorithms.requirements import Requirements
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import ddim
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.value import value_network
 from tastemaker.types import Draw
@@ -27,7 +28,7 @@ DRAW = Draw(0, 1, ("a cat", "a cat", "a dog", "a dog"), (0, 0, 1, 1), (0, 1, 0, 
 
 @pytest.fixture(scope="module")
 def made():
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     torch.manual_seed(0)
     values = {kind: value_network(kind, model) for kind in ("unet", "mlp")}
     model.tune(Tuning(rank=2))

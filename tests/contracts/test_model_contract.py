@@ -9,8 +9,9 @@ import torch
 
 import tiny
 from tastemaker.models.check import check_model
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.pixel import PixelUNet
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 
 PROMPTS = ("0", "1")
 WORDS = ("a cat", "two dogs")
@@ -24,14 +25,14 @@ def classes():
 
 
 def latent():
-    return LatentUNet(tiny.pipeline())
+    return LatentUNet(SD, tiny.pipeline())
 
 
 @pytest.mark.parametrize(
     ("make", "prompts", "guided"),
     [
         (latent, WORDS, True),
-        (lambda: LatentUNet(tiny.pipeline(prediction_type="v_prediction")), WORDS, True),
+        (lambda: LatentUNet(SD, tiny.pipeline(prediction_type="v_prediction")), WORDS, True),
         (classes, PROMPTS, True),
         (lambda: PixelUNet(tiny.pixels()), PROMPTS, False),
     ],
@@ -46,7 +47,7 @@ def broken(name, value):
         pass
 
     setattr(Broken, name, value)
-    return lambda: Broken(tiny.pipeline())
+    return lambda: Broken(SD, tiny.pipeline())
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ from tastemaker.algorithms.pg import PG
 from tastemaker.config.schema import Advantage, Config, Evaluation, Optimizer, Sampling
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import ddim
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import rounds, setup, update
@@ -139,7 +140,7 @@ class Lab:
         return made
 
     def _load(self, source: str, precision: str, device: Any, network_device: Any) -> LatentUNet:
-        return LatentUNet(copy.deepcopy(self.pipeline), precision, device, network_device)
+        return LatentUNet(SD, copy.deepcopy(self.pipeline), precision, device, network_device)
 
     @cached_property
     def policy(self) -> Policy:
@@ -166,7 +167,7 @@ class Policy:
     """What algorithms get to see: a task, and a rollout of 4 images in 3 steps with rewards and advantages."""
 
     def __init__(self, pipeline: Any) -> None:
-        model = LatentUNet(pipeline)
+        model = LatentUNet(SD, pipeline)
         model.tune(Tuning(rank=2, targets=("to_q", "to_v")))
         pipeline.unet.double()
         model.predict = lambda x, t, cond: model.network(  # type: ignore[method-assign]

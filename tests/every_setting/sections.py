@@ -46,7 +46,8 @@ from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models import wrap_pipeline
 from tastemaker.models.compiling import CACHE
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.runs.checkpoint import State
 from tastemaker.training import prior_preservation, rounds, run, setup
@@ -84,7 +85,7 @@ def reward(lab: Lab) -> None:
 @acts("seed")
 def seed(lab: Lab) -> None:
     session = lab.session(seed=5, prior_preservation=PriorPreservation(weight=1.0, images=2, rows=2))
-    other = LatentUNet(tiny.pipeline())
+    other = LatentUNet(SD, tiny.pipeline())
     other.tune(session.config.tuning, 5)
     assert torch.equal(flat(weights(session)), flat({n: p.detach() for n, p in other.weights.trainable().items()}))
     assert evaluate_run(session).seen.draw.seed == 5
@@ -440,7 +441,7 @@ def noise_outside(lab: Lab) -> None:
     scheduler.set_timesteps(3)
     text = session.model.encode(draw.prompts, 1.0)["text"]
     x = draw.noise(0, session.model.latent_shape)
-    base = LatentUNet(tiny.pipeline())
+    base = LatentUNet(SD, tiny.pipeline())
     for t in scheduler.timesteps[:2]:
         with torch.no_grad():
             x = scheduler.step(base.network(x, t, text).sample, t, x, eta=0.0).prev_sample

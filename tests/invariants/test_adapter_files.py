@@ -22,10 +22,11 @@ from tastemaker.config.yaml_file import dump_config
 from tastemaker.errors import ConfigError, ModelError, TastemakerError
 from tastemaker.models import adapter_files, lora
 from tastemaker.models.bundled import bundled_pipeline
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS
 from tastemaker.models.mixing import Factors, delta, product
 from tastemaker.models.pixel import PixelUNet
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import ATTENTION, Tuning
 from tastemaker.training.finish import _card
 
@@ -121,7 +122,7 @@ def settings(**values):
     ids=["proj-convolution", "proj-linear", "full-names", "everything"],
 )
 def test_diffusers_and_our_reader_load_all_of_what_was_saved(tmp_path, targets, linear):
-    model = LatentUNet(latent(linear))
+    model = LatentUNet(SD, latent(linear))
     model.tune(Tuning(rank=2, alpha=-3.0, targets=targets))
     trained = on(perturbed(model).network)
     assert len(load_file(saved(model, tmp_path) / WEIGHTS)) == 2 * len(trained) == len(model.weights.trainable())
@@ -129,7 +130,7 @@ def test_diffusers_and_our_reader_load_all_of_what_was_saved(tmp_path, targets, 
     pipe = latent(linear)
     pipe.load_lora_weights(tmp_path)
     assert_same(on(pipe.unet), trained)
-    other = LatentUNet(latent(linear))
+    other = LatentUNet(SD, latent(linear))
     other.weights.load(tmp_path)
     assert_same(on(other.network), trained)
     assert not other.weights.trainable()
@@ -142,7 +143,7 @@ def saved(model, folder):
 
 @pytest.mark.parametrize("target", ["conv_in", "conv_shortcut", "linear_2", "attn2.to_out.0", "proj_out"])
 def test_one_target_alone(tmp_path, target):
-    model, pipe = LatentUNet(latent()), latent()
+    model, pipe = LatentUNet(SD, latent()), latent()
     model.tune(Tuning(rank=1, targets=(target,)))
     model.weights.save(tmp_path)
     pipe.load_lora_weights(tmp_path)
@@ -164,7 +165,7 @@ def test_all_layers_of_a_pixel_model_are_saved_for_peft(tmp_path):
 @pytest.mark.filterwarnings("ignore:While injecting the PEFT adapters")
 def test_saving_is_an_error_where_diffusers_would_load_a_part(tmp_path, monkeypatch):
     """diffusers' own conversion to its older names mixes them with peft's where targets are not all attention."""
-    model = LatentUNet(latent())
+    model = LatentUNet(SD, latent())
     model.tune(Tuning(targets=(*ATTENTION, "proj_in")))
     write = StableDiffusionLoraLoaderMixin.save_lora_weights
 
@@ -174,7 +175,7 @@ def test_saving_is_an_error_where_diffusers_would_load_a_part(tmp_path, monkeypa
     monkeypatch.setattr(StableDiffusionLoraLoaderMixin, "save_lora_weights", mixed)
     with pytest.raises(ModelError, match=r"of the adapter's \d+ layers would not be loaded as they are"):
         model.weights.save(tmp_path)
-    fresh = LatentUNet(latent())
+    fresh = LatentUNet(SD, latent())
     fresh.weights.load(tmp_path)  # as earlier versions have written it
     assert_same(on(fresh.network), on(model.network))
 
@@ -207,7 +208,7 @@ def test_saving_leaves_random_numbers_and_the_network_as_they_were(tmp_path):
 )
 def test_targets_that_are_no_layers_are_refused(targets, message):
     with pytest.raises(ModelError, match=re.escape(f"tuning.targets is {list(targets)}") + f".*{message}"):
-        LatentUNet(latent()).tune(Tuning(targets=targets))
+        LatentUNet(SD, latent()).tune(Tuning(targets=targets))
 
 
 def test_an_alpha_of_zero_never_learns():
@@ -258,7 +259,7 @@ OTHERS = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_forms_are_put_on_in_full(tmp_path, case):
     form, options, scale = OTHERS[case]
-    model = LatentUNet(latent())
+    model = LatentUNet(SD, latent())
     adapter = made(model.network)
     folder = written(tmp_path / "x", form(adapter), **options)
     expected = {name: (f.a, f.b, scale) for name, f in adapter.items()}
@@ -270,7 +271,7 @@ def test_other_forms_are_put_on_in_full(tmp_path, case):
 
 
 def test_old_attention_processors_are_put_on_in_full(tmp_path):
-    model = LatentUNet(latent())
+    model = LatentUNet(SD, latent())
     adapter = made(model.network, ATTENTION)
     model.weights.load(written(tmp_path / "x", processors(adapter)))
     assert_same(on(model.network), {name: (f.a, f.b, 1.0) for name, f in adapter.items()})
@@ -289,7 +290,7 @@ def test_other_precisions_are_read_as_their_values(tmp_path, dtype):
 
 def test_ranks_and_alphas_of_single_layers(tmp_path):
     """to_q has rank 3 and alpha 6, all else rank 2 and alpha -1; kohya's alphas are each layer's own, or the rank."""
-    model = LatentUNet(latent())
+    model = LatentUNet(SD, latent())
     adapter = made(model.network) | made(model.network, ("to_q",), rank=3)
     metadata = settings(lora_alpha=-1, rank_pattern={"to_q": 3}, alpha_pattern={"to_q": 6})
     scales = {name: 2.0 if name.endswith("to_q") else -0.5 for name in adapter}
@@ -435,7 +436,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def plain():
-    return LatentUNet(latent())
+    return LatentUNet(SD, latent())
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -452,7 +453,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_network_alone(tmp_path, pla
 
 
 def test_a_second_adapter_is_refused(tmp_path):
-    model = LatentUNet(latent())
+    model = LatentUNet(SD, latent())
     folder = written(tmp_path / "x", peft_names(made(model.network)))
     model.weights.load(folder)
     with pytest.raises(ModelError, match="has an adapter already"):
@@ -506,10 +507,10 @@ def test_a_whole_network_that_does_not_fit_is_refused(tmp_path, plain, case):
 
 
 def test_a_whole_network_that_fits_is_put_on(tmp_path, plain):
-    model = LatentUNet(latent())
+    model = LatentUNet(SD, latent())
     model.tune(Tuning(mode="full"))
     perturbed(model).weights.save(tmp_path / "model")
-    other = LatentUNet(latent())
+    other = LatentUNet(SD, latent())
     for given in (tmp_path, tmp_path / "model", tmp_path / "model/unet"):
         other.weights.load(given)
         trained = model.network.state_dict()
@@ -562,11 +563,11 @@ def test_the_code_of_a_run_s_readme_gives_the_trained_pipeline(tmp_path, monkeyp
     source = 'a "model" of\\it\'s'
     if kind == "bundled":
         source = "bundled"
-        model = LatentUNet(StableDiffusionPipeline.from_pretrained(bundled_pipeline(), safety_checker=None))
+        model = LatentUNet(SD, StableDiffusionPipeline.from_pretrained(bundled_pipeline(), safety_checker=None))
     else:
         pipe = tiny.pixels() if kind == "pixels" else latent()
         pipe.save_pretrained(source, variant="fp16" if kind == "variant" else None)
-        model = PixelUNet(pipe) if kind == "pixels" else LatentUNet(pipe)
+        model = PixelUNet(pipe) if kind == "pixels" else LatentUNet(SD, pipe)
     model.tune(tuning)
     code = readme(perturbed(model), source, tuning)
     run = tmp_path / "run"
@@ -587,7 +588,7 @@ def test_the_code_of_a_run_s_readme_gives_the_trained_pipeline(tmp_path, monkeyp
 
 def test_a_name_on_the_hub_stays_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = LatentUNet(latent())
+    model = LatentUNet(SD, latent())
     model.tune(Tuning())
     assert "StableDiffusionPipeline.from_pretrained('owner/name')\n" in readme(model, "owner/name", Tuning())
     latent().save_pretrained("owner/name")

@@ -18,8 +18,9 @@ from tastemaker.evaluation.images import images
 from tastemaker.evaluation.mixture import common_frozen
 from tastemaker.models import adapter_files
 from tastemaker.models.adapter_export import write_state
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.lora import WEIGHTS
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw
 
@@ -27,7 +28,7 @@ DRAW = Draw(0, 1, ("a cat", "two dogs"), (0, 1), (0, 0))
 
 
 def trained(tuning):
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     model.tune(tuning)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -41,8 +42,8 @@ def shown(model):
 
 
 def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
-    base = shown(LatentUNet(tiny.pipeline()))
-    fresh = LatentUNet(tiny.pipeline())
+    base = shown(LatentUNet(SD, tiny.pipeline()))
+    fresh = LatentUNet(SD, tiny.pipeline())
     fresh.tune(Tuning())
     assert torch.equal(shown(fresh), base)
     model = trained(Tuning())
@@ -54,7 +55,7 @@ def test_a_new_adapter_changes_nothing_and_off_is_the_base_model():
 
 def test_default_targets_are_the_attention_projections_of_methods_md():
     """4 projections of 2 attentions a block, rank 4: A is [4, in], B is [out, 4]."""
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     model.tune(Tuning())
     blocks = sum(name.endswith("attn2.to_k") for name, _ in model.pipeline.unet.named_modules() if "lora" not in name)
     assert len(model.weights.trainable()) == blocks * 2 * 4 * 2
@@ -80,7 +81,7 @@ def test_stable_diffusion_has_the_published_number_of_adapter_parameters():
 
 def test_wrong_targets_are_named():
     with pytest.raises(ModelError, match=r"tuning.targets is \['to_x'\].*to_k"):
-        LatentUNet(tiny.pipeline()).tune(Tuning(targets=("to_x",)))
+        LatentUNet(SD, tiny.pipeline()).tune(Tuning(targets=("to_x",)))
 
 
 def test_a_fully_tuned_model_has_no_reference():
@@ -133,10 +134,10 @@ def test_training_that_starts_from_an_adapter_begins_with_its_output(tmp_path, a
     """The file's scale is 6 / 2. B takes up the ratio to the new scale; off is still the base model."""
     model = trained(Tuning(rank=2, alpha=6.0))
     model.weights.save(tmp_path / "saved")
-    further = LatentUNet(tiny.pipeline())
+    further = LatentUNet(SD, tiny.pipeline())
     further.tune(Tuning(rank=2, alpha=alpha, start_from=str(tmp_path / "saved")))
     torch.testing.assert_close(shown(further), shown(model), rtol=0, atol=2e-3)
-    base = shown(LatentUNet(tiny.pipeline()))
+    base = shown(LatentUNet(SD, tiny.pipeline()))
     assert (shown(further) - base).abs().max() > 0.01
     with further.weights.reference():
         assert torch.equal(shown(further), base)
@@ -155,7 +156,7 @@ def test_training_that_starts_from_a_file_of_others_has_its_layers_ranks_and_sca
     else:
         model.weights.save(tmp_path / "own")
         write_state(adapter_files.read(tmp_path / "own", network), network, file, form, torch.float32, {})
-    further = LatentUNet(tiny.pipeline())
+    further = LatentUNet(SD, tiny.pipeline())
     further.tune(Tuning(start_from=str(file)))
     assert torch.equal(shown(further), shown(model))
     expected = {name: value.shape for name, value in model.weights.trainable().items()}
@@ -177,10 +178,10 @@ def test_frozen_adapters_are_under_the_trained_one(tmp_path):
         pipe.load_lora_weights(tmp_path / name)
         pipe.fuse_lora(lora_scale=weight)
         pipe.unload_lora_weights()
-    expected = shown(LatentUNet(pipe))
-    model = LatentUNet(tiny.pipeline())
+    expected = shown(LatentUNet(SD, pipe))
+    model = LatentUNet(SD, tiny.pipeline())
     model.tune(tuning)
-    assert (shown(model) - shown(LatentUNet(tiny.pipeline()))).abs().max() > 0.01
+    assert (shown(model) - shown(LatentUNet(SD, tiny.pipeline()))).abs().max() > 0.01
     torch.testing.assert_close(shown(model), expected, rtol=0, atol=1e-3)
     before = shown(model)
     random = torch.Generator().manual_seed(5)
@@ -194,7 +195,7 @@ def test_frozen_adapters_are_under_the_trained_one(tmp_path):
     model.weights.save(tmp_path / "saved")
     names = {name.split(".lora_")[0] for name in load_file(tmp_path / "saved" / WEIGHTS)}
     assert len(names) == len(model.weights.trainable()) / 2  # its own factors alone
-    again = LatentUNet(tiny.pipeline())
+    again = LatentUNet(SD, tiny.pipeline())
     own = {name: value.clone() for name, value in again.network.state_dict().items()}
     with again.weights.loaded(tmp_path / "saved"):
         torch.testing.assert_close(shown(again), changed, rtol=0, atol=1e-4)
@@ -203,23 +204,23 @@ def test_frozen_adapters_are_under_the_trained_one(tmp_path):
 
 def test_what_frozen_adapters_cannot_be_is_named(tmp_path):
     tuning = frozen(tmp_path)
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     model.tune(tuning)
     model.weights.save(tmp_path / "saved")
     start = replace(tuning, frozen_adapters=(), frozen_weights=(), start_from=str(tmp_path / "saved"))
     with pytest.raises(ModelError, match=r"was trained on top of .*one.*two: set tuning\.frozen_adapters to these"):
-        LatentUNet(tiny.pipeline()).tune(start)
-    further = LatentUNet(tiny.pipeline())
+        LatentUNet(SD, tiny.pipeline()).tune(start)
+    further = LatentUNet(SD, tiny.pipeline())
     further.tune(replace(tuning, start_from=str(tmp_path / "saved")))
     assert torch.equal(shown(further), shown(model))
     with pytest.raises(ModelError, match=r"was itself trained on top of .*one: name that before it"):
-        LatentUNet(tiny.pipeline()).tune(Tuning(frozen_adapters=(str(tmp_path / "saved"),)))
+        LatentUNet(SD, tiny.pipeline()).tune(Tuning(frozen_adapters=(str(tmp_path / "saved"),)))
     with pytest.raises(ModelError, match="only adapters on top of the same ones can be mixed"):
         common_frozen([tmp_path / "saved", tmp_path / "one"])
     assert [weight for _, weight in common_frozen([tmp_path / "saved", tmp_path / "saved"])] == [0.5, -1.0]
     rmtree(tmp_path / "two")
     with pytest.raises(ModelError, match=r"on top of .*two, which is not there"):
-        LatentUNet(tiny.pipeline()).weights.load(tmp_path / "saved")
+        LatentUNet(SD, tiny.pipeline()).weights.load(tmp_path / "saved")
     with pytest.raises(ConfigError, match=r"frozen_weights is \[1\.0\], but there are 2 frozen_adapters"):
         replace(tuning, frozen_weights=(1.0,))
 
@@ -232,8 +233,8 @@ def test_an_adapter_that_training_cannot_start_from_is_named(tmp_path):
         (Tuning(targets=("to_q", "to_k", "to_v", "to_out.0", "conv1")), r"tuning\.targets adapts the layer .*conv1"),
     ):
         with pytest.raises(ModelError, match=message):
-            LatentUNet(tiny.pipeline()).tune(replace(tuning, start_from=str(tmp_path / "saved")))
+            LatentUNet(SD, tiny.pipeline()).tune(replace(tuning, start_from=str(tmp_path / "saved")))
     with pytest.raises(ConfigError, match="there is no adapter in"):
-        LatentUNet(tiny.pipeline()).tune(Tuning(start_from=str(tmp_path)))
+        LatentUNet(SD, tiny.pipeline()).tune(Tuning(start_from=str(tmp_path)))
     with pytest.raises(ConfigError, match=r"start_from is x, an adapter, but tuning\.mode is full"):
         Tuning(mode="full", start_from="x")

@@ -23,7 +23,9 @@ from tastemaker.diffusion.process import Grid, x0_from
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
-from tastemaker.models.stable_diffusion import LatentUNet, SchedulerProcess
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.schedulers import SchedulerProcess
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.base import as_reward
 from tastemaker.training.backprop_round import gradient_steps
@@ -44,7 +46,7 @@ def exact(checkpointing=True, prediction="epsilon", **scheduler):
 
 def plain(checkpointing=True, prediction="epsilon", **scheduler):
     """The same in float32, as runs have it."""
-    model = LatentUNet(tiny.pipeline(prediction_type=prediction))
+    model = LatentUNet(SD, tiny.pipeline(prediction_type=prediction))
     if scheduler:  # a pipeline warns of clipping where it is made
         model.pipeline.scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, **scheduler)
         model.process = SchedulerProcess(model.pipeline.scheduler)

@@ -21,7 +21,9 @@ from tastemaker.diffusion.edict import coupled_chain, coupled_step, inverse_step
 from tastemaker.diffusion.sde import ddim, make_sde
 from tastemaker.errors import ConfigError, DivergedError
 from tastemaker.models import wrap_pipeline
-from tastemaker.models.stable_diffusion import LatentUNet, SchedulerProcess
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.schedulers import SchedulerProcess
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.base import as_reward
 from tastemaker.training.plan import round_calls
@@ -44,7 +46,7 @@ def tuned(model, dtype):
 
 def latent(dtype=torch.float64, prediction="epsilon", **scheduler):
     """A small latent U-Net with adapters that do something."""
-    model = LatentUNet(tiny.pipeline(prediction_type=prediction))
+    model = LatentUNet(SD, tiny.pipeline(prediction_type=prediction))
     if scheduler:
         model.pipeline.scheduler = DDIMScheduler.from_config(model.pipeline.scheduler.config, **scheduler)
         model.process = SchedulerProcess(model.pipeline.scheduler)

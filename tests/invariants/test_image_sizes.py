@@ -23,7 +23,8 @@ from tastemaker.evaluation.images import contact_sheet
 from tastemaker.labelling.project import open_project
 from tastemaker.labelling.tables import ImageRow
 from tastemaker.models import load_model
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.rewards.base import reward, score
 from tastemaker.rewards.registry import load_reward
 from tastemaker.types import Draw
@@ -71,7 +72,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 
 def test_a_transposed_image_is_the_same_image_for_a_network_without_directions():
     """Height and width are not mixed up anywhere: with the same noise transposed, images are transposed."""
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     for module in model.network.modules():  # kernels that are symmetric under transposition
         if isinstance(module, torch.nn.Conv2d):
             module.weight.data.copy_((module.weight + module.weight.transpose(-1, -2)) / 2)

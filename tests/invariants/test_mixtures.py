@@ -22,17 +22,18 @@ from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import fixed_draw, images
 from tastemaker.evaluation.mixture import Plan, write_mix
 from tastemaker.models import adapter_files, load_model
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.lora import PEFT_WEIGHTS, WEIGHTS
 from tastemaker.models.mixing import delta, product
 from tastemaker.models.pixel import PixelUNet
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.step_adapters import switched
 from tastemaker.models.tuning import Tuning
 
 PROMPTS = ("a cat", "two dogs")
 STEPS = 4
 KINDS = {
-    "latent": (lambda: LatentUNet(tiny.pipeline()), 5.0, WEIGHTS),
+    "latent": (lambda: LatentUNet(SD, tiny.pipeline()), 5.0, WEIGHTS),
     "pixels": (lambda: PixelUNet(tiny.pixels(channels=3)), 1.0, PEFT_WEIGHTS),
 }
 

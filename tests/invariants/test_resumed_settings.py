@@ -15,8 +15,9 @@ from test_runs import metrics, words
 import tiny
 from every_setting import drift
 from tastemaker.cli.main import main
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.prompt_states import PromptStates
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 
 SMALL = ["sampling.steps=2", "sampling.samples=4", "evaluation.prompts=1", "evaluation.kl_images=0"]
@@ -45,7 +46,7 @@ def require_same(resumed: Path, whole: Path) -> None:
 
 def adapter(folder: Path, seed: int) -> Path:
     """An adapter that changes the images."""
-    made = LatentUNet(tiny.pipeline())
+    made = LatentUNet(SD, tiny.pipeline())
     made.tune(Tuning(rank=2), seed)
     drift(made)
     made.weights.save(folder)

@@ -30,7 +30,8 @@ from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import make_sde
 from tastemaker.errors import ConfigError, EngineError, EngineUnavailable
 from tastemaker.models import wrap_pipeline
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.weight_copy import WeightCopy
 from tastemaker.noise import engine_seed
@@ -541,7 +542,7 @@ def test_settings_that_are_refused(changes, said):
 
 
 def test_models_that_are_refused(model):
-    unet = LatentUNet(tiny.pipeline())
+    unet = LatentUNet(SD, tiny.pipeline())
     flux = wrap_pipeline(tiny_flow.flux())
     for refused, sde, said in (
         (unet, make_sde(unet, STEPS, 0.7, "cps"), "flow-matching models alone"),

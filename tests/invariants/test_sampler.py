@@ -13,7 +13,8 @@ from tastemaker.diffusion.sampler import LocalSampler, sample
 from tastemaker.diffusion.sde import ddim
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.evaluation.images import images
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw, all_rows
 
@@ -29,7 +30,7 @@ def draw(seed=0, round=1, prompts=PROMPTS):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, prediction, monkeypatch):
     pipeline = tiny.pipeline(prediction_type=prediction)
-    model, chosen = LatentUNet(pipeline), draw()
+    model, chosen = LatentUNet(SD, pipeline), draw()
     ours = images(model, chosen, ddim(model.process.grid(10), eta), guidance, batch=4)
     noises = iter([chosen.noise(step + 1, (4, 8, 8)) for step in range(10)])
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddim.randn_tensor", lambda *a, **k: next(noises))
@@ -42,7 +43,7 @@ def test_same_noise_gives_the_images_of_diffusers_pipeline(eta, guidance, predic
 
 
 def test_a_sampler_without_noise_keeps_its_steps_and_has_no_likelihoods():
-    model, chosen = LatentUNet(tiny.pipeline()), draw()
+    model, chosen = LatentUNet(SD, tiny.pipeline()), draw()
     sde, cond = ddim(model.process.grid(4), 0.0), model.encode(PROMPTS, 5.0)
     plain, kept = (sample(model, cond, chosen, sde, keep) for keep in ((), (1, 2, 3)))
     assert sde.stochastic() == []

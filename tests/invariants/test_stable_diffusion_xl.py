@@ -17,7 +17,8 @@ from tastemaker.evaluation.images import images
 from tastemaker.models import load_meta_model, load_model
 from tastemaker.models.check import check_model
 from tastemaker.models.config_checks import require_xl
-from tastemaker.models.stable_diffusion_xl import LatentXL
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion_xl import SDXL
 from tastemaker.models.tuning import ATTENTION, Tuning
 from tastemaker.models.unet_encoder import require_unet
 from tastemaker.types import Draw
@@ -29,8 +30,8 @@ def draw(*prompts):
     return Draw(0, 1, prompts, tuple(range(len(prompts))), (0,) * len(prompts))
 
 
-def model(force_zeros: bool = True, **scheduler) -> LatentXL:
-    return LatentXL(tiny.xl(force_zeros=force_zeros, **scheduler))
+def model(force_zeros: bool = True, **scheduler) -> LatentUNet:
+    return LatentUNet(SDXL, tiny.xl(force_zeros=force_zeros, **scheduler))
 
 
 def theirs(pipeline, chosen, shape, guidance, steps=4):
@@ -134,9 +135,10 @@ def folder(tmp_path_factory):
     return path
 
 
-def trained(folder, tuning) -> LatentXL:
+def trained(folder, tuning) -> LatentUNet:
     made = load_model(str(folder))
-    assert isinstance(made, LatentXL)
+    assert isinstance(made, LatentUNet)
+    assert made.family is SDXL
     made.tune(tuning)
     random = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -166,7 +168,7 @@ def test_what_is_saved_gives_the_same_images_in_diffusers(folder, tmp_path, tuni
 
 
 def test_the_vae_stays_in_float32():
-    made = LatentXL(tiny.xl(), "bf16")
+    made = LatentUNet(SDXL, tiny.xl(), "bf16")
     assert {p.dtype for p in made.pipeline.vae.parameters()} == {torch.float32}
     assert {p.dtype for p in made.network.parameters()} == {torch.bfloat16}
     x = made.denoise(torch.randn(1, 4, 8, 8), torch.tensor([500]), made.encode(["a cat"], 3.0))
@@ -225,7 +227,7 @@ def test_a_size_that_the_network_cannot_make():
         model().resize(18, 16)
 
 
-SDXL = {
+FULL_SIZE = {
     "sample_size": 128, "in_channels": 4, "out_channels": 4, "layers_per_block": 2,
     "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -243,7 +245,9 @@ SD15 = {
 """unet/config.json of Stable Diffusion 1.5."""
 
 
-@pytest.mark.parametrize(("config", "expected"), [(SDXL, 2_567_463_684), (SD15, 859_520_964)], ids=["SDXL", "SD 1.5"])
+@pytest.mark.parametrize(
+    ("config", "expected"), [(FULL_SIZE, 2_567_463_684), (SD15, 859_520_964)], ids=["SDXL", "SD 1.5"]
+)
 def test_real_sizes(config, expected):
     with torch.device("meta"):
         network = UNet2DConditionModel(**config)
@@ -251,5 +255,7 @@ def test_real_sizes(config, expected):
 
 
 def test_the_class_of_the_folder(folder):
-    assert isinstance(load_meta_model(str(folder)), LatentXL)
+    found = load_meta_model(str(folder))
+    assert isinstance(found, LatentUNet)
+    assert found.family is SDXL
     assert type(StableDiffusionXLPipeline.from_pretrained(folder)) is StableDiffusionXLPipeline

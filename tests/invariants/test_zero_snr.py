@@ -15,14 +15,15 @@ from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ModelError
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_model
-from tastemaker.models.stable_diffusion import LatentUNet
-from tastemaker.models.stable_diffusion_xl import LatentXL
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
+from tastemaker.models.stable_diffusion_xl import SDXL
 from tastemaker.models.tuning import Tuning
 from tastemaker.types import Draw, all_rows
 
 ZERO = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 DRAW = Draw(0, 1, ("a cat", "two dogs"), (0, 1), (0, 0))
-MADE = {"sd": lambda: LatentUNet(tiny.pipeline(**ZERO)), "xl": lambda: LatentXL(tiny.xl(**ZERO))}
+MADE = {"sd": lambda: LatentUNet(SD, tiny.pipeline(**ZERO)), "xl": lambda: LatentUNet(SDXL, tiny.xl(**ZERO))}
 
 
 @pytest.mark.parametrize("family", MADE)

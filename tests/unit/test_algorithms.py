@@ -34,8 +34,9 @@ from tastemaker.diffusion.process import Grid
 from tastemaker.diffusion.sampler import sample
 from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.pixel import PixelUNet
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.models.value import DigitValue, value_network
 from tastemaker.training.update import recomputed
@@ -52,7 +53,7 @@ SAMPLED = [
 
 def made(double=True, trained=True, reduction="mean", **scheduler):
     """A model whose U-Net is in float64, its task, and a rollout of it with rewards and advantages."""
-    model = LatentUNet(tiny.pipeline(**scheduler))
+    model = LatentUNet(SD, tiny.pipeline(**scheduler))
     model.tune(Tuning(rank=2))
     if double:
         model.pipeline.unet.double()
@@ -167,7 +168,7 @@ def test_what_is_left_of_the_ratio_in_float32_with_sums(elements):
     the step before the last of these five), times the root of the number of elements.
     """
     plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "sample_size": 64}
-    model = LatentUNet(tiny.pipeline()) if elements == 256 else PixelUNet(tiny.pixels(channels=3, unet=plain))
+    model = LatentUNet(SD, tiny.pipeline()) if elements == 256 else PixelUNet(tiny.pixels(channels=3, unet=plain))
     assert math.prod(model.latent_shape) == elements
     model.tune(Tuning(rank=2, mode="lora" if elements == 256 else "full"))
     grid, cond = model.process.grid(STEPS), model.encode(DRAW.prompts, 1.0)
@@ -190,7 +191,7 @@ def test_log_probabilities_that_are_computed_again_make_the_ratio_one(algorithm,
 
     Two updates, in micro-batches of three rows and what is left of them.
     """
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     model.tune(Tuning(rank=2))
     denoise = model.denoise
     monkeypatch.setattr(model, "denoise", lambda x, t, cond: denoise(x, t, cond) * (1 + 1e-3 * len(x)))
@@ -688,7 +689,7 @@ def test_diffusion_dpo_against_its_formula(trained):
 def test_value_networks_tell_rows_apart_and_learn(kind):
     """[N] values, 0 at first (the mlp is DPOK's, which starts anywhere). Latent, time and text all matter, but to the
     thesis' cnn, which sees the latent alone."""
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     torch.manual_seed(0)
     value = value_network(kind, model)
     text = model.encode(["a cat", "a dog", "fish"], 1.0)["text"]
@@ -731,7 +732,7 @@ def test_the_digit_network_is_that_of_the_thesis_appendix_b():
 
 def test_pooled_text_is_the_encoders_state_at_the_first_end_of_the_prompt():
     """ "a cat" is start, a, c, a, t, end: place 5; after it come more ends, which pad the prompt."""
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     prompts = ["a cat", "fish", "a cat"]
     cond = model.encode(prompts, 1.0, pooled=True)
     states, pooled = cond["text"], cond["pooled"]
@@ -742,7 +743,7 @@ def test_pooled_text_is_the_encoders_state_at_the_first_end_of_the_prompt():
 
 
 def test_the_value_unet_is_a_copy_of_its_own():
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     value = value_network("unet", model)
     ours, theirs = value.conv_in.weight, model.pipeline.unet.conv_in.weight
     assert torch.equal(ours, theirs)

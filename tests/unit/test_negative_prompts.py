@@ -12,16 +12,17 @@ from tastemaker.diffusion.sde import ddim
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.images import images, write_samples
 from tastemaker.models.check import check_model
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.pixel import PixelUNet
 from tastemaker.models.prompt_states import PromptStates, conditioned
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.types import Draw
 
 DRAW = Draw(0, 1, ("a cat", "two dogs"), (0, 1), (0, 0))
 
 
 def test_images_are_those_of_diffusers_with_the_same_negative_prompt():
-    model = LatentUNet(tiny.pipeline())
+    model = LatentUNet(SD, tiny.pipeline())
     sde = ddim(model.process.grid(5), 0.0)
     plain = images(model, DRAW, sde, 4.0, batch=2)
     model.negative_prompt = "blurry grey"
@@ -74,8 +75,8 @@ def test_a_family_that_ignores_it_breaks_the_contract():
             self.negative_prompt = kept
             return found
 
-    assert check_model(lambda: LatentUNet(tiny.pipeline()), ["a cat", "two dogs"]) == []
-    assert check_model(lambda: Ignoring(tiny.pipeline()), ["a cat", "two dogs"]) == [
+    assert check_model(lambda: LatentUNet(SD, tiny.pipeline()), ["a cat", "two dogs"]) == []
+    assert check_model(lambda: Ignoring(SD, tiny.pipeline()), ["a cat", "two dogs"]) == [
         "encode: the negative prompt changes nothing"
     ]
 

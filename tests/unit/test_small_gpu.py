@@ -15,18 +15,19 @@ import tiny
 from tastemaker.errors import ConfigError, ModelError
 from tastemaker.models import load_model
 from tastemaker.models.kept_prompt_states import INDEX, keep_prompt_states, kept_states, load_with_kept_states
+from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.loading import is_text_encoder
 from tastemaker.models.memory import offload, save_memory
 from tastemaker.models.memory_settings import Memory
 from tastemaker.models.pipeline_folder import wanted
 from tastemaker.models.pixel import PixelUNet
 from tastemaker.models.quantization import quantize
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 
 
 def model(seed=0):
-    return LatentUNet(tiny.pipeline(seed))
+    return LatentUNet(SD, tiny.pipeline(seed))
 
 
 # ---------------------------------------------------------------- base weights in 4 or 8 bits
@@ -103,7 +104,7 @@ def test_adapters_train_on_quantized_weights_and_are_saved_alone(tmp_path, kind)
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_quantized_layers_put_out_half_precision_as_others_do_under_autocast(kind):
     pytest.importorskip("bitsandbytes", reason="needs the extra eight-bit")
-    plain, found = (LatentUNet(tiny.pipeline(), "bf16") for _ in range(2))
+    plain, found = (LatentUNet(SD, tiny.pipeline(), "bf16") for _ in range(2))
     found.tune(Tuning(rank=2, base_weights=kind))
     layer = found.network.get_submodule("down_blocks.0.resnets.0.time_emb_proj")
     seen = []

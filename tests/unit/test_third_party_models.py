@@ -15,12 +15,14 @@ from tastemaker.models import load_model, third_party
 
 OWN = """
 import tiny
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 
 class Family(LatentUNet):
     def __init__(self, precision, device, network_device):
         pipeline = tiny.pipeline()
-        super().__init__(pipeline if str(device) != "meta" else pipeline.to("meta"), precision, device, network_device)
+        pipeline = pipeline.to("meta") if str(device) == "meta" else pipeline
+        super().__init__(SD, pipeline, precision, device, network_device)
 
 def failing(precision, device, network_device):
     raise ValueError("no weights here")

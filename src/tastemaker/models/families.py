@@ -52,10 +52,11 @@ from tastemaker.models import flux, flux_2, stable_diffusion_3, z_image  # noqa:
 from tastemaker.models.config_checks import require_latent, require_pixels, require_xl  # noqa: E402
 from tastemaker.models.flow_process import load_flow_scheduler  # noqa: E402
 from tastemaker.models.flow_transformer import FlowFamily, FlowTransformer  # noqa: E402
+from tastemaker.models.latent_unet import LatentUNet  # noqa: E402
 from tastemaker.models.pixel import PixelUNet  # noqa: E402
 from tastemaker.models.schedulers import load_scheduler  # noqa: E402
-from tastemaker.models.stable_diffusion import LatentUNet  # noqa: E402
-from tastemaker.models.stable_diffusion_xl import LatentXL  # noqa: E402
+from tastemaker.models.stable_diffusion import SD  # noqa: E402
+from tastemaker.models.stable_diffusion_xl import SDXL  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ _PIXELS: dict[str, Any] = {
 FAMILIES = {
     "StableDiffusionPipeline": Family(
         StableDiffusionPipeline,
-        LatentUNet,
+        partial(LatentUNet, SD),
         {
             "tokenizer": CLIPTokenizer,
             "text_encoder": CLIPTextModel,
@@ -112,7 +113,7 @@ FAMILIES = {
     ),
     "StableDiffusionXLPipeline": Family(
         StableDiffusionXLPipeline,
-        LatentXL,
+        partial(LatentUNet, SDXL),
         {
             "tokenizer": CLIPTokenizer,
             "tokenizer_2": CLIPTokenizer,
