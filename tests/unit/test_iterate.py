@@ -326,7 +326,7 @@ def test_an_algorithm_that_learns_from_pairs_needs_no_reward_model(tmp_path):
     assert tm.load_run(tmp_path / "out/iteration-2/run").config.pairs.sources == both
     assert second.learned_from == (first.labels_sha256, second.labels_sha256)
     newest = replace(settings, loop=replace(settings.loop, labels="newest"))
-    work = iterate._Work(newest, tmp_path / "out", [first, second], "", iterate.NO_WAITING, print)
+    work = iterate._Work(newest, tmp_path / "out", [first, second], "", iterate.NO_WAITING, (), print)
     assert tuple(work.labels) == both[1:]
     assert work.labels_sha256 == second.learned_from[1:]
     page = (tmp_path / "out/report.html").read_text()

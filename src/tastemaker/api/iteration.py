@@ -41,6 +41,7 @@ def iterate(
     host: str = "127.0.0.1",
     port: int = 0,
     accept_unfinished: bool = False,
+    launcher: str | None = None,
     **loop: Any,
 ) -> Iterations:
     """Samples images, has them labelled, trains a reward model, aligns the model with it, and begins again.
@@ -49,7 +50,7 @@ def iterate(
       it has none, the reward is the reward model.
     - `out`: the next free runs/iterate-<n> where it is None.
     - `resume`: the folder of iterations that were stopped, in place of `config`; only `iterations` may be given then.
-    - `host`, `port`, `accept_unfinished`: as the flags of `tastemaker iterate`.
+    - `host`, `port`, `accept_unfinished`, `launcher`: as the flags of `tastemaker iterate`.
     - `loop`: fields of `iteration.settings.Loop`, such as `iterations=2, tasks=60, simulate=True`.
 
     Prints what the command prints, the address at which people label among it, and waits for them. Raises a
@@ -60,7 +61,7 @@ def iterate(
     if resume is not None:
         if config is not None or set(loop) - {"iterations"}:
             raise ConfigError("iterations that are gone on with have their settings: give resume and iterations alone")
-        folder = steps.go_on(Path(resume), loop.get("iterations"), command=command, waiting=waiting)
+        folder = steps.go_on(Path(resume), loop.get("iterations"), command=command, waiting=waiting, launcher=launcher)
         return Iterations(folder, tuple(lineage.read(folder)))
     if config is None:
         raise ConfigError("give the settings of the alignment, such as tm.preset('ppo-compressibility')")
@@ -71,5 +72,6 @@ def iterate(
     if REWARD_MODEL not in config.reward:
         config = replace(config, reward=REWARD_MODEL)
     folder = Path(out) if out is not None else next_free("iterate")
-    steps.start(IterationSettings(Loop(**loop), config), folder, command=command, waiting=waiting)
+    settings = IterationSettings(Loop(**loop), config)
+    steps.start(settings, folder, command=command, waiting=waiting, launcher=launcher)
     return Iterations(folder, tuple(lineage.read(folder)))

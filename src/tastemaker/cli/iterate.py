@@ -40,6 +40,8 @@ class IterateOptions:
     resume: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Go on with the iterations in this folder; of the settings only --iterations may be given."""
     waiting: Annotated[Waiting, tyro.conf.arg(name="")] = field(default_factory=Waiting)
+    launcher: Annotated[str | None, tyro.conf.arg(metavar="COMMAND", help_behavior_hint="")] = None
+    """Starts the alignment on several processes, such as 'accelerate launch --num_processes 8'; one does all else."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check everything and print what would be done, without doing it."""
     loop: Annotated[Loop, tyro.conf.arg(name="")] = field(default_factory=Loop)
@@ -61,8 +63,8 @@ def run(argv: list[str]) -> int:
     """Runs the command."""
     if processes() > 1:
         raise ConfigError(
-            "iterate runs in one process: do its steps by `tastemaker label create`, `tastemaker label serve` and "
-            "`tastemaker reward train`, and launch `tastemaker train` with several"
+            "iterate runs in one process and starts the alignment on several: start it alone, and give the launcher "
+            "as in --launcher 'accelerate launch --num_processes 8'"
         )
     command = shlex.join(["tastemaker", "iterate", *argv])
     resumed = any(word == "--resume" or word.startswith("--resume=") for word in argv)
@@ -78,11 +80,13 @@ def run(argv: list[str]) -> int:
     if (out / "iterate.yaml").exists():
         raise ConfigError(f"{out} has iterations already: go on with them by `tastemaker iterate --resume {out}`")
     if args.dry_run:
-        return _dry_run(settings, out)
+        return _dry_run(settings, out, args.launcher)
     from tastemaker.iteration.iterate import start
 
     with _says_how_to_go_on(out):
-        start(settings, out, command=command, waiting=args.waiting, log=partial(print, flush=True))
+        start(
+            settings, out, command=command, waiting=args.waiting, launcher=args.launcher, log=partial(print, flush=True)
+        )
     return 0
 
 
@@ -111,9 +115,12 @@ def _go_on(argv: list[str], command: str) -> int:
     from tastemaker.iteration.iterate import go_on, load_settings
 
     if args.dry_run:
-        return _dry_run(load_settings(args.resume), args.resume)
+        return _dry_run(load_settings(args.resume), args.resume, args.launcher)
     with _says_how_to_go_on(args.resume):
-        go_on(args.resume, args.iterations, command=command, waiting=args.waiting, log=partial(print, flush=True))
+        go_on(
+            args.resume, args.iterations, command=command, waiting=args.waiting, launcher=args.launcher,
+            log=partial(print, flush=True),
+        )  # fmt: skip
     return 0
 
 
@@ -126,6 +133,8 @@ class ResumeArgs:
     iterations: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: their own)")] = None
     """New total number of iterations, those already done included."""
     waiting: Annotated[Waiting, tyro.conf.arg(name="")] = field(default_factory=Waiting)
+    launcher: Annotated[str | None, tyro.conf.arg(metavar="COMMAND", help_behavior_hint="")] = None
+    """Starts the alignment on several processes, such as 'accelerate launch --num_processes 8'; one does all else."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check everything and print what would be done, without doing it."""
 
@@ -137,10 +146,12 @@ def _images_of(loop: Loop) -> str:
     return f"{newest}, those before it and the base model" if loop.images == "mixed" else f"{newest} alone"
 
 
-def _dry_run(settings: IterationSettings, out: Path) -> int:
+def _dry_run(settings: IterationSettings, out: Path, launcher: str | None) -> int:
     """Checks everything but the reward model, which is not there yet, and prints the plan."""
     from tastemaker.iteration.iterate import check_settings
+    from tastemaker.iteration.launching import launcher_words
 
+    launched_by = launcher_words(launcher)
     prompts, loop, config = check_settings(settings), settings.loop, settings.train
     who = f"{loop.simulated.count} simulated labelers" if loop.simulate else "people in their browsers"
     images = loop.tasks * loop.label.task_size
@@ -154,6 +165,6 @@ def _dry_run(settings: IterationSettings, out: Path) -> int:
         else "  no reward model: the algorithm learns from the labels themselves",
         f"  {config.rounds} rounds of {config.algorithm.name} from "
         f"{'the base model' if loop.policy == 'base' else 'the adapter of the iteration before'}, "
-        f"{config.sampling.samples:,} images a round",
+        f"{config.sampling.samples:,} images a round" + (f", by {shlex.join(launched_by)}" if launched_by else ""),
     )
     return 0

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import dump_config, parse_config
 from tastemaker.data.prompts import load_prompts
 from tastemaker.errors import ConfigError, StorageError
 from tastemaker.evaluation.model_settings import set_up
 from tastemaker.iteration import lineage
 from tastemaker.iteration.labels import Log, sample_tasks, wait_for_labels
+from tastemaker.iteration.launching import launch, launcher_words
 from tastemaker.iteration.lineage import Record
 from tastemaker.iteration.report import write_report
 from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Waiting, run_config
@@ -37,17 +39,27 @@ from tastemaker.training import run as training
 from tastemaker.training.setup import split_prompts
 
 SETTINGS = "iterate.yaml"
+RUN_SETTINGS = "run.yaml"
+"""The settings of an iteration's alignment, where a launcher runs it."""
 NO_WAITING = Waiting()
 
 
 def start(
-    settings: IterationSettings, out: Path, *, command: str, waiting: Waiting = NO_WAITING, log: Log = print
+    settings: IterationSettings,
+    out: Path,
+    *,
+    command: str,
+    waiting: Waiting = NO_WAITING,
+    launcher: str | None = None,
+    log: Log = print,
 ) -> Path:
     """All iterations, into the new folder `out`, which is returned.
 
-    Raises a TastemakerError, with what is done so far in the folder: `go_on` goes on after it.
+    `launcher`: a command that starts alignments on several processes; None does them in this one. Raises a
+    TastemakerError, with what is done so far in the folder: `go_on` goes on after it.
     """
     check_new_folder(out)
+    launched_by = launcher_words(launcher)
     check_settings(settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +67,7 @@ def start(
     except OSError as error:
         raise StorageError(f"cannot write to {out}: {error.strerror or error}") from error
     with only_writer(out):
-        return _iterate(settings, out, command, waiting, log)
+        return _iterate(settings, out, command, waiting, launched_by, log)
 
 
 def check_settings(settings: IterationSettings) -> int:
@@ -77,13 +89,19 @@ def check_settings(settings: IterationSettings) -> int:
 
 
 def go_on(
-    out: Path, iterations: int | None = None, *, command: str, waiting: Waiting = NO_WAITING, log: Log = print
+    out: Path,
+    iterations: int | None = None,
+    *,
+    command: str,
+    waiting: Waiting = NO_WAITING,
+    launcher: str | None = None,
+    log: Log = print,
 ) -> Path:
     """Goes on where `start` was stopped, to `iterations` in all (the settings' own when None).
 
     Raises ConfigError where the folder has no iterations, or what they left has been changed.
     """
-    settings = load_settings(out)
+    settings, launched_by = load_settings(out), launcher_words(launcher)
     if iterations is not None:
         done = sum(one.run is not None for one in lineage.read(out))
         if iterations < done:
@@ -91,7 +109,7 @@ def go_on(
         settings = replace(settings, loop=replace(settings.loop, iterations=iterations))
         atomic.replace_atomic(out / SETTINGS, dump_config(settings).encode())
     with only_writer(out):
-        return _iterate(settings, out, command, waiting, log)
+        return _iterate(settings, out, command, waiting, launched_by, log)
 
 
 def load_settings(out: Path) -> IterationSettings:
@@ -116,6 +134,8 @@ class _Work:
     """Of this iteration, which is the last one, and those before it."""
     command: str
     waiting: Waiting
+    launcher: Sequence[str]
+    """Of alignments; empty where they run in this process."""
     log: Log
 
     @property
@@ -158,7 +178,9 @@ class _Work:
         return path.relative_to(self.out).as_posix()
 
 
-def _iterate(settings: IterationSettings, out: Path, command: str, waiting: Waiting, log: Log) -> Path:
+def _iterate(
+    settings: IterationSettings, out: Path, command: str, waiting: Waiting, launcher: Sequence[str], log: Log
+) -> Path:
     records = lineage.read(out)
     lineage.require_unchanged(out, records)
     for number in range(1, settings.loop.iterations + 1):
@@ -167,7 +189,7 @@ def _iterate(settings: IterationSettings, out: Path, command: str, waiting: Wait
         log(f"iteration {number} of {settings.loop.iterations}")
         before = records[number - 1]
         for step in (_label, _learn_reward, _align):
-            records[number - 1] = step(_Work(settings, out, records[:number], command, waiting, log))
+            records[number - 1] = step(_Work(settings, out, records[:number], command, waiting, launcher, log))
             lineage.write(out, records)
         if records[number - 1] != before or number == settings.loop.iterations:
             write_report(out, settings, records)
@@ -222,12 +244,30 @@ def _align(work: _Work) -> Record:
     if record.run is not None:
         return record
     if saved_round(folder) >= 0:
-        training.resume(folder)
+        _resume(work, folder)
     else:
         start = work.policy if settings.loop.policy == "previous" else None
         reward_model = None if record.reward_model is None else str(work.out / record.reward_model)
         config = run_config(settings, work.labels, reward_model, None if start is None else str(start))
-        training.train(config, folder, command=work.command)
+        _train(work, config, folder)
     return replace(
         record, run=work.relative(folder), run_sha256=lineage.adapter_digest(folder), learned_from=work.labels_sha256
     )
+
+
+def _train(work: _Work, config: Config, folder: Path) -> None:
+    """Trains in this process, or by the launcher, which is given the settings in a file."""
+    if not work.launcher:
+        training.train(config, folder, command=work.command)
+        return
+    file = folder.with_name(RUN_SETTINGS)
+    atomic.replace_atomic(file, dump_config(config).encode())
+    launch(work.launcher, ["train", "--config", str(file), "--out", str(folder)])
+
+
+def _resume(work: _Work, folder: Path) -> None:
+    """Goes on with a run, as it was begun."""
+    if work.launcher:
+        launch(work.launcher, ["resume", str(folder)])
+    else:
+        training.resume(folder)
