@@ -112,7 +112,8 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         own = own / kind
         own.mkdir(exist_ok=True)
     models = {"first": reward_model(own / "rm-1", [first], seed, kind, center)}
-    runs, more = own / ",".join(arguments.settings), arguments.settings
+    more = [*arguments.settings, *([f"rounds={arguments.rounds}"] if arguments.rounds != ROUNDS else [])]
+    runs = own / ",".join(more)
     runs.mkdir(exist_ok=True)
     found = {name: curve(arm(runs, name, own / "rm-1", seed, *more)) for name in arguments.arms}
     for name in arguments.again:
@@ -127,10 +128,16 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         second = labels(again / "labels", seed + 100, tasks, policies, first)
         models[name] = reward_model(again / "rm", [first, second], seed, kind, center)
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
-        place = again / ("going-on" if start else "from-base")
-        left = [*start, "optimizer.lr_scheduler=linear", f"rounds={ROUNDS - short}"]
+        place = again / "-".join(["going-on" if start else "from-base", *map(_file_name, arguments.again_settings)])
+        later = [word.format(rm=again / "rm") for word in arguments.again_settings]
+        left = [*start, "optimizer.lr_scheduler=linear", f"rounds={arguments.rounds - short}", *later]
         found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *more, *left), short)
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
+
+
+def _file_name(setting: str) -> str:
+    """A setting as a part of a folder's name."""
+    return setting.replace("{rm}", "rm").replace("/", "-")
 
 
 def base_deviation(work: Path, seeds: Sequence[int]) -> float:
@@ -260,7 +267,12 @@ def main() -> None:
     parser.add_argument("--again", nargs="*", default=["ppo", "ddpo"], help="arms with a second iteration")
     parser.add_argument("--start", default="base", choices=["base", "previous"], help="of a second iteration")
     parser.add_argument("--first-rounds", type=int, default=0, help="of the run that a second iteration goes on from")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of both iterations together, and of one alone")
     parser.add_argument("--settings", nargs="*", default=[], help="of all runs, over those of their arms")
+    parser.add_argument(
+        "--again-settings", nargs="*", default=[], metavar="SETTING",
+        help="of second iterations' runs, over those; {rm} is their reward model",
+    )  # fmt: skip
     parser.add_argument("--center", type=float, default=CENTER, help="the reward models' center_rewards_coefficient")
     parser.add_argument("--parts", type=Path, nargs="*", metavar="RUN", help="only print the parts of their utility")
     parser.add_argument(

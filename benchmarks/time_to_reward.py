@@ -317,7 +317,13 @@ def time_to_target(
     folder = work / label
     kept = folder / "result.json"
     if kept.is_file():
-        return json.loads(kept.read_text())
+        result = json.loads(kept.read_text())
+        last = result["steps"][-1]
+        if result["reached"] or last["cpu"] >= limit or task.lost(last):
+            return result
+        raise SystemExit(
+            f"{kept} is of a run that ended after {last['cpu']:.0f} s: remove its folder, or give that --limit"
+        )
     if folder.exists():
         raise SystemExit(f"{folder} is of a run that did not end: remove it")
     folder.mkdir(parents=True)
@@ -397,14 +403,15 @@ def until(run: dict[str, Any], deviations: float) -> tuple[float, float, int] | 
     return None
 
 
-def longest_run(name: str, method: str, side: str) -> float:
-    """Seconds of processor after which a run ends."""
-    return TASKS[name].limit[method] / (2 if side == "ours" else 1)
+def longest_run(name: str, method: str, side: str, given: float | None) -> float:
+    """Seconds of processor after which a run ends; `given` is that of trl's, the task's when None."""
+    limit = TASKS[name].limit[method] if given is None else given
+    return limit / (2 if side == "ours" else 1)
 
 
 def tried_alone(name: str, method: str, settings: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """One setting of ours on the search's seeds."""
-    limit = longest_run(name, method, "ours")
+    limit = longest_run(name, method, "ours", arguments.limit)
     runs = [
         time_to_target(name, method, settings, SEARCH_SEED + seed, arguments.work, arguments.interval, limit)
         for seed in range(arguments.search)
@@ -430,7 +437,7 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
     """Both sides: their trials, the settings chosen, and the times of each seed."""
     out: dict[str, Any] = {}
     for side, given in (("ours", OURS), ("trl", TRL)):
-        limit, tried = longest_run(name, method, side), given[name, method]
+        limit, tried = longest_run(name, method, side, arguments.limit), given[name, method]
         trials: list[list[dict[str, Any]]] = []
         for settings in tried[: arguments.trials]:
             made: list[dict[str, Any]] = []
@@ -479,6 +486,7 @@ def main() -> None:
     parser.add_argument("--search", type=int, default=2, help="seeds of each setting that is tried")
     parser.add_argument("--seeds", type=int, default=3, help="of the settings that are chosen")
     parser.add_argument("--interval", type=float, default=4.0, help="seconds of processor between evaluations at first")
+    parser.add_argument("--limit", type=float, help="seconds after which runs of trl end, and ours after half of them")
     parser.add_argument("--work", type=Path, default=ROOT / "build/time-to-reward")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/time-to-reward")
     parser.add_argument("--settings", action="append", help="of ours, to be tried alone: a preset and settings over it")

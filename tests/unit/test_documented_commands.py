@@ -103,6 +103,8 @@ def arguments(command: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     while re.fullmatch(r"\w+=.*", argv[0]):
         name, _, value = argv.pop(0).partition("=")
         monkeypatch.setenv(name, value)
+        if name == "PYTHONPATH":  # which Python reads when it starts
+            monkeypatch.syspath_prepend(ROOT / value)
     if Path(argv[0]).name == "tastemaker":
         return argv[1:]
     if argv[0] == "torchrun":
