@@ -87,14 +87,16 @@ TASKS = {
     ),
 }  # fmt: skip
 _SMALLER = ["sampling.steps=10", "sampling.samples=64", "sampling.per_prompt=8", "optimizer.warmup=0"]
-_GROUP = [*_SMALLER, "advantage.normalise=group"]
+_AVERAGED = [*_SMALLER, "advantage.normalise=group", "optimizer.ema=0.9"]
+_96 = ["sampling.samples=96", "sampling.per_prompt=12"]
+_128 = ["sampling.samples=128", "sampling.per_prompt=16"]
 _EIGHT = ["sampling.samples=8", "optimizer.updates=1", "algorithm.checkpointing=none"]
 OURS: dict[tuple[str, str], list[list[str]]] = {
     ("incompressibility", "ddpo"): [
-        ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.9", "sampling.samples=96", "sampling.per_prompt=12"],
-        ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.9"],
-        ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.95"],
-        ["ddpo-incompressibility", *_GROUP, "optimizer.ema=0.9", "sampling.samples=128", "sampling.per_prompt=16"],
+        ["ddpo-incompressibility", *_AVERAGED, *_128, "optimizer.warmup=16"],
+        ["ddpo-incompressibility", *_AVERAGED, *_96, "optimizer.warmup=16"],
+        ["ddpo-incompressibility", *_AVERAGED, *_96],
+        ["ddpo-incompressibility", *_AVERAGED],
     ],
     ("incompressibility", "alignprop"): [
         ["alignprop-incompressibility"],
