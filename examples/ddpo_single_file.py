@@ -25,7 +25,8 @@ from tastemaker.diffusion.sampler import LocalSampler, batches
 from tastemaker.diffusion.sde import Sde, ddim
 from tastemaker.evaluation.evaluate import generate
 from tastemaker.models.bundled import bundled_pipeline
-from tastemaker.models.stable_diffusion import LatentUNet
+from tastemaker.models.latent_unet import LatentUNet
+from tastemaker.models.stable_diffusion import SD
 from tastemaker.models.tuning import Tuning
 from tastemaker.rewards.base import RewardFunction, score, wrap
 from tastemaker.rewards.jpeg import jpeg_compressibility
@@ -62,7 +63,7 @@ class Settings:
 
 def train(pipeline: StableDiffusionPipeline, prompts: Sequence[str], reward: RewardFunction, s: Settings) -> LatentUNet:
     """The model with a trained adapter; the pipeline's unet is trained in place."""
-    model = LatentUNet(pipeline, device="cuda" if torch.cuda.is_available() else "cpu")
+    model = LatentUNet(SD, pipeline, device="cuda" if torch.cuda.is_available() else "cpu")
     model.tune(Tuning(rank=s.rank), s.seed)
     sde = ddim(model.process.grid(s.steps, model.latent_shape), s.eta)
     parameters = list(model.weights.trainable().values())

@@ -56,6 +56,7 @@ def good(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
     handler.send_response(200)
     handler.send_header("Content-Type", JSON)
     handler.send_header("Content-Length", str(len(body)))
+    handler.send_header("Connection", "close")  # else a client may ask again on the connection while it is closed
     handler.end_headers()
     handler.wfile.write(body)
 
@@ -63,7 +64,7 @@ def good(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
 def raw(body: bytes, status: int = 200, **headers: str) -> Answer:
     def send(handler: BaseHTTPRequestHandler, content: dict[str, Any]) -> None:
         handler.send_response(status)
-        for name, value in ({"Content_Length": str(len(body))} | headers).items():
+        for name, value in ({"Content_Length": str(len(body)), "Connection": "close"} | headers).items():
             handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()
         handler.wfile.write(body)

@@ -48,7 +48,8 @@ def test_a_launched_alignment_is_the_one_in_the_process(tmp_path, capfd):
     launched, here = (load_file(one / "adapter/pytorch_lora_weights.safetensors") for one in (run, tmp_path / "here"))
     assert launched.keys() == here.keys()
     for name, weight in launched.items():
-        torch.testing.assert_close(weight, here[name], atol=1e-6, rtol=1e-4)
+        # Another number of threads rounds otherwise, and AdamW's step of a small gradient is as large as any.
+        torch.testing.assert_close(weight, here[name], atol=2e-5, rtol=1e-3)
     assert any(weight.abs().max() > 0 for name, weight in launched.items() if "lora_B" in name)
 
 

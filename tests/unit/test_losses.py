@@ -85,7 +85,7 @@ def test_step_kl_equals_the_closed_form_of_the_noise_difference():
     from diffusers import DDIMScheduler
 
     from tastemaker.diffusion.sde import ddim
-    from tastemaker.models.stable_diffusion import SchedulerProcess
+    from tastemaker.models.schedulers import SchedulerProcess
 
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", set_alpha_to_one=False, steps_offset=1,

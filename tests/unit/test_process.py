@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 
 from tastemaker.diffusion.process import Grid, output_scale, x0_from
 from tastemaker.diffusion.sde import ddim
-from tastemaker.models.stable_diffusion import SchedulerProcess
+from tastemaker.models.schedulers import SchedulerProcess
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
