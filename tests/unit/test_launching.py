@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 import tastemaker as tm
@@ -47,10 +46,12 @@ def test_a_launched_alignment_is_the_one_in_the_process(tmp_path, capfd):
     train(tm.load_run(run).config, tmp_path / "here", command="")
     launched, here = (load_file(one / "adapter/pytorch_lora_weights.safetensors") for one in (run, tmp_path / "here"))
     assert launched.keys() == here.keys()
-    for name, weight in launched.items():
-        # Another number of threads rounds otherwise, and AdamW's step of a small gradient is as large as any.
-        torch.testing.assert_close(weight, here[name], atol=2e-5, rtol=1e-3)
-    assert any(weight.abs().max() > 0 for name, weight in launched.items() if "lora_B" in name)
+    steps = {name: weight for name, weight in launched.items() if "lora_B" in name}  # which are 0 before the update
+    assert steps
+    for name, weight in steps.items():
+        # Another number of threads rounds otherwise, and AdamW's step is as large where a gradient is nearly 0.
+        assert weight.norm() > 1e-3
+        assert (weight - here[name]).norm() < 0.2 * weight.norm()
 
 
 @pytest.mark.parametrize(
