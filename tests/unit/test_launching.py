@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 import tastemaker as tm
 from tastemaker.cli.main import main
 from tastemaker.errors import ProcessLost
-from tastemaker.iteration import lineage
+from tastemaker.iteration import iterate, lineage
 from tastemaker.iteration.launching import launch
+from tastemaker.iteration.settings import IterationSettings
 from tastemaker.training.run import train
 from tastemaker.training.signals import Interrupted, Preempted
 
@@ -67,6 +68,18 @@ def test_launchers_that_cannot_run_are_refused_before_anything_is_done(tmp_path,
         assert main(["iterate", *WORDS, "--out", str(tmp_path / "out"), "--launcher", launcher, *more]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_has_begun_goes_on_by_the_launcher(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(iterate, "launch", lambda launcher, arguments: asked.append((launcher, arguments)))
+    monkeypatch.setattr(iterate, "saved_round", lambda folder: 3)
+    monkeypatch.setattr(lineage, "adapter_digest", lambda run: "a")
+    work = iterate._Work(
+        IterationSettings(), tmp_path, [lineage.Record(1)], "", iterate.NO_WAITING, ("torchrun",), print
+    )
+    assert iterate._align(work).run == "iteration-1/run"
+    assert asked == [(("torchrun",), ["resume", str(tmp_path / "iteration-1/run")])]
 
 
 def test_several_processes_are_not_to_start_the_command_itself(monkeypatch, capsys):

@@ -7,15 +7,13 @@ import shlex
 import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import FrameType
 
 import torch
 
 from tastemaker.errors import ConfigError, ProcessLost
-from tastemaker.training.signals import Interrupted, Preempted
+from tastemaker.training.signals import Interrupted, Preempted, handled
 
 EXAMPLE = "accelerate launch --num_processes 8"
 
@@ -54,7 +52,7 @@ def launch(launcher: Sequence[str], arguments: Sequence[str]) -> None:
         if number == signal.SIGTERM:
             process.send_signal(number)
 
-    with _handled(handle):
+    with handled(handle):
         code = process.wait()
     if asked:
         name, error = ("SIGTERM", Preempted) if signal.SIGTERM in asked else ("Ctrl-C", Interrupted)
@@ -63,17 +61,3 @@ def launch(launcher: Sequence[str], arguments: Sequence[str]) -> None:
         raise ProcessLost(
             f"the alignment ended with exit code {code}, for reasons that are said above: {shlex.join(command)}"
         )
-
-
-@contextmanager
-def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Signals that ask to end go to `handle`; in the main thread, which alone gets them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -59,13 +59,7 @@ class Stop:
 
 @contextmanager
 def listening(stop: Stop, display: Display) -> Iterator[None]:
-    """Ctrl-C lets the round end, a second one stops at once; SIGTERM stops as soon as nothing is lost by it.
-
-    In another thread than the main one, which alone gets signals, they stay with whoever listens to them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """Ctrl-C lets the round end, a second one stops at once; SIGTERM stops as soon as nothing is lost by it."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and stop.asked:
@@ -74,6 +68,19 @@ def listening(stop: Stop, display: Display) -> Iterator[None]:
         after = "after this round, which will be saved (Ctrl-C again to stop at once)"
         display.log("stopping " + (after if number == signal.SIGINT else "as soon as the run can be saved"))
 
+    with handled(handle):
+        yield
+
+
+@contextmanager
+def handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside it Ctrl-C and SIGTERM go to `handle`.
+
+    In another thread than the main one, which alone gets signals, they stay with whoever listens to them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     # A handler that is not Python's, as of a program that embeds it, could not be put back.
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
     previous = {number: signal.signal(number, handle) for number in numbers}
