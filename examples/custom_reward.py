@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> tm.Run:
 
     # The pipeline was copied and is still the base model. diffusers loads the adapter:
     pipeline.load_lora_weights(str(run.adapter))
-    image = pipeline(PROMPTS[0], num_inference_steps=10).images[0]
+    image = pipeline(PROMPTS[0], num_inference_steps=10).images[0]  # pyright: ignore[reportAttributeAccessIssue]
     image.save(run.folder / "after.png")
     # The same by tastemaker's own sampler, with figures:
     sampling = config.sampling

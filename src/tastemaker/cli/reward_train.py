@@ -130,6 +130,11 @@ def run(argv: list[str]) -> int:
         f"{len(found.training)} training and {len(found.validation)} validation tasks, {facts['pairs']:,} pairs "
         f"({facts['ties']:,} ties), {facts['images']:,} images, {facts['prompts']:,} prompts"
     )
+    if moved := facts.get("moved"):
+        line += (
+            f"\n{moved} of the validation tasks are training tasks of their own source, but another source sets their "
+            "prompts apart: --validation 0.2 splits all sources anew"
+        )
     if args.dry_run:
         _try_out(architecture, args.resize, found)
         print(f"{line}; {architecture.described} of {architecture.base}, into {out}")

@@ -114,7 +114,8 @@ def load_several(
 
 
 def merged(parts: Sequence[Comparisons]) -> Comparisons:
-    """The tasks of all parts. A prompt that one of them sets apart for validation is set apart in all."""
+    """The tasks of all parts. A prompt that one of them sets apart for validation is set apart in all; the fact `moved`
+    is the number of training tasks that become validation tasks so."""
     apart = {task.prompt for part in parts for task in part.validation}
     tasks: list[Task] = []
     images: list[ImageSource] = []
@@ -131,7 +132,8 @@ def merged(parts: Sequence[Comparisons]) -> Comparisons:
     digest = hashlib.sha256("\n".join(part.digest for part in parts).encode()).hexdigest()
     source = ", ".join(part.source for part in parts)
     prompts = len({task.prompt for task in tasks})
-    made = Comparisons(source, tuple(tasks), tuple(images), digest, facts | {"prompts": prompts})
+    moved = sum(task.validation for task in tasks) - sum(len(part.validation) for part in parts)
+    made = Comparisons(source, tuple(tasks), tuple(images), digest, facts | {"prompts": prompts, "moved": moved})
     return _checked(made, "prompt")
 
 
