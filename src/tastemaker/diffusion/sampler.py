@@ -63,12 +63,17 @@ KeptStep = Callable[[Denoiser, Sde, Tensor, Cond, int, Tensor, Reduction], tuple
 """As `transition`."""
 
 
+def next_latent(model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int) -> tuple[Tensor, Tensor]:
+    """Mean [N,*D] and standard deviation [N,1,..] of the latents that follow x [N,*D] at a step."""
+    x0 = model.denoise(x, times(sde, step, x), cond)
+    return sde.step(x.to(x0.dtype), x0, step)
+
+
 def transition(
     model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int, noise: Tensor, reduction: Reduction
 ) -> tuple[Tensor, Tensor]:
     """The next latents [N,*D], which have no graph, and their log-probability [N], at a step with this noise [N,*D]."""
-    x0 = model.denoise(x, times(sde, step, x), cond)
-    mean, std = sde.step(x.to(x0.dtype), x0, step)
+    mean, std = next_latent(model, sde, x, cond, step)
     x_next = (mean + std * noise).detach().to(x.dtype)
     return x_next, gaussian_logp(x_next, mean, std, reduction)
 
@@ -112,8 +117,7 @@ def sample(
             latents.append(x)
             logp.append(found)
         else:
-            x0 = model.denoise(x, times(sde, step, x), now_cond)
-            mean, std = sde.step(x.to(x0.dtype), x0, step)
+            mean, std = next_latent(model, sde, x, now_cond, step)
             x_next = mean + std * now.noise(step + 1, model.latent_shape, device) if step in noisy else mean
             x_next = x_next.to(x.dtype)
             if step in keep:

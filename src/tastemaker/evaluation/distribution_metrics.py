@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tastemaker.diffusion.losses import Reduction, gaussian_kl, gaussian_logp
 from tastemaker.diffusion.model import Denoiser
-from tastemaker.diffusion.sampler import KeptStep
-from tastemaker.diffusion.sde import Sde, times
+from tastemaker.diffusion.sampler import KeptStep, next_latent
+from tastemaker.diffusion.sde import Sde
 from tastemaker.errors import DataError
 from tastemaker.rewards.learned.clip_model import Clip
 from tastemaker.types import Cond, Trajectory
@@ -163,7 +163,7 @@ def chain_kl(model: Denoiser, reference: Denoiser, sde: Sde, trajectory: Traject
     total = torch.zeros(len(trajectory.latents), dtype=torch.float64)
     for position, step in enumerate(trajectory.steps.tolist()):
         x = trajectory.latents[:, position]
-        (mean, std), (other, _) = (_step(one, sde, x, cond, step) for one in (model, reference))
+        (mean, std), (other, _) = (next_latent(one, sde, x, cond, step) for one in (model, reference))
         total += _step_kl(mean, other, std)
     return total
 
@@ -177,17 +177,12 @@ def compared_transition(reference: Denoiser, found: list[Tensor]) -> KeptStep:
     def transition(
         model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int, noise: Tensor, reduction: Reduction
     ) -> tuple[Tensor, Tensor]:
-        mean, std = _step(model, sde, x, cond, step)
-        found.append(_step_kl(mean, _step(reference, sde, x, cond, step)[0], std))
+        mean, std = next_latent(model, sde, x, cond, step)
+        found.append(_step_kl(mean, next_latent(reference, sde, x, cond, step)[0], std))
         x_next = (mean + std * noise).to(x.dtype)
         return x_next, gaussian_logp(x_next, mean, std, reduction)
 
     return transition
-
-
-def _step(model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int) -> tuple[Tensor, Tensor]:
-    x0 = model.denoise(x, times(sde, step, x), cond)
-    return sde.step(x.to(x0.dtype), x0, step)
 
 
 def _step_kl(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from tastemaker import noise
 from tastemaker.config.engine_settings import RolloutEngine
 from tastemaker.diffusion.losses import Reduction, gaussian_logp
 from tastemaker.diffusion.model import Model, image_size
-from tastemaker.diffusion.sampler import do_nothing
-from tastemaker.diffusion.sde import Sde, is_flow, times
+from tastemaker.diffusion.sampler import do_nothing, next_latent
+from tastemaker.diffusion.sde import Sde, is_flow
 from tastemaker.errors import ConfigError, EngineError
 from tastemaker.models.flow_transformer import FlowTransformer
 from tastemaker.rollout_engine.client import EngineClient
@@ -157,8 +157,7 @@ def log_prob(model: Model, sde: Sde, latents: Tensor, cond: Cond, steps: Sequenc
     found = []
     for position, step in enumerate(steps):
         x, x_next = latents[:, position], latents[:, position + 1]
-        x0 = model.denoise(x, times(sde, step, x), cond)
-        mean, std = sde.step(x.to(x0.dtype), x0, step)
+        mean, std = next_latent(model, sde, x, cond, step)
         found.append(gaussian_logp(x_next, mean, std))
     return torch.stack(found, dim=1)
 
