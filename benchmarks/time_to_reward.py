@@ -441,7 +441,8 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
     for side, given in (("ours", OURS), ("trl", TRL)):
         limit, tried = longest_run(name, method, side, arguments.limit), given[name, method]
         trials: list[list[dict[str, Any]]] = []
-        for settings in tried[: arguments.trials]:
+        # One setting needs no trial.
+        for settings in tried[: arguments.trials] if arguments.trials > 1 else []:
             made: list[dict[str, Any]] = []
             for seed in range(arguments.search):
                 # A trial that takes longer than one that has reached the target on every seed cannot be chosen.
@@ -453,10 +454,10 @@ def compared(name: str, method: str, arguments: argparse.Namespace) -> dict[str,
                     name, method, settings, SEARCH_SEED + seed, arguments.work, arguments.interval, longest
                 ))  # fmt: skip
             trials.append(made)
-        best = min(range(len(trials)), key=lambda trial: rank(trials[trial], name))
+        best = min(range(len(trials)), key=lambda trial: rank(trials[trial], name), default=0)
         runs = [
             time_to_target(name, method, tried[best], seed, arguments.work, arguments.interval, limit)
-            for seed in range(arguments.seeds)
+            for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         ]
         last = [run["steps"][-1] for run in runs]
         out[side] = {
@@ -484,9 +485,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--methods", nargs="*", default=["ddpo", "alignprop"], choices=["ddpo", "alignprop"])
-    parser.add_argument("--trials", type=int, default=4, help="settings of each side that are tried")
+    parser.add_argument(
+        "--trials", type=int, default=4, help="settings of each side that are tried; 1: the first one, without a trial"
+    )
     parser.add_argument("--search", type=int, default=2, help="seeds of each setting that is tried")
     parser.add_argument("--seeds", type=int, default=3, help="of the settings that are chosen")
+    parser.add_argument("--first-seed", type=int, default=0, help="of these")
     parser.add_argument("--interval", type=float, default=4.0, help="seconds of processor between evaluations at first")
     parser.add_argument("--limit", type=float, help="seconds after which runs of trl end, and ours after half of them")
     parser.add_argument("--work", type=Path, default=ROOT / "build/time-to-reward")
