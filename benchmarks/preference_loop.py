@@ -62,22 +62,27 @@ CENTER = 0.1
 """Of the reward models' `center_rewards_coefficient`."""
 
 
-def labels(folder: Path, seed: int, tasks: int, policies: Sequence[Policy] = (BASE,), like: Path | None = None) -> Path:
+def labels(
+    folder: Path, seed: int, tasks: int, policies: Sequence[Policy] = (BASE,), like: Path | None = None,
+    split_seed: int | None = None,
+) -> Path:  # fmt: skip
     """A project of `tasks` tasks of five images of the policies in turn, ranked by the hidden utility.
 
-    The labeler is that of the project `like`; without one, 10 % of comparisons are wrong.
+    The labeler is that of the project `like`; without one, 10 % of comparisons are wrong. Projects with one
+    `split_seed` set the same prompts apart for validation.
     """
     recipe, prompts = Recipe(steps=STEPS, guidance=5.0, seed=seed), load_prompts(PROMPTS).prompts
     noise = None if like is None else float((like / "labelled").read_text())
-    labelled(
-        folder, Sampled(load_model("bundled"), prompts, tasks, recipe, "bundled", policies=policies), utility, noise
-    )
+    sampled = Sampled(load_model("bundled"), prompts, tasks, recipe, "bundled", policies=policies)
+    labelled(folder, sampled, utility, noise, split_seed)
     return folder
 
 
-def reward_model(folder: Path, sources: Sequence[Path], seed: int, kind: Kind, center: float) -> dict[str, Any]:
+def reward_model(
+    folder: Path, sources: Sequence[Path], seed: int, kind: Kind, center: float, refit: bool
+) -> dict[str, Any]:
     """Trains an ensemble on all projects; returns what its report says of its accuracy."""
-    training = Training(seed=seed, members=3, bootstrap=True, curve=(), center_rewards_coefficient=center)
+    training = Training(seed=seed, members=3, curve=(), center_rewards_coefficient=center, refit=refit)
     trained(folder, sources, kind, training)
     return json.loads((folder / "reward_model.json").read_text())["training"]
 
@@ -105,13 +110,14 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
     """Everything of one seed."""
     tasks, images, kind, center = arguments.tasks, arguments.images, arguments.kind, arguments.center
     short = arguments.first_rounds
+    refit = arguments.all_labels
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
     first = labels(own / "labels-1", seed, tasks)
-    if kind != "unet":
-        own = own / kind
+    if kind != "unet" or refit:
+        own = own / (kind + "-all-labels" * refit)
         own.mkdir(exist_ok=True)
-    models = {"first": reward_model(own / "rm-1", [first], seed, kind, center)}
+    models = {"first": reward_model(own / "rm-1", [first], seed, kind, center, refit)}
     more = [*arguments.settings, *([f"rounds={arguments.rounds}"] if arguments.rounds != ROUNDS else [])]
     runs = own / ",".join(more)
     runs.mkdir(exist_ok=True)
@@ -125,13 +131,15 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
         else:
             run = arm(runs, name, own / "rm-1", seed, *more)
         policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
-        second = labels(again / "labels", seed + 100, tasks, policies, first)
-        models[name] = reward_model(again / "rm", [first, second], seed, kind, center)
+        second = labels(again / "labels", seed + 100, tasks, policies, first, seed if refit else None)
+        models[name] = reward_model(again / "rm", [first, second], seed, kind, center, refit)
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
         place = again / "-".join(["going-on" if start else "from-base", *map(_file_name, arguments.again_settings)])
         later = [word.format(rm=again / "rm") for word in arguments.again_settings]
-        left = [*start, "optimizer.lr_scheduler=linear", f"rounds={arguments.rounds - short}", *later]
-        found[f"{name}, second iteration"] = curve(arm(place, name, again / "rm", seed, *more, *left), short)
+        rounds = arguments.rounds - short if start else arguments.rounds
+        left = [*start, "optimizer.lr_scheduler=linear", f"rounds={rounds}", *later]
+        run = arm(place, name, again / "rm", seed, *more, *left)
+        found[f"{name}, second iteration"] = curve(run, short if start else 0)
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -262,7 +270,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--tasks", type=int, default=320)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--kind", default="unet", choices=["unet", "clip"], help="of reward models")
+    parser.add_argument("--kind", default="unet", choices=["unet", "clip", "head"], help="of reward models")
+    parser.add_argument(
+        "--all-labels", action="store_true",
+        help="projects set the same prompts apart, and reward models are trained again with these",
+    )  # fmt: skip
     parser.add_argument("--images", default="mixed", choices=["mixed", "newest"])
     parser.add_argument("--again", nargs="*", default=["ppo", "ddpo"], help="arms with a second iteration")
     parser.add_argument("--start", default="base", choices=["base", "previous"], help="of a second iteration")

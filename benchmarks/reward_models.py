@@ -133,18 +133,23 @@ def label(
             return noise
 
 
-def rankings(folder: Path, source: Sampled, validation: float = 0.25) -> None:
-    """A labelling project of rankings of five images, without ties, which nobody has labelled yet."""
-    seed = source.recipe.seed
+def rankings(folder: Path, source: Sampled, validation: float = 0.25, split_seed: int | None = None) -> None:
+    """A labelling project of rankings of five images, without ties, which nobody has labelled yet.
+
+    `split_seed` says which prompts are set apart for validation; without one, the seed of the images does.
+    """
+    seed = source.recipe.seed if split_seed is None else split_seed
     settings = Labelling("rank", 5, confirm=False, ties=False, both_bad=False, validation=validation, seed=seed)
     create_from_model(folder, settings, source)
 
 
-def labelled(folder: Path, source: Sampled, utility: Utility, noise: float | None = None) -> float:
+def labelled(
+    folder: Path, source: Sampled, utility: Utility, noise: float | None = None, split_seed: int | None = None
+) -> float:
     """`rankings` by the hidden utility with noise as `label` takes and returns it; made once."""
     done = folder / "labelled"
     if not done.is_file():
-        rankings(folder, source)
+        rankings(folder, source, split_seed=split_seed)
         with open_project(folder) as project:
             noise = label(project, source.recipe.seed, utility=utility, noise=noise)
         done.write_text(str(noise))
@@ -154,7 +159,8 @@ def labelled(folder: Path, source: Sampled, utility: Utility, noise: float | Non
 def trained(folder: Path, projects: Sequence[Path], kind: Kind, training: Training) -> Path:
     """The folder of a reward model of all labels of these projects; made once."""
     if not folder.is_dir():
-        train_reward_model(load_several([str(project) for project in projects]), Architecture(kind), training, folder)
+        architecture = Architecture(kind, hidden=64 if kind == "head" else 0)
+        train_reward_model(load_several([str(project) for project in projects]), architecture, training, folder)
     return folder
 
 
