@@ -211,3 +211,15 @@ def test_several_sources_are_one_and_share_no_prompt_between_training_and_valida
         shown = [opened(found.images[image]) for image in task.images]
         assert [image.tobytes() for image in shown] == [opened(two.images[i]).tobytes() for i in own.images]
         assert task.pairs == own.pairs
+
+
+def test_several_sources_split_by_task_keep_their_own_splits(tmp_path):
+    """All have the same prompts, so that with the split by prompt nothing would be left to train on."""
+    rows = [{"prompt": "a macaw", "image_0": f"{n}-0.png", "image_1": f"{n}-1.png", "preferred": 0} for n in range(12)]
+    folders = [str(table(tmp_path / name, rows)) for name in ("a", "b")]
+    settings = {"validation": 0.5, "seed": 1, "split_by": "task"}
+    one, found = load_comparisons(folders[0], **settings), load_several(folders, **settings)
+    assert one.training
+    assert one.validation
+    assert [task.validation for task in found.tasks] == 2 * [task.validation for task in one.tasks]
+    assert found.facts["moved"] == 0

@@ -130,18 +130,19 @@ def run(argv: list[str]) -> int:
         f"{len(found.training)} training and {len(found.validation)} validation tasks, {facts['pairs']:,} pairs "
         f"({facts['ties']:,} ties), {facts['images']:,} images, {facts['prompts']:,} prompts"
     )
+    note = ""
     if moved := facts.get("moved"):
-        line += (
+        note = (
             f"\n{moved} of the validation tasks are training tasks of their own source, but another source sets their "
             "prompts apart: --validation 0.2 splits all sources anew"
         )
     if args.dry_run:
         _try_out(architecture, args.resize, found)
-        print(f"{line}; {architecture.described} of {architecture.base}, into {out}")
+        print(f"{line}; {architecture.described} of {architecture.base}, into {out}{note}")
         return 0
     from tastemaker.reward_models.train import Samples, train_reward_model
 
-    print(line, flush=True)
+    print(line + note, flush=True)
     samples = Samples(args.model or "bundled", args.samples, args.steps) if args.standardise == "samples" else None
     result = train_reward_model(
         found, architecture, training, out, resize=args.resize, samples=samples,

@@ -110,20 +110,24 @@ def load_several(
     found = [
         load_comparisons(source, validation=validation, seed=seed, split_by=split_by, split=split) for source in sources
     ]
-    return found[0] if len(found) == 1 else merged(found)
+    return found[0] if len(found) == 1 else merged(found, split_by)
 
 
-def merged(parts: Sequence[Comparisons]) -> Comparisons:
-    """The tasks of all parts. A prompt that one of them sets apart for validation is set apart in all; the fact `moved`
-    is the number of training tasks that become validation tasks so."""
-    apart = {task.prompt for part in parts for task in part.validation}
+def merged(parts: Sequence[Comparisons], split_by: SplitBy = "prompt") -> Comparisons:
+    """The tasks of all parts. Of a split by prompt, a prompt that one part sets apart for validation is set apart in
+    all; the fact `moved` is the number of training tasks that become validation tasks so."""
+    apart = {task.prompt for part in parts for task in part.validation} if split_by == "prompt" else set()
     tasks: list[Task] = []
     images: list[ImageSource] = []
     facts: dict[str, Any] = {}
     for part in parts:
         shift = len(images)
         tasks += [
-            replace(task, images=tuple(shift + image for image in task.images), validation=task.prompt in apart)
+            replace(
+                task,
+                images=tuple(shift + image for image in task.images),
+                validation=task.validation or task.prompt in apart,
+            )
             for task in part.tasks
         ]
         images += part.images
@@ -134,7 +138,7 @@ def merged(parts: Sequence[Comparisons]) -> Comparisons:
     prompts = len({task.prompt for task in tasks})
     moved = sum(task.validation for task in tasks) - sum(len(part.validation) for part in parts)
     made = Comparisons(source, tuple(tasks), tuple(images), digest, facts | {"prompts": prompts, "moved": moved})
-    return _checked(made, "prompt")
+    return _checked(made, split_by)
 
 
 def split_again(found: Comparisons, share: float, seed: int, by: SplitBy = "prompt") -> Comparisons:
