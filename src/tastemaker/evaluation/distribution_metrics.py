@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tastemaker.diffusion.losses import Reduction, gaussian_kl, gaussian_logp
+from tastemaker.diffusion.losses import Reduction, gaussian_kl
 from tastemaker.diffusion.model import Denoiser
-from tastemaker.diffusion.sampler import KeptStep, next_latent
+from tastemaker.diffusion.sampler import KeptStep, drawn, next_latent
 from tastemaker.diffusion.sde import Sde
 from tastemaker.errors import DataError
 from tastemaker.rewards.learned.clip_model import Clip
@@ -179,8 +179,7 @@ def compared_transition(reference: Denoiser, found: list[Tensor]) -> KeptStep:
     ) -> tuple[Tensor, Tensor]:
         mean, std = next_latent(model, sde, x, cond, step)
         found.append(_step_kl(mean, next_latent(reference, sde, x, cond, step)[0], std))
-        x_next = (mean + std * noise).to(x.dtype)
-        return x_next, gaussian_logp(x_next, mean, std, reduction)
+        return drawn(mean, std, noise, x.dtype, reduction)
 
     return transition
 
