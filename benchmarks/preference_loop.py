@@ -48,14 +48,16 @@ ROUNDS = 28
 PPO = ["ppo-compressibility", "optimizer.lr=2e-3"]
 """The preset's value network is a copy of the policy's encoder with a new pool, whose rate is 1e-3."""
 WARM = ["algorithm.value_from={rm}", "algorithm.value_lr=1e-4"]
+DDPO = ["ddpo-compressibility", "optimizer.lr=3e-3", "optimizer.lr_scheduler=linear", "advantage.normalise=group"]
 ARMS: dict[str, Sequence[str]] = {
     "ppo": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}"],
     "ppo, new value network": [*PPO, "algorithm.kl=0", "--reward", "{rm}"],
     "ppo, KL penalty": [*PPO, *WARM, "algorithm.kl={kl}", "--reward", "{rm}"],
     "ppo, uncertainty": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}:penalty={penalty}"],
-    "ddpo": ["ddpo-compressibility", "optimizer.lr=3e-3", "optimizer.lr_scheduler=linear", "advantage.normalise=group",
-             "--reward", "{rm}"],
+    "ddpo": [*DDPO, "--reward", "{rm}"],
+    "ddpo, hidden utility": [*DDPO, "--reward", "hidden_taste:utility"],
 }  # fmt: skip
+"""The last one is what no one has, the utility itself as the reward: how much the others could reach."""
 KL, PENALTY = "10", "1"
 BASE = Policy("bundled")
 CENTER = 0.1
@@ -97,9 +99,10 @@ def arm(work: Path, name: str, rm: Path, seed: int, *more: str) -> Path:
 def curve(folder: Path, before: int = 0) -> dict[str, list[float]]:
     """What evaluations and rounds of a run measured, which began after so many rounds of another one."""
     rounds, evaluations = records(folder)
-    names = {"reward": "eval/reward/mean", "hidden": "eval/rewards/hidden_taste:utility",
-             "unseen": "eval/unseen/rewards/hidden_taste:utility", "correct": "eval/judge/correct",
-             "diversity": "eval/diversity"}  # fmt: skip
+    learned = "eval/rewards/hidden_taste:utility" in evaluations[0]
+    hidden = "rewards/hidden_taste:utility" if learned else "reward/mean"
+    names = {"reward": "eval/reward/mean", "hidden": f"eval/{hidden}", "unseen": f"eval/unseen/{hidden}",
+             "correct": "eval/judge/correct", "diversity": "eval/diversity"}  # fmt: skip
     found = {short: [record[name] for record in evaluations] for short, name in names.items()}
     found["round"] = [before + record["evaluation"] for record in evaluations]
     explained = [record["value/explained_variance"] for record in rounds if "value/explained_variance" in record]
