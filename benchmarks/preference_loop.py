@@ -206,6 +206,8 @@ def plot(results: dict[int, dict[str, Any]], deviation: float, out: Path) -> Non
             ("reward", "#0072b2", "learned reward"), ("hidden", "#d55e00", "hidden utility"),
             ("unseen", "#e69f00", "hidden utility, unseen prompts"),
         ):  # fmt: skip
+            if key == "reward" and curves[0]["reward"] == curves[0]["hidden"]:
+                continue  # the reward is the utility itself
             unit = 1.0 if key == "reward" else deviation
             zero = [
                 0.0 if key == "reward" else next(iter(one["curves"].values()))[key][0]
