@@ -57,7 +57,7 @@ ARMS: dict[str, Sequence[str]] = {
     "ddpo": [*DDPO, "--reward", "{rm}"],
     "ddpo, hidden utility": [*DDPO, "--reward", "hidden_taste:utility"],
 }  # fmt: skip
-"""The last one is what no one has, the utility itself as the reward: how much the others could reach."""
+"""The last one has the hidden utility itself as the reward, to compare the others with."""
 KL, PENALTY = "10", "1"
 BASE = Policy("bundled")
 CENTER = 0.1

@@ -73,11 +73,13 @@ def transition(
     model: Denoiser, sde: Sde, x: Tensor, cond: Cond, step: int, noise: Tensor, reduction: Reduction
 ) -> tuple[Tensor, Tensor]:
     """The next latents [N,*D], which have no graph, and their log-probability [N], at a step with this noise [N,*D]."""
-    return drawn(*next_latent(model, sde, x, cond, step), noise, x.dtype, reduction)
+    return draw_transition(*next_latent(model, sde, x, cond, step), noise, x.dtype, reduction)
 
 
-def drawn(mean: Tensor, std: Tensor, noise: Tensor, dtype: torch.dtype, reduction: Reduction) -> tuple[Tensor, Tensor]:
-    """What a transition returns, of the mean [N,*D] and standard deviation [N,1,..] of the next latents."""
+def draw_transition(
+    mean: Tensor, std: Tensor, noise: Tensor, dtype: torch.dtype, reduction: Reduction
+) -> tuple[Tensor, Tensor]:
+    """As `transition`, from the mean [N,*D] and standard deviation [N,1,..] of the next latents, which get this dtype."""
     x_next = (mean + std * noise).detach().to(dtype)
     return x_next, gaussian_logp(x_next, mean, std, reduction)
 

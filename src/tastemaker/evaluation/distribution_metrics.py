@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tastemaker.diffusion.losses import Reduction, gaussian_kl
 from tastemaker.diffusion.model import Denoiser
-from tastemaker.diffusion.sampler import KeptStep, drawn, next_latent
+from tastemaker.diffusion.sampler import KeptStep, draw_transition, next_latent
 from tastemaker.diffusion.sde import Sde
 from tastemaker.errors import DataError
 from tastemaker.rewards.learned.clip_model import Clip
@@ -179,7 +179,7 @@ def compared_transition(reference: Denoiser, found: list[Tensor]) -> KeptStep:
     ) -> tuple[Tensor, Tensor]:
         mean, std = next_latent(model, sde, x, cond, step)
         found.append(_step_kl(mean, next_latent(reference, sde, x, cond, step)[0], std))
-        return drawn(mean, std, noise, x.dtype, reduction)
+        return draw_transition(mean, std, noise, x.dtype, reduction)
 
     return transition
 
