@@ -79,7 +79,7 @@ def transition(
 def draw_transition(
     mean: Tensor, std: Tensor, noise: Tensor, dtype: torch.dtype, reduction: Reduction
 ) -> tuple[Tensor, Tensor]:
-    """As `transition`, from the mean [N,*D] and standard deviation [N,1,..] of the next latents, which get this dtype."""
+    """As `transition`, from the mean [N,*D] and standard deviation [N,1,..] of the next latents in `dtype`."""
     x_next = (mean + std * noise).detach().to(dtype)
     return x_next, gaussian_logp(x_next, mean, std, reduction)
 
