@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 import tastemaker as tm
 from tastemaker.cli.main import main
-from tastemaker.errors import ProcessLost
+from tastemaker.errors import ConfigError, ProcessLost
 from tastemaker.iteration import iterate, lineage
-from tastemaker.iteration.launching import launch
+from tastemaker.iteration.launching import count_processes, launch
 from tastemaker.iteration.settings import IterationSettings
 from tastemaker.training.run import train
 from tastemaker.training.signals import Interrupted, Preempted
@@ -32,12 +32,15 @@ WORDS = [
 
 
 def test_a_launched_alignment_is_the_one_in_the_process(tmp_path, capfd):
-    """Python alone is a launcher of one process. The first one given ends without having done anything."""
-    out = tmp_path / "out"
-    assert main(["iterate", *WORDS, "--out", str(out), "--launcher", "false"]) == 69
+    """Python alone is a launcher of one process. The first one given ends before it begins to train."""
+    out, failing = tmp_path / "out", tmp_path / "failing"
+    failing.write_text(f'#!/bin/sh\n[ "$3" = train ] && exit 1\nexec {shlex.quote(sys.executable)} "$@"\n')
+    failing.chmod(0o755)
+    assert main(["iterate", *WORDS, "--out", str(out), "--launcher", shlex.quote(str(failing))]) == 69
     said = capfd.readouterr()
     assert (
-        "the alignment ended with exit code 1, for reasons that are said above: false -m tastemaker train" in said.err
+        f"the alignment ended with exit code 1, for reasons that are said above: {failing} -m tastemaker train"
+        in said.err
     )
     assert f"go on by: tastemaker iterate --resume {out}" in said.out
     assert lineage.read(out)[0].run is None
@@ -61,6 +64,9 @@ def test_a_launched_alignment_is_the_one_in_the_process(tmp_path, capfd):
         ("no-such-launcher -n 8", "is 'no-such-launcher -n 8', but there is no such program"),
         ("", "is '', but there is no such program"),
         ("accelerate 'launch", '"accelerate \'launch" is no command: No closing quotation'),
+        ("sh -c 'echo no such flag; exit 3'", "ended with exit code 3 without having started `python -m MODULE`"),
+        ("true", "the launcher 'true' ended with exit code 0 without having started `python -m MODULE`"),
+        (f"env WORLD_SIZE=3 {shlex.quote(sys.executable)}", "(sampling.samples = 4, optimizer.updates = 1), which 3 "),
     ],
 )
 def test_launchers_that_cannot_run_are_refused_before_anything_is_done(tmp_path, launcher, reason, capsys):
@@ -68,6 +74,26 @@ def test_launchers_that_cannot_run_are_refused_before_anything_is_done(tmp_path,
         assert main(["iterate", *WORDS, "--out", str(tmp_path / "out"), "--launcher", launcher, *more]) == 2
         assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_launcher_says_of_its_failure_is_told():
+    with pytest.raises(ConfigError, match=r"before anything else:\nno such flag$"):
+        count_processes(["sh", "-c", "echo no such flag; exit 3"])
+
+
+def test_the_processes_are_counted():
+    assert count_processes([]) == 1
+    assert count_processes([sys.executable]) == 1
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert count_processes(launcher) == 2
+
+
+def test_more_processes_than_divide_an_update_are_refused_when_going_on(tmp_path, capsys):
+    (tmp_path / "iterate.yaml").write_text("train:\n  sampling:\n    samples: 4\n")
+    launcher = f"env WORLD_SIZE=3 {shlex.quote(sys.executable)}"
+    for more in ([], ["--dry-run"]):
+        assert main(["iterate", "--resume", str(tmp_path), "--launcher", launcher, *more]) == 2
+        assert "3 processes do not divide" in capsys.readouterr().err
 
 
 def test_a_run_that_has_begun_goes_on_by_the_launcher(tmp_path, monkeypatch):
@@ -89,8 +115,8 @@ def test_several_processes_are_not_to_start_the_command_itself(monkeypatch, caps
 
 
 def test_the_plan_names_it(capsys):
-    assert main(["iterate", *WORDS, "--dry-run", "--launcher", "env A=1 true"]) == 0
-    assert "4 images a round, by env A=1 true" in capsys.readouterr().out
+    assert main(["iterate", *WORDS, "--dry-run", "--launcher", f"env A=1 {shlex.quote(sys.executable)}"]) == 0
+    assert "4 images a round, by env A=1 " in capsys.readouterr().out
 
 
 CHILD = """

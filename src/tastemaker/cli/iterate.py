@@ -152,7 +152,7 @@ def _dry_run(settings: IterationSettings, out: Path, launcher: str | None) -> in
     from tastemaker.iteration.launching import launcher_words
 
     launched_by = launcher_words(launcher)
-    prompts, loop, config = check_settings(settings), settings.loop, settings.train
+    prompts, loop, config = check_settings(settings, launched_by), settings.loop, settings.train
     who = f"{loop.simulated.count} simulated labelers" if loop.simulate else "people in their browsers"
     images = loop.tasks * loop.label.task_size
     kind = settings.architecture.described

@@ -17,7 +17,7 @@ from tastemaker.errors import ConfigError, StorageError
 from tastemaker.evaluation.model_settings import set_up
 from tastemaker.iteration import lineage
 from tastemaker.iteration.labels import Log, sample_tasks, wait_for_labels
-from tastemaker.iteration.launching import launch, launcher_words
+from tastemaker.iteration.launching import count_processes, launch, launcher_words
 from tastemaker.iteration.lineage import Record
 from tastemaker.iteration.report import write_report
 from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Waiting, run_config
@@ -36,7 +36,7 @@ from tastemaker.runs.checkpoint import saved_round
 from tastemaker.runs.folders import check_new_folder
 from tastemaker.runs.locking import only_writer
 from tastemaker.training import run as training
-from tastemaker.training.setup import split_prompts
+from tastemaker.training.setup import require_divisible, split_prompts
 
 SETTINGS = "iterate.yaml"
 RUN_SETTINGS = "run.yaml"
@@ -60,7 +60,7 @@ def start(
     """
     check_new_folder(out)
     launched_by = launcher_words(launcher)
-    check_settings(settings)
+    check_settings(settings, launched_by)
     try:
         out.mkdir(parents=True, exist_ok=True)
         atomic.replace_atomic(out / SETTINGS, dump_config(settings).encode())
@@ -70,10 +70,11 @@ def start(
         return _iterate(settings, out, command, waiting, launched_by, log)
 
 
-def check_settings(settings: IterationSettings) -> int:
+def check_settings(settings: IterationSettings, launcher: Sequence[str] = ()) -> int:
     """Checks all that the settings name, but for the reward model; loads no weights of the model.
 
-    Returns the number of prompts. Raises a TastemakerError.
+    The words of a launcher's command, of `launcher_words`, are tried: they must start processes among which the images
+    of an update can be divided. Returns the number of prompts. Raises a TastemakerError.
     """
     config, loop = settings.train, settings.loop
     check(settings.architecture, loop.reward_model)
@@ -85,6 +86,7 @@ def check_settings(settings: IterationSettings) -> int:
     model = load_meta_model(config.model)
     model.check(prompts.prompts)
     set_up(model, config.sampling)
+    require_divisible(config, count_processes(launcher))
     return len(prompts)
 
 
@@ -102,6 +104,7 @@ def go_on(
     Raises ConfigError where the folder has no iterations, or what they left has been changed.
     """
     settings, launched_by = load_settings(out), launcher_words(launcher)
+    require_divisible(settings.train, count_processes(launched_by))
     if iterations is not None:
         done = sum(one.run is not None for one in lineage.read(out))
         if iterations < done:

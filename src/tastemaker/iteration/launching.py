@@ -7,7 +7,9 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -32,6 +34,26 @@ def launcher_words(launcher: str | None) -> tuple[str, ...]:
             f"such as {EXAMPLE!r}"
         )
     return words
+
+
+def count_processes(launcher: Sequence[str]) -> int:
+    """How many processes a launcher starts, which is found out by starting them; 1 without a launcher.
+
+    Raises ConfigError where it cannot start them.
+    """
+    if not launcher:
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "processes"
+        command = [*launcher, "-m", "tastemaker.iteration.process_count", str(file)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        if done.returncode or not file.is_file():
+            said = "\n".join(done.stdout.strip().splitlines()[-10:]) or "(it printed nothing)"
+            raise ConfigError(
+                f"the launcher {shlex.join(launcher)!r} ended with exit code {done.returncode} without having started "
+                f"`python -m MODULE`, which it was tried with before anything else:\n{said}"
+            )
+        return int(file.read_text(encoding="utf-8"))
 
 
 def launch(launcher: Sequence[str], arguments: Sequence[str]) -> None:
