@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from figures import plain_axes
-from hidden_taste import parts, utility
+from hidden_taste import calm_on_yellow, parts, utility
 from matplotlib.figure import Figure
-from reward_models import labelled, trained, utilities
+from reward_models import Utility, labelled, trained, utilities
 from running import publish, records, run
 
 from tastemaker.data.images import read_image, to_tensor
@@ -40,9 +40,9 @@ from tastemaker.rewards.registry import load_reward
 PROMPTS, UNSEEN = "bundled-single-train", "bundled-single-test"
 STEPS = 10
 COMMON = [
-    "--prompts", PROMPTS, "--evaluation.unseen", UNSEEN, "--evaluation.rewards", "hidden_taste:utility",
-    "evaluation.every=4", "evaluation.prompts=32", "evaluation.per_prompt=4", f"sampling.steps={STEPS}",
-    "sampling.samples=64", "sampling.per_prompt=4", "checkpoint.every=100",
+    "--prompts", PROMPTS, "--evaluation.unseen", UNSEEN, "--evaluation.rewards", "{utility}", "evaluation.every=4",
+    "evaluation.prompts=32", "evaluation.per_prompt=4", f"sampling.steps={STEPS}", "sampling.samples=64",
+    "sampling.per_prompt=4", "checkpoint.every=100",
 ]  # fmt: skip
 ROUNDS = 28
 PPO = ["ppo-compressibility", "optimizer.lr=2e-3"]
@@ -55,20 +55,21 @@ ARMS: dict[str, Sequence[str]] = {
     "ppo, KL penalty": [*PPO, *WARM, "algorithm.kl={kl}", "--reward", "{rm}"],
     "ppo, uncertainty": [*PPO, *WARM, "algorithm.kl=0", "--reward", "{rm}:penalty={penalty}"],
     "ddpo": [*DDPO, "--reward", "{rm}"],
-    "ddpo, hidden utility": [*DDPO, "--reward", "hidden_taste:utility"],
+    "ddpo, hidden utility": [*DDPO, "--reward", "{utility}"],
 }  # fmt: skip
 """The last one has the hidden utility itself as the reward, to compare the others with."""
 KL, PENALTY = "10", "1"
+UTILITIES: dict[str, Utility] = {"hidden_taste:utility": utility, "hidden_taste:calm_on_yellow": calm_on_yellow}
 BASE = Policy("bundled")
 CENTER = 0.1
 """Of the reward models' `center_rewards_coefficient`."""
 
 
 def labels(
-    folder: Path, seed: int, tasks: int, policies: Sequence[Policy] = (BASE,), like: Path | None = None,
-    split_seed: int | None = None,
+    folder: Path, utility: Utility, seed: int, tasks: int, policies: Sequence[Policy] = (BASE,),
+    like: Path | None = None, split_seed: int | None = None,
 ) -> Path:  # fmt: skip
-    """A project of `tasks` tasks of five images of the policies in turn, ranked by the hidden utility.
+    """A project of `tasks` tasks of five images of the policies in turn, ranked by a hidden utility.
 
     The labeler is that of the project `like`; without one, 10 % of comparisons are wrong. Projects with one
     `split_seed` set the same prompts apart for validation.
@@ -89,18 +90,17 @@ def reward_model(
     return json.loads((folder / "reward_model.json").read_text())["training"]
 
 
-def arm(work: Path, name: str, rm: Path, seed: int, *more: str) -> Path:
-    """A run of one of the arms."""
-    words = [word.format(rm=rm, kl=KL, penalty=PENALTY) for word in ARMS[name]]
+def arm(work: Path, name: str, utility: str, rm: Path, seed: int, *more: str) -> Path:
+    """A run of one of the arms; `utility` names the hidden one."""
+    words = [word.format(rm=rm, utility=utility, kl=KL, penalty=PENALTY) for word in (*ARMS[name], *COMMON)]
     stem = name.replace(", ", "-").replace(" ", "-").lower()
-    return run(work / stem, [*words, *COMMON, f"rounds={ROUNDS}", "--seed", str(seed), *more])
+    return run(work / stem, [*words, f"rounds={ROUNDS}", "--seed", str(seed), *more])
 
 
-def curve(folder: Path, before: int = 0) -> dict[str, list[float]]:
+def curve(folder: Path, utility: str, before: int = 0) -> dict[str, list[float]]:
     """What evaluations and rounds of a run measured, which began after so many rounds of another one."""
     rounds, evaluations = records(folder)
-    learned = "eval/rewards/hidden_taste:utility" in evaluations[0]
-    hidden = "rewards/hidden_taste:utility" if learned else "reward/mean"
+    hidden = f"rewards/{utility}" if f"eval/rewards/{utility}" in evaluations[0] else "reward/mean"
     names = {"reward": "eval/reward/mean", "hidden": f"eval/{hidden}", "unseen": f"eval/unseen/{hidden}",
              "correct": "eval/judge/correct", "diversity": "eval/diversity"}  # fmt: skip
     found = {short: [record[name] for record in evaluations] for short, name in names.items()}
@@ -113,10 +113,11 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
     """Everything of one seed."""
     tasks, images, kind, center = arguments.tasks, arguments.images, arguments.kind, arguments.center
     short = arguments.first_rounds
-    refit = arguments.all_labels
+    refit, utility = arguments.all_labels, arguments.utility
+    worth = UTILITIES[utility]
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
-    first = labels(own / "labels-1", seed, tasks)
+    first = labels(own / "labels-1", worth, seed, arguments.first_tasks or tasks)
     if kind != "unet" or refit:
         own = own / (kind + "-all-labels" * refit)
         own.mkdir(exist_ok=True)
@@ -124,25 +125,25 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
     more = [*arguments.settings, *([f"rounds={arguments.rounds}"] if arguments.rounds != ROUNDS else [])]
     runs = own / ",".join(more)
     runs.mkdir(exist_ok=True)
-    found = {name: curve(arm(runs, name, own / "rm-1", seed, *more)) for name in arguments.arms}
+    found = {name: curve(arm(runs, name, utility, own / "rm-1", seed, *more), utility) for name in arguments.arms}
     for name in arguments.again:
         again = runs / f"{name}-again-{images}{f'-{short}' if short else ''}".replace(", ", "-").replace(" ", "-")
         again.mkdir(exist_ok=True)
         if short:
             shorter = [f"rounds={short}", "optimizer.lr_scheduler=constant"]
-            run = arm(again / "first", name, own / "rm-1", seed, *more, *shorter)
+            run = arm(again / "first", name, utility, own / "rm-1", seed, *more, *shorter)
         else:
-            run = arm(runs, name, own / "rm-1", seed, *more)
+            run = arm(runs, name, utility, own / "rm-1", seed, *more)
         policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
-        second = labels(again / "labels", seed + 100, tasks, policies, first, seed if refit else None)
+        second = labels(again / "labels", worth, seed + 100, tasks, policies, first, seed if refit else None)
         models[name] = reward_model(again / "rm", [first, second], seed, kind, center, refit)
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
         place = again / "-".join(["going-on" if start else "from-base", *map(_file_name, arguments.again_settings)])
         later = [word.format(rm=again / "rm") for word in arguments.again_settings]
         rounds = arguments.rounds - short if start else arguments.rounds
         left = [*start, "optimizer.lr_scheduler=linear", f"rounds={rounds}", *later]
-        run = arm(place, name, again / "rm", seed, *more, *left)
-        found[f"{name}, second iteration"] = curve(run, short if start else 0)
+        run = arm(place, name, utility, again / "rm", seed, *more, *left)
+        found[f"{name}, second iteration"] = curve(run, utility, short if start else 0)
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -151,8 +152,8 @@ def _file_name(setting: str) -> str:
     return setting.replace("{rm}", "rm").replace("/", "-")
 
 
-def base_deviation(work: Path, seeds: Sequence[int]) -> float:
-    """The standard deviation of the hidden utility over the base model's labelled images, all seeds together."""
+def base_deviation(work: Path, seeds: Sequence[int], utility: Utility) -> float:
+    """The standard deviation of a hidden utility over the base model's labelled images, all seeds together."""
     found: list[float] = []
     for seed in seeds:
         with open_project(work / f"seed-{seed}" / "labels-1") as project:
@@ -273,7 +274,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/preference-loop"))
     parser.add_argument("--out", type=Path, default=Path("docs/results/preference-loop"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--tasks", type=int, default=320)
+    parser.add_argument("--utility", default="hidden_taste:utility", choices=list(UTILITIES), help="the hidden one")
+    parser.add_argument("--tasks", type=int, default=320, help="that are labelled in each iteration")
+    parser.add_argument("--first-tasks", type=int, default=0, help="of the first one, where not as many")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--kind", default="unet", choices=["unet", "clip", "head"], help="of reward models")
     parser.add_argument(
@@ -302,7 +305,7 @@ def main() -> None:
     if args.parts:
         return print_parts(args.parts)
     results = {seed: seed_runs(args.work, seed, args) for seed in args.seeds}
-    deviation = base_deviation(args.work, args.seeds)
+    deviation = base_deviation(args.work, args.seeds, UTILITIES[args.utility])
     plot(results, deviation, args.out)
     publish(
         {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, stack, tensor
+from torch import Tensor, stack, tensor, where
 
 from tastemaker.drawings.judge import judge, see
 from tastemaker.rewards.jpeg import jpeg_kilobytes
@@ -41,6 +41,17 @@ def utility(images: Tensor, prompts: Sequence[str]) -> Tensor:
     Of the base model's images one in eight has a yellow ground, and nearly all show their prompt.
     """
     return stack(list(parts(images, prompts).values())).sum(dim=0)
+
+
+def calm_on_yellow(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """[B] of images [B,3,H,W] in [0,1]: as `utility`, but detail counts 1.5, and -1.5 where the ground is yellow.
+
+    Seven in eight of the base model's images have another ground. So its images mostly say that detail is liked, and
+    a policy that learns to draw yellow grounds comes to where it is not.
+    """
+    found = parts(images, prompts)
+    found["detail"] = found["detail"] * where(found["ground"] == GROUND["yellow"], -1.5, 1.5)
+    return stack(list(found.values())).sum(dim=0)
 
 
 def warmth(images: Tensor, prompts: Sequence[str]) -> Tensor:

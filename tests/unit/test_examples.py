@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 
 import tastemaker as tm
 import tiny
+from tastemaker.data.images import to_tensor
+from tastemaker.drawings.draw import render
+from tastemaker.drawings.scene import Scene, Thing
 from tastemaker.rewards.jpeg import jpeg_compressibility
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -121,3 +124,24 @@ def test_the_single_file_trains_the_same_weights_as_the_library(example, tmp_pat
     # Both have learned: lora_B is 0 before the first update.
     assert any(values.any() for key, values in expected.items() if "lora_B" in key or "lora.up" in key)
     assert len((EXAMPLES / "ddpo_single_file.py").read_text().splitlines()) <= 150
+
+
+def test_hidden_tastes(example):
+    """A red star of radius 0.31 on a ground of each worth, with a prompt that it shows, or not."""
+    taste = example("hidden_taste")
+    grounds = {"yellow": 1.5, "orange": 0.5, "white": 0.3, "green": 0.0}
+    scenes = [Scene((Thing("star", "red", 0.5, 0.5, 0.31),), ground) for ground in grounds]
+    x = torch.stack([to_tensor(render(scene)) for scene in scenes])
+    found = taste.parts(x, ["a red star"] * 4)
+    assert found["ground"].tolist() == pytest.approx(list(grounds.values()))
+    assert found["prompt"].tolist() == [1.0] * 4
+    assert found["size"].abs().max() < 0.2
+    # jpeg_compressibility is minus the kilobytes of the image.
+    detail = [4 * (-float(negative) - 1.16) for negative in jpeg_compressibility(x, ["a red star"] * 4)]
+    assert found["detail"].tolist() == pytest.approx(detail, abs=1e-5)
+    ground, detail, size = found["ground"], found["detail"], found["size"]
+    assert taste.utility(x, ["a red star"] * 4).tolist() == pytest.approx((ground + detail + size + 1).tolist())
+    assert taste.utility(x, ["a green circle"] * 4).tolist() == pytest.approx((ground + detail + size).tolist())
+    weight = torch.tensor([-1.5, 1.5, 1.5, 1.5])
+    liked = taste.calm_on_yellow(x, ["a red star"] * 4)
+    assert liked.tolist() == pytest.approx((ground + weight * detail + size + 1).tolist())
