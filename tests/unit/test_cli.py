@@ -17,13 +17,13 @@ from tastemaker.algorithms.rwr import RWR
 from tastemaker.algorithms.windows import Backward
 from tastemaker.cli import mix, settings
 from tastemaker.cli.arguments import flag_types, nearest_flags, parse, split_assignments
-from tastemaker.cli.folders import processes
 from tastemaker.cli.main import COMMANDS, main
 from tastemaker.cli.sampling import step_mask
 from tastemaker.cli.train import TrainArgs
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import dump_config
+from tastemaker.process_count import process_count
 
 SOURCE = Path(tastemaker.__file__).parent.parent
 PRESET = "ddpo-compressibility"
@@ -254,7 +254,7 @@ def test_a_launcher_s_variable_that_is_no_number(monkeypatch: pytest.MonkeyPatch
     assert main(["train", PRESET]) == 2
     assert "$WORLD_SIZE is 'many', expected the number of processes" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "")  # as an empty variable of a job script
-    assert processes() == 1
+    assert process_count() == 1
 
 
 def test_mistakes_read_the_same_without_unicode():

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tastemaker.cli.folders import processes
 from tastemaker.cli.settings import read
 from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, TastemakerError
+from tastemaker.process_count import process_count
 
 if TYPE_CHECKING:
     from tastemaker.benchmarking.bench import Bench
@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     args, name = read(BenchArgs, argv, "bench")
     if args.repeats < 1:
         raise ConfigError(f"--repeats is {args.repeats}, but must be greater than 0")
-    if processes() > 1:
+    if process_count() > 1:
         raise ConfigError("bench measures one process: start it without accelerate launch or torchrun")
     changed = {option: _changed(argv, option) for option in options}
     if args.dry_run:

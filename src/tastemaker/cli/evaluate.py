@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from tastemaker.cli.arguments import parse
-from tastemaker.cli.folders import next_free, processes
+from tastemaker.cli.folders import next_free
 from tastemaker.cli.sampling import SamplingFlags
 from tastemaker.cli.text import as_source
 from tastemaker.errors import ConfigError
+from tastemaker.process_count import process_count
 
 if TYPE_CHECKING:
     from tastemaker.cli.evaluation_options import Options
@@ -71,7 +72,7 @@ class EvaluateArgs:
 def run(argv: list[str]) -> int:
     """Runs the command."""
     args = parse(EvaluateArgs, argv, "evaluate")
-    if processes() > 1:
+    if process_count() > 1:
         raise ConfigError("tastemaker evaluate is one process: start it without torchrun or `accelerate launch`")
     from tastemaker.cli.evaluation_options import make_plan
     from tastemaker.cli.evaluation_work import check_models, described, evaluate, show

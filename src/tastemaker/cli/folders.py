@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tastemaker.errors import ConfigError, nearest
+from tastemaker.process_count import process_count
 from tastemaker.runs.folders import check_new_folder
 
 if TYPE_CHECKING:
@@ -16,20 +17,12 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
-def processes() -> int:
-    """How many processes a launcher has started together. Raises ConfigError where $WORLD_SIZE is no number."""
-    given = os.environ.get("WORLD_SIZE", "").strip() or "1"
-    if not given.isdecimal():
-        raise ConfigError(f"$WORLD_SIZE is {given!r}, expected the number of processes, as a launcher sets it")
-    return int(given)
-
-
 def next_free(stem: str, *, agreed: bool = False) -> Path:
     """The first of runs/<stem>-1, runs/<stem>-2, ... that does not exist.
 
     Raises ConfigError in one of several processes, unless they will agree on the first one's (`agreed`).
     """
-    if processes() > 1 and not agreed:
+    if process_count() > 1 and not agreed:
         raise ConfigError("several processes run together, and each would choose its own folder: give --out DIR")
     return next(path for n in itertools.count(1) if not (path := RUNS / f"{stem}-{n}").exists())
 

@@ -13,13 +13,14 @@ from typing import Annotated
 import tyro
 
 from tastemaker.cli.arguments import parse
-from tastemaker.cli.folders import next_free, processes
+from tastemaker.cli.folders import next_free
 from tastemaker.cli.settings import read
 from tastemaker.config.presets import PRESETS
 from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError, TastemakerError
 from tastemaker.iteration.settings import REWARD_MODEL, IterationSettings, Loop, Waiting
 from tastemaker.printing import print_lines
+from tastemaker.process_count import process_count
 from tastemaker.web.hosts import check_port
 
 
@@ -61,7 +62,7 @@ class IterateArgs:
 
 def run(argv: list[str]) -> int:
     """Runs the command."""
-    if processes() > 1:
+    if process_count() > 1:
         raise ConfigError(
             "iterate runs in one process and starts the alignment on several: start it alone, and give the launcher "
             "as in --launcher 'accelerate launch --num_processes 8'"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tastemaker.cli.folders import next_free, processes, require_unused
+from tastemaker.cli.folders import next_free, require_unused
 from tastemaker.cli.settings import read
 from tastemaker.config.schema import Config
 from tastemaker.errors import ConfigError
+from tastemaker.process_count import process_count
 
 if TYPE_CHECKING:
     from tastemaker.training.plan import Facts, Plan
@@ -82,7 +83,7 @@ def dry_run(config: Config, out: Path | None, machine: Machine | None = None) ->
 
     machine = checked(machine or Machine())
     with isolated():
-        facts = preflight(config, out, machine.gpus or processes())
+        facts = preflight(config, out, machine.gpus or process_count())
     plan = make_plan(config, facts)
     print(describe(config, facts, plan))
     print(f"{'time':15} {time_line(config, facts, plan, machine)}")

@@ -45,7 +45,7 @@ def count_processes(launcher: Sequence[str]) -> int:
         return 1
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "processes"
-        command = [*launcher, "-m", "tastemaker.iteration.process_count", str(file)]
+        command = [*launcher, "-m", "tastemaker.process_count", str(file)]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         if done.returncode or not file.is_file():
             said = "\n".join(done.stdout.strip().splitlines()[-10:]) or "(it printed nothing)"
