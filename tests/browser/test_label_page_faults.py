@@ -47,6 +47,8 @@ def label(project: Project, user: int, count: int) -> list[Assigned]:
 
 
 def task_of(page: Page) -> int:
+    """The task that the page shows, or will show once it has fetched it."""
+    page.wait_for_selector("body[data-task]")
     return int(page.get_attribute("body", "data-task") or "")
 
 
