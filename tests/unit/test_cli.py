@@ -71,8 +71,12 @@ def test_torch_stays_out_of_help_lists_and_mistakes(argv: list[str]):
 
 
 @pytest.mark.parametrize("argv", [["--help"], *([name, "--help"] for name in COMMANDS), ["train", PRESET, "--help"]])
-def test_help_takes_about_a_third_of_a_second_at_most(argv: list[str]):
-    """On a machine that reads four of Python's own modules in 0.12 s: a slow one, or a slow hour, is slow at both."""
+def test_help_takes_about_two_fifths_of_a_second_at_most(argv: list[str]):
+    """On a machine that reads four of Python's own modules in 0.12 s: a slow one, or a slow hour, is slow at both.
+
+    But not equally: help took less than 2.8 times as long as the reading on idle processors, and 2.9 to 3.4 times on
+    busy ones.
+    """
 
     def seconds(run: Callable[[], subprocess.CompletedProcess[str]]) -> float:
         # Time on the processor, which other work on the machine lengthens less than the clock's.
@@ -84,7 +88,7 @@ def test_help_takes_about_a_third_of_a_second_at_most(argv: list[str]):
 
     modules = "argparse, ast, inspect, typing"
     reading = f"import {modules}; [ast.parse(inspect.getsource(module)) for module in ({modules})]"
-    assert any(seconds(lambda: start(*argv)) < 2.8 * seconds(lambda: python(reading)) for _ in range(10))
+    assert any(seconds(lambda: start(*argv)) < 3.6 * seconds(lambda: python(reading)) for _ in range(10))
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]])
