@@ -74,7 +74,7 @@ def test_torch_stays_out_of_help_lists_and_mistakes(argv: list[str]):
 def test_help_takes_about_two_fifths_of_a_second_at_most(argv: list[str]):
     """On a machine that reads four of Python's own modules in 0.12 s: a slow one, or a slow hour, is slow at both.
 
-    But not equally: help took less than 2.8 times as long as the reading on idle processors, and 2.9 to 3.4 times on
+    But not equally: help took less than 2.8 times as long as the reading on idle processors, and 2.9 to 3.5 times on
     busy ones.
     """
 
