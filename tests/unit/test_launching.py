@@ -114,9 +114,11 @@ def test_several_processes_are_not_to_start_the_command_itself(monkeypatch, caps
     assert "give the launcher as in --launcher 'accelerate launch" in capsys.readouterr().err
 
 
-def test_the_plan_names_it(capsys):
-    assert main(["iterate", *WORDS, "--dry-run", "--launcher", f"env A=1 {shlex.quote(sys.executable)}"]) == 0
-    assert "4 images a round, by env A=1 " in capsys.readouterr().out
+@pytest.mark.parametrize(("processes", "said"), [(1, "1 process"), (2, "2 processes")])
+def test_the_plan_names_it_and_its_processes(processes, said, capsys):
+    launcher = f"env WORLD_SIZE={processes} {shlex.quote(sys.executable)}"
+    assert main(["iterate", *WORDS, "--dry-run", "--launcher", launcher]) == 0
+    assert capsys.readouterr().out.endswith(f"4 images a round, by {launcher} on {said}\n")
 
 
 CHILD = """

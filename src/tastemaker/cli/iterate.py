@@ -149,11 +149,13 @@ def _images_of(loop: Loop) -> str:
 
 def _dry_run(settings: IterationSettings, out: Path, launcher: str | None) -> int:
     """Checks everything but the reward model, which is not there yet, and prints the plan."""
-    from tastemaker.iteration.iterate import check_settings
+    from tastemaker.iteration.iterate import check_launcher, check_settings
     from tastemaker.iteration.launching import launcher_words
 
     launched_by = launcher_words(launcher)
-    prompts, loop, config = check_settings(settings, launched_by), settings.loop, settings.train
+    prompts, loop, config = check_settings(settings), settings.loop, settings.train
+    processes = check_launcher(settings, launched_by)
+    where = f", by {shlex.join(launched_by)} on {processes} process{'es' * (processes > 1)}" if launched_by else ""
     who = f"{loop.simulated.count} simulated labelers" if loop.simulate else "people in their browsers"
     images = loop.tasks * loop.label.task_size
     kind = settings.architecture.described
@@ -166,6 +168,6 @@ def _dry_run(settings: IterationSettings, out: Path, launcher: str | None) -> in
         else "  no reward model: the algorithm learns from the labels themselves",
         f"  {config.rounds} rounds of {config.algorithm.name} from "
         f"{'the base model' if loop.policy == 'base' else 'the adapter of the iteration before'}, "
-        f"{config.sampling.samples:,} images a round" + (f", by {shlex.join(launched_by)}" if launched_by else ""),
+        f"{config.sampling.samples:,} images a round{where}",
     )
     return 0

@@ -60,7 +60,8 @@ def start(
     """
     check_new_folder(out)
     launched_by = launcher_words(launcher)
-    check_settings(settings, launched_by)
+    check_settings(settings)
+    check_launcher(settings, launched_by)
     try:
         out.mkdir(parents=True, exist_ok=True)
         atomic.replace_atomic(out / SETTINGS, dump_config(settings).encode())
@@ -70,11 +71,10 @@ def start(
         return _iterate(settings, out, command, waiting, launched_by, log)
 
 
-def check_settings(settings: IterationSettings, launcher: Sequence[str] = ()) -> int:
+def check_settings(settings: IterationSettings) -> int:
     """Checks all that the settings name, but for the reward model; loads no weights of the model.
 
-    The words of a launcher's command, of `launcher_words`, are tried: they must start processes among which the images
-    of an update can be divided. Returns the number of prompts. Raises a TastemakerError.
+    Returns the number of prompts. Raises a TastemakerError.
     """
     config, loop = settings.train, settings.loop
     check(settings.architecture, loop.reward_model)
@@ -86,8 +86,17 @@ def check_settings(settings: IterationSettings, launcher: Sequence[str] = ()) ->
     model = load_meta_model(config.model)
     model.check(prompts.prompts)
     set_up(model, config.sampling)
-    require_divisible(config, count_processes(launcher))
     return len(prompts)
+
+
+def check_launcher(settings: IterationSettings, launcher: Sequence[str]) -> int:
+    """Tries a launcher, given as the words of its command, and returns how many processes it starts.
+
+    Raises ConfigError where it cannot start them, or where the images of an update cannot be divided among them.
+    """
+    processes = count_processes(launcher)
+    require_divisible(settings.train, processes)
+    return processes
 
 
 def go_on(
@@ -104,7 +113,7 @@ def go_on(
     Raises ConfigError where the folder has no iterations, or what they left has been changed.
     """
     settings, launched_by = load_settings(out), launcher_words(launcher)
-    require_divisible(settings.train, count_processes(launched_by))
+    check_launcher(settings, launched_by)
     if iterations is not None:
         done = sum(one.run is not None for one in lineage.read(out))
         if iterations < done:
