@@ -90,17 +90,18 @@ def reward_model(
     return json.loads((folder / "reward_model.json").read_text())["training"]
 
 
-def arm(work: Path, name: str, utility: str, rm: Path, seed: int, *more: str) -> Path:
-    """A run of one of the arms; `utility` names the hidden one."""
-    words = [word.format(rm=rm, utility=utility, kl=KL, penalty=PENALTY) for word in (*ARMS[name], *COMMON)]
+def arm(work: Path, name: str, utility_name: str, rm: Path, seed: int, *more: str) -> Path:
+    """A run of one of the arms; `utility_name` is the hidden one's."""
+    words = [word.format(rm=rm, utility=utility_name, kl=KL, penalty=PENALTY) for word in (*ARMS[name], *COMMON)]
     stem = name.replace(", ", "-").replace(" ", "-").lower()
     return run(work / stem, [*words, f"rounds={ROUNDS}", "--seed", str(seed), *more])
 
 
-def curve(folder: Path, utility: str, before: int = 0) -> dict[str, list[float]]:
+def curve(folder: Path, utility_name: str, before: int = 0) -> dict[str, list[float]]:
     """What evaluations and rounds of a run measured, which began after so many rounds of another one."""
     rounds, evaluations = records(folder)
-    hidden = f"rewards/{utility}" if f"eval/rewards/{utility}" in evaluations[0] else "reward/mean"
+    evaluated = f"rewards/{utility_name}"
+    hidden = evaluated if f"eval/{evaluated}" in evaluations[0] else "reward/mean"
     names = {"reward": "eval/reward/mean", "hidden": f"eval/{hidden}", "unseen": f"eval/unseen/{hidden}",
              "correct": "eval/judge/correct", "diversity": "eval/diversity"}  # fmt: skip
     found = {short: [record[name] for record in evaluations] for short, name in names.items()}
@@ -113,11 +114,11 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
     """Everything of one seed."""
     tasks, images, kind, center = arguments.tasks, arguments.images, arguments.kind, arguments.center
     short = arguments.first_rounds
-    refit, utility = arguments.all_labels, arguments.utility
-    worth = UTILITIES[utility]
+    refit, utility_name = arguments.all_labels, arguments.utility
+    utility = UTILITIES[utility_name]
     own = work / f"seed-{seed}"
     own.mkdir(parents=True, exist_ok=True)
-    first = labels(own / "labels-1", worth, seed, arguments.first_tasks or tasks)
+    first = labels(own / "labels-1", utility, seed, arguments.first_tasks or tasks)
     if kind != "unet" or refit:
         own = own / (kind + "-all-labels" * refit)
         own.mkdir(exist_ok=True)
@@ -125,25 +126,35 @@ def seed_runs(work: Path, seed: int, arguments: argparse.Namespace) -> dict[str,
     more = [*arguments.settings, *([f"rounds={arguments.rounds}"] if arguments.rounds != ROUNDS else [])]
     runs = own / ",".join(more)
     runs.mkdir(exist_ok=True)
-    found = {name: curve(arm(runs, name, utility, own / "rm-1", seed, *more), utility) for name in arguments.arms}
+    found = {}
+    for name in arguments.arms:
+        found[name] = curve(arm(runs, name, utility_name, own / "rm-1", seed, *more), utility_name)
+    if arguments.control:
+        together = (arguments.first_tasks or tasks) + tasks
+        control = labels(own / "labels-control", utility, seed, together)
+        models["control"] = reward_model(own / "rm-control", [control], seed, kind, center, refit)
+        (runs / "control").mkdir(exist_ok=True)
+        for name in arguments.control:
+            run = arm(runs / "control", name, utility_name, own / "rm-control", seed, *more)
+            found[f"{name}, {together} tasks at once"] = curve(run, utility_name)
     for name in arguments.again:
         again = runs / f"{name}-again-{images}{f'-{short}' if short else ''}".replace(", ", "-").replace(" ", "-")
         again.mkdir(exist_ok=True)
         if short:
             shorter = [f"rounds={short}", "optimizer.lr_scheduler=constant"]
-            run = arm(again / "first", name, utility, own / "rm-1", seed, *more, *shorter)
+            run = arm(again / "first", name, utility_name, own / "rm-1", seed, *more, *shorter)
         else:
-            run = arm(runs, name, utility, own / "rm-1", seed, *more)
+            run = arm(runs, name, utility_name, own / "rm-1", seed, *more)
         policies = [Policy(name, run), BASE][: 1 if images == "newest" else 2]
-        second = labels(again / "labels", worth, seed + 100, tasks, policies, first, seed if refit else None)
+        second = labels(again / "labels", utility, seed + 100, tasks, policies, first, seed if refit else None)
         models[name] = reward_model(again / "rm", [first, second], seed, kind, center, refit)
         start = [f"tuning.start_from={run}"] if arguments.start == "previous" else []
         place = again / "-".join(["going-on" if start else "from-base", *map(_file_name, arguments.again_settings)])
         later = [word.format(rm=again / "rm") for word in arguments.again_settings]
         rounds = arguments.rounds - short if start else arguments.rounds
         left = [*start, "optimizer.lr_scheduler=linear", f"rounds={rounds}", *later]
-        run = arm(place, name, utility, again / "rm", seed, *more, *left)
-        found[f"{name}, second iteration"] = curve(run, utility, short if start else 0)
+        run = arm(place, name, utility_name, again / "rm", seed, *more, *left)
+        found[f"{name}, second iteration"] = curve(run, utility_name, short if start else 0)
     return {"accuracy": {name: one["validation_accuracy"] for name, one in models.items()}, "curves": found}
 
 
@@ -285,6 +296,10 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--images", default="mixed", choices=["mixed", "newest"])
     parser.add_argument("--again", nargs="*", default=["ppo", "ddpo"], help="arms with a second iteration")
+    parser.add_argument(
+        "--control", nargs="*", default=[],
+        help="arms with one iteration that has the tasks of both, all of the base model's images",
+    )  # fmt: skip
     parser.add_argument("--start", default="base", choices=["base", "previous"], help="of a second iteration")
     parser.add_argument("--first-rounds", type=int, default=0, help="of the run that a second iteration goes on from")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of both iterations together, and of one alone")
