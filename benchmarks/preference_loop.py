@@ -172,6 +172,17 @@ def base_deviation(work: Path, seeds: Sequence[int], utility: Utility) -> float:
     return statistics.pstdev(found)
 
 
+def early_stop(correct: Sequence[float]) -> int:
+    """The evaluation whose model `early_stop.metric=judge/correct early_stop.min_delta=0.1` would keep.
+
+    correct: judge/correct at each evaluation. The hidden utility has no part in it.
+    """
+    for index, value in enumerate(correct):
+        if value < max(correct[: index + 1]) - 0.1:
+            return index - 1
+    return len(correct) - 1
+
+
 def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str, Any]]:
     """For each arm what was reached, in standard deviations of the base model's images: mean over seeds."""
     rows = []
@@ -187,6 +198,7 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
 
         hidden, unseen = gains("hidden"), gains("unseen")
         best = [max(range(len(one)), key=one.__getitem__) for one in hidden]
+        kept = [early_stop(one["correct"]) for one in curves]
         explained = [statistics.mean(one["explained"][1:]) for one in curves if one["explained"]]
         rows.append({
             "arm": name, "seeds": len(curves), "best": [round(max(one), 2) for one in hidden],
@@ -195,6 +207,12 @@ def table(results: dict[int, dict[str, Any]], deviation: float) -> list[dict[str
                 round(one[index], 2) for one, index in zip(unseen, best, strict=True)
             ],
             "unseen at the end": [round(one[-1], 2) for one in unseen],
+            "round of early_stop": [one["round"][index] for one, index in zip(curves, kept, strict=True)],
+            "early_stop": [round(one[index], 2) for one, index in zip(hidden, kept, strict=True)],
+            "unseen at early_stop": [round(one[index], 2) for one, index in zip(unseen, kept, strict=True)],
+            "shows the prompt at early_stop": [
+                round(one["correct"][index], 2) for one, index in zip(curves, kept, strict=True)
+            ],
             "learned reward at the end": [round(one["reward"][-1], 2) for one in curves],
             "shows the prompt at the end": [round(one["correct"][-1], 2) for one in curves],
             "returns explained": [round(value, 2) for value in explained],
