@@ -5,7 +5,10 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from tastemaker.cli.evaluated import find_model
 from tastemaker.cli.main import main
+from tastemaker.report.data import read_run
+from tastemaker.training.progress import plain
 
 # |R + 10| is smaller where the reward is: a run that works against its own evaluations.
 DOWNHILL = [
@@ -34,12 +37,20 @@ def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoi
     assert main(["resume", str(tmp_path / "free"), "--rounds", "3"]) == 0
     values = [record["eval/reward/mean"] for record in metrics(tmp_path / "free") if "evaluation" in record]
     assert values == sorted(values, reverse=True)  # it does fall
+    assert "early_stop/kept_round" not in metrics(tmp_path / "free")[-1]
     # Between the fall after two rounds and that after three.
     fall = values[0] - (values[2] + values[3]) / 2
     watched = ["early_stop.metric=reward/mean", f"early_stop.min_delta={fall}"]
     capsys.readouterr()
     assert train(checkpoint, tmp_path / "watched", *watched) == 0
-    assert "stopping after round 3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stopping after round 3" in said
+    # What is said of the run at its end, and its report, are of the model that it leaves.
+    assert f"smooth:warmth: {plain(values[0])} -> {plain(values[2])} (" in said
+    evaluations = [record for record in metrics(tmp_path / "watched") if "evaluation" in record]
+    assert [record["early_stop/kept_round"] for record in evaluations] == [0, 1, 2, 2]
+    assert read_run(tmp_path / "watched").kept == evaluations[2]
+    assert [find_model(str(tmp_path / run), None).evaluated.round for run in ("watched", "free")] == [2, 3]
     assert [r["round"] for r in metrics(tmp_path / "watched") if "round" in r] == [1, 2, 3]
     assert (tmp_path / "watched/report.html").is_file()
     left = adapter(tmp_path / "watched")

@@ -21,6 +21,7 @@ from PIL import Image
 from drawing import drawn
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.statistics import bootstrap_mean, rate_interval
+from tastemaker.iteration import report as iterations
 from tastemaker.report import grid
 from tastemaker.report.data import base_scale, read_run, seconds_by_phase
 from tastemaker.report.grid import MOST_IMAGES
@@ -217,6 +218,78 @@ def test_headline_takes_no_later_model_for_the_base_model(tmp_path):
     rounds = [round_record(1, -2.0), round_record(2, -1.75)]
     assert Page(write_report(make_run(tmp_path / "a", late + rounds))).value("Reward") == "−2.00→−1.75"
     assert Page(write_report(make_run(tmp_path / "b", late))).value("Reward") == "–"
+
+
+def stopped(folder: Path, kept: int) -> Path:
+    """A run of four rounds that was stopped early, and leaves the model of round `kept`."""
+    run = usual(folder)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in lines:
+        if "evaluation" in record:
+            record["early_stop/kept_round"] = min(record["evaluation"], kept)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    return run
+
+
+def test_headline_and_images_are_those_of_the_model_that_early_stopping_leaves(tmp_path):
+    page = Page(write_report(stopped(tmp_path / "run", 2)))
+    assert page.value("Reward") == "−2.00→−1.50"
+    assert page.value("In base standard deviations") == "+1.00"  # (-1.5 - -2) / 0.5
+    assert page.value("Judged correct") == "90%→85%"
+    assert page.value("Rounds") == "4 of 9 (leaves that of 2)"
+    lead = " ".join(page.all("p", "lead")[0]["text"].split())
+    assert lead.startswith("After 2 rounds of DDPO, the mean reward rose from −2.00 to −1.50")
+    assert "The run stopped early, after 4 rounds: the model that it leaves" in lead
+    assert "before and after, are those of round 2." in lead
+    assert [page.inside(group, "b")[0]["text"] for group in page.groups(live=True)] == ["2.05", "2.25"]
+    slider = page.all("input", id="slider")[0]["attrs"]
+    assert (slider["max"], slider["value"]) == ("2", "1")
+    assert [frame["groups"] is None for frame in page.frames()] == [False, True, False]
+    assert page.all("output", id="stop")[0]["text"] == "after 2 rounds"
+
+
+def test_a_run_that_leaves_the_base_model_says_so(tmp_path):
+    page = Page(write_report(stopped(tmp_path / "run", 0)))
+    assert page.value("Reward") == "−2.00→−2.00"
+    assert "are those of the base model, since nothing later was as good" in page.source
+    change = of_change(read_run(tmp_path / "run"), "reward/mean")
+    assert change is None or (change.low, change.high) == (0.0, 0.0)
+
+
+def test_comparison_shows_what_each_run_leaves(tmp_path):
+    runs = [stopped(tmp_path / "stopped", 2), usual(tmp_path / "whole")]
+    page = Page(compare_report(runs, tmp_path / "report.html"))
+    assert "4 (leaves that of 2)" in [cell["text"] for cell in page.all("td", "n")]
+    frames = page.frames()
+    assert [frame["label"] for frame in frames] == ["base model", "after 2 rounds", "after 4 rounds", "at the end"]
+    assert frames[3]["groups"] is None
+    assert [page.inside(group, "b")[0]["text"] for group in page.groups(live=True)] == ["2.05", "4.05", "2.25", "4.25"]
+
+
+def test_the_report_of_iterations_shows_what_each_run_leaves(tmp_path):
+    run = read_run(stopped(tmp_path / "run", 2))
+    assert iterations._before_after(run, "eval/judge/correct") == "0.9 → 0.85"
+    cards, _ = iterations.shown_images([run])
+    (_, before), (name, after) = cards[0].groups
+    assert name == "iteration 1"
+    for n, uris in ((0, before), (2, after)):
+        assert [decoded(uri).convert("RGB").tobytes() for uri in uris] == [
+            noise(1000 * n + index, 32).tobytes() for index in range(2)
+        ]
+
+
+def test_the_model_that_is_left_stays_on_a_thinned_slider(tmp_path):
+    for kept in (0, 1, 20, 38, 39):
+        run = make_run(tmp_path / str(kept), [evaluation_record(39, -1.0) | {"early_stop/kept_round": kept}])
+        records = [evaluation_record(n, -1.0) | {"early_stop/kept_round": min(n, kept)} for n in range(40)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        for n in range(40):
+            add_samples(run, n, prompts=("a star",), per_prompt=1, size=2)
+        page = Page(write_report(run))
+        rounds = [frame["round"] for frame in page.frames()]
+        assert rounds == sorted(set(rounds))
+        assert (rounds[0], rounds[-1], len(rounds)) == (0, 39, MOST_IMAGES)
+        assert rounds[int(page.all("input", id="slider")[0]["attrs"]["value"])] == kept
 
 
 def test_before_and_after_images_are_the_files_pixel_for_pixel(page):

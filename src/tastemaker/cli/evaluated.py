@@ -19,7 +19,9 @@ from tastemaker.evaluation.evaluated_models import Checkpoint, EvaluatedModel, M
 from tastemaker.in_memory import PREFIX
 from tastemaker.models.adapter_files import find_adapter, require_adapter
 from tastemaker.models.bundled import BUNDLED
+from tastemaker.report.data import KEPT_ROUND
 from tastemaker.runs.checkpoint import saved_round
+from tastemaker.runs.metrics import read_metrics
 
 _LABEL = re.compile(r"([^=/\\]+)=(.+)", re.DOTALL)
 _ROUND = re.compile(r"(.+)@(\d+)")
@@ -108,15 +110,19 @@ def _run(path: Path, model: str | None) -> Found:
     config = _config(path)
     found = EvaluatedModel(
         _name(path), model or _base(path, config), Trained(find_adapter(path)), trained_on=_trained_on([config]),
-        run=_name(path), round=_last_round(path, config),
+        run=_name(path), round=_round_left(path, config),
     )  # fmt: skip
     return Found(found, (config,))
 
 
-def _last_round(run: Path, config: Config) -> int | None:
-    """The round after which a run's adapter is; None for one that may have been stopped early, whose is another."""
+def _round_left(run: Path, config: Config) -> int | None:
+    """The round after which the model is that a run leaves; None where nothing says it."""
     last = saved_round(run)
-    return last if last >= 0 and config.early_stop.metric is None else None
+    if config.early_stop.metric is None and not config.early_stop.over_optimisation:
+        return last if last >= 0 else None
+    path = run / "metrics.jsonl"
+    records = read_metrics(path) if path.is_file() else []
+    return next((record[KEPT_ROUND] for record in reversed(records) if KEPT_ROUND in record), None)
 
 
 def _checkpoint(run: Path, round: int, model: str | None) -> Found:

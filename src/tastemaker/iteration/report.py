@@ -104,9 +104,10 @@ def _images_of(record: Record) -> str:
 
 def _before_after(run: Run, key: str) -> str:
     values = [value for one in run.evaluations if (value := number(one, key)) is not None]
-    best = max(values)
-    ends = f"{values[0]:.3g} → {values[-1]:.3g}"
-    return (ends if best <= max(values[0], values[-1]) else f"{ends} (at most {best:.3g})").replace("-", "−")
+    best, kept = max(values), number(run.kept, key)
+    left = values[-1] if kept is None else kept
+    ends = f"{values[0]:.3g} → {left:.3g}"
+    return (ends if best <= max(values[0], left) else f"{ends} (at most {best:.3g})").replace("-", "−")
 
 
 def _made_by(record: Record) -> str:
@@ -169,8 +170,8 @@ def shown_images(runs: Sequence[Run]) -> tuple[list[Card], tuple[int, int]]:
     if runs and runs[0].checkpoints:
         checkpoints.append(("before", runs[0].checkpoints[0]))
     for index, run in enumerate(runs):
-        if len(run.checkpoints) > 1:
-            checkpoints.append((f"iteration {index + 1}", run.checkpoints[-1]))
+        if len(run.checkpoints) > 1 and (kept := run.kept_checkpoint) is not None:
+            checkpoints.append((f"iteration {index + 1}", kept))
     prompts = list(dict.fromkeys(image.prompt for _, one in checkpoints for image in one.images))[:PROMPTS]
     cards = []
     for prompt in prompts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from tastemaker.errors import ConfigError
 from tastemaker.printing import readable
 
 Record = Mapping[str, Any]
+KEPT_ROUND = "early_stop/kept_round"
+"""Metric of the evaluations of a run that may stop early: rounds done of the model that it would leave now."""
 PHASES = ("sample", "score", "train", "evaluate", "save")
 
 
@@ -59,6 +61,18 @@ class Run:
     def name(self) -> str:
         return readable(self.folder.resolve().name)
 
+    @property
+    def kept(self) -> Record | None:
+        """The evaluation of the model that early stopping has kept in place of the last one, if it has."""
+        return kept_evaluation(self.evaluations)
+
+    @property
+    def kept_checkpoint(self) -> Checkpoint | None:
+        """Images of the model that the run leaves, or of the last one before it that has images."""
+        kept = self.kept
+        found = [one for one in self.checkpoints if kept is None or one.round <= kept["evaluation"]]
+        return found[-1] if found else None
+
 
 def read_run(folder: Path) -> Run:
     """The run in `folder`. Raises ConfigError where there is none, or where its metrics cannot be read."""
@@ -70,6 +84,15 @@ def read_run(folder: Path) -> Run:
         folder, _mapping(config_text), config_text, _mapping(_text(folder / "env.json")),
         rounds, evaluations, checkpoints, unseen, notes,
     )  # fmt: skip
+
+
+def kept_evaluation(evaluations: Sequence[Record]) -> Record | None:
+    """The evaluation of the model that early stopping has kept in place of the last one.
+
+    None where the run leaves its last model.
+    """
+    at = number(evaluations[-1], KEPT_ROUND) if evaluations else None
+    return next((record for record in evaluations[:-1] if number(record, "evaluation") == at), None)
 
 
 def number(record: Record | None, key: str) -> float | None:

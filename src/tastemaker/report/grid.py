@@ -65,6 +65,8 @@ class Grid:
     names: tuple[str, ...]
     before: str
     after: str
+    shown: int
+    """The slider's stop that the page begins with: that of the models that the runs leave."""
     frames: list[dict[str, object]]
     ratio: str
     pixelated: bool
@@ -80,24 +82,25 @@ def build_grid(runs: Sequence[Run], names: Sequence[str]) -> Grid | None:
     if not keys[0] or any(other != keys[0] for other in keys):
         return None
     every = _stops(runs)
-    stops = _thinned(every, max(2, MOST_IMAGES // len(runs)))
+    stops, shown = _thinned(every, _kept_stop(every, runs), max(2, MOST_IMAGES // len(runs)))
     prompts: dict[str, list[int]] = {}
     for index, (prompt, _) in enumerate(keys[0]):
         prompts.setdefault(prompt, []).append(index)
     rows = list(prompts.values())
     side = LARGEST if len(stops) * len(runs) * len(keys[0]) <= MANY else SMALLER
     drawn = [[_groups(checkpoint, rows, side) for checkpoint in stop.checkpoints] for stop in stops]
-    shown = [image for stop in stops for checkpoint in stop.checkpoints for image in checkpoint.images]
-    width, height = image_size(shown)
+    images = [image for stop in stops for checkpoint in stop.checkpoints for image in checkpoint.images]
+    width, height = image_size(images)
     return Grid(
-        cards=_cards(list(prompts), rows, stops, drawn),
+        cards=_cards(list(prompts), rows, stops, drawn, shown),
         names=tuple(names),
         before=_base_label(stops[0], drawn[0], names),
-        after=stops[-1].label,
-        frames=_frames(stops, drawn),
+        after=stops[shown].label,
+        shown=shown,
+        frames=_frames(stops, drawn, shown),
         ratio=f"{width} / {height}",
         pixelated=max(width, height) <= PIXEL_ART,
-        judged=any(image.correct is not None for image in shown),
+        judged=any(image.correct is not None for image in images),
         across=max(len(row) for row in rows),
         notes=(f"The slider shows {len(stops)} of {len(every)} checkpoints.",) if len(stops) < len(every) else (),
     )
@@ -110,50 +113,63 @@ def _base_label(stop: Stop, drawn: list[list[Group]], names: Sequence[str]) -> s
 
 
 def _stops(runs: Sequence[Run]) -> list[Stop]:
-    """The checkpoints that all runs share, and the end of each run."""
+    """The checkpoints that all runs share, and that of the model that each run leaves."""
     by_round = [{checkpoint.round: checkpoint for checkpoint in run.checkpoints} for run in runs]
     shared = sorted(set.intersection(*(set(checkpoints) for checkpoints in by_round)))
     stops = [Stop(rounds_label(n), n, tuple(checkpoints[n] for checkpoints in by_round)) for n in shared]
-    ends = tuple(run.checkpoints[-1] for run in runs)
-    if not stops or stops[-1].checkpoints != ends:
-        stops.append(Stop("at the end", max(checkpoint.round for checkpoint in ends), ends))
+    kept = _kept(runs)
+    if all(stop.checkpoints != kept for stop in stops):
+        stops.append(Stop("at the end", max(checkpoint.round for checkpoint in kept), kept))
     return stops
 
 
-def _thinned(stops: list[Stop], most: int) -> list[Stop]:
-    """At most `most` of them, evenly spread, with both ends."""
+def _kept(runs: Sequence[Run]) -> tuple[Checkpoint, ...]:
+    return tuple(run.kept_checkpoint or run.checkpoints[0] for run in runs)
+
+
+def _kept_stop(stops: list[Stop], runs: Sequence[Run]) -> int:
+    kept = _kept(runs)
+    return next(index for index, stop in enumerate(stops) if stop.checkpoints == kept)
+
+
+def _thinned(stops: list[Stop], shown: int, most: int) -> tuple[list[Stop], int]:
+    """At most `most` of them, evenly spread, with the first one and the one that is shown; and where that is then."""
     if len(stops) <= most:
-        return stops
-    return [stops[round(index * (len(stops) - 1) / (most - 1))] for index in range(most)]
+        return stops, shown
+    spread = [round(index * (len(stops) - 1) / (most - 1)) for index in range(most)]
+    if shown not in spread:
+        between = range(1, max(2, most - 1))
+        spread[min(between, key=lambda index: abs(spread[index] - shown))] = shown
+    return [stops[index] for index in spread], spread.index(shown)
 
 
 def _cards(
-    prompts: list[str], rows: list[list[int]], stops: list[Stop], drawn: list[list[list[Group]]]
+    prompts: list[str], rows: list[list[int]], stops: list[Stop], drawn: list[list[list[Group]]], shown: int
 ) -> tuple[Card, ...]:
     changes = [
-        sum(abs((_mean(last, row) or 0) - (_mean(first, row) or 0)) for first, last in _ends(stops)) for row in rows
+        sum(
+            abs((_mean(after, row) or 0) - (_mean(before, row) or 0))
+            for before, after in zip(stops[0].checkpoints, stops[shown].checkpoints, strict=True)
+        )
+        for row in rows
     ]
     order = sorted(range(len(rows)), key=lambda index: -changes[index])
-    after = drawn[-1] if len(stops) > 1 else []
+    after = drawn[shown] if len(stops) > 1 else []
     return tuple(
         Card(prompt, order.index(index), drawn[0][0][index], tuple(groups[index] for groups in after))
         for index, prompt in enumerate(prompts)
     )
 
 
-def _ends(stops: list[Stop]) -> list[tuple[Checkpoint, Checkpoint]]:
-    return list(zip(stops[0].checkpoints, stops[-1].checkpoints, strict=True))
-
-
-def _frames(stops: list[Stop], drawn: list[list[list[Group]]]) -> list[dict[str, object]]:
-    """A frame a stop; its groups in the page's order (cards, then runs). The last one is in the page already."""
+def _frames(stops: list[Stop], drawn: list[list[list[Group]]], shown: int) -> list[dict[str, object]]:
+    """A frame a stop; its groups in the page's order (cards, then runs). The shown one is in the page already."""
     if len(stops) < 2:
         return []
     frames: list[dict[str, object]] = []
     for stop, by_run in zip(stops, drawn, strict=True):
         groups = [groups[index] for index in range(len(by_run[0])) for groups in by_run]
         packed = [{"text": g.text, "cells": [[c.src, c.text, c.wrong] for c in g.cells]} for g in groups]
-        frames.append({"label": stop.label, "round": stop.round, "groups": None if stop is stops[-1] else packed})
+        frames.append({"label": stop.label, "round": stop.round, "groups": None if stop is stops[shown] else packed})
     return frames
 
 

@@ -42,15 +42,21 @@ def at_evaluations(run: Run, key: str) -> dict[int, Interval]:
 
 
 def of_change(run: Run, key: str) -> Interval | None:
-    """The change from the first evaluation to the last; None where the images of one of them do not tell it."""
+    """The change from the first evaluation to that of the model that the run leaves.
+
+    None where the images of one of the two do not tell it.
+    """
     measure, intervals = _measure(key), at_evaluations(run, key)
     rounds = [int(record["evaluation"]) for record in run.evaluations if number(record, f"eval/{key}") is not None]
-    if measure is None or len(rounds) < 2 or not {rounds[0], rounds[-1]} <= intervals.keys():
+    if measure is None or len(rounds) < 2:
+        return None
+    end = rounds[-1] if run.kept is None else int(run.kept["evaluation"])
+    if not {rounds[0], end} <= intervals.keys():
         return None
     checkpoints = {checkpoint.round: checkpoint for checkpoint in _checkpoints(run, key)}
     pairs = [
         (one, other)
-        for one, other in zip(checkpoints[rounds[0]].images, checkpoints[rounds[-1]].images, strict=True)
+        for one, other in zip(checkpoints[rounds[0]].images, checkpoints[end].images, strict=True)
         if _value(one, measure) is not None and _value(other, measure) is not None
     ]
     before, prompts = _values([one for one, _ in pairs], measure)

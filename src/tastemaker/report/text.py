@@ -68,6 +68,8 @@ class Summary:
     evaluated: bool
     """Whether the changes are of the evaluation's fixed images, rather than of training images."""
     rounds: int
+    kept: int | None
+    """Rounds done of the model that the run leaves, where early stopping has kept another one than the last."""
     planned: int | None
     duration: str
     queries: str
@@ -75,6 +77,11 @@ class Summary:
     config: str
     command: str
     env: tuple[tuple[str, str], ...]
+
+    @property
+    def model_rounds(self) -> int:
+        """Rounds done of the model that the run leaves."""
+        return self.rounds if self.kept is None else self.kept
 
     @property
     def stds_text(self) -> str:
@@ -119,6 +126,7 @@ def summarise(run: Run, name: str) -> Summary:
         table=_table(run),
         evaluated=len(run.evaluations) > 1,
         rounds=int(run.rounds[-1]["round"]) if run.rounds else 0,
+        kept=None if run.kept is None else int(run.kept["evaluation"]),
         planned=None if planned is None else int(planned),
         duration=_duration(sum(sum(seconds_by_phase(record).values()) for record in run.rounds)),
         queries=f"{max(queries):,.0f}" if queries else DASH,
@@ -155,14 +163,16 @@ def _table(run: Run) -> tuple[Row, ...]:
 
 
 def _change(run: Run, key: str, percent: bool = False) -> Change:
-    """From the base model to the latest one: by evaluations if there are two, else by training images.
+    """From the base model to the one that the run leaves: by evaluations if there are two, else by training images.
 
     The two are never mixed, for their prompts differ. Round 1 draws its images before any update, so they are
     the base model's as well.
     """
     text = percent_number if percent else tidy_number
+    kept = run.kept
+    evaluations = run.evaluations if kept is None else (run.evaluations[0], kept)
     sources = (
-        (0, series(run.evaluations, "evaluation", f"eval/{key}")),
+        (0, series(evaluations, "evaluation", f"eval/{key}")),
         (1, series(run.rounds, "round", key)),
     )
     of_base = [values for start, (at, values) in sources if at and at[0] == start]

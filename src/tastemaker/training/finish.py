@@ -11,6 +11,7 @@ from tastemaker.config.schema import Config
 from tastemaker.in_memory import PREFIX
 from tastemaker.models.bundled import BUNDLED
 from tastemaker.printing import readable
+from tastemaker.report.data import kept_evaluation
 from tastemaker.runs import atomic
 from tastemaker.runs.metrics import read_metrics
 from tastemaker.training.progress import plain
@@ -73,9 +74,9 @@ def _variant(folder: Path) -> str | None:
 
 
 def summary(config: Config, folder: Path, report: Path) -> str:
-    """The reward and the judge, first and last, and where the report is."""
+    """The reward and the judge, of the base model and of the model that the run leaves, and where the report is."""
     evaluations = [line for line in read_metrics(folder / "metrics.jsonl") if "evaluation" in line]
-    first, final = evaluations[0], evaluations[-1]
+    first, final = evaluations[0], kept_evaluation(evaluations) or evaluations[-1]
     text = (
         f"{config.reward}: {plain(first['eval/reward/mean'])} -> {plain(final['eval/reward/mean'])} ({_above(final)})"
     )

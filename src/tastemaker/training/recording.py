@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tastemaker.evaluation.images import save_grid, to_pil
+from tastemaker.report.data import KEPT_ROUND
 from tastemaker.runs.metrics import append_metrics
 from tastemaker.training.evaluations import RunEvaluation
 from tastemaker.training.session import Session
@@ -39,11 +41,16 @@ def record_round(session: Session, folder: Path, record: dict, evaluation: RunEv
 
 def record_evaluation(session: Session, folder: Path, evaluation: RunEvaluation) -> None:
     """Writes an evaluation's figures and image grids into the run's folder."""
-    append_metrics(folder / "metrics.jsonl", evaluation.record(session.state))
+    append_metrics(folder / "metrics.jsonl", _evaluation_record(session, evaluation))
     for kind, shown in {"round": evaluation.seen, "unseen": evaluation.unseen}.items():
         if shown is not None:
             reward = evaluation.reward(shown)
             save_grid(folder, session.state.round, shown.images, shown.draw, reward, shown.correct, kind)
+
+
+def _evaluation_record(session: Session, evaluation: RunEvaluation) -> dict[str, Any]:
+    record = evaluation.record(session.state)
+    return record if session.kept is None else record | {KEPT_ROUND: session.state.kept_round}
 
 
 def track_evaluation(session: Session, evaluation: RunEvaluation, *, late: bool = False) -> None:
@@ -51,7 +58,7 @@ def track_evaluation(session: Session, evaluation: RunEvaluation, *, late: bool 
     trackers, number = session.trackers, session.state.round
     if not trackers.active:
         return
-    record = evaluation.record(session.state)
+    record = _evaluation_record(session, evaluation)
     trackers.log({name: value for name, value in record.items() if name != "evaluation"}, number, late=late)
     for prefix, shown in {"eval": evaluation.seen, "eval/unseen": evaluation.unseen}.items():
         if shown is not None:
