@@ -28,7 +28,7 @@ def trained(
     lab: Lab, measures: Sequence[float] = (), others: Sequence[float] = (), kl: Sequence[float] = (), **changes: Any
 ) -> Path:
     """The folder of a run whose rounds set all weights to the round's number, and whose evaluations find the measures
-    as mean rewards, one after the other, and then 0. Likewise the means of a reward that only looks, whose images have
+    as mean rewards, one after the other, and then 0. Likewise the means of a held-out reward, whose images have
     a deviation of 1, and the divergence."""
     values, looking, nats, out = iter(measures), iter(others), iter(kl), lab.new("run")
 

@@ -143,7 +143,7 @@ def test_a_resumed_run_uses_the_same_scale_wherever_the_server_is(finished, chec
 
 def test_the_report_shows_parts_others_and_unseen_prompts(finished):
     page = (finished / "report.html").read_text()
-    for said in ("Parts of the reward", "Rewards that only look", "Prompts not trained on", "min(soft-colourfulness"):
+    for said in ("Parts of the reward", "Held-out rewards", "Prompts not trained on", "min(soft-colourfulness"):
         assert said in page, said
 
 

@@ -277,7 +277,7 @@ def test_images_of_a_prompt_must_suit_the_project(project, per_prompt, evaluated
         else:
             with pytest.raises(RewardError, match=said):
                 require_labelers_fit(config, people(app), {}, 1)
-        # Rewards that only look at evaluations need not suit the rounds.
+        # Held-out rewards, which score evaluations, need not suit the rounds.
         if said is None or said.startswith("sampling"):
             require_labelers_fit(config, as_reward(lambda x, p: x), {"other": people(app)}, 1)
         assert app.sent == []

@@ -104,7 +104,7 @@ def _rounds(made: ModelEvaluation) -> dict[str, list[EvaluatedModel]]:
 
 
 def _costs(made: ModelEvaluation) -> list[str]:
-    """What trained rewards are plotted against: divergence, judge, diversity and the rewards that only look."""
+    """What trained rewards are plotted against: divergence, judge, diversity and the held-out rewards."""
     held_out = [row.metric for row in made.table if row.kind == "reward" and row.difference is not None]
     trained = {row.metric for row in made.table if row.kind == "trained reward"}
     found = [name for name in ("kl", "judge", "diversity") if made.rows(name)]

@@ -155,7 +155,7 @@ def _parts(run: Run) -> list[Plot]:
 
 def _others(run: Run) -> list[Plot]:
     return _one_by_one(
-        run, "rewards/", "Rewards that only look",
+        run, "rewards/", "Held-out rewards",
         "Rewards that are measured and never trained on, in their own units, on the evaluations' fixed images: what "
         "rises here too was not only learned for the trained reward's sake.",
     )  # fmt: skip

@@ -64,7 +64,7 @@ class Summary:
     warned: tuple[str, ...]
     """What the first evaluation with a warning of over-optimisation said, and the last one, where that is another."""
     table: tuple[Row, ...]
-    """Parts of the reward, rewards that only look, and figures on unseen prompts; empty where there are none."""
+    """Parts of the reward, held-out rewards, and figures on unseen prompts; empty where there are none."""
     evaluated: bool
     """Whether the changes are of the evaluation's fixed images, rather than of training images."""
     rounds: int
@@ -150,7 +150,7 @@ def _table(run: Run) -> tuple[Row, ...]:
     parts, others = measures(run, "reward/parts/"), measures(run, "rewards/")
     keys = {"reward/mean": "reward"}
     keys |= {f"reward/parts/{name}": f"part: {name}" for name in parts}
-    keys |= {f"rewards/{name}": f"only looking: {name}" for name in others}
+    keys |= {f"rewards/{name}": f"held out: {name}" for name in others}
     keys |= {"judge/correct": "judged correct", "diversity": "diversity", "kl": "divergence from the base, nats"}
     if not any("eval/kl" in record for record in run.evaluations):
         del keys["kl"]  # rounds have a `kl` too, of single steps

@@ -37,7 +37,7 @@ class RunEvaluation:
     """The evaluations of one model of a run."""
 
     reward_name: str
-    """The reward that is trained; the others only look."""
+    """The reward that is trained on; the others are held out."""
     seen: Evaluation
     """Of the prompts that are trained on."""
     unseen: Evaluation | None = None
@@ -94,7 +94,7 @@ class RunEvaluation:
         return found | {f"rewards/{name}": _rewards(total) for name, total in self.others(evaluation).items()}
 
     def others(self, evaluation: Evaluation) -> dict[str, Tensor]:
-        """[B] each of the rewards that only look, by short names."""
+        """[B] each of the held-out rewards, by short names."""
         others = {name: scores.total for name, scores in evaluation.scores.items() if name != self.reward_name}
         return dict(zip(labels(list(others)), others.values(), strict=True))
 

@@ -56,7 +56,7 @@ class Session:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     others: dict[str, Reward] = field(default_factory=dict)
-    """Rewards that only look, by name: evaluated and never trained on."""
+    """Held-out rewards, by name: evaluated and never trained on."""
 
     unseen: PromptSet | None = None
     """Prompts that are evaluated and never trained on."""
