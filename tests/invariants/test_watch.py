@@ -5,6 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+import tastemaker as tm
 from tastemaker.cli.evaluated import find_model
 from tastemaker.cli.main import main
 from tastemaker.report.data import read_run
@@ -50,6 +51,8 @@ def test_a_run_ends_where_its_measure_falls_and_leaves_the_model_before(checkpoi
     evaluations = [record for record in metrics(tmp_path / "watched") if "evaluation" in record]
     assert [record["early_stop/kept_round"] for record in evaluations] == [0, 1, 2, 2]
     assert read_run(tmp_path / "watched").kept == evaluations[2]
+    run = tm.load_run(tmp_path / "watched")
+    assert [image.reward for image in run.images()] == [image.reward for image in run.images(2)]
     assert [find_model(str(tmp_path / run), None).evaluated.round for run in ("watched", "free")] == [2, 3]
     assert [r["round"] for r in metrics(tmp_path / "watched") if "round" in r] == [1, 2, 3]
     assert (tmp_path / "watched/report.html").is_file()

@@ -14,6 +14,7 @@ from tastemaker.cli.folders import require_run
 from tastemaker.config.schema import Config
 from tastemaker.config.yaml_file import load_config
 from tastemaker.errors import ConfigError
+from tastemaker.report.data import kept_evaluation
 from tastemaker.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -89,16 +90,19 @@ class Run:
         return pandas.DataFrame(self.metrics())
 
     def images(self, round: int | None = None) -> list[RunImage]:
-        """The images of the evaluation after a round, 0 for the base model's; of the last one when None.
+        """The images of the evaluation after a round, 0 for the base model's.
 
-        The same prompts and seeds at every evaluation. Raises ConfigError where there was no evaluation after `round`.
+        None: of the model that the run leaves. The same prompts and seeds at every evaluation. Raises ConfigError where
+        there was no evaluation after `round`.
         """
         grids = {
             int(match[1]): path
             for path in sorted((self.folder / "samples").glob("round-*"))
             if (match := re.fullmatch(r"round-(\d+)", path.name))
         }
-        chosen = max(grids, default=None) if round is None else round
+        kept = kept_evaluation(self.evaluations())  # with early stopping it may be an earlier one than the last
+        left = max(grids, default=None) if kept is None else int(kept["evaluation"])
+        chosen = left if round is None else round
         if chosen is None or chosen not in grids:
             known = ", ".join(map(str, sorted(grids))) or "none"
             raise ConfigError(f"{self.folder} has no images of round {chosen}; rounds with images: {known}")
