@@ -1,7 +1,9 @@
-"""Reward models of the three kinds on comparisons by a labeler with a hidden utility (docs/results/reward-models.md).
+"""Reward models of all kinds on comparisons by a labeler with a hidden utility (docs/results/reward-models.md).
 
     python benchmarks/reward_models.py label --out build/labels
     python benchmarks/reward_models.py train build/labels --out build/reward-models
+    python benchmarks/reward_models.py label --model bundled-flow --out build/labels-flow
+    python benchmarks/reward_models.py train build/labels-flow --model bundled-flow --network transformer
     python benchmarks/reward_models.py guidance --out build/guidance
 
 `label` samples tasks of five images with the bundled model and ranks them by a utility of what the judge sees in an
@@ -167,8 +169,8 @@ def trained(folder: Path, projects: Sequence[Path], kind: Kind, training: Traini
 def run_label(args: argparse.Namespace) -> None:
     """Makes the labelling project."""
     source = Sampled(
-        load_model("bundled"), load_prompts(args.prompts).prompts, args.tasks,
-        Recipe(steps=args.steps, guidance=5.0, seed=args.seed), "bundled",
+        load_model(args.model), load_prompts(args.prompts).prompts, args.tasks,
+        Recipe(steps=args.steps, guidance=5.0, seed=args.seed), args.model,
     )  # fmt: skip
     rankings(args.out, source, args.validation)
     with open_project(args.out) as project:
@@ -187,10 +189,12 @@ def run_train(args: argparse.Namespace) -> None:
     from tastemaker.rewards.preferences.backbones import load_backbone
     from tastemaker.rewards.preferences.heads import new_head
 
+    network, blocks = args.network, args.blocks
     kinds = {
-        "unet": Architecture("unet"), "clip": Architecture("clip", layers=args.layers),
+        network: Architecture(network, args.model, blocks=blocks),
+        "clip": Architecture("clip", layers=args.layers),
         "head on clip": Architecture("head", hidden=args.hidden),
-        "head on unet": Architecture("head", features="unet", hidden=args.hidden),
+        f"head on {network}": Architecture("head", args.model, features=network, blocks=blocks, hidden=args.hidden),
     }  # fmt: skip
     found = load_comparisons(str(args.project))
     with open_project(args.project) as project:
@@ -278,6 +282,7 @@ def main() -> None:
     make = commands.add_parser("label", help="make a project and label it")
     make.add_argument("--out", type=Path, required=True)
     make.add_argument("--prompts", default="bundled-single")
+    make.add_argument("--model", default="bundled")
     make.add_argument("--tasks", type=int, default=280)
     make.add_argument("--steps", type=int, default=20)
     make.add_argument("--validation", type=float, default=0.25)
@@ -287,6 +292,9 @@ def main() -> None:
     train = commands.add_parser("train", help="train reward models on it")
     train.add_argument("project", type=Path)
     train.add_argument("--out", type=Path)
+    train.add_argument("--model", default="bundled", help="of kinds unet and transformer")
+    train.add_argument("--network", default="unet", choices=["unet", "transformer"], help="of the model")
+    train.add_argument("--blocks", type=int, help="of a transformer")
     train.add_argument("--counts", type=int, nargs="*", default=[25, 50, 100])
     train.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     train.add_argument("--kinds", nargs="*", default=[])

@@ -12,15 +12,20 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 import tiny
 from tastemaker.diffusion.sde import ddim
-from tastemaker.errors import ModelError
+from tastemaker.errors import ModelError, RewardError
 from tastemaker.evaluation.images import images
 from tastemaker.models import load_meta_model, load_model
+from tastemaker.models.attention_pool import AttentionPool
 from tastemaker.models.check import check_model
 from tastemaker.models.config_checks import require_xl
 from tastemaker.models.latent_unet import LatentUNet
 from tastemaker.models.stable_diffusion_xl import SDXL
 from tastemaker.models.tuning import ATTENTION, Tuning
-from tastemaker.models.unet_encoder import require_unet
+from tastemaker.models.unet_encoder import UNetEncoder
+from tastemaker.rewards.preferences.architecture import Architecture
+from tastemaker.rewards.preferences.backbones import DiffusionBackbone
+from tastemaker.rewards.preferences.model import RewardModel, Scale
+from tastemaker.rewards.preferences.value import value_from
 from tastemaker.types import Draw
 
 PROMPTS = ("a cat", "two dogs")
@@ -217,9 +222,26 @@ def test_tokenizers_of_other_lengths_and_missing_parts():
         require_xl(pipeline)
 
 
-def test_it_is_no_reward_model_of_kind_unet():
-    with pytest.raises(ModelError, match=r"told the size of images .* take --kind clip"):
-        require_unet(tiny.xl().unet, "a model")
+def test_its_bottleneck_is_told_the_size_and_the_pooled_prompt_as_a_reward_model():
+    """What the whole U-Net's middle block answers, caught by a hook; and no value network can begin as it."""
+    whole, made, caught = model(), model(), []
+    encoder = UNetEncoder(made, "xl")
+    assert not list(made.network.up_blocks.parameters())
+    whole.network.mid_block.register_forward_hook(lambda *a: caught.append(a[-1]))
+    x, t = torch.randn(2, *whole.latent_shape), torch.tensor([0, 500])
+    with torch.no_grad():
+        for prompts in (["a cat", "dog"], ["a cat", ""]):
+            cond = whole.encode(prompts, 1.0)
+            whole.predict(x, t, cond)
+            maps = encoder.maps(x, t, made.encode(prompts, 1.0))
+            torch.testing.assert_close(maps, caught[-1])
+            assert maps.shape[1:] == (encoder.channels, encoder.side, encoder.side)
+    assert not torch.allclose(caught[0][1], caught[1][1], atol=1e-4)
+    backbone = DiffusionBackbone(made, "xl", encoder, (0,))
+    pool = AttentionPool(encoder.channels, backbone.text_channels, 1, encoder.side)
+    reward_model = RewardModel(Architecture(model="xl"), backbone, (pool,), Scale(((0.0, 1.0),)))
+    with pytest.raises(RewardError, match="whose U-Net is told the size of images and a pooled prompt"):
+        value_from(reward_model)
 
 
 def test_a_size_that_the_network_cannot_make():

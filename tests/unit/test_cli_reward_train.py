@@ -99,6 +99,7 @@ def test_every_flag_reaches_the_training(labels, monkeypatch):
     assert given["found"].validation or prompts
     for words, found in (
         (["--kind", "head", "--hidden", "8", "--dropout", "0.2", "--features", "unet"], ("head", "unet", 8, 0.2, 0)),
+        (["--kind", "head", "--features", "transformer", "--model", "sd3"], ("head", "transformer", 0, 0.0, 0)),
         (["--kind", "clip", "--layers", "2"], ("clip", "clip", 0, 0.0, 2)),
         (["--kind", "clip", "--clip", "some/where", "--logit-scale", "None"], ("clip", "clip", 0, 0.0, 0)),
     ):
@@ -106,6 +107,12 @@ def test_every_flag_reaches_the_training(labels, monkeypatch):
         made = given["architecture"]
         assert (made.kind, made.features, made.hidden, made.dropout, made.layers) == found
     assert given["architecture"].clip == "some/where"
+    words = ["--kind", "transformer", "--model", "sd3", "--blocks", "5", "--precision", "bf16"]
+    assert main(["reward", "train", str(labels), *words]) == 2
+    made = given["architecture"]
+    assert (made.kind, made.model, made.blocks, made.precision) == ("transformer", "sd3", 5, "bf16")
+    words = ["--kind", "clip", "--clip", "some/where", "--logit-scale", "None"]
+    assert main(["reward", "train", str(labels), *words]) == 2
     assert given["architecture"].logit_scale is None
     # A CLIP's rewards may be standardised by a diffusion model's samples.
     assert main(["reward", "train", str(labels), "--kind", "clip", "--standardise", "samples", "--model", "sd"]) == 2
@@ -116,8 +123,8 @@ WRONG = {
     (): "give a labelling project or a table of pairs",
     ("nowhere",): "there are no images at nowhere",
     ("LABELS", "--kind", "vit"): "--kind cannot be 'vit'",
-    ("LABELS", "--kind", "clip", "--heads", "2"): "heads is a setting of kind unet",
-    ("LABELS", "--kind", "clip", "--model", "sd"): "model is a setting of reward models with a U-Net",
+    ("LABELS", "--kind", "clip", "--heads", "2"): "heads is a setting of kinds unet and transformer",
+    ("LABELS", "--kind", "clip", "--model", "sd"): "model is a setting of reward models on latents",
     ("LABELS", "--guidance", "3"): "guidance is 3, which needs a model that was also trained without prompts",
     ("LABELS", "--validation", "1"): r"--validation is 1, but must lie in [0, 1)",
     ("LABELS", "--samples", "1"): "--samples is 1, but must be at least 2",

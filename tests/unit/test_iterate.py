@@ -354,6 +354,14 @@ def test_from_python(tmp_path, monkeypatch):
             tm.iterate(**wrong)
 
 
+def test_a_transformer_has_a_reward_model_of_its_own_blocks(tmp_path):
+    words = ["--model", "bundled-flow", "--network.kind", "transformer", "--network.blocks", "2", "--iterations", "1"]
+    assert main(["iterate", "grpo-compressibility", *SMALL, *words, "--out", str(tmp_path / "out")]) == 0
+    made = json.loads((tmp_path / "out/iteration-1/reward-model/reward_model.json").read_text())["architecture"]
+    assert (made["kind"], made["model"], made["blocks"]) == ("transformer", "bundled-flow", 2)
+    assert lineage.read(tmp_path / "out")[0].run is not None
+
+
 def test_the_word_for_the_reward_model_stands_for_its_folder():
     config = Config(reward="REWARD_MODEL:penalty=1 + 0.1*colourfulness")
     config = replace(config, evaluation=replace(config.evaluation, rewards=("REWARD_MODEL:value=std",)))
@@ -374,6 +382,15 @@ def test_the_word_for_the_reward_model_stands_for_its_folder():
         (["--policy", "previous", "tuning.mode=full"], "policy is previous, which starts from an adapter"),
         (["--tuning.start-from", "x"], "where an alignment starts is what policy says"),
         (["--network.kind", "cnn"], "cannot be 'cnn'"),
+        (["--model", "bundled-flow", "--network.kind", "unet"], "take kind transformer for a transformer"),
+        (["--network.kind", "transformer"], "take kind unet for a U-Net"),
+        (["--model", "bundled-flow", "--network.kind", "transformer", "algorithm=ppo"], "take conv or mlp"),
+        (
+            ["--network.kind", "clip", "algorithm=ppo", "algorithm.value_from=REWARD_MODEL"],
+            "a value network begins as a reward model of kind unet, and network.kind is clip",
+        ),
+        (["--model", "bundled-flow", "--network.kind", "transformer", "--network.blocks", "9"], "blocks is 9, but"),
+        (["--network.kind", "unet", "--network.timesteps", "1000"], "the training time 1000 is none of bundled"),
         (["--prompts", "nosuch"], "nosuch"),
         (["--simulated.utility", "nosuch"], "nosuch"),
         (["--evaluation.rewards", "nosuch"], "nosuch"),

@@ -221,12 +221,14 @@ def test_heads_differ_by_seed_and_start_at_nothing(unet):
 
 def test_settings_of_other_kinds_are_refused():
     for given, said in (
-        ({"kind": "clip", "heads": 2}, "heads is a setting of kind unet, and this reward model is of kind clip"),
+        ({"kind": "clip", "heads": 2}, "heads is a setting of kinds unet and transformer, and .* of kind clip"),
         ({"kind": "unet", "clip": "x"}, "clip is a setting of reward models with a CLIP"),
-        ({"kind": "head", "size": 64}, "size is a setting of reward models with a U-Net, and .* head on clip features"),
+        ({"kind": "head", "size": 64}, "size is a setting of reward models on latents, and .* head on clip features"),
+        ({"kind": "unet", "blocks": 2}, "blocks is a setting of reward models with a transformer"),
+        ({"kind": "clip", "precision": "bf16"}, "precision is a setting of reward models with a transformer"),
         ({"kind": "unet", "features": "unet"}, "features is a setting of kind head"),
         ({"kind": "head", "logit_scale": 3.0}, "logit_scale is a setting of kind clip"),
-        ({"kind": "vit"}, "of kind 'vit' is not known; known: unet, clip, head"),
+        ({"kind": "vit"}, "of kind 'vit' is not known; known: unet, transformer, clip, head"),
         ({"timesteps": (3, 3)}, r"timesteps are \[3, 3\]: name each once"),
         ({"timesteps": ()}, "must be one or several numbers from 0"),
         ({"kind": "head", "dropout": 1.0}, r"dropout is 1.0, but must lie in \[0, 1\)"),
@@ -236,21 +238,60 @@ def test_settings_of_other_kinds_are_refused():
 
 
 def test_architectures_survive_json():
-    for made in (Architecture(timesteps=(0, 300), heads=2, size=64), Architecture("head", hidden=8, dropout=0.1)):
+    for made in (
+        Architecture(timesteps=(0, 300), heads=2, size=64), Architecture("head", hidden=8, dropout=0.1),
+        Architecture("transformer", blocks=3, precision="bf16"),
+    ):  # fmt: skip
         assert from_json(to_json(made)) == made
     with pytest.raises(ConfigError, match="cannot be read"):
         from_json({"kind": "unet", "colour": 1})
 
 
 def test_networks_without_a_bottleneck_and_times_that_are_none_are_refused():
-    with pytest.raises(ModelError, match="a Linear, but a reward model is made from the encoder and the bottleneck"):
+    with pytest.raises(ModelError, match="a Linear, but a reward model of kind unet is made from the encoder and the"):
         require_unet(nn.Linear(1, 1), "sd3")
+    with pytest.raises(ModelError, match="take kind transformer for a transformer"):
+        load_backbone(Architecture(model="bundled-flow"))
     with pytest.raises(RewardError, match="the training time 1000 is none of bundled, which has times 0 to 999"):
         load_backbone(Architecture(timesteps=(1000,)))
 
 
 def test_size_is_that_of_the_images():
     assert load_backbone(Architecture(size=48)).shape == (4, 12, 12)
+    assert load_backbone(Architecture("transformer", "bundled-flow", size=48)).shape == (4, 12, 12)
+
+
+def test_a_transformers_features_are_those_of_its_first_blocks():
+    """Caught by a hook in the whole transformer of six blocks; at a training time noised by its own process."""
+    backbone = load_backbone(Architecture("transformer", "bundled-flow", blocks=2))
+    whole, caught = load_model("bundled-flow"), []
+    whole.network.transformer_blocks[1].register_forward_hook(lambda *a: caught.append(a[-1][1]))
+    x, noise = backbone.read(images()), torch.randn(3, 4, 8, 8)
+    assert x.equal(whole.encode_images(images()))
+    with torch.no_grad():
+        whole.predict(0.4 * x + 0.6 * noise, times(600, x), whole.encode(PROMPTS, 1.0))  # (1 - s) x_0 + s eps
+        found = backbone.images(x, PROMPTS, 600, noise)
+        torch.testing.assert_close(found.flatten(2).transpose(1, 2), caught[0], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(found, backbone.images(x, [""] * 3, 600, noise), atol=1e-2)
+    assert backbone.texts(PROMPTS).equal(whole.encode(PROMPTS, 1.0)["text"])
+    assert backbone.fingerprint().keys() == {"transformer", "latents", "text"}
+    head = new_head(backbone_architecture := Architecture("transformer", "bundled-flow", heads=2), backbone, 0)
+    assert (head.attention.num_heads, backbone_architecture.described) == (2, "transformer")
+    pooled = load_backbone(Architecture("head", "bundled-flow", features="transformer", blocks=2))
+    with torch.no_grad():
+        assert pooled.images(x, PROMPTS, 600, noise).equal(mean_and_deviation(found))
+
+
+def test_precision_is_that_of_the_frozen_weights():
+    """A fifth of a feature's deviation is 25 times what bfloat16 rounds a number by."""
+    made = [Architecture("transformer", "bundled-flow", precision=precision) for precision in ("fp32", "bf16")]
+    exact, half = map(load_backbone, made)
+    x = exact.read(images())
+    assert {one.dtype for one in half.model.network.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        a, b = (one.images(x, PROMPTS, 0) for one in (exact, half))
+    assert (a.dtype, b.dtype) == (torch.float32, torch.float32)
+    assert 0 < (a - b).abs().max() < 0.2 * a.std()
 
 
 def test_digests_see_every_weight_and_no_precision():

@@ -58,6 +58,12 @@ def copied(folders, tmp_path):
     return Path(shutil.copytree(folders / "single", tmp_path / "rm"))
 
 
+FLOW = [
+    "sampling.steps=2", "sampling.samples=4", "sampling.per_prompt=1", "optimizer.updates=1", "optimizer.rows=4",
+    "evaluation.prompts=2", "evaluation.per_prompt=2", "evaluation.kl_images=0", "rounds=1",
+]  # fmt: skip
+
+
 def latents(count=3):
     return load_model("bundled").encode_images(X[:count])
 
@@ -310,6 +316,33 @@ def test_a_value_network_begins_as_the_reward(folders):
     torch.testing.assert_close(model.members(z, PROMPTS)[0], found.detach(), rtol=1e-4, atol=1e-4)
     with pytest.raises(RewardError, match="and this one is of kind head on clip features: train one with --kind unet"):
         value_from(load_reward_model(folders / "head"))
+
+
+def test_a_reward_model_on_a_transformers_blocks_is_a_reward_with_a_gradient(folders, tmp_path):
+    """It scores the latents of its own model and of all with the same VAE, and refuses others."""
+    trained(tmp_path / "rm", Architecture("transformer", "bundled-flow"), quick(text_dropout=0.2))
+    model, reward_model = load_model("bundled-flow"), load_reward_model(tmp_path / "rm")
+    z = model.encode_images(X)
+    reward = load_reward(str(tmp_path / "rm"))
+    torch.testing.assert_close(total(reward, z, PROMPTS), reward_model.members(z, PROMPTS)[0])
+    of_images = load_reward(f"{tmp_path / 'rm'}:space=image")
+    torch.testing.assert_close(total(of_images, X, PROMPTS), total(reward, z, PROMPTS), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(
+        total(load_reward(f"{tmp_path / 'rm'}:guidance=3"), z, PROMPTS), total(reward, z, PROMPTS)
+    )
+    for same in (model, load_model("bundled")):
+        require_latents_of(same, {"r": reward})
+    other = load_model("bundled")
+    with torch.no_grad():
+        next(other.components["vae"].parameters()).mul_(1.5)
+    with pytest.raises(RewardError, match="was trained on the latents of bundled-flow"):
+        require_latents_of(other, {"r": reward})
+    with pytest.raises(RewardError, match="and this one is of kind transformer: train one with --kind unet"):
+        value_from(reward_model)
+    config = tm.preset("alignprop-compressibility", *FLOW)
+    run = tm.train(config, model="bundled-flow", reward=str(tmp_path / "rm"), prompts=PROMPTS, out=tmp_path / "run")
+    assert [record["round"] for record in run.metrics()] == [1]
+    assert run.metrics()[0]["grad_norm"] > 0
 
 
 def test_a_value_network_begins_as_the_reward_model_of_the_same_base(folders, tmp_path):

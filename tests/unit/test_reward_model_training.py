@@ -22,7 +22,8 @@ from tastemaker.rewards.preferences.reward import load_reward_model
 
 HEAD = Architecture("head")
 KINDS = [Architecture(), Architecture("clip"), Architecture("clip", layers=1), HEAD,
-         Architecture("head", features="unet", hidden=16)]  # fmt: skip
+         Architecture("head", features="unet", hidden=16), Architecture("transformer", "bundled-flow"),
+         Architecture("head", "bundled-flow", features="transformer")]  # fmt: skip
 
 
 def weights(folder):
@@ -256,7 +257,7 @@ def test_settings_that_do_not_fit_are_refused():
             Training(**given)
     with pytest.raises(ConfigError, match="guidance is 2, which needs a model that was also trained without prompts"):
         check(HEAD, Training(guidance=2))
-    with pytest.raises(ConfigError, match="text_dropout is for reward models of kind unet and head"):
+    with pytest.raises(ConfigError, match="text_dropout is for reward models of other kinds: the cosine of a CLIP"):
         check(Architecture("clip"), Training(text_dropout=0.1))
 
 

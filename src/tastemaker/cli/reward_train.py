@@ -37,20 +37,25 @@ class RewardTrainArgs:
     )
     """Folder of the reward model."""
     kind: Kind = "unet"
-    """`unet`: the encoder of the model's own U-Net with an attention pool (the thesis' model). `clip`: a CLIP with
-    PickScore's objective. `head`: a linear layer or MLP on frozen features, for few labels."""
+    """`unet`: the encoder of the model's own U-Net with an attention pool (the thesis' model). `transformer`: the same
+    on the first blocks of the model's transformer. `clip`: a CLIP with PickScore's objective. `head`: a linear layer or
+    MLP on frozen features, for few labels."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="(default: bundled)")] = None
     """The diffusion model: `bundled`, a folder or a hub name."""
     clip: Annotated[str | None, tyro.conf.arg(metavar="CLIP", help_behavior_hint="(default: bundled)")] = None
     """The CLIP: `bundled`, a folder, a hub name, or a file with open_clip's names."""
-    features: Literal["clip", "unet"] = Architecture.features
+    features: Literal["clip", "unet", "transformer"] = Architecture.features
     """head: whose features."""
     size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the model's)")] = None
-    """Pixels to a side of the images, for a reward model with a U-Net."""
+    """Pixels to a side of the images, for a reward model on latents."""
     timesteps: tuple[int, ...] = Architecture.timesteps
-    """Training times at which the U-Net is asked; images are scored at the first."""
+    """Training times at which the diffusion model's network is asked; images are scored at the first."""
+    blocks: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: half of them)")] = None
+    """transformer: how many of its blocks are used."""
+    precision: Literal["fp32", "bf16"] = Architecture.precision
+    """transformer: of the frozen weights."""
     heads: int = Architecture.heads
-    """unet: heads of the attention pool."""
+    """unet and transformer: heads of the attention pool."""
     layers: int = Architecture.layers
     """clip: last layers of the image tower that are trained too."""
     logit_scale: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = Architecture.logit_scale
@@ -164,12 +169,13 @@ def _architecture(args: RewardTrainArgs) -> Architecture:
     given: dict[str, str] = {}
     if args.clip is not None:
         given["clip"] = args.clip
-    unet = args.kind == "unet" or (args.kind == "head" and args.features == "unet")
-    if args.model is not None and (unet or args.standardise != "samples"):
+    latent = (args.features if args.kind == "head" else args.kind) in ("unet", "transformer")
+    if args.model is not None and (latent or args.standardise != "samples"):
         given["model"] = args.model
     return Architecture(
-        args.kind, features=args.features, size=args.size, timesteps=args.timesteps, heads=args.heads,
-        layers=args.layers, logit_scale=args.logit_scale, hidden=args.hidden, dropout=args.dropout, **given,
+        args.kind, features=args.features, size=args.size, timesteps=args.timesteps, blocks=args.blocks,
+        precision=args.precision, heads=args.heads, layers=args.layers, logit_scale=args.logit_scale,
+        hidden=args.hidden, dropout=args.dropout, **given,
     )  # fmt: skip
 
 

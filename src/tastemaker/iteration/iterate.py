@@ -25,9 +25,11 @@ from tastemaker.labelling.project import is_project
 from tastemaker.labelling.sources import Policy
 from tastemaker.labelling.taste import utility_of
 from tastemaker.models import load_meta_model
+from tastemaker.models.value import value_network
 from tastemaker.reward_models.comparisons import load_comparisons, load_several
 from tastemaker.reward_models.settings import check
 from tastemaker.reward_models.train import train_reward_model
+from tastemaker.rewards.preferences.backbones import check_network
 from tastemaker.rewards.preferences.files import read_description
 from tastemaker.rewards.preferences.names import is_reward_model
 from tastemaker.rewards.registry import load_reward
@@ -85,6 +87,10 @@ def check_settings(settings: IterationSettings) -> int:
         utility_of(loop.simulated.utility)
     model = load_meta_model(config.model)
     model.check(prompts.prompts)
+    if settings.learns_a_reward:
+        check_network(settings.architecture, model)
+    if (value := config.algorithm.requirements.value) is not None:
+        value_network(value.kind, model)  # which has no weights here
     set_up(model, config.sampling)
     return len(prompts)
 

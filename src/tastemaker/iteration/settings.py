@@ -76,7 +76,7 @@ class Loop:
     """How tasks are labelled."""
     simulated: SimulatedLabelers = field(default_factory=SimulatedLabelers)
     network: Architecture = field(default_factory=Architecture)
-    """The reward model's; one with a U-Net has that of the model that is trained."""
+    """The reward model's; of kinds unet and transformer, the network is that of the model that is trained."""
     reward_model: Training = field(default_factory=lambda: Training(curve=()))
     """How reward models are trained."""
 
@@ -116,6 +116,12 @@ class IterationSettings:
                 f"the reward is {config.reward}, in which no reward model has a part: write {REWARD_MODEL} for that of "
                 f"the iteration, as in --reward {REWARD_MODEL} or --reward '{REWARD_MODEL}:penalty=0.5'"
             )
+        starts = isinstance(config.algorithm, PPO) and config.algorithm.value_from == REWARD_MODEL
+        if starts and self.loop.network.kind != "unet":
+            raise ConfigError(
+                f"algorithm.value_from is {REWARD_MODEL}, but a value network begins as a reward model of kind unet, "
+                f"and network.kind is {self.loop.network.kind}: leave algorithm.value_from out"
+            )
         if self.loop.policy == "previous" and config.tuning.mode == "full":
             raise ConfigError(
                 "policy is previous, which starts from an adapter, but tuning.mode is full: set it to lora, or policy "
@@ -134,9 +140,9 @@ class IterationSettings:
 
     @property
     def architecture(self) -> Architecture:
-        """The reward model's, with the model that is trained where it has a U-Net."""
+        """The reward model's, with the model that is trained where it reads latents."""
         network, config = self.loop.network, self.train
-        if not network.unet:
+        if network.network is None:
             return network
         side = config.sampling.height if network.size is None else network.size
         return replace(network, model=config.model, size=side)

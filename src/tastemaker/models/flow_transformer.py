@@ -66,6 +66,10 @@ class FlowFamily:
     """Names of the text encoders, of which some may be missing."""
     tokens: Callable[[Any], tuple[Any, int]]
     """Of a pipeline: the tokenizer that reads most, and how many tokens of a prompt are read."""
+    blocks: tuple[str, ...] = ("transformer_blocks",)
+    """Names of the network's lists of blocks, in the order in which they are called."""
+    image_tokens: Callable[[Any, int], Tensor] = lambda answer, count: answer[1]
+    """Of a block's answer and the number of image tokens: these, [N,count,C], row by row."""
     patch: int = 2
     """Latent elements to a side of one of the network's tokens: sides must be multiples of it."""
     largest: Callable[[Any], int | None] = lambda pipeline: None

@@ -85,5 +85,6 @@ FLUX = FlowFamily(
     shape=_shape,
     encoders=("text_encoder", "text_encoder_2"),
     tokens=lambda pipeline: (pipeline.tokenizer_2, _T5_TOKENS),
+    blocks=("transformer_blocks", "single_transformer_blocks"),
     embedded_guidance=lambda pipeline: EMBEDDED_GUIDANCE if pipeline.transformer.config["guidance_embeds"] else None,
 )

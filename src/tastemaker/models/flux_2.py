@@ -116,5 +116,8 @@ FLUX_2 = FlowFamily(
     shape=_shape,
     encoders=("text_encoder",),
     tokens=lambda pipeline: (pipeline.tokenizer, TOKENS),
+    blocks=("transformer_blocks", "single_transformer_blocks"),
+    # Single blocks answer with the text's tokens and the image's behind them.
+    image_tokens=lambda answer, count: answer[1] if isinstance(answer, tuple) else answer[:, -count:],
     patch=1,
 )

@@ -57,4 +57,6 @@ Z_IMAGE = FlowFamily(
     shape=_shape,
     encoders=("text_encoder",),
     tokens=lambda pipeline: (pipeline.tokenizer, TOKENS),
+    blocks=("layers",),
+    image_tokens=lambda answer, count: answer[:, :count],
 )

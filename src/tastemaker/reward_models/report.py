@@ -78,6 +78,7 @@ def _heading(result: Result) -> str:
     architecture = result.architecture
     kinds = {
         "unet": f"A reward model from the U-Net of {architecture.model}",
+        "transformer": f"A reward model from the transformer of {architecture.model}",
         "clip": f"A reward model from the CLIP {architecture.clip}",
         "head": f"A reward model on features of {architecture.base}",
     }

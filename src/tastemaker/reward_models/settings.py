@@ -11,7 +11,7 @@ from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 from tastemaker.rewards.preferences.architecture import Architecture, Kind
 
-RATES: dict[Kind, float] = {"unet": 3e-4, "clip": 3e-4, "head": 3e-3}
+RATES: dict[Kind, float] = {"unet": 3e-4, "transformer": 3e-4, "clip": 3e-4, "head": 3e-3}
 """Learning rates where none is given (docs/methods/reward-models.md)."""
 
 
@@ -24,7 +24,7 @@ class Training:
     epochs: Annotated[int, Gt(0)] = 60
     """Most passes over the training tasks."""
     lr: Annotated[float, Gt(0)] | None = None
-    """Learning rate of AdamW; none: 3e-4 for unet and clip, 3e-3 for head."""
+    """Learning rate of AdamW; none: 3e-4 for unet, transformer and clip, 3e-3 for head."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
     """Of AdamW."""
     center_rewards_coefficient: Annotated[float, Ge(0)] = 0.0
@@ -67,7 +67,7 @@ def check(architecture: Architecture, training: Training) -> None:
     free = architecture.kind == "clip"
     if training.text_dropout and free:
         raise ConfigError(
-            "text_dropout is for reward models of kind unet and head: the cosine of a CLIP has no meaning without text"
+            "text_dropout is for reward models of other kinds: the cosine of a CLIP has no meaning without text"
         )
     if training.guidance != 1 and not training.text_dropout:
         raise ConfigError(

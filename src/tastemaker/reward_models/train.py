@@ -223,7 +223,7 @@ def _raw_of_chosen(
     prompts = list(dict.fromkeys(task.prompt for task in found.tasks))
     chosen = [prompts[index % len(prompts)] for index in range(samples.count)]
     model = load_here(samples.model)
-    if architecture.unet and architecture.size is not None:
+    if architecture.network is not None and architecture.size is not None:
         model.resize(architecture.size, architecture.size)
     heads = tuple(one.head for one in fits)
     trained = RewardModel(architecture, features.backbone, heads, Scale(()), training.guidance)

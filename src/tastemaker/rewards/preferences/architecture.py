@@ -12,8 +12,8 @@ from annotated_types import Ge, Gt, Lt
 from tastemaker.constraints import check_constraints
 from tastemaker.errors import ConfigError
 
-Kind = Literal["unet", "clip", "head"]
-KINDS: tuple[Kind, ...] = ("unet", "clip", "head")
+Kind = Literal["unet", "transformer", "clip", "head"]
+KINDS: tuple[Kind, ...] = ("unet", "transformer", "clip", "head")
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,27 @@ class Architecture:
 
     kind: Kind = "unet"
     """`unet`: the encoder and bottleneck of a diffusion model's U-Net, frozen, and an attention pool over image and
-    text. `clip`: a CLIP with PickScore's objective. `head`: a linear layer or MLP on frozen features, for few labels.
-    """
+    text. `transformer`: the same on the first blocks of a diffusion model's transformer. `clip`: a CLIP with
+    PickScore's objective. `head`: a linear layer or MLP on frozen features, for few labels."""
     model: str = "bundled"
-    """unet, and head with features = unet: the diffusion model whose latents and U-Net are used."""
+    """unet and transformer, and head with their features: the diffusion model whose latents and network are used."""
     clip: str = "bundled"
     """clip, and head with features = clip: `bundled`, a transformers CLIP (a folder or a hub name), or a file with
     open_clip's names."""
-    features: Literal["clip", "unet"] = "clip"
+    features: Literal["clip", "unet", "transformer"] = "clip"
     """head: whose features."""
     size: Annotated[int, Gt(0)] | None = None
-    """Pixels to a side of the images that a model with a U-Net reads; none: those that the diffusion model makes."""
+    """Pixels to a side of the images that a model on latents reads; none: those that the diffusion model makes."""
     timesteps: tuple[int, ...] = (0,)
-    """Models with a U-Net: the training times at which it is asked. An image is scored at the first. At time 0 a latent
-    is given as it is, at others with the noise of that time. Of several, each update in training has one at
+    """Models on latents: the training times at which the network is asked. An image is scored at the first. At time 0 a
+    latent is given as it is, at others with the noise of that time. Of several, each update in training has one at
     random (LRM, Zhang et al. 2025)."""
+    blocks: Annotated[int, Gt(0)] | None = None
+    """transformer, and head with its features: how many of its blocks are used; none: the first half of them."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """transformer, and head with its features: of the frozen weights. bf16 takes half of the memory."""
     heads: Annotated[int, Gt(0)] = 4
-    """unet: heads of the attention pool."""
+    """unet and transformer: heads of the attention pool."""
     layers: Annotated[int, Ge(0)] = 0
     """clip: last layers of the image tower that are trained beside the two projections and the temperature."""
     logit_scale: Annotated[float, Gt(0)] | None = 10.0
@@ -63,14 +67,20 @@ class Architecture:
                 raise ConfigError(f"{name} is a setting of {needed}, and this reward model is of kind {self.described}")
 
     @property
-    def unet(self) -> bool:
-        """Whether it is made of a diffusion model's U-Net, and so reads its latents."""
-        return self.kind == "unet" or (self.kind == "head" and self.features == "unet")
+    def network(self) -> Literal["unet", "transformer"] | None:
+        """The network of the diffusion model that it is made of, and whose latents it reads; None for a CLIP."""
+        source = self.features if self.kind == "head" else self.kind
+        return source if source in ("unet", "transformer") else None
 
     @property
     def base(self) -> str:
         """The name of the model whose features it has."""
-        return self.model if self.unet else self.clip
+        return self.clip if self.network is None else self.model
+
+    @property
+    def pools(self) -> bool:
+        """Whether what is trained is an attention pool over image and text."""
+        return self.kind in ("unet", "transformer")
 
     @property
     def described(self) -> str:
@@ -79,13 +89,14 @@ class Architecture:
 
     def _uses(self) -> dict[str, tuple[str, bool]]:
         """Settings that not every kind has: whose they are, and whether this one's."""
-        head, pool = ("kind head", self.kind == "head"), ("kind unet", self.kind == "unet")
+        head, pool = ("kind head", self.kind == "head"), ("kinds unet and transformer", self.pools)
         clip = ("kind clip", self.kind == "clip")
-        unet = ("reward models with a U-Net", self.unet)
+        latent = ("reward models on latents", self.network is not None)
+        transformer = ("reward models with a transformer", self.network == "transformer")
         return {
-            "model": unet, "size": unet, "timesteps": unet, "heads": pool, "features": head, "hidden": head,
-            "dropout": head, "layers": clip, "logit_scale": clip,
-            "clip": ("reward models with a CLIP", not self.unet),
+            "model": latent, "size": latent, "timesteps": latent, "blocks": transformer, "precision": transformer,
+            "heads": pool, "features": head, "hidden": head, "dropout": head, "layers": clip, "logit_scale": clip,
+            "clip": ("reward models with a CLIP", self.network is None),
         }  # fmt: skip
 
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import RewardError
 from tastemaker.models import load_model
-from tastemaker.models.unet_encoder import bottleneck, drop_decoder, map_shape, require_unet, times
+from tastemaker.models.transformer_blocks import TransformerEncoder, require_transformer
+from tastemaker.models.unet_encoder import UNetEncoder, require_unet, times
 from tastemaker.models.weights_digest import weights_digest
 from tastemaker.rewards.base import Space
 from tastemaker.rewards.learned.clip_model import Clip, load_clip
 from tastemaker.rewards.preferences.architecture import Architecture
+from tastemaker.types import Cond
 
 _NOISE_SEED = 0
 """Of the noise that a latent is given where a reward model scores at a training time above 0."""
@@ -74,27 +76,46 @@ class Backbone(Protocol):
         ...
 
 
-class UNetBackbone:
-    """The encoder and bottleneck of a diffusion model's own U-Net, and its text encoder.
+class MapEncoder(Protocol):
+    """The first part of a diffusion model's network."""
+
+    @property
+    def part(self) -> str:
+        """What the network is called: `unet` or `transformer`."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """C of its maps."""
+        ...
+
+    @property
+    def side(self) -> int:
+        """h and w of its maps."""
+        ...
+
+    def maps(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """[N,C,h,w] of latents x [N,*D] at training times t [N] with the rows' prompts."""
+        ...
+
+
+class DiffusionBackbone:
+    """The first part of a diffusion model's own network, and its text encoder.
 
     Features are maps, or where `pooled` vectors: their means and standard deviations, for a small head. The text has
-    its part in them by the U-Net's cross-attention.
+    its part in them by the network's attention.
     """
 
     space: Space = "latent"
 
-    def __init__(self, model: Model, source: str, times: tuple[int, ...], pooled: bool = False) -> None:
-        require_unet(model.network, source)
-        if max(times) not in model.process.times:
-            raise RewardError(
-                f"the training time {max(times)} is none of {source}, which has times 0 to {model.process.times[-1]}"
-            )
-        drop_decoder(model.network)
-        self.model, self.times, self.device, self.pooled = model, times, model.device, pooled
+    def __init__(
+        self, model: Model, source: str, encoder: MapEncoder, times: tuple[int, ...], pooled: bool = False
+    ) -> None:
+        _require_times(model, source, times)
+        self.model, self.encoder, self.times, self.device, self.pooled = model, encoder, times, model.device, pooled
         for part in (model.network, *model.components.values()):
             part.requires_grad_(False).eval()
         self.text_channels: int = model.encode([""], 1.0).states["text"].shape[-1]
-        self.channels, self.side = map_shape(model.network, model.latent_shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,14 +137,13 @@ class UNetBackbone:
         return self.model.encode_images(images.to(self.device, torch.float32))
 
     def images(self, x: Tensor, prompts: Sequence[str], t: int, noise: Tensor | None = None) -> Tensor:
-        """Maps [N,C,h,w] of the bottleneck, or pooled [N,2C]."""
+        """Maps [N,C,h,w], or pooled [N,2C]."""
         x = x.to(self.device, torch.float32)
         at = times(t, x)
         if t:
             alpha, sigma = (scale.to(x).reshape(-1, 1, 1, 1) for scale in self.model.process.scales(at))
             x = alpha * x + sigma * (self._noise() if noise is None else noise.to(x))
-        text = self.model.encode(prompts, 1.0)["text"].to(x)
-        maps = bottleneck(self.model.network, x, at, text)
+        maps = self.encoder.maps(x, at, self.model.encode(prompts, 1.0))
         return mean_and_deviation(maps) if self.pooled else maps
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
@@ -133,8 +153,9 @@ class UNetBackbone:
         return self.model.encode(prompts, 1.0)["text"].float()
 
     def fingerprint(self) -> dict[str, str]:
-        """Of the U-Net's first half, the text encoder, and what makes latents."""
-        found = {"unet": weights_digest({"unet": self.model.network}), "latents": latents_digest(self.model)}
+        """Of the network's first part, the text encoder, and what makes latents."""
+        network = weights_digest({self.encoder.part: self.model.network})
+        found = {self.encoder.part: network, "latents": latents_digest(self.model)}
         parts = {name: part for name, part in self.model.components.items() if name != "vae"}
         return found | ({"text": weights_digest(parts)} if parts else {})
 
@@ -195,17 +216,39 @@ class ClipBackbone:
         return {"clip": weights_digest({"clip": self.model})}
 
 
+def check_network(architecture: Architecture, model: Model) -> None:
+    """Raises ModelError or RewardError where no reward model can be made of a diffusion model. Needs no weights."""
+    if architecture.network == "unet":
+        require_unet(model.network, architecture.model)
+    elif architecture.network == "transformer":
+        require_transformer(model, architecture.model, architecture.blocks)
+    if architecture.network is not None:
+        _require_times(model, architecture.model, architecture.timesteps)
+
+
+def _require_times(model: Model, source: str, times: tuple[int, ...]) -> None:
+    last = model.process.times[-1]
+    if max(times) > last:
+        raise RewardError(f"the training time {max(times)} is none of {source}, which has times 0 to {last}")
+
+
 def load_backbone(architecture: Architecture, device: torch.device | None = None) -> Backbone:
     """The backbone of an architecture, its weights loaded, on the accelerator where there is one.
 
     Raises ModelError or RewardError where the base model does not load or does not fit.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if architecture.unet:
-        model = load_model(architecture.model, "fp32", device)
+    if architecture.network is not None:
+        model = load_model(architecture.model, architecture.precision, device)
         if architecture.size is not None:
             model.resize(architecture.size, architecture.size)
-        return UNetBackbone(model, architecture.model, architecture.timesteps, pooled=architecture.kind == "head")
+        encoder: MapEncoder = (
+            UNetEncoder(model, architecture.model)
+            if architecture.network == "unet"
+            else TransformerEncoder(model, architecture.model, architecture.blocks)
+        )
+        pooled = architecture.kind == "head"
+        return DiffusionBackbone(model, architecture.model, encoder, architecture.timesteps, pooled)
     clip = load_clip(architecture.clip, f"of kind {architecture.kind}")
     return ClipBackbone(clip, architecture.layers, device, projected=architecture.kind == "head")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tastemaker.models.attention_pool import AttentionPool
 from tastemaker.rewards.preferences.architecture import Architecture
-from tastemaker.rewards.preferences.backbones import Backbone, ClipBackbone, UNetBackbone, run_layer
+from tastemaker.rewards.preferences.backbones import Backbone, ClipBackbone, DiffusionBackbone, run_layer
 
 
 class ClipHead(nn.Module):
@@ -50,8 +50,8 @@ class SmallHead(nn.Module):
     """A linear layer, or an MLP with one hidden layer, on frozen features.
 
     Of a CLIP, whose features of image and text have length 1 and D elements, it sees the image's and the product of
-    both, times sqrt(D) and D, so that elements are about 1. Of a U-Net it sees means and deviations over the map,
-    normalised over them (layer norm).
+    both, times sqrt(D) and D, so that elements are about 1. Of a diffusion model it sees means and deviations over
+    the map, normalised over them (layer norm).
     """
 
     def __init__(self, width: int, text: int, hidden: int, dropout: float) -> None:
@@ -98,7 +98,8 @@ def _head(architecture: Architecture, backbone: Backbone) -> nn.Module:
             return ClipHead(backbone.model, architecture.layers, architecture.logit_scale)
         width = backbone.model.visual_projection.out_features
         return SmallHead(width, width, architecture.hidden, architecture.dropout)
-    assert isinstance(backbone, UNetBackbone)
+    assert isinstance(backbone, DiffusionBackbone)
+    maps = backbone.encoder
     if architecture.kind == "head":
-        return SmallHead(2 * backbone.channels, 0, architecture.hidden, architecture.dropout)
-    return AttentionPool(backbone.channels, backbone.text_channels, architecture.heads, backbone.side)
+        return SmallHead(2 * maps.channels, 0, architecture.hidden, architecture.dropout)
+    return AttentionPool(maps.channels, backbone.text_channels, architecture.heads, maps.side)

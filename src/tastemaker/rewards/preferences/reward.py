@@ -14,7 +14,7 @@ from torch import Tensor
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import RewardError
 from tastemaker.rewards.base import FunctionReward, RewardFunction
-from tastemaker.rewards.preferences.backbones import UNetBackbone, latents_digest, load_backbone
+from tastemaker.rewards.preferences.backbones import DiffusionBackbone, latents_digest, load_backbone
 from tastemaker.rewards.preferences.files import Description, load_head, read
 from tastemaker.rewards.preferences.heads import new_head
 from tastemaker.rewards.preferences.model import RewardModel, spread
@@ -25,7 +25,7 @@ def preference_reward(folder: Path, options: Options, name: str) -> FunctionRewa
     """The reward of a folder that `tastemaker reward train` made. Raises RewardError, ModelError.
 
     Its answers are standardised: on the images that the model was standardised by, their mean is 0 and their standard
-    deviation 1. It has a gradient in what it is given: latents for a model with a U-Net, else images.
+    deviation 1. It has a gradient in what it is given: latents for a model on latents, else images.
     """
     if (options.penalty or options.value == "std") and _members(folder) < 2:
         raise RewardError(f"the reward {name} asks for the spread of an ensemble, but {folder} has one member")
@@ -124,9 +124,9 @@ def _requires(model: RewardModel, name: str) -> Callable[[Model], None]:
 
 
 def require_latents(model: RewardModel, name: str, other: Model) -> None:
-    """Raises RewardError where `other` has not the latents that the reward model `name`, with a U-Net, reads."""
+    """Raises RewardError where `other` has not the latents that the reward model `name` reads."""
     backbone = model.backbone
-    assert isinstance(backbone, UNetBackbone)
+    assert isinstance(backbone, DiffusionBackbone)
     if tuple(other.latent_shape) != backbone.shape:
         sides = [shape[-1] * scale for shape, scale in
                  ((backbone.shape, backbone.model.scale), (other.latent_shape, other.scale))]  # fmt: skip

@@ -10,8 +10,9 @@ import torch
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import RewardError
 from tastemaker.models.attention_pool import AttentionPool
+from tastemaker.models.unet_encoder import UNetEncoder, told_sizes
 from tastemaker.models.value import UNetValue
-from tastemaker.rewards.preferences.backbones import UNetBackbone
+from tastemaker.rewards.preferences.backbones import DiffusionBackbone
 from tastemaker.rewards.preferences.model import RewardModel
 from tastemaker.rewards.preferences.reward import load_reward_model, on_meta, require_latents
 
@@ -24,18 +25,28 @@ def value_from(model: RewardModel) -> UNetValue:
     that is not of kind unet.
     """
     head = model.heads[0]
-    if not isinstance(model.backbone, UNetBackbone) or not isinstance(head, AttentionPool):
+    backbone = model.backbone
+    if not (
+        isinstance(backbone, DiffusionBackbone)
+        and isinstance(backbone.encoder, UNetEncoder)
+        and isinstance(head, AttentionPool)
+    ):
         raise RewardError(
             f"a value network begins as a reward model of kind unet, and this one is of kind "
             f"{model.architecture.described}: train one with --kind unet"
         )
-    made = UNetValue(model.backbone.model.network, model.backbone.text_channels)
+    if told_sizes(backbone.model.network):
+        raise RewardError(
+            f"a value network cannot begin as a reward model on {model.architecture.model}, whose U-Net is told the "
+            "size of images and a pooled prompt, as SDXL's is: leave algorithm.value_from out"
+        )
+    made = UNetValue(backbone.model.network, backbone.text_channels)
     made.pool = copy.deepcopy(head).requires_grad_(True)
     mean, std = model.scale.members[0]
     with torch.no_grad():
         made.pool.out.weight.div_(std * model.scale.std)
         made.pool.out.bias.sub_(mean + std * model.scale.mean).div_(std * model.scale.std)
-    return made.to(model.backbone.device)
+    return made.to(backbone.device)
 
 
 def value_from_folder(folder: str, model: Model) -> UNetValue:
@@ -45,7 +56,7 @@ def value_from_folder(folder: str, model: Model) -> UNetValue:
     """
     reward_model = load_reward_model(Path(folder))
     made = value_from(reward_model)
-    assert isinstance(reward_model.backbone, UNetBackbone)  # value_from refuses others
+    assert isinstance(reward_model.backbone, DiffusionBackbone)  # value_from refuses others
     require_latents(reward_model, folder, model)
     if not _same_texts(reward_model.backbone.model, model):
         raise RewardError(
