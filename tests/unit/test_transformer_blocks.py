@@ -116,6 +116,20 @@ def test_tokens_depend_on_latents_times_and_prompts_and_have_a_gradient(name):
     assert ((ends[0] - ends[1]) / 2e-2).item() == pytest.approx((gradient * direction).sum().item(), rel=2e-2)
 
 
+def test_tokens_of_large_images_are_averaged_over_their_neighbours():
+    """32 x 32 tokens become 16 x 16 means of four."""
+    model = wrap_pipeline(pipeline("flux-2"))
+    model.resize(32 * model.scale, 32 * model.scale)
+    encoder = TransformerEncoder(model, "flux-2", 1)
+    x, t, cond = inputs(model)
+    with torch.no_grad():
+        maps = encoder.maps(x, t, cond)
+        answer = inner_output(encoder.last, lambda: model.predict(x, t, cond))
+    assert (encoder.side, maps.shape[2:]) == (16, (16, 16))
+    tokens = model.family.image_tokens(answer, 32 * 32).transpose(1, 2)
+    torch.testing.assert_close(maps, tokens.reshape(2, -1, 16, 2, 16, 2).mean(dim=(3, 5)))
+
+
 def test_networks_that_are_no_transformer_and_too_many_blocks_are_refused():
     with pytest.raises(ModelError, match=r"a UNet2DConditionModel, but .* take kind unet for a U-Net"):
         TransformerEncoder(load_model("bundled"), "bundled")

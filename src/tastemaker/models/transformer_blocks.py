@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tastemaker.diffusion.model import Model
@@ -10,6 +11,10 @@ from tastemaker.errors import ModelError
 from tastemaker.models.flow_transformer import FlowTransformer
 from tastemaker.models.inner_output import inner_output
 from tastemaker.types import Cond
+
+LARGEST = 16
+"""Places to a side of maps, about as many as the bottleneck of a U-Net has: of an image of 1024 pixels the tokens of
+Stable Diffusion 3 are 25 MB, which would be kept for each image that a reward model learns from."""
 
 
 def require_transformer(model: Model, source: str, blocks: int | None) -> FlowTransformer:
@@ -47,11 +52,15 @@ class TransformerEncoder:
         self.channels, self.side = maps.shape[1], maps.shape[-1]
 
     def maps(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """[N,C,h,w] the image tokens behind the last kept block, of latents x [N,*D] at training times t [N]."""
+        """[N,C,h,w] the image tokens behind the last kept block, of latents x [N,*D] at training times t [N].
+
+        Of more than LARGEST to a side, means of neighbours.
+        """
         answer = inner_output(self.last, lambda: self.model.predict(x, t, cond))
         height, width = (side // self.model.process.patch for side in x.shape[-2:])
         tokens = self.model.family.image_tokens(answer, height * width)
-        return tokens.float().transpose(1, 2).unflatten(2, (height, width))
+        maps = tokens.float().transpose(1, 2).unflatten(2, (height, width))
+        return F.adaptive_avg_pool2d(maps, (min(height, LARGEST), min(width, LARGEST)))
 
     def _drop_others(self) -> nn.Module:
         left, last = self.blocks, None
