@@ -390,6 +390,7 @@ def test_the_word_for_the_reward_model_stands_for_its_folder():
             "a value network begins as a reward model of kind unet, and network.kind is clip",
         ),
         (["--model", "bundled-flow", "--network.kind", "transformer", "--network.blocks", "9"], "blocks is 9, but"),
+        (["--network.kind", "unet", "--network.heads", "7"], "heads is 7, but must divide the 128 channels"),
         (["--network.kind", "unet", "--network.timesteps", "1000"], "the training time 1000 is none of bundled"),
         (["--prompts", "nosuch"], "nosuch"),
         (["--simulated.utility", "nosuch"], "nosuch"),

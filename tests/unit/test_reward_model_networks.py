@@ -256,6 +256,12 @@ def test_networks_without_a_bottleneck_and_times_that_are_none_are_refused():
         load_backbone(Architecture(timesteps=(1000,)))
 
 
+@pytest.mark.parametrize("architecture", [Architecture(heads=7), Architecture("transformer", "bundled-flow", heads=7)])
+def test_heads_that_do_not_divide_the_channels_are_refused(architecture):
+    with pytest.raises(RewardError, match=r"heads is 7, but must divide the \d+ channels of the features of bundled"):
+        load_backbone(architecture)
+
+
 def test_size_is_that_of_the_images():
     assert load_backbone(Architecture(size=48)).shape == (4, 12, 12)
     assert load_backbone(Architecture("transformer", "bundled-flow", size=48)).shape == (4, 12, 12)

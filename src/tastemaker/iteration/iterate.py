@@ -87,11 +87,11 @@ def check_settings(settings: IterationSettings) -> int:
         utility_of(loop.simulated.utility)
     model = load_meta_model(config.model)
     model.check(prompts.prompts)
-    if settings.learns_a_reward:
-        check_network(settings.architecture, model)
     if (value := config.algorithm.requirements.value) is not None:
         value_network(value.kind, model)  # which has no weights here
     set_up(model, config.sampling)
+    if settings.learns_a_reward:
+        check_network(settings.architecture, model)
     return len(prompts)
 
 

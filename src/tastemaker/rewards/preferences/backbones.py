@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tastemaker.diffusion.model import Model
 from tastemaker.errors import RewardError
 from tastemaker.models import load_model
-from tastemaker.models.transformer_blocks import TransformerEncoder, require_transformer
-from tastemaker.models.unet_encoder import UNetEncoder, require_unet, times
+from tastemaker.models.transformer_blocks import TransformerEncoder
+from tastemaker.models.unet_encoder import UNetEncoder, times
 from tastemaker.models.weights_digest import weights_digest
 from tastemaker.rewards.base import Space
 from tastemaker.rewards.learned.clip_model import Clip, load_clip
@@ -217,13 +217,31 @@ class ClipBackbone:
 
 
 def check_network(architecture: Architecture, model: Model) -> None:
-    """Raises ModelError or RewardError where no reward model can be made of a diffusion model. Needs no weights."""
-    if architecture.network == "unet":
-        require_unet(model.network, architecture.model)
-    elif architecture.network == "transformer":
-        require_transformer(model, architecture.model, architecture.blocks)
+    """Raises ModelError or RewardError where no reward model can be made of a diffusion model, which needs no weights.
+
+    The model's network is cut, as `map_encoder` does.
+    """
     if architecture.network is not None:
         _require_times(model, architecture.model, architecture.timesteps)
+        map_encoder(architecture, model)
+
+
+def map_encoder(architecture: Architecture, model: Model) -> MapEncoder:
+    """The first part of the model's network; the rest of it is dropped.
+
+    Raises ModelError where the network is of another kind, and RewardError where the pool's heads do not fit it.
+    """
+    encoder: MapEncoder = (
+        UNetEncoder(model, architecture.model)
+        if architecture.network == "unet"
+        else TransformerEncoder(model, architecture.model, architecture.blocks)
+    )
+    if architecture.pools and encoder.channels % architecture.heads:
+        raise RewardError(
+            f"heads is {architecture.heads}, but must divide the {encoder.channels} channels of the features of "
+            f"{architecture.model}"
+        )
+    return encoder
 
 
 def _require_times(model: Model, source: str, times: tuple[int, ...]) -> None:
@@ -242,12 +260,8 @@ def load_backbone(architecture: Architecture, device: torch.device | None = None
         model = load_model(architecture.model, architecture.precision, device)
         if architecture.size is not None:
             model.resize(architecture.size, architecture.size)
-        encoder: MapEncoder = (
-            UNetEncoder(model, architecture.model)
-            if architecture.network == "unet"
-            else TransformerEncoder(model, architecture.model, architecture.blocks)
-        )
         pooled = architecture.kind == "head"
+        encoder = map_encoder(architecture, model)
         return DiffusionBackbone(model, architecture.model, encoder, architecture.timesteps, pooled)
     clip = load_clip(architecture.clip, f"of kind {architecture.kind}")
     return ClipBackbone(clip, architecture.layers, device, projected=architecture.kind == "head")
