@@ -281,15 +281,14 @@ def test_a_transformers_features_are_those_of_its_first_blocks():
         assert not torch.allclose(found, backbone.images(x, [""] * 3, 600, noise), atol=1e-2)
     assert backbone.texts(PROMPTS).equal(whole.encode(PROMPTS, 1.0)["text"])
     assert backbone.fingerprint().keys() == {"transformer", "latents", "text"}
-    head = new_head(backbone_architecture := Architecture("transformer", "bundled-flow", heads=2), backbone, 0)
-    assert (head.attention.num_heads, backbone_architecture.described) == (2, "transformer")
+    assert new_head(Architecture("transformer", "bundled-flow", heads=2), backbone, 0).attention.num_heads == 2
     pooled = load_backbone(Architecture("head", "bundled-flow", features="transformer", blocks=2))
     with torch.no_grad():
         assert pooled.images(x, PROMPTS, 600, noise).equal(mean_and_deviation(found))
 
 
 def test_precision_is_that_of_the_frozen_weights():
-    """A fifth of a feature's deviation is 25 times what bfloat16 rounds a number by."""
+    """bfloat16 rounds by up to 1/256 of a number, in each layer of three blocks: the features differ, but by little."""
     made = [Architecture("transformer", "bundled-flow", precision=precision) for precision in ("fp32", "bf16")]
     exact, half = map(load_backbone, made)
     x = exact.read(images())

@@ -81,8 +81,8 @@ def build_grid(runs: Sequence[Run], names: Sequence[str]) -> Grid | None:
     keys = [[(p.prompt, p.seed) for p in run.checkpoints[0].images] if run.checkpoints else [] for run in runs]
     if not keys[0] or any(other != keys[0] for other in keys):
         return None
-    every = _stops(runs)
-    stops, shown = _thinned(every, _kept_stop(every, runs), max(2, MOST_IMAGES // len(runs)))
+    every, kept = _stops(runs)
+    stops, shown = _thinned(every, kept, max(2, MOST_IMAGES // len(runs)))
     prompts: dict[str, list[int]] = {}
     for index, (prompt, _) in enumerate(keys[0]):
         prompts.setdefault(prompt, []).append(index)
@@ -112,24 +112,15 @@ def _base_label(stop: Stop, drawn: list[list[Group]], names: Sequence[str]) -> s
     return stop.label if same else f"{stop.label} of {names[0]}"
 
 
-def _stops(runs: Sequence[Run]) -> list[Stop]:
-    """The checkpoints that all runs share, and that of the model that each run leaves."""
+def _stops(runs: Sequence[Run]) -> tuple[list[Stop], int]:
+    """The checkpoints that all runs share, and those of the models that the runs leave; and where these are."""
     by_round = [{checkpoint.round: checkpoint for checkpoint in run.checkpoints} for run in runs]
     shared = sorted(set.intersection(*(set(checkpoints) for checkpoints in by_round)))
     stops = [Stop(rounds_label(n), n, tuple(checkpoints[n] for checkpoints in by_round)) for n in shared]
-    kept = _kept(runs)
+    kept = tuple(run.kept_checkpoint or run.checkpoints[0] for run in runs)
     if all(stop.checkpoints != kept for stop in stops):
         stops.append(Stop("at the end", max(checkpoint.round for checkpoint in kept), kept))
-    return stops
-
-
-def _kept(runs: Sequence[Run]) -> tuple[Checkpoint, ...]:
-    return tuple(run.kept_checkpoint or run.checkpoints[0] for run in runs)
-
-
-def _kept_stop(stops: list[Stop], runs: Sequence[Run]) -> int:
-    kept = _kept(runs)
-    return next(index for index, stop in enumerate(stops) if stop.checkpoints == kept)
+    return stops, next(index for index, stop in enumerate(stops) if stop.checkpoints == kept)
 
 
 def _thinned(stops: list[Stop], shown: int, most: int) -> tuple[list[Stop], int]:
