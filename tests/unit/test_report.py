@@ -477,6 +477,30 @@ def test_a_warning_of_over_optimisation_stands_at_the_top(tmp_path):
     )
 
 
+def test_a_comparison_names_the_runs_with_warnings_in_one_paragraph(tmp_path):
+    """One paragraph of each kind, whatever the number of runs: what fell stands in the runs' own reports."""
+    parting = [evaluation_record(0, BASE_MEAN, 0.9), evaluation_record(3, BASE_MEAN + 1.2 * BASE_STD, 0.7)]
+    runs = [
+        watched(tmp_path / "watched"), watched(tmp_path / "kept"), make_run(tmp_path / "parting", parting),
+        make_run(tmp_path / "sound", [evaluation_record(0, BASE_MEAN, 0.9), evaluation_record(3, BASE_MEAN, 0.9)]),
+    ]  # fmt: skip
+    kept = [
+        {**record, "early_stop/kept_round": min(record["evaluation"], 1)} for record in read_run(runs[1]).evaluations
+    ]
+    make_run(runs[1], kept)
+    warnings = [
+        " ".join(one["text"].split()) for one in Page(compare_report(runs, tmp_path / "page.html")).all("p", "warning")
+    ]
+    assert len(warnings) == 2
+    assert warnings[0].startswith(
+        "Over-optimisation in 2 of 4 runs. watched: first warning after round 3. kept: first warning after round 3; "
+        "the run leaves the model of round 1. What fell"
+    )
+    assert "<b>" not in warnings[0]
+    assert warnings[1].startswith("Reward and judge part in 1 of 4 runs. parting: The reward rose by +1.20 base")
+    assert "fell from 90% to 70%" in warnings[1]
+
+
 @with_figures
 def test_the_reward_is_plotted_against_the_divergence_and_what_is_not_trained_on(tmp_path):
     run = watched(tmp_path / "run")

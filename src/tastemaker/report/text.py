@@ -16,6 +16,7 @@ from tastemaker.report.intervals import of_change
 REWARD_ALARM = 1.0  # base standard deviations up, together with ...
 JUDGE_ALARM = 0.15  # ... this share of images down, means that the reward is being gamed
 ROUNDING = 1e-6
+SAID = "over_optimisation/said"  # under which an evaluation records its warnings in words
 DASH = "–"
 
 
@@ -63,6 +64,8 @@ class Summary:
     diversity: Change
     warned: tuple[str, ...]
     """What the first evaluation with a warning of over-optimisation said, and the last one, where that is another."""
+    warned_round: int | None
+    """Rounds done at the first of these; None where there is no warning."""
     table: tuple[Row, ...]
     """Parts of the reward, held-out rewards, and figures on unseen prompts; empty where there are none."""
     evaluated: bool
@@ -123,6 +126,7 @@ def summarise(run: Run, name: str) -> Summary:
         judge=_change(run, "judge/correct", percent=True),
         diversity=_change(run, "diversity"),
         warned=_warned(run),
+        warned_round=next((int(record["evaluation"]) for record in run.evaluations if SAID in record), None),
         table=_table(run),
         evaluated=len(run.evaluations) > 1,
         rounds=int(run.rounds[-1]["round"]) if run.rounds else 0,
@@ -139,9 +143,9 @@ def summarise(run: Run, name: str) -> Summary:
 
 def _warned(run: Run) -> tuple[str, ...]:
     said = [
-        str(record["over_optimisation/said"]).removeprefix("over-optimisation ")  # which the page says before
+        str(record[SAID]).removeprefix("over-optimisation ")  # which the page says before
         for record in run.evaluations
-        if "over_optimisation/said" in record
+        if SAID in record
     ]
     return tuple(f"{text[:1].upper()}{text[1:]}." for text in dict.fromkeys([*said[:1], *said[-1:]]))
 
