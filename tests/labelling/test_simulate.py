@@ -21,7 +21,7 @@ from tastemaker.labelling.image_files import image_path
 from tastemaker.labelling.judgements import read_judgements
 from tastemaker.labelling.project import NewImage, NewTask, add_tasks, open_project
 from tastemaker.labelling.settings import Labelling
-from tastemaker.labelling.simulate import Browser, Crowd, Unanswered, simulate
+from tastemaker.labelling.simulate import Browser, Crowd, Memory, Unanswered, simulate
 from tastemaker.labelling.tables import Assignment, JudgementRow, Task, TaskImage
 from tastemaker.labelling.taste import Behaviour, utility_of
 
@@ -100,6 +100,27 @@ def test_they_do_all_that_people_do(database, tmp_path):
         assert session.scalar(sa.select(sa.func.count()).select_from(JudgementRow)) == tally.votes
 
 
+def test_images_are_looked_at_together_and_once(tmp_path):
+    """New images of one size in one call of the utility, images of several sizes one by one."""
+    asked = []
+
+    def counted(x, prompts):
+        asked.append(x.shape)
+        assert len(prompts) == len(x)
+        return redness(x, prompts)
+
+    def image(red, side):
+        return Image.new("RGB", (side, side), (red, 0, 0))
+
+    memory = Memory(counted)
+    first = {"a": image(51, 4), "b": image(102, 4)}
+    assert asyncio.run(memory.look("p", first)) == pytest.approx({"a": 0.2, "b": 0.4})  # 51 / 255, 102 / 255
+    more = first | {"c": image(153, 4), "d": image(204, 8)}
+    assert asyncio.run(memory.look("p", more)) == pytest.approx({"a": 0.2, "b": 0.4, "c": 0.6, "d": 0.8})
+    assert asyncio.run(memory.look("p", more)) == pytest.approx({"a": 0.2, "b": 0.4, "c": 0.6, "d": 0.8})
+    assert asked == [(2, 3, 4, 4), (1, 3, 4, 4), (1, 3, 8, 8)]
+
+
 def test_who_skips_everything_leaves_it_to_others(tmp_path):
     tally = run(tmp_path / "p", Labelling(), replace(EXACT, skip=1.0), tasks=5, labelers=2, stay=3.0)
     assert tally.kinds == {"skip": 10}
@@ -111,7 +132,9 @@ def test_who_skips_everything_leaves_it_to_others(tmp_path):
 def test_position_bias_is_seen_in_the_share_of_the_left(tmp_path):
     """With a bias of two temperatures over images that are equally good, sigmoid(2) = 88% of the answers are left."""
     biased = Behaviour(temperature=0.1, left_bias=0.2)
-    tally = run(tmp_path / "p", Labelling(ties=False), biased, tasks=150, labelers=2, utility=lambda x, p: [0.5])
+    tally = run(
+        tmp_path / "p", Labelling(ties=False), biased, tasks=150, labelers=2, utility=lambda x, p: [0.5] * len(p)
+    )
     assert tally.outcomes["left"] + tally.outcomes["right"] == 150
     assert 0.78 < tally.outcomes["left"] / 150 < 0.96
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+import torch
 from PIL import Image
 
 from tastemaker.data.images import to_tensor
@@ -184,7 +185,10 @@ class Memory:
         return {name: self._known[name, prompt] for name in images}
 
     def _value(self, prompt: str, images: Sequence[Image.Image]) -> list[float]:
-        return [float(self.utility(to_tensor(image).unsqueeze(0), [prompt])[0]) for image in images]
+        tensors = [to_tensor(image) for image in images]
+        if len({one.shape for one in tensors}) == 1:
+            return [float(value) for value in self.utility(torch.stack(tensors), [prompt] * len(tensors))]
+        return [float(self.utility(one.unsqueeze(0), [prompt])[0]) for one in tensors]
 
 
 Sent = Callable[[int, Judgement, Receipt], None]
