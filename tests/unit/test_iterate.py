@@ -120,7 +120,7 @@ def test_images_are_those_of_the_policies(whole):
 
 def test_the_report_has_all_iterations(whole):
     page = (whole / "report.html").read_text()
-    assert "2 iterations of ppo on bundled" in page
+    assert "2 iterations of PPO on bundled" in page
     assert 'href="iteration-2/run/report.html"' in page
     assert 'href="iteration-1/reward-model/report.html"' in page
     assert "colourfulness, unseen" not in page  # there are no unseen prompts
@@ -274,7 +274,7 @@ def test_more_iterations(whole, tmp_path, capsys):
     assert "has done 2 iterations already: give a larger --iterations" in capsys.readouterr().err
     assert main(["iterate", "--resume", str(out), "--iterations", "3"]) == 0
     assert [one.run is not None for one in lineage.read(out)] == [True] * 3
-    assert "3 iterations of ppo" in (out / "report.html").read_text()
+    assert "3 iterations of PPO" in (out / "report.html").read_text()
     for name in ("reward_model.json", "model.safetensors"):  # those of another iteration
         shutil.copy(out / "iteration-1/reward-model" / name, out / "iteration-2/reward-model" / name)
     assert main(["iterate", "--resume", str(out), "--iterations", "4"]) == 2

@@ -22,6 +22,7 @@ from drawing import drawn
 from tastemaker.errors import ConfigError
 from tastemaker.evaluation.statistics import bootstrap_mean, rate_interval
 from tastemaker.iteration import report as iterations
+from tastemaker.iteration.lineage import Record
 from tastemaker.report import grid
 from tastemaker.report.data import base_scale, read_run, seconds_by_phase
 from tastemaker.report.grid import MOST_IMAGES
@@ -268,7 +269,7 @@ def test_comparison_shows_what_each_run_leaves(tmp_path):
 
 def test_the_report_of_iterations_shows_what_each_run_leaves(tmp_path):
     run = read_run(stopped(tmp_path / "run", 2))
-    assert iterations._before_after(run, "eval/judge/correct") == "0.9 → 0.85"
+    assert iterations._before_after(run, "eval/judge/correct") == "90%\u00a0→\u00a085%"
     cards, _ = iterations.shown_images([run])
     (_, before), (name, after) = cards[0].groups
     assert name == "iteration 1"
@@ -452,6 +453,33 @@ def test_warns_where_reward_and_judge_part(tmp_path, stds, judge, warned):
     records = [evaluation_record(0, BASE_MEAN, 0.9), evaluation_record(3, BASE_MEAN + stds * BASE_STD, judge)]
     page = Page(write_report(make_run(tmp_path / "run", records)))
     assert bool(page.all("p", "warning")) == warned
+
+
+@with_figures
+def test_curves_of_iterations_that_go_on_from_one_another_follow_each_other(tmp_path, monkeypatch):
+    """From the round of the model that the run before has left: 2 of 4 where that run stopped early."""
+    runs = [read_run(stopped(tmp_path / "1", 2)), read_run(usual(tmp_path / "2")), read_run(usual(tmp_path / "3"))]
+    records = [Record(1), Record(2), Record(3)]
+    drawn: list[list[float]] = []
+    monkeypatch.setattr(iterations, "curve", lambda axis, x, *_: drawn.append(list(x)))
+    made = iterations.plots(runs, records, one_policy=True)
+    assert [plot.title for plot in made] == ["Shows the prompt", "Diversity"]
+    assert drawn == 2 * [[0, 2, 4], [2, 4, 6], [6, 8, 10]]
+    drawn.clear()
+    iterations.plots(runs, records)
+    assert drawn == 2 * [[0, 2, 4]] * 3
+
+
+def test_whose_images_an_iteration_has():
+    def images_of(number: int, mixed: bool = True) -> str:
+        return iterations._images_of(Record(number, policy=None if number == 1 else "run", mixed=mixed and number > 1))
+
+    assert images_of(1) == "base model"
+    assert images_of(2) == "iteration 1, base model"
+    assert images_of(2, mixed=False) == "iteration 1"
+    assert images_of(3) == "iterations 1 and 2, base model"
+    assert images_of(4) == "iterations 1 to 3, base model"
+    assert images_of(4, mixed=False) == "iteration 3"
 
 
 def watched(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,9 +14,11 @@ from tastemaker.iteration.settings import IterationSettings
 from tastemaker.report.data import Checkpoint, Run, measures, number, read_run, series
 from tastemaker.report.grid import PIXEL_ART, data_uri, image_size
 from tastemaker.report.page import render_page, write_page
+from tastemaker.report.text import algorithm_name, percent_number, tidy_number
 
 PROMPTS = 12
 """Prompts shown."""
+CORRECT = "eval/judge/correct"
 EACH = 4
 """Images of each by each model."""
 
@@ -53,9 +56,10 @@ def write_report(out: Path, settings: IterationSettings, records: Sequence[Recor
     source = resources.files("tastemaker.iteration").joinpath("report.html").read_text(encoding="utf-8")
     page = render_page(
         source, title=f"{out.name} · tastemaker", name=str(out), model=settings.train.model,
-        algorithm=settings.train.algorithm.name, heads=[head for _, head in names],
+        algorithm=algorithm_name(settings.train.algorithm.name), heads=[head for _, head in names],
         rows=[_row(out, record, run, names) for record, run in zip(done, runs, strict=True)],
-        plots=plots(runs, done), cards=cards, swatches=[swatch(index) for index in range(len(runs))],
+        plots=plots(runs, done, settings.loop.policy == "previous"), cards=cards,
+        swatches=[swatch(index) for index in range(len(runs))],
         ratio=f"{size[0]} / {size[1]}", pixelated=max(size) <= PIXEL_ART, across=EACH,
         lineage=[_lineage(record) for record in done],
     )  # fmt: skip
@@ -72,7 +76,7 @@ def measured(runs: Sequence[Run]) -> list[tuple[str, str]]:
     common = [name for name in measures(runs[0], "rewards/") if all(name in measures(run, "rewards/") for run in runs)]
     found = [(f"eval/rewards/{name}", name) for name in common]
     found += [(f"eval/unseen/rewards/{name}", f"{name}, unseen prompts") for name in common]
-    found += [("eval/judge/correct", "shows the prompt"), ("eval/diversity", "diversity")]
+    found += [(CORRECT, "shows the prompt"), ("eval/diversity", "diversity")]
     return [
         (key, head)
         for key, head in found
@@ -98,23 +102,28 @@ def _row(out: Path, record: Record, run: Run, names: Sequence[tuple[str, str]]) 
 def _images_of(record: Record) -> str:
     if record.policy is None:
         return "base model"
-    newest = f"iteration {record.number - 1}"
-    return f"{newest}, those before it and the base model" if record.mixed else newest
+    newest = record.number - 1
+    if not record.mixed or newest == 1:
+        return f"iteration {newest}" + (", base model" if record.mixed else "")
+    return f"iterations 1 {'and' if newest == 2 else 'to'} {newest}, base model"
 
 
 def _before_after(run: Run, key: str) -> str:
     values = [value for one in run.evaluations if (value := number(one, key)) is not None]
     best, kept = max(values), number(run.kept, key)
     left = values[-1] if kept is None else kept
-    ends = f"{values[0]:.3g} → {left:.3g}"
-    return (ends if best <= max(values[0], left) else f"{ends} (at most {best:.3g})").replace("-", "−")
+    text = percent_number if key == CORRECT else tidy_number
+    ends = f"{text(values[0])}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{text(left)}"
+    return ends if best <= max(values[0], left) else f"{ends} (at most {text(best)})"
 
 
 def _made_by(record: Record) -> str:
     if record.policy is None:
         return "the base model"
     newest = f"{record.policy} ({str(record.policy_sha256)[:12]})"
-    return f"{newest}, the policies before it and the base model" if record.mixed else newest
+    if not record.mixed:
+        return newest
+    return f"{newest}{', the policies before it' if record.number > 2 else ''} and the base model"
 
 
 def _lineage(record: Record) -> list[tuple[str, str]]:
@@ -130,33 +139,48 @@ def _lineage(record: Record) -> list[tuple[str, str]]:
     return [*rows, ("reward model", reward_model), ("policy", policy)]
 
 
-def plots(runs: Sequence[Run], records: Sequence[Record]) -> list[Plot]:
-    """What was measured by round, a curve for each iteration; and the reward models' own rewards."""
+def plots(runs: Sequence[Run], records: Sequence[Record], one_policy: bool = False) -> list[Plot]:
+    """What was measured by round, a curve for each iteration; and the reward models' own rewards.
+
+    `one_policy` says that each alignment goes on from the one before, so that its curve begins where that ended.
+    """
     if not runs:
         return []
+    starts = [0] * len(runs)
+    if one_policy:
+        starts = list(itertools.accumulate((_rounds_left(run) for run in runs[:-1]), initial=0))
     with styled():
-        made = [_plot(runs, records, key, head, "A measure that no alignment learns from, by round. Where it turns "
-                      "while the learned reward still rises, the policy exploits that reward.")
-                for key, head in measured(runs)]  # fmt: skip
+        caption = (
+            "A measure that no alignment learns from, by round. Where it turns while the learned reward still rises, "
+            "the policy exploits that reward."
+        )
+        made = [_plot(runs, records, starts, key, head, caption) for key, head in measured(runs)]
         if records[0].reward_model is not None:
             caption = "The reward that each alignment learns from, by the reward model of its own iteration."
             name = "learned reward, in base standard deviations"
-            made.insert(0, _plot(runs, records, "eval/reward/base_stds", name, caption))
+            made.insert(0, _plot(runs, records, starts, "eval/reward/base_stds", name, caption))
     return [plot for plot in made if plot is not None]
 
 
-def _plot(runs: Sequence[Run], records: Sequence[Record], key: str, head: str, caption: str) -> Plot | None:
+def _rounds_left(run: Run) -> int:
+    """Rounds done of the model that the run leaves."""
+    return int(run.rounds[-1]["round"] if run.kept is None else run.kept["evaluation"])
+
+
+def _plot(
+    runs: Sequence[Run], records: Sequence[Record], starts: Sequence[int], key: str, head: str, caption: str
+) -> Plot | None:
     figure, (axis,) = panels()
     drawn = False
-    for index, (run, record) in enumerate(zip(runs, records, strict=True)):
-        x, y = series(run.evaluations, "evaluation", key)
+    for index, (run, record, start) in enumerate(zip(runs, records, starts, strict=True)):
+        x, y = series(run.evaluations, "evaluation", key, shift=start)
         if x:
             one = look(index)
             curve(axis, x, y, one.line, f"iteration {record.number}", one.dashes)
             drawn = True
     if not drawn:
         return None
-    if key == "eval/judge/correct":
+    if key == CORRECT:
         share_axis(axis, "images")
     else:
         axis.set_ylabel("standard deviations" if "deviations" in head else head.partition(",")[0])

@@ -97,7 +97,7 @@ class Summary:
         return up is not None and down is not None and up > REWARD_ALARM and down < -JUDGE_ALARM
 
 
-def _written(name: str) -> str:
+def algorithm_name(name: str) -> str:
     """An algorithm's name as its paper writes it: DDPO, AlignProp, DiffusionDPO."""
     return ALGORITHMS[name].__name__ if name in ALGORITHMS else name
 
@@ -118,7 +118,7 @@ def summarise(run: Run, name: str) -> Summary:
         model=_short(str(run.config.get("model") or "")),
         reward_name=_short(str(run.config.get("reward") or "")),
         pairs=", ".join(map(str, (pairs.get("sources") if isinstance(pairs, dict) else None) or ())),
-        algorithm=_written(str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "")),
+        algorithm=algorithm_name(str((algorithm.get("name") if isinstance(algorithm, dict) else algorithm) or "")),
         prompts=str(run.config.get("prompts") or ""),
         reward=_change(run, "reward/mean"),
         stds=_change(run, "reward/base_stds"),
