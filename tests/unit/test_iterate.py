@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -420,4 +422,18 @@ def test_a_dry_run_writes_nothing(tmp_path, monkeypatch, capsys):
     images = "36 images of bundled, 8 prompts; later ones of the newest policy, those before it and the base model"
     assert f"12 tasks of 3 images ({images}), mode rank, labelled by 1 simulated labelers" in said
     assert "1 rounds of ppo from the adapter of the iteration before" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("people", [False, True])
+def test_the_demo_of_preferences_is_accepted(tmp_path, monkeypatch, capsys, people):
+    """`make demo-preferences` itself takes minutes: here its settings are checked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    script = Path(__file__).parents[2] / "scripts/demo_preferences.py"
+    demo = runpy.run_path(str(script))["demo"]
+    assert demo(people, 60, ["--dry-run", "seed=1"]) == 0
+    said = capsys.readouterr().out
+    assert "60 tasks of 5 images" in said
+    assert ("simulated labelers" in said) != people
     assert not list(tmp_path.iterdir())
