@@ -4,7 +4,7 @@ The number under an image is its reward, where there is one run: rewards of seve
 judge knows the prompt, a frame says whether the image shows it.
 
 python scripts/before_after.py RUN docs/results/before-after.png [--prompts 6] [--each 4] [--round N]
-python scripts/before_after.py RUN RUN docs/results/iterations.png --titles "iteration 1" "iteration 2"
+python scripts/before_after.py RUN RUN docs/results/demo-preferences.png --titles "iteration 1" "iteration 2"
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def demo(people: bool, tasks: int, settings: Sequence[str] = ()) -> int:
     start = time.monotonic()
     folder = next(path for n in itertools.count(1) if not (path := Path("runs") / f"preferences-{n}").exists())
     simulated = [] if people else ["--simulate", "--simulated.utility", TASTE, "--simulated.temperature", "0.15"]
-    # Without guidance, which takes half the time, images keep their prompt only where the reward model knows it: one on
-    # CLIP's features does (docs/results/preference-loop.md).
+    # Without guidance a step is one pass of the network in place of two. Images then keep their prompt only as far as
+    # the reward model knows it: PPO that followed one on the U-Net lost it (docs/results/preference-loop.md).
     words = [
         "iterate", "ddpo-compressibility", "--out", str(folder), "--iterations", "2", "--tasks", str(tasks), *simulated,
         "--policy", "previous",
@@ -41,8 +41,9 @@ def demo(people: bool, tasks: int, settings: Sequence[str] = ()) -> int:
         "evaluation.prompts=16", "evaluation.per_prompt=4", "evaluation.every=4", *settings,
     ]  # fmt: skip
     print(f"$ tastemaker {' '.join(words)}", flush=True)
-    code = main(words)
-    print(f"\n{time.monotonic() - start:.0f} s; the page over all: {folder / 'report.html'}")
+    code, page = main(words), folder / "report.html"
+    if page.exists():
+        print(f"\n{time.monotonic() - start:.0f} s; the page over all: {page}")
     return code
 
 
@@ -51,4 +52,5 @@ if __name__ == "__main__":
     parser.add_argument("--people", action="store_true", help="wait for people in place of simulated ones")
     parser.add_argument("--tasks", type=int, help="labelling tasks of each iteration (default: 200; 60 with --people)")
     arguments, settings = parser.parse_known_args()
-    sys.exit(demo(arguments.people, arguments.tasks or (60 if arguments.people else 200), settings))
+    tasks = arguments.tasks if arguments.tasks is not None else 60 if arguments.people else 200
+    sys.exit(demo(arguments.people, tasks, settings))

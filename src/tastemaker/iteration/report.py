@@ -18,9 +18,10 @@ from tastemaker.report.text import algorithm_name, percent_number, tidy_number
 
 PROMPTS = 12
 """Prompts shown."""
-CORRECT = "eval/judge/correct"
 EACH = 4
 """Images of each by each model."""
+CORRECT = "eval/judge/correct"
+"""The share of images that show their prompt."""
 
 
 @dataclass(frozen=True)
